@@ -1,0 +1,1 @@
+//! Hot-path toolkit for distributed-system nodes.

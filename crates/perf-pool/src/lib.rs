@@ -1,0 +1,1 @@
+//! Byte buffers and objects, reused without locks.
