@@ -1,1 +1,29 @@
 //! Lock-free node state.
+//! (docs come with the README)
+mod cache_line;
+pub mod clock;
+mod counters;
+mod flags;
+mod membership;
+mod node_state;
+mod owned_counter;
+mod primitive;
+mod raft_status;
+pub mod slab;
+mod snapshot;
+mod words;
+
+pub use counters::{AtomicCounters, CounterUnderflow, StateCounter};
+pub use flags::{AtomicFlags, FlagsSnapshot};
+pub use membership::{DefaultHasher, Membership, MembershipReader, MembershipView};
+pub use node_state::NodeState;
+pub use owned_counter::OwnedCounter;
+pub use raft_status::{RaftStatus, Role};
+pub use snapshot::Snapshot;
+pub use words::{Word, WordArray, Words};
+
+/// What the macros of this crate expand to. Not a public interface.
+#[doc(hidden)]
+pub mod __private {
+    pub use std::sync::atomic::{AtomicU64, Ordering};
+}

@@ -1,0 +1,252 @@
+//! The slab without its thread-locals: chunks of cells, who writes them, and how they are summed.
+//!
+//! A chunk belongs to at most one live thread at a time, and only that thread writes it, by a plain load and
+//! store. When the thread ends, the chunk goes back with its sums in it, and its next
+//! owner adds to them: nothing is ever moved or folded, so nothing can be lost or counted twice
+//! however a reader interleaves. What is given back is ordered before what is taken by the lock of
+//! the free list.
+
+use super::ranges::Ranges;
+use crate::primitive::{AtomicU64, Mutex, Ordering, RwLock, leak_zeroed, mutant};
+
+/// Cells that one thread writes.
+pub(crate) type Chunk = &'static [AtomicU64];
+
+/// The smallest chunk: 512 bytes, four lines.
+#[cfg(not(perf_loom))]
+const CHUNK_CELLS_MIN: usize = 64;
+/// So small that a model of two cells already grows.
+#[cfg(perf_loom)]
+const CHUNK_CELLS_MIN: usize = 1;
+
+/// How many cells there can be at most: 8 MiB a thread, most of it never touched.
+pub(crate) const CELLS_MAX: u32 = 1 << 20;
+
+const CLASSES: usize = (CELLS_MAX as usize / CHUNK_CELLS_MIN).ilog2() as usize + 1;
+
+const fn class_for(cells: usize) -> usize {
+    cells.div_ceil(CHUNK_CELLS_MIN).next_power_of_two().ilog2() as usize
+}
+
+const fn class_cells(class: usize) -> usize {
+    CHUNK_CELLS_MIN << class
+}
+
+#[derive(Debug)]
+pub(crate) struct Slab {
+    ranges: Mutex<Ranges>,
+    /// Every chunk ever made. Readers sum over all of them.
+    chunks: RwLock<Vec<Chunk>>,
+    /// Chunks without an owner, by class.
+    free: Mutex<[Vec<Chunk>; CLASSES]>,
+    /// Where threads write that have no chunk any more; see [`orphan`](Self::orphan).
+    orphan: RwLock<Option<Chunk>>,
+}
+
+macro_rules! new_slab {
+    () => {
+        Self {
+            ranges: Mutex::new(Ranges::new()),
+            chunks: RwLock::new(Vec::new()),
+            free: Mutex::new([const { Vec::new() }; CLASSES]),
+            orphan: RwLock::new(None),
+        }
+    };
+}
+
+impl Slab {
+    #[cfg(not(perf_loom))]
+    pub(crate) const fn new() -> Self {
+        new_slab!()
+    }
+
+    #[cfg(perf_loom)]
+    pub(crate) fn new() -> Self {
+        new_slab!()
+    }
+
+    /// Reserves `len` cells that are zero in every chunk; `None` if so many are not left.
+    pub(crate) fn reserve(&self, len: u32) -> Option<u32> {
+        self.ranges.lock().take(len, CELLS_MAX)
+    }
+
+    /// Takes back a range. The caller promises that nobody records to it any more.
+    pub(crate) fn unreserve(&self, start: u32, len: u32) {
+        // Zeroed before it can be given out again. The next user's records are ordered behind these stores by
+        // the lock of `ranges` and by however it is told of its range.
+        for chunk in self.chunks.read().iter() {
+            for cell in cells_of(chunk, start, len) {
+                cell.store(0, Ordering::Relaxed);
+            }
+        }
+        self.ranges.lock().give_back(start, len);
+    }
+
+    /// A chunk that holds cell `id`, for this thread alone. `old` is the one it had.
+    pub(crate) fn lease(&self, id: u32, old: Option<Chunk>) -> Chunk {
+        if let Some(old) = old {
+            self.release(old);
+        }
+        // Large enough for all that is reserved, so that a thread rarely grows twice.
+        let cells = self.ranges.lock().end().max(id.saturating_add(1)) as usize;
+        let class = class_for(cells);
+        let reused = {
+            let mut free = self.free.lock();
+            if mutant::is("slab_lease_keeps_chunk_free") {
+                free[class..]
+                    .iter()
+                    .find_map(|chunks| chunks.last().copied())
+            } else {
+                free[class..].iter_mut().find_map(Vec::pop)
+            }
+        };
+        reused.unwrap_or_else(|| self.make(class))
+    }
+
+    /// Gives a chunk to the next thread that asks, sums and all.
+    pub(crate) fn release(&self, chunk: Chunk) {
+        self.free.lock()[class_for(chunk.len())].push(chunk);
+    }
+
+    fn make(&self, class: usize) -> Chunk {
+        let chunk = leak_zeroed(class_cells(class));
+        // Before its first record, so that no record can be missed.
+        self.chunks.write().push(chunk);
+        chunk
+    }
+
+    /// A chunk that reaches to cell `id`, for threads that have none any more because their
+    /// thread-locals are being destroyed. They share it: it must be written by read-modify-write.
+    pub(crate) fn orphan(&self, id: u32) -> Option<Chunk> {
+        let reaches = |chunk: &Chunk| chunk.len() > id as usize;
+        let orphan = *self.orphan.read();
+        if let Some(chunk) = orphan.filter(reaches) {
+            return Some(chunk);
+        }
+        let mut orphan = self.orphan.write();
+        if !orphan.as_ref().is_some_and(reaches) {
+            // The shorter one stays among `chunks` with what was recorded in it. It is not leased to a thread:
+            // somebody may be about to write to it by read-modify-write.
+            *orphan = Some(self.make(class_for(id as usize + 1)));
+        }
+        *orphan
+    }
+
+    /// Calls `fold` with what each chunk holds in cell `id`.
+    pub(crate) fn for_each(&self, id: u32, mut fold: impl FnMut(u64)) {
+        for chunk in self.chunks.read().iter() {
+            if let Some(cell) = chunk.get(id as usize) {
+                // Relaxed: one cell's values have one order, in which they only grow. A record that happened
+                // before this read (its thread was joined, a message came from it) is seen.
+                fold(cell.load(Ordering::Relaxed));
+            }
+        }
+    }
+
+    /// Adds up `out.len()` cells from `start` over all chunks, under one lock.
+    pub(crate) fn sum_into(&self, start: u32, out: &mut [u64]) {
+        out.fill(0);
+        let len = u32::try_from(out.len()).unwrap_or(u32::MAX);
+        for chunk in self.chunks.read().iter() {
+            for (sum, cell) in out.iter_mut().zip(cells_of(chunk, start, len)) {
+                *sum = sum.wrapping_add(cell.load(Ordering::Relaxed));
+            }
+        }
+    }
+
+    /// How many chunks were ever made.
+    pub(crate) fn chunk_count(&self) -> usize {
+        self.chunks.read().len()
+    }
+}
+
+/// The part of the range that `chunk` holds.
+fn cells_of(chunk: Chunk, start: u32, len: u32) -> Chunk {
+    let start = (start as usize).min(chunk.len());
+    let end = start.saturating_add(len as usize).min(chunk.len());
+    &chunk[start..end]
+}
+
+#[cfg(all(test, not(perf_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_cover_every_number_of_cells() {
+        assert_eq!((class_for(0), class_for(1), class_for(64)), (0, 0, 0));
+        assert_eq!((class_for(65), class_for(128)), (1, 1));
+        assert_eq!(class_for(CELLS_MAX as usize), CLASSES - 1);
+        for cells in [1, 63, 64, 65, 1000, 4096, CELLS_MAX as usize] {
+            assert!(class_cells(class_for(cells)) >= cells);
+        }
+    }
+
+    #[test]
+    fn a_chunk_starts_on_a_cache_line() {
+        for len in [64, 128, 4096] {
+            let chunk = leak_zeroed(len);
+            assert_eq!(chunk.len(), len);
+            assert_eq!(
+                chunk.as_ptr().align_offset(crate::cache_line::LINE_BYTES),
+                0
+            );
+        }
+    }
+
+    #[test]
+    fn a_released_chunk_keeps_its_sums_and_its_next_owner_adds_to_them() {
+        let slab = Slab::new();
+        let id = slab.reserve(1).unwrap();
+        let chunk = slab.lease(id, None);
+        chunk[id as usize].store(5, Ordering::Relaxed);
+        slab.release(chunk);
+        let again = slab.lease(id, None);
+        assert!(std::ptr::eq(chunk, again));
+        again[id as usize].fetch_add(2, Ordering::Relaxed);
+        let mut sum = [0];
+        slab.sum_into(id, &mut sum);
+        assert_eq!((sum, slab.chunk_count()), ([7], 1));
+    }
+
+    #[test]
+    fn growing_moves_nothing_and_loses_nothing() {
+        let slab = Slab::new();
+        let first = slab.reserve(1).unwrap();
+        let small = slab.lease(first, None);
+        small[0].store(5, Ordering::Relaxed);
+        let far = slab.reserve(1000).unwrap() + 999;
+        assert!(far as usize >= small.len());
+        let large = slab.lease(far, Some(small));
+        large[first as usize].store(1, Ordering::Relaxed);
+        large[far as usize].store(9, Ordering::Relaxed);
+        let mut sums = [0; 1001];
+        slab.sum_into(0, &mut sums);
+        assert_eq!(
+            (sums[0], sums[1000], sums[1..1000].iter().sum::<u64>()),
+            (6, 9, 0)
+        );
+    }
+
+    #[test]
+    fn a_range_that_comes_back_is_zero_when_it_is_given_out_again() {
+        let slab = Slab::new();
+        let start = slab.reserve(3).unwrap();
+        let chunk = slab.lease(start + 2, None);
+        chunk[start as usize + 1].store(4, Ordering::Relaxed);
+        slab.orphan(start).unwrap()[start as usize].store(4, Ordering::Relaxed);
+        slab.unreserve(start, 3);
+        assert_eq!(slab.reserve(3), Some(start));
+        let mut sums = [9; 3];
+        slab.sum_into(start, &mut sums);
+        assert_eq!(sums, [0; 3]);
+    }
+
+    #[test]
+    fn a_full_slab_says_so_and_takes_again_after_a_return() {
+        let slab = Slab::new();
+        assert_eq!(slab.reserve(CELLS_MAX), Some(0));
+        assert_eq!(slab.reserve(1), None);
+        slab.unreserve(0, CELLS_MAX);
+        assert_eq!(slab.reserve(2), Some(0));
+    }
+}

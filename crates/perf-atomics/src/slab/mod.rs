@@ -1,0 +1,208 @@
+//! Cells that each thread writes for itself and anybody can sum.
+//!
+//! A shared counter costs a locked read-modify-write, and a cache line that travels between the cores. Here every
+//! thread has its own copy of every cell, so recording is a plain load, an add and a plain
+//! store; a reader adds the copies up. [`OwnedCounter`](crate::OwnedCounter) is one cell; a histogram is a range of
+//! them.
+//!
+//! | | |
+//! |---|---|
+//! | recording | a thread-local load, a bounds check, a load and a store; no lock, no allocation, no read-modify-write |
+//! | first record of a thread, or first beyond its chunk | takes a chunk from the free list or makes one: locks, may allocate |
+//! | reading | one lock against new chunks, one load per chunk; chunks are at most the largest number of threads that ever lived at once, times the growth steps |
+//! | exactness | a sum read after a thread was joined holds all it recorded; sums never go back |
+//! | thread exit | its chunk waits, with its sums, for the next thread |
+//! | recording in the destructor of another thread-local | goes to a shared copy, by read-modify-write |
+//! | bound | [`CELLS_MAX`] cells; then [`SlabFull`] |
+//!
+//! Memory: a chunk holds 8 bytes per cell, for all cells reserved when the thread first records,
+//! rounded up to a power of two. Chunks are never freed, only reused.
+
+mod core;
+mod local;
+mod ranges;
+
+use self::core::CELLS_MAX as CELLS_MAX_U32;
+use crate::primitive::AtomicU64;
+use std::fmt;
+
+pub(crate) use self::local::{cell, cell_slow, change_own, change_shared, global};
+
+/// How many cells a process can have: `1 << 20`.
+pub const CELLS_MAX: usize = CELLS_MAX_U32 as usize;
+
+/// Reserves `len` neighbouring cells, all zero.
+///
+/// Takes a lock; linear in the number of gaps that dropped ranges left.
+///
+/// # Errors
+/// [`SlabFull`] if `len` is zero or so many cells are not left in a row.
+pub fn reserve(len: usize) -> Result<CellRange, SlabFull> {
+    let full = SlabFull { requested: len };
+    let len = u32::try_from(len).ok().filter(|len| *len > 0).ok_or(full)?;
+    let start = global().reserve(len).ok_or(full)?;
+    Ok(CellRange { start, len })
+}
+
+/// How many chunks of cells were made so far: the most threads that recorded at once, times the
+/// steps in which their chunks grew.
+#[must_use]
+pub fn chunk_count() -> usize {
+    global().chunk_count()
+}
+
+/// Neighbouring cells, one copy per thread. They are given back when this is dropped.
+#[derive(Debug)]
+pub struct CellRange {
+    start: u32,
+    len: u32,
+}
+
+impl CellRange {
+    /// How many cells there are; at least one.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a range is never empty")]
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Adds to one cell of this thread's copy. An offset beyond the last cell counts there.
+    #[inline]
+    pub fn add(&self, offset: usize, amount: u64) {
+        self.record(|cells| cells.add(offset, amount));
+    }
+
+    /// Runs `record` with this thread's copy of the cells, for records that write several at once.
+    ///
+    /// Nothing is locked or borrowed meanwhile. `record` must not record to this range by other means: what
+    /// it writes between a load and a store of [`Cells`] would be lost.
+    #[inline]
+    pub fn record(&self, record: impl FnOnce(Cells<'_>)) {
+        if let Some(cells) = local::cells(self.start, self.len) {
+            record(Cells {
+                cells,
+                is_shared: false,
+            });
+        } else {
+            self.record_slow(record);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn record_slow(&self, record: impl FnOnce(Cells<'_>)) {
+        if let Some((cells, is_shared)) = local::cells_slow(self.start, self.len) {
+            record(Cells { cells, is_shared });
+        }
+    }
+
+    /// The sum of one cell over all threads, wrapping; zero beyond the last cell.
+    #[must_use]
+    pub fn sum(&self, offset: usize) -> u64 {
+        let mut sum = 0u64;
+        self.for_each(offset, |value| sum = sum.wrapping_add(value));
+        sum
+    }
+
+    /// The sum of one cell that was written with [`Cells::add_f64`].
+    #[must_use]
+    pub fn sum_f64(&self, offset: usize) -> f64 {
+        let mut sum = 0.0;
+        self.for_each(offset, |value| sum += f64::from_bits(value));
+        sum
+    }
+
+    /// The largest value of one cell that was written with [`Cells::raise`]; zero if none was.
+    #[must_use]
+    pub fn max(&self, offset: usize) -> u64 {
+        let mut max = 0;
+        self.for_each(offset, |value| max = max.max(value));
+        max
+    }
+
+    /// The sums of the first `out.len()` cells, wrapping, under one lock; zero beyond the last cell.
+    pub fn sum_into(&self, out: &mut [u64]) {
+        let (own, beyond) = out.split_at_mut(out.len().min(self.len()));
+        global().sum_into(self.start, own);
+        beyond.fill(0);
+    }
+
+    fn for_each(&self, offset: usize, fold: impl FnMut(u64)) {
+        if let Some(offset) = u32::try_from(offset)
+            .ok()
+            .filter(|offset| *offset < self.len)
+        {
+            global().for_each(self.start + offset, fold);
+        }
+    }
+}
+
+impl Drop for CellRange {
+    fn drop(&mut self) {
+        global().unreserve(self.start, self.len);
+    }
+}
+
+/// One thread's copy of a [`CellRange`].
+///
+/// Each operation is a `Relaxed` load and a `Relaxed` store: nobody else writes here, and readers
+/// need no more than that each value is one that was stored. An offset beyond the last cell means the last.
+#[derive(Clone, Copy, Debug)]
+pub struct Cells<'a> {
+    cells: &'a [AtomicU64],
+    /// Others write here too: this thread has no copy any more.
+    is_shared: bool,
+}
+
+impl Cells<'_> {
+    /// Adds to a cell, wrapping.
+    #[inline]
+    pub fn add(self, offset: usize, amount: u64) {
+        self.change(offset, |value| value.wrapping_add(amount));
+    }
+
+    /// Adds to a cell that holds the bits of an `f64`. Zero bits are `0.0`.
+    #[inline]
+    pub fn add_f64(self, offset: usize, amount: f64) {
+        self.change(offset, |value| (f64::from_bits(value) + amount).to_bits());
+    }
+
+    /// Raises a cell to `at_least` if it is lower. For a minimum raise the complement, `!value`.
+    #[inline]
+    pub fn raise(self, offset: usize, at_least: u64) {
+        self.change(offset, |value| value.max(at_least));
+    }
+
+    #[inline]
+    fn change(self, offset: usize, change: impl Fn(u64) -> u64) {
+        let Some(cell) = self.cells.get(offset).or_else(|| self.cells.last()) else {
+            return;
+        };
+        if self.is_shared {
+            local::change_shared(cell, change);
+        } else {
+            local::change_own(cell, change);
+        }
+    }
+}
+
+/// So many cells are not left, or none were asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SlabFull {
+    /// How many neighbouring cells were asked for.
+    pub requested: usize,
+}
+
+impl fmt::Display for SlabFull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "cannot reserve {} neighbouring cells: allowed are 1 to {CELLS_MAX} for the whole process, as far as they are \
+             free; drop instruments that are no longer used, or give them fewer cells",
+            self.requested
+        )
+    }
+}
+
+impl std::error::Error for SlabFull {}
