@@ -207,10 +207,15 @@ where
         };
         updater.clock.tick();
         updater.spawn("perf-clock", resolution, CoarseClock::tick)?;
-        updater.spawn("perf-clock-watch", lag_max / 2, move |clock| {
-            clock.check(CoarseInstant::precise(), lag_max / 2);
-        })?;
+        updater.watch(lag_max)?;
         Ok(updater)
+    }
+
+    /// Starts the watch. It looks twice per `lag_max` and allows half of it: together no more than the whole.
+    fn watch(&mut self, lag_max: Duration) -> Result<(), ClockError> {
+        self.spawn("perf-clock-watch", lag_max / 2, move |clock| {
+            clock.check(CoarseInstant::precise(), lag_max / 2);
+        })
     }
 
     fn spawn(
@@ -328,5 +333,24 @@ mod tests {
 
         clock.tick();
         assert!(clock.is_coarse());
+    }
+
+    #[test]
+    fn the_watch_takes_away_a_time_that_nobody_renews() {
+        let clock = Arc::new(CoarseClock::new());
+        clock.tick();
+        // A watch beside an updater that never runs.
+        let mut stalled = Updater {
+            clock: Arc::clone(&clock),
+            is_stopping: Arc::default(),
+            threads: Vec::new(),
+        };
+        stalled.watch(LAG_MAX).unwrap();
+        // Ends when the watch has looked; if it never did, the test would hang and not pass.
+        while clock.is_coarse() {
+            std::thread::yield_now();
+        }
+        let before = CoarseInstant::precise();
+        assert!(clock.now() >= before);
     }
 }

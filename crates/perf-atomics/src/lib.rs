@@ -27,3 +27,13 @@ pub use words::{Word, WordArray, Words};
 pub mod __private {
     pub use std::sync::atomic::{AtomicU64, Ordering};
 }
+
+/// Lets the loom tests choose a deliberate fault. Not a public interface.
+#[cfg(perf_loom)]
+#[doc(hidden)]
+pub mod __loom {
+    /// Switches one fault on, or all off, for the whole process.
+    pub fn set_mutant(name: Option<&'static str>) {
+        crate::primitive::mutant::set(name);
+    }
+}
