@@ -72,6 +72,46 @@ impl Case {
     pub fn group(&self) -> &'static str {
         self.id.split_once('/').map_or(self.id, |(group, _)| group)
     }
+
+    /// Says what is wrong with the case as a line of the list, if anything is.
+    ///
+    /// # Errors
+    ///
+    /// The first problem: an id that is not `group/name`, a text with a tab or a line end, no
+    /// threads, two peers of one name, or a goal that no number can meet.
+    pub fn check(&self) -> Result<(), String> {
+        let wrong = |what: &str| Err(format!("case `{}`: {what}", self.id));
+        let parts: Vec<&str> = self.id.split('/').collect();
+        if parts.len() != 2 || parts.contains(&"") {
+            return wrong("the id is not `group/name`");
+        }
+        let names = self.peers.iter().map(|peer| peer.name);
+        let texts = names.clone().chain([self.id, self.about]);
+        if texts
+            .into_iter()
+            .any(|text| text.contains(['\t', '\n', '\r']))
+        {
+            return wrong("a name or the description has a tab or a line end");
+        }
+        if self.threads == 0 {
+            return wrong("it has no threads");
+        }
+        let mut seen = vec!["before", "after"];
+        for name in names {
+            if seen.contains(&name) {
+                return wrong("two paths have the same name");
+            }
+            seen.push(name);
+        }
+        let possible = |goal: &Goal| match goal {
+            Goal::Ratio { at_least, .. } => *at_least > 0.0,
+            Goal::Instructions(most) | Goal::Allocations(most) => *most >= 0.0,
+        };
+        if !self.goals.iter().all(possible) {
+            return wrong("a goal is not a possible number");
+        }
+        Ok(())
+    }
 }
 
 /// A path under the system's allocator.
@@ -93,4 +133,52 @@ pub fn timed(mut operation: impl FnMut() + 'static) -> Run {
         }
         start.elapsed()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sound() -> Case {
+        let prepare = || timed(|| ());
+        Case {
+            id: "group/name",
+            about: "what a node does",
+            threads: 1,
+            before: path("before", prepare),
+            after: path("after", prepare),
+            peers: vec![path("somebody", prepare)],
+            goals: vec![Goal::Allocations(0.0)],
+        }
+    }
+
+    #[test]
+    fn a_sound_case_passes_and_each_flaw_is_found() {
+        assert_eq!(sound().check(), Ok(()));
+        assert_eq!(sound().group(), "group");
+        let flaws: [fn(&mut Case); 7] = [
+            |case| case.id = "name",
+            |case| case.id = "group/",
+            |case| case.id = "group/name/more",
+            |case| case.about = "two\nlines",
+            |case| case.threads = 0,
+            |case| case.peers[0].name = "after",
+            |case| case.goals.push(Goal::Instructions(f64::NAN)),
+        ];
+        for (place, flaw) in flaws.iter().enumerate() {
+            let mut case = sound();
+            flaw(&mut case);
+            assert!(case.check().is_err(), "flaw {place} was not found");
+        }
+    }
+
+    #[test]
+    fn timed_calls_the_operation_as_often_as_asked() {
+        let calls = std::rc::Rc::new(std::cell::Cell::new(0));
+        let inner = std::rc::Rc::clone(&calls);
+        let mut run = timed(move || inner.set(inner.get() + 1));
+        run(3);
+        run(4);
+        assert_eq!(calls.get(), 7);
+    }
 }

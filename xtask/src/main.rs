@@ -1,2 +1,49 @@
-//! The workspace commands.
-fn main() {}
+//! The workspace's commands: `cargo xtask <command>`.
+
+use std::process::ExitCode;
+
+mod bench;
+mod checks;
+mod ci;
+mod cli;
+mod features;
+mod lint;
+mod manifest;
+mod package;
+mod step;
+mod test;
+mod workspace;
+
+use cli::Command;
+
+/// Exit status of a command line that was not understood.
+const USAGE_ERROR: u8 = 2;
+
+fn main() -> ExitCode {
+    let command = match cli::parse(std::env::args_os().skip(1)) {
+        Ok(command) => command,
+        Err(error) => {
+            eprintln!("error: {error:#}\nTry `cargo xtask --help`.");
+            return ExitCode::from(USAGE_ERROR);
+        }
+    };
+    let outcome = match command {
+        Command::Help(text) => {
+            print!("{text}");
+            Ok(())
+        }
+        Command::Bench(options) => bench::run(&options),
+        Command::Test => test::run(),
+        Command::Lint => lint::run(),
+        Command::Features => features::run(),
+        Command::Package { allow_dirty } => package::run(allow_dirty),
+        Command::Ci { allow_dirty } => ci::run(allow_dirty),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,6 +1,8 @@
 //! Every case of the workspace, a file per crate.
 
-use crate::case::Case;
+use std::hint::black_box;
+
+use crate::case::{Case, path, timed};
 
 pub mod atomics;
 pub mod pool;
@@ -12,4 +14,27 @@ pub fn all() -> Vec<Case> {
     cases.extend(atomics::cases());
     cases.extend(pool::cases());
     cases
+}
+
+/// The id of the case that does nothing: what is left of it is the harness itself.
+pub const EMPTY: &str = "internal/empty";
+
+/// Cases for the harness's own use; no table shows them.
+#[must_use]
+pub fn internal() -> Vec<Case> {
+    let prepare = || {
+        timed(|| {
+            // Without it the loop would be optimised away, and then cost less than around real work.
+            black_box(());
+        })
+    };
+    vec![Case {
+        id: EMPTY,
+        about: "the harness's loop around nothing",
+        threads: 1,
+        before: path("before", prepare),
+        after: path("after", prepare),
+        peers: Vec::new(),
+        goals: Vec::new(),
+    }]
 }

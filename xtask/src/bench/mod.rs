@@ -1,0 +1,240 @@
+//! `cargo xtask bench`: measures the cases and reports.
+//!
+//! The cases run in worker processes of the package `perf-benches`; here is what drives them.
+//! `docs/BENCHMARKING.md` says how and why.
+
+use std::io::{IsTerminal, stdout};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::cli::BenchOptions;
+use crate::workspace::{self, Workspace};
+
+mod allocations;
+mod build;
+mod crew;
+mod goals;
+mod headline;
+mod icount;
+mod json_file;
+mod listing;
+mod machine;
+mod pair;
+mod plan;
+mod progress;
+mod report;
+mod stats;
+mod table;
+
+mod units;
+mod worker;
+
+use build::Binaries;
+use crew::Crew;
+use icount::Callgrind;
+use json_file::JsonFile;
+use listing::{Case, Listing, Measure};
+use machine::Machine;
+use plan::Limits;
+use progress::Progress;
+use report::{CaseReport, PeerReport, Report};
+use worker::Worker;
+
+pub(crate) fn run(options: &BenchOptions) -> Result<()> {
+    // What can be wrong with the request is found out before anything takes time.
+    let json = options.json.as_deref().map(JsonFile::claim).transpose()?;
+    if options.icount {
+        icount::require()?;
+    }
+    let binaries = Binaries::build(options.peers)?;
+    let mut listing = list(&binaries)?;
+    if !options.peers {
+        // Cases may list peers that need no feature.
+        for case in &mut listing.cases {
+            case.paths
+                .retain(|path| path.name == "before" || path.name == "after");
+        }
+    }
+    let selected = plan::select(&listing, options.filter.as_deref())?;
+    let callgrind = match options.icount {
+        true => Some(Callgrind::new(
+            &binaries.system,
+            &Workspace::load()?.target,
+        )?),
+        false => None,
+    };
+    let mut bench = Bench {
+        binaries: &binaries,
+        callgrind,
+        limits: Limits::of(options.quick),
+        spent: Duration::ZERO,
+        pairs_left: selected.iter().map(|case| plan::pairs(case)).sum(),
+        progress: Progress::new(selected.len()),
+    };
+    let mut cases = Vec::new();
+    for (case, number) in selected.iter().zip(1..) {
+        cases.push(bench.case(number, case)?);
+    }
+    let headline = bench.headline(&listing, &cases)?;
+    drop(bench);
+    let report = Report {
+        schema: report::SCHEMA,
+        machine: Machine::this(),
+        rustc: machine::rustc(),
+        commit: workspace::commit(),
+        dirty: workspace::is_dirty(),
+        quick: options.quick,
+        cases,
+        headline,
+    };
+    if let Some(json) = json {
+        json.write(&report)?;
+    }
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let colours = table::Colours::new(stdout().is_terminal() && !no_color);
+    print!("{}", table::render(&report, colours));
+    Ok(())
+}
+
+fn list(binaries: &Binaries) -> Result<Listing> {
+    let mut worker = Worker::of(&binaries.system)?;
+    let listing = worker.list()?;
+    worker.end()?;
+    Ok(listing)
+}
+
+/// A run under way.
+struct Bench<'a> {
+    binaries: &'a Binaries,
+    callgrind: Option<Callgrind>,
+    limits: Limits,
+    /// The time that comparisons have taken so far.
+    spent: Duration,
+    pairs_left: usize,
+    progress: Progress,
+}
+
+impl Bench<'_> {
+    /// Measures everything about one case, in processes of its own.
+    fn case(&mut self, number: usize, case: &Case) -> Result<CaseReport> {
+        self.progress.case(number, &case.id, self.left());
+        let counts = self.allocations(case)?;
+        let count_of = |name: &str| {
+            let place = case.paths.iter().position(|path| path.name == name);
+            place
+                .and_then(|place| counts.get(place))
+                .copied()
+                .unwrap_or_default()
+        };
+        let mut crew = Crew::start(self.binaries, case)?;
+        let before = self.compare(number, &mut crew, case, "before")?;
+        let mut peers = Vec::new();
+        for path in case.peers() {
+            let peer = self.compare(number, &mut crew, case, &path.name)?;
+            peers.push(PeerReport {
+                name: path.name.clone(),
+                ns: peer.theirs_ns,
+                ratio: peer.ratio.median,
+                ratio_low: peer.ratio.low,
+                ratio_high: peer.ratio.high,
+                rounds: peer.rounds,
+                allocs: count_of(&path.name).count,
+            });
+        }
+        crew.end()?;
+        let mut report = CaseReport {
+            id: case.id.clone(),
+            about: case.about.clone(),
+            threads: case.threads,
+            before_ns: before.theirs_ns,
+            after_ns: before.ours_ns,
+            ratio: before.ratio.median,
+            ratio_low: before.ratio.low,
+            ratio_high: before.ratio.high,
+            rounds: before.rounds,
+            allocs_before: count_of("before").count,
+            allocs_after: count_of("after").count,
+            alloc_bytes_before: count_of("before").bytes,
+            alloc_bytes_after: count_of("after").bytes,
+            instructions_after: self.instructions(number, case, before.ours_ns)?,
+            peers,
+            goals: Vec::new(),
+        };
+        report.goals = goals::judge(&case.goals, &report);
+        Ok(report)
+    }
+
+    fn compare(
+        &mut self,
+        number: usize,
+        crew: &mut Crew<'_>,
+        case: &Case,
+        theirs: &str,
+    ) -> Result<pair::Comparison> {
+        self.progress.part(number, &case.id, theirs, self.left());
+        let start = Instant::now();
+        let budget = self
+            .limits
+            .budget(self.spent, self.pairs_left, case.threads);
+        let comparison = pair::compare(&mut crew.pair(theirs)?, budget)
+            .with_context(|| format!("cannot compare `{theirs}` and `after` of `{}`", case.id))?;
+        self.spent += start.elapsed();
+        self.pairs_left -= 1;
+        Ok(comparison)
+    }
+
+    /// Counts the allocations of every path, in their order.
+    fn allocations(&self, case: &Case) -> Result<Vec<allocations::PerOperation>> {
+        let mut worker = Worker::of(&self.binaries.counting)?;
+        let mut counts = Vec::new();
+        for path in &case.paths {
+            worker.prepare(&case.id, &path.name)?;
+            counts.push(allocations::count(&mut worker, &case.id, &path.name)?);
+        }
+        worker.end()?;
+        Ok(counts)
+    }
+
+    /// Counts instructions where that was asked for and makes sense.
+    fn instructions(&self, number: usize, case: &Case, after_ns: f64) -> Result<Option<f64>> {
+        match &self.callgrind {
+            // Valgrind runs one thread at a time: contention would not be there.
+            Some(callgrind) if case.threads == 1 => {
+                self.progress
+                    .part(number, &case.id, "instructions", self.left());
+                callgrind.count(&case.id, "after", after_ns).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Compares the origin's claims with what was measured; counts what only they need.
+    fn headline(
+        &self,
+        listing: &Listing,
+        cases: &[CaseReport],
+    ) -> Result<Vec<report::HeadlineReport>> {
+        let mut counts = headline::Allocations::new();
+        for case in cases {
+            counts.insert(case.id.clone(), (case.allocs_before, case.allocs_after));
+        }
+        for row in &listing.headlines {
+            let Measure::Allocations { whole, rest } = &row.measure else {
+                continue;
+            };
+            let supporting = listing.cases.iter().find(|case| case.id == *rest);
+            if let Some(case) = supporting.filter(|_| counts.contains_key(whole)) {
+                let found = self.allocations(case)?;
+                if let [before, after, ..] = found[..] {
+                    counts.insert(rest.clone(), (before.count, after.count));
+                }
+            }
+        }
+        Ok(headline::rows(&listing.headlines, cases, &counts))
+    }
+
+    fn left(&self) -> Duration {
+        self.limits.left(self.spent, self.pairs_left)
+    }
+}

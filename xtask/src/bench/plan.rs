@@ -1,0 +1,154 @@
+//! Which cases are measured, and how the time is shared out.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use super::listing::{Case, Listing};
+use super::pair::Budget;
+
+/// Limits of a run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// For all comparisons together; the rest of the promised time is for preparing and counting.
+    total: Duration,
+    /// For one comparison: more would not make the interval narrower by much.
+    per_pair_max: Duration,
+    /// Wanted length of a sample.
+    sample: Duration,
+}
+
+/// A default run ends within 3 minutes.
+const DEFAULT: Limits = Limits {
+    total: Duration::from_secs(150),
+    per_pair_max: Duration::from_secs(5),
+    sample: Duration::from_millis(2),
+};
+
+/// A quick run ends within 45 seconds.
+const QUICK: Limits = Limits {
+    total: Duration::from_secs(30),
+    per_pair_max: Duration::from_secs(1),
+    sample: Duration::from_millis(1),
+};
+
+/// Threads wake up at different times, so a sample of several has to be longer before what
+/// they do together outweighs that.
+const CONTENDED_SAMPLE_FACTOR: u32 = 4;
+
+impl Limits {
+    pub(crate) const fn of(quick: bool) -> Self {
+        if quick { QUICK } else { DEFAULT }
+    }
+
+    /// The share of the next comparison, of what `spent` has left for `pairs_left` of them.
+    ///
+    /// Whoever takes less than its share, as fast paths under the limit per pair do, leaves the
+    /// rest to the others.
+    pub(crate) fn budget(&self, spent: Duration, pairs_left: usize, threads: u32) -> Budget {
+        let factor = if threads > 1 {
+            CONTENDED_SAMPLE_FACTOR
+        } else {
+            1
+        };
+        let share = self
+            .total
+            .saturating_sub(spent)
+            .div_f64(pairs_left.max(1) as f64);
+        Budget {
+            total_ns: share.min(self.per_pair_max).as_nanos() as f64,
+            sample_ns: (self.sample * factor).as_nanos() as f64,
+        }
+    }
+
+    /// The time that `pairs_left` comparisons are going to take.
+    pub(crate) fn left(&self, spent: Duration, pairs_left: usize) -> Duration {
+        let at_most = self
+            .per_pair_max
+            .saturating_mul(u32::try_from(pairs_left).unwrap_or(u32::MAX));
+        self.total.saturating_sub(spent).min(at_most)
+    }
+}
+
+/// Returns the shown cases whose id contains the filter.
+pub(crate) fn select<'a>(listing: &'a Listing, filter: Option<&str>) -> Result<Vec<&'a Case>> {
+    let shown = || listing.cases.iter().filter(|case| !case.supporting);
+    let wanted = |case: &&Case| filter.is_none_or(|filter| case.id.contains(filter));
+    let selected: Vec<&Case> = shown().filter(wanted).collect();
+    if !selected.is_empty() {
+        return Ok(selected);
+    }
+    let ids: Vec<&str> = shown().map(|case| case.id.as_str()).collect();
+    let there = if ids.is_empty() {
+        "there are no cases".to_owned()
+    } else {
+        format!("the cases are:\n  {}", ids.join("\n  "))
+    };
+    match filter {
+        Some(filter) => bail!("no case matches `{filter}`; {there}"),
+        None => bail!("nothing to measure: {there}"),
+    }
+}
+
+/// How many comparisons a case takes.
+pub(crate) fn pairs(case: &Case) -> usize {
+    1 + case.peers().count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listing() -> Result<Listing> {
+        let case = |id: &str, role: &str| {
+            format!("case\t{id}\t1\t{role}\tx\npath\tbefore\tsystem\npath\tafter\tsystem\n")
+        };
+        let text =
+            case("pool/1k", "shown") + &case("pool/64k", "shown") + &case("mix/rest", "supporting");
+        Listing::parse(text.lines())
+    }
+
+    #[test]
+    fn a_filter_selects_by_any_part_of_the_id() -> Result<()> {
+        let listing = listing()?;
+        let ids = |filter| -> Result<Vec<String>> {
+            Ok(select(&listing, filter)?
+                .iter()
+                .map(|case| case.id.clone())
+                .collect())
+        };
+        assert_eq!(ids(None)?, ["pool/1k", "pool/64k"]);
+        assert_eq!(ids(Some("64"))?, ["pool/64k"]);
+        let error = ids(Some("raft")).expect_err("there is none");
+        let text = error.to_string();
+        assert!(
+            text.contains("no case matches `raft`") && text.contains("pool/1k"),
+            "{text}"
+        );
+        assert!(ids(Some("mix")).is_err(), "a supporting case was selected");
+        assert!(select(&Listing::default(), None).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn sixty_cases_stay_within_the_promise() {
+        for (limits, promised_s) in [(Limits::of(false), 180.0), (Limits::of(true), 45.0)] {
+            let mut spent = Duration::ZERO;
+            for pairs_left in (1..=60).rev() {
+                let budget = limits.budget(spent, pairs_left, 1);
+                assert!(budget.total_ns > 100.0 * budget.sample_ns);
+                spent += Duration::from_nanos(budget.total_ns as u64);
+            }
+            assert!(spent.as_secs_f64() < promised_s * 0.85, "{spent:?}");
+        }
+    }
+
+    #[test]
+    fn one_case_does_not_take_the_time_of_all() {
+        let limits = Limits::of(false);
+        let budget = limits.budget(Duration::ZERO, 1, 2);
+        assert_eq!(budget.total_ns, 5e9);
+        assert_eq!(budget.sample_ns, 8e6);
+        assert_eq!(limits.left(Duration::ZERO, 2), Duration::from_secs(10));
+    }
+}

@@ -1,0 +1,198 @@
+//! The report: what `--json` writes, and what the table shows.
+//!
+//! Tools read it, so keys keep their names and meanings within a [`SCHEMA`]; new ones may be added.
+
+use serde::{Deserialize, Serialize};
+
+use super::machine::Machine;
+
+/// Raised when a key changes its meaning or goes.
+pub(crate) const SCHEMA: u32 = 1;
+
+/// One run of `cargo xtask bench`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Report {
+    pub(crate) schema: u32,
+    pub(crate) machine: Machine,
+    pub(crate) rustc: String,
+    /// `null` outside a git work tree.
+    pub(crate) commit: Option<String>,
+    /// Whether there were uncommitted changes; `null` outside a git work tree.
+    pub(crate) dirty: Option<bool>,
+    pub(crate) quick: bool,
+    pub(crate) cases: Vec<CaseReport>,
+    pub(crate) headline: Vec<HeadlineReport>,
+}
+
+/// One case.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct CaseReport {
+    pub(crate) id: String,
+    pub(crate) about: String,
+    pub(crate) threads: u32,
+    /// Medians per operation of one thread.
+    pub(crate) before_ns: f64,
+    pub(crate) after_ns: f64,
+    /// Before / after: the median of the rounds' ratios, and its 95 % interval.
+    pub(crate) ratio: f64,
+    pub(crate) ratio_low: f64,
+    pub(crate) ratio_high: f64,
+    pub(crate) rounds: usize,
+    /// Per operation.
+    pub(crate) allocs_before: f64,
+    pub(crate) allocs_after: f64,
+    pub(crate) alloc_bytes_before: f64,
+    pub(crate) alloc_bytes_after: f64,
+    /// Per operation; `null` when they were not counted.
+    pub(crate) instructions_after: Option<f64>,
+    pub(crate) peers: Vec<PeerReport>,
+    pub(crate) goals: Vec<GoalReport>,
+}
+
+/// One peer of a case.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct PeerReport {
+    pub(crate) name: String,
+    pub(crate) ns: f64,
+    /// Peer / after.
+    pub(crate) ratio: f64,
+    pub(crate) ratio_low: f64,
+    pub(crate) ratio_high: f64,
+    pub(crate) rounds: usize,
+    pub(crate) allocs: f64,
+}
+
+/// One goal of a case.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct GoalReport {
+    /// The goal in words, such as `>= 8x parking_lot`.
+    pub(crate) goal: String,
+    /// What was asked for.
+    pub(crate) target: f64,
+    /// `null` when this run did not measure it.
+    pub(crate) measured: Option<f64>,
+    pub(crate) met: Option<bool>,
+}
+
+/// One of the origin's claims.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct HeadlineReport {
+    pub(crate) claim: String,
+    /// Shares from 0 to 1.
+    pub(crate) promised_reduction: f64,
+    pub(crate) measured_reduction: f64,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use anyhow::Result;
+
+    /// A report with something in every field.
+    pub(crate) fn sample() -> Report {
+        Report {
+            schema: SCHEMA,
+            machine: Machine {
+                os: "linux".to_owned(),
+                arch: "x86_64".to_owned(),
+                cpu: "Fast 9000".to_owned(),
+                cores: 8,
+            },
+            rustc: "rustc 1.95.0".to_owned(),
+            commit: Some("0123456789abcdef".to_owned()),
+            dirty: Some(true),
+            quick: false,
+            cases: vec![CaseReport {
+                id: "pool/1k".to_owned(),
+                about: "a buffer".to_owned(),
+                threads: 1,
+                before_ns: 43.21,
+                after_ns: 3.5,
+                ratio: 12.345,
+                ratio_low: 11.9,
+                ratio_high: 12.8,
+                rounds: 250,
+                allocs_before: 2.0,
+                allocs_after: 0.0,
+                alloc_bytes_before: 1024.0,
+                alloc_bytes_after: 0.0,
+                instructions_after: Some(17.0),
+                peers: vec![PeerReport {
+                    name: "glibc malloc".to_owned(),
+                    ns: 6.3,
+                    ratio: 1.8,
+                    ratio_low: 1.75,
+                    ratio_high: 1.85,
+                    rounds: 240,
+                    allocs: 1.0,
+                }],
+                goals: vec![GoalReport {
+                    goal: ">= 1.7x glibc malloc".to_owned(),
+                    target: 1.7,
+                    measured: Some(1.8),
+                    met: Some(true),
+                }],
+            }],
+            headline: vec![HeadlineReport {
+                claim: "buffer allocations".to_owned(),
+                promised_reduction: 0.5,
+                measured_reduction: 1.0,
+            }],
+        }
+    }
+
+    #[test]
+    fn a_report_survives_its_json() -> Result<()> {
+        let report = sample();
+        let text = serde_json::to_string(&report)?;
+        assert_eq!(serde_json::from_str::<Report>(&text)?, report);
+        Ok(())
+    }
+
+    #[test]
+    fn the_documented_keys_are_there() -> Result<()> {
+        let json = serde_json::to_value(sample())?;
+        assert_eq!(json["schema"], 1);
+        for key in ["machine", "rustc", "commit", "cases", "headline"] {
+            assert!(!json[key].is_null(), "{key}");
+        }
+        let case_keys = [
+            "id",
+            "before_ns",
+            "after_ns",
+            "ratio",
+            "ratio_low",
+            "ratio_high",
+            "allocs_before",
+            "allocs_after",
+            "instructions_after",
+            "threads",
+            "peers",
+        ];
+        for key in case_keys {
+            assert!(!json["cases"][0][key].is_null(), "{key}");
+        }
+        for key in ["name", "ns", "ratio", "allocs"] {
+            assert!(!json["cases"][0]["peers"][0][key].is_null(), "{key}");
+        }
+        for key in ["claim", "promised_reduction", "measured_reduction"] {
+            assert!(!json["headline"][0][key].is_null(), "{key}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_was_not_measured_is_null_and_not_absent() -> Result<()> {
+        let mut report = sample();
+        report.commit = None;
+        report.cases[0].instructions_after = None;
+        let json = serde_json::to_value(&report)?;
+        assert!(json.get("commit").is_some_and(serde_json::Value::is_null));
+        let case = &json["cases"][0];
+        assert!(
+            case.get("instructions_after")
+                .is_some_and(serde_json::Value::is_null)
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,305 @@
+//! The report for people.
+
+use std::fmt::Write;
+
+use super::report::{CaseReport, GoalReport, HeadlineReport, Report};
+use super::units;
+
+/// Green and red for verdicts, or nothing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Colours {
+    on: bool,
+}
+
+impl Colours {
+    pub(crate) const fn new(on: bool) -> Self {
+        Self { on }
+    }
+
+    fn verdict(self, met: bool, text: &str) -> String {
+        match (self.on, met) {
+            (false, _) => text.to_owned(),
+            (true, true) => format!("\x1b[32m{text}\x1b[0m"),
+            (true, false) => format!("\x1b[31m{text}\x1b[0m"),
+        }
+    }
+}
+
+/// Cells of one line; the first is aligned to the left, the others to the right.
+type Row = Vec<String>;
+
+/// Renders the whole report.
+pub(crate) fn render(report: &Report, colours: Colours) -> String {
+    let mut text = preamble(report);
+    text.push('\n');
+    text += &aligned(&case_rows(report));
+    let goals = goal_lines(&report.cases, colours);
+    if !goals.is_empty() {
+        text += "\nGoals\n";
+        text += &goals;
+    }
+    if !report.headline.is_empty() {
+        text += "\nHeadline\n";
+        text += &aligned(&headline_rows(&report.headline));
+    }
+    text
+}
+
+fn preamble(report: &Report) -> String {
+    let machine = &report.machine;
+    let commit = report
+        .commit
+        .as_deref()
+        .map_or("unknown", |commit| commit.get(..12).unwrap_or(commit));
+    let dirty = if report.dirty == Some(true) {
+        " with uncommitted changes"
+    } else {
+        ""
+    };
+    let mode = if report.quick { ", quick" } else { "" };
+    let mut text = format!(
+        "{} ({} {}, {} cores)\n{}, commit {commit}{dirty}{mode}\n",
+        machine.cpu, machine.os, machine.arch, machine.cores, report.rustc
+    );
+    let crowded = report
+        .cases
+        .iter()
+        .filter(|case| case.threads as usize > machine.cores)
+        .count();
+    if crowded > 0 {
+        line(
+            &mut text,
+            format_args!("{crowded} cases use more threads than the machine has cores"),
+        );
+    }
+    text
+}
+
+fn case_rows(report: &Report) -> Vec<Row> {
+    let counted = report
+        .cases
+        .iter()
+        .any(|case| case.instructions_after.is_some());
+    let mut header: Row = ["bench", "before", "after", "ratio [95 %]", "allocations"]
+        .map(str::to_owned)
+        .into();
+    if counted {
+        header.push("instructions".to_owned());
+    }
+    let mut rows = vec![header];
+    for case in &report.cases {
+        let mut row = vec![
+            case.id.clone(),
+            units::time(case.before_ns),
+            units::time(case.after_ns),
+            units::interval(case.ratio, case.ratio_low, case.ratio_high),
+            format!(
+                "{} -> {}",
+                units::count(case.allocs_before),
+                units::count(case.allocs_after)
+            ),
+        ];
+        if counted {
+            let instructions = case.instructions_after;
+            row.push(instructions.map_or_else(|| "-".to_owned(), |count| format!("{count:.1}")));
+        }
+        rows.push(row);
+        for peer in &case.peers {
+            rows.push(vec![
+                format!("  {}", peer.name),
+                units::time(peer.ns),
+                String::new(),
+                units::interval(peer.ratio, peer.ratio_low, peer.ratio_high),
+                units::count(peer.allocs),
+            ]);
+        }
+    }
+    rows
+}
+
+fn goal_lines(cases: &[CaseReport], colours: Colours) -> String {
+    let mut text = String::new();
+    let (mut met_count, mut judged, mut open) = (0, 0, 0);
+    let all = || {
+        cases
+            .iter()
+            .flat_map(|case| case.goals.iter().map(move |goal| (case, goal)))
+    };
+    let id_width = all()
+        .map(|(case, _)| case.id.chars().count())
+        .max()
+        .unwrap_or(0);
+    let goal_width = all()
+        .map(|(_, goal)| goal.goal.chars().count())
+        .max()
+        .unwrap_or(0);
+    for (case, goal) in all() {
+        let (Some(measured), Some(met)) = (goal.measured, goal.met) else {
+            open += 1;
+            continue;
+        };
+        judged += 1;
+        met_count += usize::from(met);
+        let verdict = colours.verdict(met, if met { "met" } else { "NOT met" });
+        let by = distance(goal, measured, met);
+        line(
+            &mut text,
+            format_args!(
+                "  {:id_width$}  {:goal_width$}  {verdict}: {by}",
+                case.id, goal.goal
+            ),
+        );
+    }
+    if judged + open > 0 {
+        line(&mut text, format_args!("  {met_count} of {judged} met"));
+    }
+    if open > 0 {
+        line(
+            &mut text,
+            format_args!("  {open} not measured in this run (--peers, --icount)"),
+        );
+    }
+    text
+}
+
+/// What was measured, and how far that is from the goal.
+fn distance(goal: &GoalReport, measured: f64, met: bool) -> String {
+    let measured_text = if goal.goal.starts_with(">=") {
+        units::factor(measured)
+    } else {
+        units::count(measured)
+    };
+    // An exact hit, and a goal of zero, have no distance in per cent.
+    if goal.target == 0.0 || measured == goal.target {
+        return measured_text;
+    }
+    let share = units::percent((measured / goal.target - 1.0).abs());
+    let direction = if measured > goal.target {
+        "above"
+    } else {
+        "below"
+    };
+    let short = if met { "" } else { "short: " };
+    format!("{measured_text} ({short}{share} {direction})")
+}
+
+fn headline_rows(headlines: &[HeadlineReport]) -> Vec<Row> {
+    let mut rows = vec![
+        ["  claim", "promised", "measured"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    for headline in headlines {
+        rows.push(vec![
+            format!("  {}", headline.claim),
+            units::percent(-headline.promised_reduction),
+            units::percent(-headline.measured_reduction),
+        ]);
+    }
+    rows
+}
+
+/// Pads every cell of a column to the column's width; two spaces between columns, none at the end.
+fn aligned(rows: &[Row]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width_of = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width_of).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut padded = String::new();
+        for (column, (cell, &width)) in row.iter().zip(&widths).enumerate() {
+            if column == 0 {
+                padded += &format!("{cell:width$}");
+            } else {
+                padded += &format!("  {cell:>width$}");
+            }
+        }
+        line(&mut text, format_args!("{}", padded.trim_end()));
+    }
+    text
+}
+
+fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
+    writeln!(text, "{line}").expect("a String takes every line");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::report::tests::sample;
+
+    #[test]
+    fn the_whole_report_looks_like_this() {
+        let expected = "\
+Fast 9000 (linux x86_64, 8 cores)
+rustc 1.95.0, commit 0123456789ab with uncommitted changes
+
+bench            before    after        ratio [95 %]  allocations  instructions
+pool/1k         43.2 ns  3.50 ns  12.3x [11.9, 12.8]    2.00 -> 0          17.0
+  glibc malloc  6.30 ns           1.80x [1.75, 1.85]         1.00
+
+Goals
+  pool/1k  >= 1.7x glibc malloc  met: 1.80x (5.9 % above)
+  1 of 1 met
+
+Headline
+  claim               promised  measured
+  buffer allocations     -50 %    -100 %
+";
+        assert_eq!(render(&sample(), Colours::new(false)), expected);
+    }
+
+    #[test]
+    fn columns_that_were_not_measured_are_left_out() {
+        let mut report = sample();
+        report.cases[0].instructions_after = None;
+        report.cases[0].goals.clear();
+        report.headline.clear();
+        let text = render(&report, Colours::new(false));
+        for absent in ["instructions", "Goals", "Headline"] {
+            assert!(!text.contains(absent), "{text}");
+        }
+    }
+
+    #[test]
+    fn unmet_and_open_goals_say_so() {
+        let goal = |measured: Option<f64>, met| GoalReport {
+            goal: "<= 6 instructions".to_owned(),
+            target: 6.0,
+            measured,
+            met,
+        };
+        let mut case = sample().cases.remove(0);
+        case.goals = vec![
+            goal(Some(9.0), Some(false)),
+            goal(None, None),
+            goal(Some(6.0), Some(true)),
+        ];
+        let text = goal_lines(&[case], Colours::new(true));
+        assert!(
+            text.contains("\x1b[31mNOT met\x1b[0m: 9.00 (short: 50 % above)"),
+            "{text}"
+        );
+        assert!(text.contains("\x1b[32mmet\x1b[0m: 6.00\n"), "{text}");
+        assert!(
+            text.contains("1 of 2 met") && text.contains("1 not measured"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn the_table_fits_a_wide_terminal() {
+        let mut report = sample();
+        let case = &mut report.cases[0];
+        case.id = "transport/oneway_64b_with_a_long_name".to_owned();
+        (case.before_ns, case.after_ns) = (999e6, 999e3);
+        (case.ratio, case.ratio_low, case.ratio_high) = (123_456.0, 120_000.0, 130_000.0);
+        (case.allocs_before, case.allocs_after) = (1234.56, 1234.56);
+        let text = render(&report, Colours::new(false));
+        let widest = text.lines().map(|line| line.chars().count()).max();
+        assert!(widest.is_some_and(|width| width <= 120), "{text}");
+    }
+}

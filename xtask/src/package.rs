@@ -1,0 +1,177 @@
+//! `cargo xtask package`: what would be published, proven without publishing it.
+
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+
+use crate::checks::PUBLISHED_FILES;
+use crate::step;
+use crate::workspace::{self, Package, Workspace};
+
+/// Files that cargo writes into a package or every crate has; besides these and
+/// [`PUBLISHED_FILES`], a package has only what is in [`DIRECTORIES`].
+const FILES: [&str; 4] = [
+    ".cargo_vcs_info.json",
+    "Cargo.lock",
+    "Cargo.toml",
+    "Cargo.toml.orig",
+];
+
+/// Directories whose files belong into a package.
+const DIRECTORIES: [&str; 4] = ["src/", "tests/", "examples/", "benches/"];
+
+pub(crate) fn run(allow_dirty: bool) -> Result<()> {
+    let workspace = Workspace::load()?;
+    if !allow_dirty && workspace::is_dirty() == Some(true) {
+        bail!(
+            "there are uncommitted changes, and what is not committed is not what would be published: \
+             commit them, or run `cargo xtask package --allow-dirty`"
+        );
+    }
+    step::heading("contents of the packages");
+    let mut problems = Vec::new();
+    for package in workspace.published() {
+        let files = files_of(package, allow_dirty)?;
+        println!("{}: {} files", package.name, files.len());
+        let found = content_problems(&files);
+        problems.extend(
+            found
+                .into_iter()
+                .map(|problem| format!("{}: {problem}", package.name)),
+        );
+    }
+    if !problems.is_empty() {
+        bail!("the packages are not right:\n  {}", problems.join("\n  "));
+    }
+
+    let mut publish = workspace::cargo();
+    publish.args(["publish", "--workspace", "--dry-run"]);
+    if allow_dirty {
+        publish.arg("--allow-dirty");
+    }
+    step::run("dry run: every crate built from its package", &mut publish)?;
+
+    let published: Vec<&Package> = workspace.published().collect();
+    println!("\nPublish in this order: {}", order(&published)?.join(", "));
+    Ok(())
+}
+
+fn files_of(package: &Package, allow_dirty: bool) -> Result<Vec<String>> {
+    let mut list = workspace::cargo();
+    list.args(["package", "--list", "--package", &package.name]);
+    if allow_dirty {
+        list.arg("--allow-dirty");
+    }
+    let output = list
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("`{}` failed: {}", step::command_line(&list), output.status);
+    }
+    let text = String::from_utf8(output.stdout).context("a file name is not UTF-8")?;
+    Ok(text.lines().map(|line| line.replace('\\', "/")).collect())
+}
+
+fn content_problems(files: &[String]) -> Vec<String> {
+    let has = |name: &str| files.iter().any(|file| file == name);
+    let missing = PUBLISHED_FILES.iter().filter(|name| !has(name));
+    let mut problems: Vec<String> = missing.map(|name| format!("{name} is missing")).collect();
+    for file in files {
+        let known = FILES.contains(&file.as_str())
+            || PUBLISHED_FILES.contains(&file.as_str())
+            || DIRECTORIES
+                .iter()
+                .any(|directory| file.starts_with(directory));
+        if !known {
+            problems.push(format!("{file} is a stray file"));
+        }
+    }
+    problems
+}
+
+/// Sorts the crates so that each comes after those it depends on.
+///
+/// Dependencies for tests are left out, as cargo leaves those without a version out of a package.
+fn order(packages: &[&Package]) -> Result<Vec<String>> {
+    let mut waiting: Vec<&Package> = packages.to_vec();
+    let mut ordered: Vec<String> = Vec::new();
+    while !waiting.is_empty() {
+        let is_ready = |package: &&Package| {
+            let needed = package.dependencies.iter().filter(|dependency| {
+                dependency.path.is_some() && dependency.kind.as_deref() != Some("dev")
+            });
+            needed
+                .into_iter()
+                .all(|dependency| ordered.contains(&dependency.name))
+        };
+        let (ready, rest): (Vec<&Package>, Vec<&Package>) = waiting.into_iter().partition(is_ready);
+        if ready.is_empty() {
+            let names: Vec<&str> = rest.iter().map(|package| package.name.as_str()).collect();
+            bail!(
+                "no order to publish in: {} need each other or an unpublished crate",
+                names.join(", ")
+            );
+        }
+        ordered.extend(ready.iter().map(|package| package.name.clone()));
+        waiting = rest;
+    }
+    Ok(ordered)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workspace::Dependency;
+
+    fn package(name: &str, needs: &[(&str, Option<&str>)]) -> Package {
+        let dependency = |&(name, kind): &(&str, Option<&str>)| Dependency {
+            name: name.to_owned(),
+            kind: kind.map(str::to_owned),
+            path: Some(name.into()),
+        };
+        Package {
+            name: name.to_owned(),
+            description: None,
+            manifest_path: "Cargo.toml".into(),
+            features: [].into(),
+            dependencies: needs.iter().map(dependency).collect(),
+            publish: None,
+        }
+    }
+
+    #[test]
+    fn dependencies_come_first() {
+        let top = package("top", &[("middle", None), ("base", None)]);
+        let middle = package("middle", &[("base", Some("build")), ("top", Some("dev"))]);
+        let base = package("base", &[]);
+        let ordered = order(&[&top, &middle, &base]).ok();
+        assert_eq!(
+            ordered,
+            Some(vec![
+                "base".to_owned(),
+                "middle".to_owned(),
+                "top".to_owned()
+            ])
+        );
+        let error = order(&[&top, &middle]).expect_err("base is not among them");
+        assert!(error.to_string().contains("top, middle"), "{error}");
+    }
+
+    #[test]
+    fn missing_and_stray_files_are_found() {
+        let files = [
+            "Cargo.toml",
+            "README.md",
+            "LICENSE-MIT",
+            "LICENSE-APACHE",
+            "src/lib.rs",
+            "notes.txt",
+        ];
+        let files: Vec<String> = files.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            content_problems(&files),
+            ["CHANGELOG.md is missing", "notes.txt is a stray file"]
+        );
+    }
+}
