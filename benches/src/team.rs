@@ -1,6 +1,7 @@
 //! Threads that work at once, for the cases whose subject is contention.
 
 use std::any::Any;
+use std::hint::black_box;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,6 +16,26 @@ pub type Member = Box<dyn FnMut(u64) + Send>;
 
 /// A companion's work: one action, repeated with pauses for as long as the members are busy.
 pub type Companion = Box<dyn FnMut() + Send>;
+
+/// Two threads that perform the same operation on something they share.
+///
+/// `make` is called once per thread. The results are added up as [`summed`](crate::case::summed) does it.
+pub fn pair<F>(make: impl Fn() -> F) -> Run
+where
+    F: FnMut() -> u64 + Send + 'static,
+{
+    let member = |_| -> Member {
+        let mut operation = make();
+        Box::new(move |iters| {
+            let mut sum = 0_u64;
+            for _ in 0..iters {
+                sum = sum.wrapping_add(operation());
+            }
+            black_box(sum);
+        })
+    };
+    Team::new((0..2).map(member).collect()).into_run()
+}
 
 /// Spins at the start of a batch before giving the core away: there may be fewer cores than threads.
 const SPINS_BEFORE_YIELD: u32 = 200;
