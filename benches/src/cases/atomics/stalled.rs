@@ -20,7 +20,7 @@ type Stopped = SyncSender<()>;
 
 pub(super) fn status_snapshot() -> Case {
     case(
-        ("atomics/status_snapshot_stalled", 1),
+        ("atomics/status_snapshot_stalled", 2),
         "a status query while the writer is stopped for 5 ms in the middle of a change",
         || {
             let lock = shared(RwLock::new(status()));
