@@ -143,5 +143,7 @@ fn status_query() -> Run {
     let readers = (0..READERS).map(reader).collect();
     let (writer, pause) = (runtime(), Duration::from_micros(WRITER_PAUSE_US));
     let commit = Box::new(move || writer.block_on(node.commit_one()));
-    Team::new(readers).with_companion(pause, commit).into_run()
+    Team::sharing(readers)
+        .with_companion(pause, commit)
+        .into_run()
 }

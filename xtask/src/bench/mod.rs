@@ -36,6 +36,7 @@ use icount::Callgrind;
 use json_file::JsonFile;
 use listing::{Case, Listing, Measure};
 use machine::Machine;
+use pair::Sampler;
 use plan::Limits;
 use progress::Progress;
 use report::{CaseReport, PeerReport, Report};
@@ -127,22 +128,21 @@ impl Bench<'_> {
                 .copied()
                 .unwrap_or_default()
         };
-        let mut crew = Crew::start(self.binaries, case)?;
-        let before = self.compare(number, &mut crew, case, "before")?;
+        let before = self.compare(number, case, "before")?;
         let mut peers = Vec::new();
         for path in case.peers() {
-            let peer = self.compare(number, &mut crew, case, &path.name)?;
+            let peer = self.compare(number, case, &path.name)?;
             peers.push(PeerReport {
                 name: path.name.clone(),
                 ns: peer.theirs_ns,
                 ratio: peer.ratio.median,
                 ratio_low: peer.ratio.low,
                 ratio_high: peer.ratio.high,
+                trials: peer.trials,
                 rounds: peer.rounds,
                 allocs: count_of(&path.name).count,
             });
         }
-        crew.end()?;
         let mut report = CaseReport {
             id: case.id.clone(),
             about: case.about.clone(),
@@ -152,12 +152,13 @@ impl Bench<'_> {
             ratio: before.ratio.median,
             ratio_low: before.ratio.low,
             ratio_high: before.ratio.high,
+            trials: before.trials,
             rounds: before.rounds,
             allocs_before: count_of("before").count,
             allocs_after: count_of("after").count,
             alloc_bytes_before: count_of("before").bytes,
             alloc_bytes_after: count_of("after").bytes,
-            instructions_after: self.instructions(number, case, before.ours_ns)?,
+            instructions_after: self.instructions(number, case, before.ours_wall_ns)?,
             peers,
             goals: Vec::new(),
         };
@@ -165,19 +166,16 @@ impl Bench<'_> {
         Ok(report)
     }
 
-    fn compare(
-        &mut self,
-        number: usize,
-        crew: &mut Crew<'_>,
-        case: &Case,
-        theirs: &str,
-    ) -> Result<pair::Comparison> {
+    fn compare(&mut self, number: usize, case: &Case, theirs: &str) -> Result<pair::Comparison> {
         self.progress.part(number, &case.id, theirs, self.left());
         let start = Instant::now();
         let budget = self
             .limits
             .budget(self.spent, self.pairs_left, case.threads);
-        let comparison = pair::compare(&mut crew.pair(theirs)?, budget)
+        let mut crew = |trial| -> Result<Box<dyn Sampler>> {
+            Ok(Box::new(Crew::start(self.binaries, case, theirs, trial)?))
+        };
+        let comparison = pair::compare(&mut crew, budget)
             .with_context(|| format!("cannot compare `{theirs}` and `after` of `{}`", case.id))?;
         self.spent += start.elapsed();
         self.pairs_left -= 1;
@@ -197,13 +195,13 @@ impl Bench<'_> {
     }
 
     /// Counts instructions where that was asked for and makes sense.
-    fn instructions(&self, number: usize, case: &Case, after_ns: f64) -> Result<Option<f64>> {
+    fn instructions(&self, number: usize, case: &Case, after_wall_ns: f64) -> Result<Option<f64>> {
         match &self.callgrind {
             // Valgrind runs one thread at a time: contention would not be there.
             Some(callgrind) if case.threads == 1 => {
                 self.progress
                     .part(number, &case.id, "instructions", self.left());
-                callgrind.count(&case.id, "after", after_ns).map(Some)
+                callgrind.count(&case.id, "after", after_wall_ns).map(Some)
             }
             _ => Ok(None),
         }

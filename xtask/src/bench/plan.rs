@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 
 use super::listing::{Case, Listing};
 use super::pair::Budget;
+use super::stats::SAMPLES_MIN;
 
 /// Limits of a run.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +17,8 @@ pub(crate) struct Limits {
     per_pair_max: Duration,
     /// Wanted length of a sample.
     sample: Duration,
+    /// Most trials of one comparison.
+    trials_max: usize,
 }
 
 /// A default run ends within 3 minutes.
@@ -23,6 +26,8 @@ const DEFAULT: Limits = Limits {
     total: Duration::from_secs(150),
     per_pair_max: Duration::from_secs(5),
     sample: Duration::from_millis(2),
+    // The interval of nine leaves the lowest and the highest out: one odd trial does not widen it.
+    trials_max: 9,
 };
 
 /// A quick run ends within 45 seconds.
@@ -30,6 +35,7 @@ const QUICK: Limits = Limits {
     total: Duration::from_secs(30),
     per_pair_max: Duration::from_secs(1),
     sample: Duration::from_millis(1),
+    trials_max: SAMPLES_MIN,
 };
 
 /// Threads wake up at different times, so a sample of several has to be longer before what
@@ -58,6 +64,7 @@ impl Limits {
         Budget {
             total_ns: share.min(self.per_pair_max).as_nanos() as f64,
             sample_ns: (self.sample * factor).as_nanos() as f64,
+            trials_max: self.trials_max,
         }
     }
 
