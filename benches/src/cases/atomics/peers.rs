@@ -1,5 +1,6 @@
 //! What others offer for the same work, each in its usual configuration.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -66,13 +67,23 @@ alone_and_pair!(status_alone, status_pair, [
 alone_and_pair!(counter_alone, counter_pair, [
     "fetch_add" => || {
         let counter = shared(AtomicU64::new(0));
-        move || move || counter.fetch_add(black_box(1), Ordering::Relaxed)
+        move || move || counter.fetch_add(1, Ordering::Relaxed)
     },
     "parking_lot" => || {
         let counter = shared(parking_lot::Mutex::new(0_u64));
         move || move || {
-            *counter.lock() += black_box(1);
+            *counter.lock() += 1;
             0
+        }
+    },
+    // The floor: what one thread alone pays for a number in memory, without an atomic type.
+    "a plain u64" => || {
+        || {
+            let counter = black_box(Box::new(Cell::new(0_u64)));
+            move || {
+                counter.set(black_box(&counter).get() + 1);
+                0
+            }
         }
     },
 ]);
