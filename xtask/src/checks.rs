@@ -116,7 +116,11 @@ fn sources(root: &Path) -> Result<Vec<PathBuf>> {
             }
         }
     }
-    found.retain(|path| path.file_name().is_some_and(|name| name != "Cargo.lock"));
+    // In a linked work tree `.git` is a file, and names the directory of the repository.
+    found.retain(|path| {
+        path.file_name()
+            .is_some_and(|name| name != "Cargo.lock" && name != ".git")
+    });
     found.sort();
     Ok(found)
 }

@@ -37,7 +37,7 @@ use json_file::JsonFile;
 use listing::{Case, Listing, Measure};
 use machine::Machine;
 use pair::Sampler;
-use plan::Limits;
+use plan::{Clock, Limits};
 use progress::Progress;
 use report::{CaseReport, PeerReport, Report};
 use worker::Worker;
@@ -69,7 +69,9 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
         binaries: &binaries,
         callgrind,
         limits: Limits::of(options.quick),
-        spent: Duration::ZERO,
+        started: Instant::now(),
+        apart: Duration::ZERO,
+        planned: Duration::ZERO,
         pairs_left: selected.iter().map(|case| plan::pairs(case)).sum(),
         progress: Progress::new(selected.len()),
     };
@@ -110,8 +112,11 @@ struct Bench<'a> {
     binaries: &'a Binaries,
     callgrind: Option<Callgrind>,
     limits: Limits,
-    /// The time that comparisons have taken so far.
-    spent: Duration,
+    started: Instant,
+    /// The time that counting instructions has taken, which nobody promised anything about.
+    apart: Duration,
+    /// The sum of the comparisons' shares.
+    planned: Duration,
     pairs_left: usize,
     progress: Progress,
 }
@@ -168,16 +173,17 @@ impl Bench<'_> {
 
     fn compare(&mut self, number: usize, case: &Case, theirs: &str) -> Result<pair::Comparison> {
         self.progress.part(number, &case.id, theirs, self.left());
-        let start = Instant::now();
-        let budget = self
-            .limits
-            .budget(self.spent, self.pairs_left, case.threads);
+        let clock = Clock {
+            spent: self.spent(),
+            planned: self.planned,
+        };
+        let budget = self.limits.budget(clock, self.pairs_left, case.threads);
+        self.planned += Duration::from_nanos(budget.total_ns as u64);
         let mut crew = |trial| -> Result<Box<dyn Sampler>> {
             Ok(Box::new(Crew::start(self.binaries, case, theirs, trial)?))
         };
         let comparison = pair::compare(&mut crew, budget)
             .with_context(|| format!("cannot compare `{theirs}` and `after` of `{}`", case.id))?;
-        self.spent += start.elapsed();
         self.pairs_left -= 1;
         Ok(comparison)
     }
@@ -195,7 +201,12 @@ impl Bench<'_> {
     }
 
     /// Counts instructions where that was asked for and makes sense.
-    fn instructions(&self, number: usize, case: &Case, after_wall_ns: f64) -> Result<Option<f64>> {
+    fn instructions(
+        &mut self,
+        number: usize,
+        case: &Case,
+        after_wall_ns: f64,
+    ) -> Result<Option<f64>> {
         match &self.callgrind {
             // Valgrind runs one thread at a time: contention would not be there.
             Some(callgrind) if case.threads == 1 => {
@@ -232,7 +243,12 @@ impl Bench<'_> {
         Ok(headline::rows(&listing.headlines, cases, &counts))
     }
 
+    /// The time the run has taken so far.
+    fn spent(&self) -> Duration {
+        self.started.elapsed().saturating_sub(self.apart)
+    }
+
     fn left(&self) -> Duration {
-        self.limits.left(self.spent, self.pairs_left)
+        self.limits.left(self.spent(), self.pairs_left)
     }
 }

@@ -77,6 +77,13 @@ pub(crate) struct GoalReport {
     pub(crate) met: Option<bool>,
 }
 
+impl GoalReport {
+    /// Whether it is a least ratio; all others are a most count.
+    pub(crate) fn is_ratio(&self) -> bool {
+        self.goal.starts_with(">=")
+    }
+}
+
 /// One of the origin's claims.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub(crate) struct HeadlineReport {

@@ -119,7 +119,9 @@ fn case_rows(report: &Report) -> Vec<Row> {
 
 fn goal_lines(cases: &[CaseReport], colours: Colours) -> String {
     let mut text = String::new();
-    let (mut met_count, mut judged, mut open) = (0, 0, 0);
+    let (mut met_count, mut judged) = (0, 0);
+    // Goals that were not measured, by the option that measures them.
+    let (mut with_peers, mut with_icount) = (0, 0);
     let all = || {
         cases
             .iter()
@@ -135,7 +137,12 @@ fn goal_lines(cases: &[CaseReport], colours: Colours) -> String {
         .unwrap_or(0);
     for (case, goal) in all() {
         let (Some(measured), Some(met)) = (goal.measured, goal.met) else {
-            open += 1;
+            let open = if goal.is_ratio() {
+                &mut with_peers
+            } else {
+                &mut with_icount
+            };
+            *open += 1;
             continue;
         };
         judged += 1;
@@ -150,21 +157,23 @@ fn goal_lines(cases: &[CaseReport], colours: Colours) -> String {
             ),
         );
     }
-    if judged + open > 0 {
+    if judged > 0 {
         line(&mut text, format_args!("  {met_count} of {judged} met"));
     }
-    if open > 0 {
-        line(
-            &mut text,
-            format_args!("  {open} not measured in this run (--peers, --icount)"),
-        );
+    for (open, option) in [(with_peers, "--peers"), (with_icount, "--icount")] {
+        if open > 0 {
+            line(
+                &mut text,
+                format_args!("  {open} not measured in this run: they need {option}"),
+            );
+        }
     }
     text
 }
 
 /// What was measured, and how far that is from the goal.
 fn distance(goal: &GoalReport, measured: f64, met: bool) -> String {
-    let at_least = goal.goal.starts_with(">=");
+    let at_least = goal.is_ratio();
     let text = if at_least {
         units::factor(measured)
     } else {
@@ -285,7 +294,8 @@ Headline
         );
         assert!(text.contains("\x1b[32mmet\x1b[0m: 6.00\n"), "{text}");
         assert!(
-            text.contains("1 of 2 met") && text.contains("1 not measured"),
+            text.contains("1 of 2 met")
+                && text.contains("1 not measured in this run: they need --icount"),
             "{text}"
         );
     }
