@@ -25,8 +25,9 @@ where
     F: FnMut() -> u64 + Send + 'static,
 {
     let member = |_| -> Member {
-        let mut operation = make();
+        let mut own = Apart(make());
         Box::new(move |iters| {
+            let Apart(operation) = &mut own;
             let mut sum = 0_u64;
             for _ in 0..iters {
                 sum = sum.wrapping_add(operation());
@@ -36,6 +37,12 @@ where
     };
     Team::new((0..2).map(member).collect()).into_run()
 }
+
+/// A member's own state, on cache lines of its own: where the allocator happens to put it must not decide whether
+/// the members slow each other down.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct Apart<T>(pub T);
 
 /// Spins at the start of a batch before giving the core away: there may be fewer cores than threads.
 const SPINS_BEFORE_YIELD: u32 = 200;

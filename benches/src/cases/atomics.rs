@@ -15,7 +15,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::RwLock;
 
 use crate::case::{Case, Goal, Path, Prepare, Run, path, summed};
-use crate::team::{Member, Team, pair};
+use crate::team::{Apart, Member, Team, pair};
 
 #[cfg(feature = "peers")]
 mod peers;
@@ -96,8 +96,11 @@ where
     F: Future<Output = u64>,
 {
     let member = |_| -> Member {
-        let (runtime, mut read) = (runtime(), make());
-        Box::new(move |iters| runtime.block_on(sum_of(iters, &mut read)))
+        let (runtime, mut own) = (runtime(), Apart(make()));
+        Box::new(move |iters| {
+            let Apart(read) = &mut own;
+            runtime.block_on(sum_of(iters, read));
+        })
     };
     Team::new((0..2).map(member).collect()).into_run()
 }
