@@ -3,7 +3,7 @@
 //! The cases run in worker processes of the package `perf-benches`; here is what drives them.
 //! `docs/BENCHMARKING.md` says how and why.
 
-use std::io::{IsTerminal, stdout};
+use std::io::{IsTerminal, Write, stdout};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -48,6 +48,8 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
     if options.icount {
         icount::require()?;
     }
+    // Of what is built, not of what may be checked out by the time the run ends.
+    let (commit, dirty) = (workspace::commit(), workspace::is_dirty());
     let binaries = Binaries::build(options.peers)?;
     let mut listing = list(&binaries)?;
     if !options.peers {
@@ -85,19 +87,18 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
         schema: report::SCHEMA,
         machine: Machine::this(),
         rustc: machine::rustc(),
-        commit: workspace::commit(),
-        dirty: workspace::is_dirty(),
+        commit,
+        dirty,
         quick: options.quick,
         cases,
         headline,
     };
-    if let Some(json) = json {
-        json.write(&report)?;
-    }
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let colours = table::Colours::new(stdout().is_terminal() && !no_color);
-    print!("{}", table::render(&report, colours));
-    Ok(())
+    // A table that nobody reads to its end is no reason to lose the report, and the other way round.
+    let printed = stdout().write_all(table::render(&report, colours).as_bytes());
+    json.map_or(Ok(()), |json| json.write(&report))?;
+    printed.context("cannot print the table")
 }
 
 fn list(binaries: &Binaries) -> Result<Listing> {
