@@ -58,8 +58,24 @@ pub fn cases() -> Vec<Case> {
             "a batch of 64 KiB frozen, cloned for a second peer, dropped twice",
         ),
         freeze_vec(),
-        vs_peers(),
-        object(),
+        vs_peers::<1>(
+            "pool/vs_peers",
+            "a small message's buffer, other crates' pools, one thread",
+            peers_goals(),
+        ),
+        vs_peers::<2>(
+            "pool/vs_peers_x2",
+            "the same with a second thread at the same pool",
+            peers_goals(),
+        ),
+        object::<1>(
+            "pool/object",
+            "an encoder's scratch space: get, write, reset, return",
+        ),
+        object::<2>(
+            "pool/object_x2",
+            "the same with a second thread at the same pool",
+        ),
     ]
 }
 
@@ -182,11 +198,13 @@ fn burst<const COUNT: usize>(id: &'static str, about: &'static str) -> Case {
 struct Consumer<T: Send + 'static> {
     link: Arc<Link<T>>,
     thread: Option<JoinHandle<()>>,
+    sent: u64,
 }
 
 struct Link<T> {
     queue: ArrayQueue<T>,
     consumed: AtomicU64,
+    is_active: AtomicBool,
     is_done: AtomicBool,
 }
 
@@ -195,12 +213,17 @@ impl<T: Send + 'static> Consumer<T> {
         let link = Arc::new(Link {
             queue: ArrayQueue::new(256),
             consumed: AtomicU64::new(0),
+            is_active: AtomicBool::new(false),
             is_done: AtomicBool::new(false),
         });
         let its_link = Arc::clone(&link);
         let thread = thread::spawn(move || {
             let mut consumed = 0;
             while !its_link.is_done.load(Ordering::Relaxed) {
+                // Between measurements the core belongs to the other paths.
+                if !its_link.is_active.load(Ordering::Relaxed) {
+                    thread::park();
+                }
                 while let Some(item) = its_link.queue.pop() {
                     consume(item);
                     consumed += 1;
@@ -212,19 +235,37 @@ impl<T: Send + 'static> Consumer<T> {
         Self {
             link,
             thread: Some(thread),
+            sent: 0,
         }
     }
 
-    fn send(&self, mut item: T) {
-        while let Err(back) = self.link.queue.push(item) {
-            item = back;
+    /// Sends `count` items and returns when all are consumed.
+    fn send(&mut self, count: u64, make: fn() -> T) {
+        for _ in 0..count {
+            let mut item = make();
+            while let Err(back) = self.link.queue.push(item) {
+                item = back;
+                spin_loop();
+            }
+        }
+        self.sent += count;
+        while self.link.consumed.load(Ordering::Acquire) < self.sent {
             spin_loop();
         }
     }
 
-    fn wait_for(&self, consumed: u64) {
-        while self.link.consumed.load(Ordering::Acquire) < consumed {
-            spin_loop();
+    /// Runs `work` with the consumer awake.
+    fn awake<R>(&mut self, work: impl FnOnce(&mut Self) -> R) -> R {
+        self.link.is_active.store(true, Ordering::Relaxed);
+        self.unpark();
+        let result = work(self);
+        self.link.is_active.store(false, Ordering::Relaxed);
+        result
+    }
+
+    fn unpark(&self) {
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
         }
     }
 }
@@ -232,6 +273,7 @@ impl<T: Send + 'static> Consumer<T> {
 impl<T: Send + 'static> Drop for Consumer<T> {
     fn drop(&mut self) {
         self.link.is_done.store(true, Ordering::Relaxed);
+        self.unpark();
         if let Some(thread) = self.thread.take() {
             // A panic over there has been printed already.
             let _ = thread.join();
@@ -240,38 +282,35 @@ impl<T: Send + 'static> Drop for Consumer<T> {
 }
 
 fn hand_over<T: Send + 'static>(make: fn() -> T, consume: fn(T)) -> Run {
-    let consumer = Consumer::start(consume);
-    let mut sent = 0;
+    let mut consumer = Consumer::start(consume);
     Box::new(move |iters| {
-        let start = Instant::now();
-        for _ in 0..iters {
-            consumer.send(make());
-        }
-        sent += iters;
-        consumer.wait_for(sent);
-        start.elapsed()
+        consumer.awake(|consumer| {
+            // Awake once it has consumed something.
+            consumer.send(256, make);
+            let start = Instant::now();
+            consumer.send(iters, make);
+            start.elapsed()
+        })
     })
 }
 
-/// The time of the slowest of a thousand hand-overs, times the number of operations: a path's outliers.
+/// The 99th percentile of a thousand batches, as time per operation. Above it lie the scheduler's own
+/// interruptions, which every path has.
 fn slowest<T: Send + 'static>(make: fn() -> T, consume: fn(T)) -> Run {
-    let consumer = Consumer::start(consume);
-    let mut sent = 0;
+    let mut consumer = Consumer::start(consume);
     Box::new(move |iters| {
-        let mut times: Vec<Duration> = Vec::with_capacity(OUTLIER_SAMPLES);
-        for _ in 0..OUTLIER_SAMPLES {
-            let start = Instant::now();
-            for _ in 0..OUTLIER_BATCH {
-                consumer.send(make());
-            }
-            sent += OUTLIER_BATCH;
-            consumer.wait_for(sent);
-            times.push(start.elapsed());
-        }
-        times.sort_unstable();
-        // The 99th percentile: above it lie the scheduler's own interruptions, which every path has.
-        let slow = times[OUTLIER_SAMPLES * 99 / 100].as_nanos() as u64;
-        Duration::from_nanos(slow * iters / OUTLIER_BATCH)
+        let mut times_ns = consumer.awake(|consumer| {
+            consumer.send(OUTLIER_BATCH, make);
+            let sample = |_| {
+                let start = Instant::now();
+                consumer.send(OUTLIER_BATCH, make);
+                start.elapsed().as_nanos() as f64
+            };
+            (0..OUTLIER_SAMPLES).map(sample).collect::<Vec<f64>>()
+        });
+        times_ns.sort_unstable_by(f64::total_cmp);
+        let slow_ns = times_ns[OUTLIER_SAMPLES * 99 / 100];
+        Duration::from_secs_f64(slow_ns * 1e-9 * iters as f64 / OUTLIER_BATCH as f64)
     })
 }
 
@@ -294,7 +333,7 @@ fn make_pooled() -> BufferGuard {
     buffer
 }
 
-/// Bare hand-over of memory: a written line goes over, and nothing comes back.
+/// The queue alone: a word goes over, no memory is touched on either side.
 fn bare() -> Run {
     hand_over(make_word, |word| {
         black_box(word);
@@ -429,27 +468,108 @@ fn freeze_vec() -> Case {
     }
 }
 
-// Other pools, of `Vec<u8>` with 1 KiB.
+// Other pools, of `Vec<u8>` with 1 KiB, alone and with a second thread at the same pool.
+
+/// A second thread that does the same work while this one is measured.
+struct Rival {
+    is_active: Arc<AtomicBool>,
+    is_done: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Rival {
+    fn start(operation: impl Fn() + Send + 'static) -> Self {
+        let is_active = Arc::new(AtomicBool::new(false));
+        let is_done = Arc::new(AtomicBool::new(false));
+        let (active, done) = (Arc::clone(&is_active), Arc::clone(&is_done));
+        let thread = thread::spawn(move || {
+            while !done.load(Ordering::Relaxed) {
+                if !active.load(Ordering::Relaxed) {
+                    thread::park();
+                }
+                for _ in 0..64 {
+                    operation();
+                }
+            }
+        });
+        Self {
+            is_active,
+            is_done,
+            thread: Some(thread),
+        }
+    }
+
+    fn set_active(&self, is_active: bool) {
+        self.is_active.store(is_active, Ordering::Relaxed);
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
+        }
+    }
+}
+
+impl Drop for Rival {
+    fn drop(&mut self) {
+        self.is_done.store(true, Ordering::Relaxed);
+        self.set_active(true);
+        if let Some(thread) = self.thread.take() {
+            // A panic over there has been printed already.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn contended(operation: impl Fn() + Clone + Send + 'static) -> Run {
+    let rival = Rival::start(operation.clone());
+    Box::new(move |iters| {
+        rival.set_active(true);
+        let start = Instant::now();
+        for _ in 0..iters {
+            operation();
+        }
+        let elapsed = start.elapsed();
+        rival.set_active(false);
+        elapsed
+    })
+}
+
+/// Alone if `THREADS` is 1, else with a rival.
+fn shared<const THREADS: u32>(operation: impl Fn() + Clone + Send + 'static) -> Run {
+    if THREADS == 1 {
+        timed(operation)
+    } else {
+        contended(operation)
+    }
+}
+
+fn shared_fresh<const THREADS: u32>() -> Run {
+    shared::<THREADS>(|| touch(&mut Vec::with_capacity(black_box(KIB))))
+}
+
+fn shared_pooled<const THREADS: u32>() -> Run {
+    shared::<THREADS>(|| touch(BufferGuard::new(black_box(KIB)).get_mut()))
+}
 
 #[cfg(feature = "peers")]
 mod others {
-    use super::{KIB, touch};
-    use crate::case::{Path, Run, path, timed};
-    use std::hint::black_box;
+    use super::{KIB, shared, touch};
+    use crate::case::{Path, Run, path};
+    use std::sync::Arc;
 
-    fn object_pool() -> Run {
-        let pool = object_pool::Pool::new(64, || Vec::with_capacity(KIB));
-        timed(move || {
-            let mut buffer = black_box(&pool).pull(|| Vec::with_capacity(KIB));
+    fn object_pool<const THREADS: u32>() -> Run {
+        let pool = Arc::new(object_pool::Pool::new(64, || Vec::with_capacity(KIB)));
+        shared::<THREADS>(move || {
+            let mut buffer = pool.pull(|| Vec::with_capacity(KIB));
             buffer.clear();
             touch(&mut buffer);
         })
     }
 
-    fn lockfree_object_pool() -> Run {
-        let pool =
-            lockfree_object_pool::LinearObjectPool::new(|| Vec::with_capacity(KIB), Vec::clear);
-        timed(move || touch(&mut black_box(&pool).pull()))
+    fn lockfree_object_pool<const THREADS: u32>() -> Run {
+        let pool = Arc::new(lockfree_object_pool::LinearObjectPool::new(
+            || Vec::with_capacity(KIB),
+            Vec::clear,
+        ));
+        shared::<THREADS>(move || touch(&mut pool.pull()))
     }
 
     struct Buffers;
@@ -464,40 +584,42 @@ mod others {
         }
     }
 
-    fn opool() -> Run {
-        let pool = opool::Pool::new_prefilled(64, Buffers);
-        timed(move || touch(&mut black_box(&pool).get()))
+    fn opool<const THREADS: u32>() -> Run {
+        let pool = Arc::new(opool::Pool::new_prefilled(64, Buffers));
+        shared::<THREADS>(move || touch(&mut pool.get()))
     }
 
-    pub(super) fn paths() -> Vec<Path> {
+    pub(super) fn paths<const THREADS: u32>() -> Vec<Path> {
         vec![
-            path("object-pool", object_pool),
-            path("lockfree-object-pool", lockfree_object_pool),
-            path("opool", opool),
+            path("object-pool", object_pool::<THREADS>),
+            path("lockfree-object-pool", lockfree_object_pool::<THREADS>),
+            path("opool", opool::<THREADS>),
         ]
     }
 }
 
 #[cfg(not(feature = "peers"))]
 mod others {
-    pub(super) fn paths() -> Vec<crate::case::Path> {
+    pub(super) fn paths<const THREADS: u32>() -> Vec<crate::case::Path> {
         Vec::new()
     }
 }
 
-fn vs_peers() -> Case {
+fn peers_goals() -> Vec<Goal> {
+    ["object-pool", "lockfree-object-pool", "opool"]
+        .map(|peer| ratio(peer, 3.0))
+        .to_vec()
+}
+
+fn vs_peers<const THREADS: u32>(id: &'static str, about: &'static str, goals: Vec<Goal>) -> Case {
     Case {
-        id: "pool/vs_peers",
-        about: "a small message's buffer from other crates' pools",
-        threads: 1,
-        before: path("before", fresh::<KIB>),
-        after: path("after", pooled::<KIB>),
-        peers: others::paths(),
-        goals: vec![
-            ratio("object-pool", 3.0),
-            ratio("lockfree-object-pool", 3.0),
-            ratio("opool", 3.0),
-        ],
+        id,
+        about,
+        threads: THREADS,
+        before: path("before", shared_fresh::<THREADS>),
+        after: path("after", shared_pooled::<THREADS>),
+        peers: others::paths::<THREADS>(),
+        goals,
     }
 }
 
@@ -520,42 +642,46 @@ impl Scratch {
     }
 }
 
-fn object_locked() -> Run {
-    let pool: Mutex<Vec<Scratch>> = Mutex::new(Vec::new());
-    let lock = |pool: &Mutex<Vec<Scratch>>, put: Option<Scratch>| {
-        let mut idle = pool
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        match put {
-            Some(scratch) => {
-                idle.push(scratch);
-                None
-            }
-            None => idle.pop(),
+/// Takes an object, or puts one back.
+fn exchange(pool: &Mutex<Vec<Scratch>>, put: Option<Scratch>) -> Option<Scratch> {
+    let mut idle = pool
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    match put {
+        Some(scratch) => {
+            idle.push(scratch);
+            None
         }
-    };
-    timed(move || {
-        let mut scratch = lock(black_box(&pool), None).unwrap_or_else(Scratch::new);
+        None => idle.pop(),
+    }
+}
+
+fn object_locked<const THREADS: u32>() -> Run {
+    let pool = Arc::new(Mutex::new(Vec::new()));
+    shared::<THREADS>(move || {
+        let mut scratch = exchange(&pool, None).unwrap_or_else(Scratch::new);
         scratch.touch();
         scratch.entries.clear();
-        lock(&pool, Some(scratch));
+        exchange(&pool, Some(scratch));
     })
 }
 
-fn object_pooled() -> Run {
-    let pool = ObjectPool::builder(Scratch::new)
-        .reset(|scratch: &mut Scratch| scratch.entries.clear())
-        .build();
-    timed(move || black_box(&pool).get().touch())
+fn object_pooled<const THREADS: u32>() -> Run {
+    let pool = Arc::new(
+        ObjectPool::builder(Scratch::new)
+            .reset(|scratch: &mut Scratch| scratch.entries.clear())
+            .build(),
+    );
+    shared::<THREADS>(move || pool.get().touch())
 }
 
-fn object() -> Case {
+fn object<const THREADS: u32>(id: &'static str, about: &'static str) -> Case {
     Case {
-        id: "pool/object",
-        about: "an encoder's scratch space: get, write, reset, return",
-        threads: 1,
-        before: path("before", object_locked),
-        after: path("after", object_pooled),
+        id,
+        about,
+        threads: THREADS,
+        before: path("before", object_locked::<THREADS>),
+        after: path("after", object_pooled::<THREADS>),
         peers: Vec::new(),
         goals: vec![ratio("before", 1.0), Goal::Allocations(0.0)],
     }

@@ -1,6 +1,7 @@
 //! A lent buffer of fixed capacity that freezes for free.
 
 use crate::bytes_node::BytesNode;
+use crate::class::Tag;
 use crate::error::PoolError;
 use crate::local;
 use crate::pool::buffer_pool;
@@ -129,15 +130,15 @@ fn give_back(node: Box<BytesNode>, is_whole: bool, busy: bool) {
     if is_whole {
         local::keep_bytes(node, busy);
     } else {
-        discard(node);
+        discard(node.tag);
     }
 }
 
 /// Lets go of a buffer that was reallocated: `BufMut::chunk_mut` grows a full `BytesMut`.
 #[cold]
-fn discard(node: Box<BytesNode>) {
-    if let Some(core) = local::core_of(node.tag) {
-        core.discard(&core.classes[node.tag.class()]);
+fn discard(tag: Tag) {
+    if let Some(core) = local::core_of(tag) {
+        core.discard(&core.classes[tag.class()]);
     }
 }
 

@@ -23,7 +23,7 @@ pub(crate) struct Class {
     pub(crate) chain_len: usize,
     /// Whether a thread may keep a second chain, so that a load swinging about a chain's boundary stays local.
     pub(crate) spare: bool,
-    /// Retained frozen buffers that a thread keeps at most.
+    /// Retained frozen buffers that a thread keeps at most, besides the last one in its slot.
     pub(crate) ring_len: usize,
     pub(crate) depot: Depot<Chain>,
     pub(crate) retained: Depot<Box<BytesNode>>,
@@ -66,7 +66,7 @@ impl Class {
             tag,
             chain_len,
             spare: thread_buffers >= 2,
-            ring_len: thread_buffers,
+            ring_len: thread_buffers.saturating_sub(1),
             depot: Depot::new(depot_items(chain_len.max(1) as u64)),
             retained: Depot::new(depot_items(1)),
             guard_hits: AtomicU64::new(0),

@@ -9,6 +9,7 @@
 //! anything can lie in a slot: an unarmed slot is empty (so `take` fails) and has no room (so `put` fails).
 
 use crate::block::{Block, UNARMED};
+use crate::bytes_node::BytesNode;
 use crate::class::{SLOTS, Tag};
 use crate::node::{Chain, Node};
 use std::cell::Cell;
@@ -20,6 +21,8 @@ pub(crate) struct Slot {
     /// How many more buffers fit.
     room: Cell<usize>,
     head: Cell<ManuallyDrop<Option<Box<Node>>>>,
+    /// The buffer frozen last, whose frozen parts may still be read.
+    frozen: Cell<ManuallyDrop<Option<Box<BytesNode>>>>,
 }
 
 /// All slots of one thread.
@@ -43,6 +46,7 @@ impl Slot {
             tag: Cell::new(Tag::NONE),
             room: Cell::new(0),
             head: Cell::new(ManuallyDrop::new(None)),
+            frozen: Cell::new(ManuallyDrop::new(None)),
         }
     }
 
@@ -73,6 +77,12 @@ impl Slot {
         // spares the check.
         mem::forget(mem::replace(&mut node.next, self.take_head()));
         self.set_head(Some(node));
+    }
+
+    /// The buffer frozen last, free again or not.
+    #[inline]
+    pub(crate) fn take_frozen(&self) -> Option<Box<BytesNode>> {
+        ManuallyDrop::into_inner(self.frozen.replace(ManuallyDrop::new(None)))
     }
 
     pub(crate) fn has_room(&self) -> bool {
@@ -155,4 +165,38 @@ pub(crate) fn put(mut node: Box<Node>) -> Option<Box<Node>> {
     });
     // A thread-local without a destructor never refuses access.
     rest.unwrap_or_default()
+}
+
+/// The buffer frozen last in this thread with this tag (without flags). It may not be free yet.
+#[inline]
+pub(crate) fn take_frozen(tag: Tag) -> Option<Box<BytesNode>> {
+    with(|hot| {
+        let slot = &hot.slots[tag.index()];
+        if slot.tag.get() == tag {
+            slot.take_frozen()
+        } else {
+            None
+        }
+    })
+    .flatten()
+}
+
+/// Keeps a buffer that was frozen or not used, and gives back the one before it, or itself if the slot is
+/// another's.
+#[inline]
+pub(crate) fn put_frozen(node: Box<BytesNode>) -> Option<Box<BytesNode>> {
+    let rest = HOT.try_with(|hot| {
+        let slot = &hot.slots[node.tag.index()];
+        if slot.tag.get() != node.tag {
+            return Some(node);
+        }
+        ManuallyDrop::into_inner(slot.frozen.replace(ManuallyDrop::new(Some(node))))
+    });
+    rest.unwrap_or_default()
+}
+
+/// Counts a retained buffer that was free again.
+#[inline]
+pub(crate) fn count_bytes(tag: Tag) {
+    let _ = HOT.try_with(|hot| hot.block.get().count_bytes(tag.index()));
 }

@@ -80,13 +80,25 @@ pub(crate) fn keep(core: &Arc<Core>, class: &Class, node: Box<Node>) {
 /// A retained frozen buffer of this thread that is free again.
 #[inline]
 pub(crate) fn take_bytes(core: &Arc<Core>, class: &Class) -> Option<Box<BytesNode>> {
+    if let Some(mut node) = hot::take_frozen(class.tag) {
+        if node.try_reclaim() {
+            hot::count_bytes(class.tag);
+            return Some(node);
+        }
+        keep_in_ring(node, true);
+    }
+    take_from_ring(core, class)
+}
+
+#[cold]
+fn take_from_ring(core: &Arc<Core>, class: &Class) -> Option<Box<BytesNode>> {
     with_owner(|owner, hot| {
         if !owner.holds(core) && !owner.arm(hot, core) {
             return None;
         }
         let index = class.tag.index();
         let ring = owner.rings.get_mut(index)?;
-        // The oldest is the likeliest to be free, and alone while frozen bytes are dropped at once.
+        // The oldest is the likeliest to be free.
         if !ring.front_mut()?.try_reclaim() {
             return None;
         }
@@ -99,6 +111,13 @@ pub(crate) fn take_bytes(core: &Arc<Core>, class: &Class) -> Option<Box<BytesNod
 /// Keeps a frozen buffer's handle (`busy`) or an unused buffer on this thread, else shared.
 #[inline]
 pub(crate) fn keep_bytes(node: Box<BytesNode>, busy: bool) {
+    if let Some(node) = hot::put_frozen(node) {
+        keep_in_ring(node, busy);
+    }
+}
+
+#[cold]
+fn keep_in_ring(node: Box<BytesNode>, busy: bool) {
     let tag = node.tag;
     let mut node = Some(node);
     with_owner(|owner, _| {
@@ -141,7 +160,6 @@ fn keep_bytes_elsewhere(node: Box<BytesNode>, busy: bool) {
 }
 
 /// Adds a buffer to a ring and says which one had to leave.
-#[inline]
 fn push_ring(
     ring: &mut VecDeque<Box<BytesNode>>,
     class: &Class,
@@ -272,6 +290,9 @@ impl Owner {
             slot.arm(Tag::NONE, 0);
             for chain in held.into_iter().chain(self.spares[index].take()) {
                 core.park(class, chain);
+            }
+            if let Some(node) = slot.take_frozen() {
+                core.retain(class, node);
             }
             if let Some(ring) = self.rings.get_mut(index) {
                 for node in ring.drain(..) {

@@ -5,7 +5,8 @@
 
 use crate::object_pool::Shared;
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 /// Pools that have a tier on one thread at the same time; which ones share a place follows from their ids.
@@ -14,6 +15,74 @@ const PLACES: usize = 8;
 /// Slow operations of another pool that a place's pool survives, as for byte buffers.
 const EVICT_AFTER: u32 = 256;
 
+/// One idle object per place, reached without a borrow: the hot path. As with byte buffers, this
+/// thread-local has no destructor; `Places` owns what lies in it and empties it.
+struct Hot {
+    id: Cell<u64>,
+    object: Cell<ManuallyDrop<Option<Box<dyn Any + Send>>>>,
+}
+
+const NO_POOL: u64 = u64::MAX;
+
+thread_local! {
+    static HOT: [Hot; PLACES] = const {
+        [const {
+            Hot { id: Cell::new(NO_POOL), object: Cell::new(ManuallyDrop::new(None)) }
+        }; PLACES]
+    };
+}
+
+impl Hot {
+    #[inline]
+    fn take(&self) -> Option<Box<dyn Any + Send>> {
+        ManuallyDrop::into_inner(self.object.replace(ManuallyDrop::new(None)))
+    }
+}
+
+#[inline]
+fn take_hot<T: Send + 'static>(id: u64) -> Option<Box<T>> {
+    HOT.try_with(|places| {
+        let hot = &places[place_of(id)];
+        if hot.id.get() != id {
+            return None;
+        }
+        // A pool's id stands for its type, so the downcast succeeds.
+        hot.take()?.downcast().ok()
+    })
+    .ok()
+    .flatten()
+}
+
+/// Keeps an object if the cell is this pool's and free.
+#[inline]
+fn keep_hot<T: Send + 'static>(id: u64, object: Box<T>) -> Option<Box<T>> {
+    let rest = HOT.try_with(|places| {
+        let hot = &places[place_of(id)];
+        if hot.id.get() != id {
+            return Some(object);
+        }
+        let before = hot
+            .object
+            .replace(ManuallyDrop::new(Some(object as Box<dyn Any + Send>)));
+        ManuallyDrop::into_inner(before)?.downcast().ok()
+    });
+    rest.unwrap_or_default()
+}
+
+/// Ends a place's hot cell; the object in it is returned.
+fn disarm(place: usize) -> Option<Box<dyn Any + Send>> {
+    HOT.try_with(|places| {
+        places[place].id.set(NO_POOL);
+        places[place].take()
+    })
+    .ok()
+    .flatten()
+}
+
+fn arm(place: usize, id: u64) {
+    let _ = HOT.try_with(|places| places[place].id.set(id));
+}
+
 struct Idle<T: Send + 'static> {
     shared: Arc<Shared<T>>,
     objects: Vec<Box<T>>,
@@ -21,13 +90,15 @@ struct Idle<T: Send + 'static> {
 
 /// What can be done with idle objects whose type is not known.
 trait Erased: Any {
-    /// Hands all objects to the shared tier; those of a closed pool stay, and are dropped with `self`.
-    fn hand_over(&mut self);
+    /// Hands all objects, and the one from the hot cell, to the shared tier; those of a closed pool stay, and are dropped with `self`.
+    fn hand_over(&mut self, last: Option<Box<dyn Any + Send>>);
     fn is_closed(&self) -> bool;
 }
 
 impl<T: Send + 'static> Erased for Idle<T> {
-    fn hand_over(&mut self) {
+    fn hand_over(&mut self, last: Option<Box<dyn Any + Send>>) {
+        let last = last.and_then(|object| object.downcast().ok());
+        self.objects.extend(last);
         self.shared.put_some(&mut self.objects, 0);
     }
 
@@ -46,7 +117,7 @@ struct Places([Place; PLACES]);
 
 thread_local! {
     static PLACES_HERE: RefCell<Places> = const {
-        RefCell::new(Places([const { Place { id: u64::MAX, pressure: 0, idle: None } }; PLACES]))
+        RefCell::new(Places([const { Place { id: NO_POOL, pressure: 0, idle: None } }; PLACES]))
     };
 }
 
@@ -74,10 +145,13 @@ impl Places {
                 place.pressure += 1;
                 return None;
             }
-            idle.hand_over();
+            idle.hand_over(disarm(place_of(shared.id)));
         }
         place.pressure = 0;
         place.id = shared.id;
+        if shared.thread_objects_max > 0 {
+            arm(place_of(shared.id), shared.id);
+        }
         place.idle.replace(Box::new(Idle {
             shared: Arc::clone(shared),
             objects: Vec::with_capacity(shared.thread_objects_max),
@@ -87,9 +161,10 @@ impl Places {
 
 impl Drop for Places {
     fn drop(&mut self) {
-        for place in &mut self.0 {
+        for (number, place) in self.0.iter_mut().enumerate() {
+            let last = disarm(number);
             if let Some(idle) = &mut place.idle {
-                idle.hand_over();
+                idle.hand_over(last);
             }
         }
     }
@@ -105,11 +180,11 @@ fn with_places<R>(f: impl FnOnce(&mut Places) -> Option<R>) -> Option<R> {
 /// An idle object of this thread, else a shared one.
 #[inline]
 pub(crate) fn take<T: Send + 'static>(shared: &Arc<Shared<T>>) -> Option<Box<T>> {
-    let local = with_places(|places| places.find::<T>(shared.id)?.objects.pop());
-    if local.is_some() {
-        return local;
-    }
-    take_shared(shared)
+    take_hot(shared.id).or_else(|| take_idle(shared))
+}
+
+fn take_idle<T: Send + 'static>(shared: &Arc<Shared<T>>) -> Option<Box<T>> {
+    with_places(|places| places.find::<T>(shared.id)?.objects.pop()).or_else(|| take_shared(shared))
 }
 
 #[cold]
@@ -125,10 +200,17 @@ fn take_shared<T: Send + 'static>(shared: &Arc<Shared<T>>) -> Option<Box<T>> {
 /// Keeps an object on this thread, else shared; gives it back if the pool is closed.
 #[inline]
 pub(crate) fn keep<T: Send + 'static>(shared: &Arc<Shared<T>>, object: Box<T>) -> Option<Box<T>> {
+    match keep_hot(shared.id, object) {
+        Some(object) => keep_idle(shared, object),
+        None => None,
+    }
+}
+
+fn keep_idle<T: Send + 'static>(shared: &Arc<Shared<T>>, object: Box<T>) -> Option<Box<T>> {
     let mut object = Some(object);
     with_places(|places| {
         let idle = places.find::<T>(shared.id)?;
-        if idle.objects.len() < shared.thread_objects_max {
+        if idle.objects.len() + 1 < shared.thread_objects_max {
             idle.objects.push(object.take()?);
         }
         Some(())
@@ -151,10 +233,11 @@ fn keep_shared<T: Send + 'static>(shared: &Arc<Shared<T>>, object: Box<T>) -> Op
             left = places.settle(shared);
         }
         let idle = places.find::<T>(shared.id)?;
-        if idle.objects.len() >= shared.thread_objects_max {
+        // One more lies in the hot cell.
+        if idle.objects.len() + 1 >= shared.thread_objects_max {
             shared.put_some(&mut idle.objects, shared.thread_objects_max / 2);
         }
-        if idle.objects.len() < shared.thread_objects_max {
+        if idle.objects.len() + 1 < shared.thread_objects_max {
             idle.objects.push(object.take()?);
         }
         Some(())
@@ -171,9 +254,9 @@ pub(crate) fn flush(id: u64) {
         if place.id != id {
             return None;
         }
-        place.id = u64::MAX;
+        place.id = NO_POOL;
         let mut idle = place.idle.take()?;
-        idle.hand_over();
+        idle.hand_over(disarm(place_of(id)));
         Some(idle)
     });
     drop(left);

@@ -4,8 +4,9 @@ use crate::budget::Budget;
 use crate::object_local;
 use crate::primitive::cold::{AtomicU64, Mutex, Relaxed, lock};
 use std::fmt;
+use std::mem;
 use std::ops::{Deref, DerefMut};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 type Create<T> = Box<dyn Fn() -> T + Send + Sync>;
@@ -178,14 +179,19 @@ impl<T: Send + 'static> ObjectPool<T> {
     #[inline]
     fn give_back(&self, mut object: Box<T>, is_pooled: bool) {
         if let Some(reset) = &self.reset {
-            let outcome = catch_unwind(AssertUnwindSafe(|| reset(&mut object)));
-            if let Err(panic) = outcome {
-                self.lose(is_pooled);
-                drop(object);
-                if !std::thread::panicking() {
-                    resume_unwind(panic);
+            if std::thread::panicking() {
+                // A second panic would abort the process.
+                if catch_unwind(AssertUnwindSafe(|| reset(&mut object))).is_err() {
+                    self.lose(is_pooled);
+                    return;
                 }
-                return;
+            } else {
+                let loss = Loss {
+                    pool: self,
+                    is_pooled,
+                };
+                reset(&mut object);
+                mem::forget(loss);
             }
         }
         if is_pooled {
@@ -274,6 +280,18 @@ impl<T> Shared<T> {
 
     pub(crate) fn is_closed(&self) -> bool {
         lock(&self.idle).is_closed
+    }
+}
+
+/// Counts an object as lost if the reset hook panics.
+struct Loss<'a, T: Send + 'static> {
+    pool: &'a ObjectPool<T>,
+    is_pooled: bool,
+}
+
+impl<T: Send + 'static> Drop for Loss<'_, T> {
+    fn drop(&mut self) {
+        self.pool.lose(self.is_pooled);
     }
 }
 
