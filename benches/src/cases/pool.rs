@@ -58,6 +58,7 @@ pub fn cases() -> Vec<Case> {
             "a batch of 64 KiB frozen, cloned for a second peer, dropped twice",
         ),
         freeze_vec(),
+        freeze_cross(),
         vs_peers::<1>(
             "pool/vs_peers",
             "a small message's buffer, other crates' pools, one thread",
@@ -465,6 +466,33 @@ fn freeze_vec() -> Case {
             mimalloc(freeze_fresh::<KIB>),
         ],
         goals: vec![Goal::Allocations(0.0)],
+    }
+}
+
+fn make_shared_fresh() -> Bytes {
+    let mut buffer = Vec::with_capacity(black_box(KIB));
+    touch(&mut buffer);
+    Bytes::from(buffer)
+}
+
+fn make_shared_pooled() -> Bytes {
+    BytesGuard::try_new(black_box(KIB))
+        .and_then(|mut buffer| {
+            buffer.put_slice(black_box(&MESSAGE))?;
+            Ok(buffer.freeze())
+        })
+        .unwrap_or_default()
+}
+
+fn freeze_cross() -> Case {
+    Case {
+        id: "pool/freeze_x2",
+        about: "a message frozen by one thread, cloned and dropped by the writer's thread",
+        threads: 2,
+        before: path("before", || hand_over(make_shared_fresh, share)),
+        after: path("after", || hand_over(make_shared_pooled, share)),
+        peers: vec![mimalloc(|| hand_over(make_shared_fresh, share))],
+        goals: vec![ratio("before", 2.0), Goal::Allocations(0.0)],
     }
 }
 

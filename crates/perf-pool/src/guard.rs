@@ -8,6 +8,7 @@ use crate::pool::{BufferPool, buffer_pool, lend_bytes};
 use bytes::Bytes;
 use std::fmt;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 
 /// Above this many bytes, sharing the `Vec` (one small allocation) is cheaper than copying it into a
@@ -34,8 +35,9 @@ const FREEZE_COPY_BYTES_MAX: usize = 1024;
 /// assert_eq!(&buffer[..], b"state");
 /// ```
 pub struct BufferGuard {
-    /// `None` only while the guard is being taken apart.
-    node: Option<Box<Node>>,
+    /// `None` only while the guard is being taken apart. `ManuallyDrop` because `drop` always takes it out: the
+    /// compiler's own drop of the field would be two calls per guard for nothing.
+    node: ManuallyDrop<Option<Box<Node>>>,
 }
 
 static EMPTY: Vec<u8> = Vec::new();
@@ -60,14 +62,16 @@ impl BufferGuard {
 
     #[inline]
     pub(crate) fn holding(node: Box<Node>) -> Self {
-        Self { node: Some(node) }
+        Self {
+            node: ManuallyDrop::new(Some(node)),
+        }
     }
 
     /// The buffer.
     #[inline]
     #[must_use]
     pub fn get(&self) -> &Vec<u8> {
-        match &self.node {
+        match &*self.node {
             Some(node) => &node.vec,
             None => &EMPTY,
         }
@@ -105,7 +109,7 @@ impl BufferGuard {
     /// To freeze large payloads without any, write into a [`BytesGuard`](crate::BytesGuard).
     #[must_use]
     pub fn freeze(self) -> Bytes {
-        let Some(node) = &self.node else {
+        let Some(node) = &*self.node else {
             return Bytes::new();
         };
         let len = node.vec.len();
