@@ -195,6 +195,16 @@ fn burst<const COUNT: usize>(id: &'static str, about: &'static str) -> Case {
 
 // One thread gets and fills, another reads and drops.
 
+/// Waits a little: spinning while the other thread runs, yielding once it seems not to (busy machines).
+fn pause(waits: &mut u32) {
+    *waits += 1;
+    if *waits < 2000 {
+        spin_loop();
+    } else {
+        thread::yield_now();
+    }
+}
+
 /// A thread that takes what comes through a queue until it is told to stop.
 struct Consumer<T: Send + 'static> {
     link: Arc<Link<T>>,
@@ -219,7 +229,7 @@ impl<T: Send + 'static> Consumer<T> {
         });
         let its_link = Arc::clone(&link);
         let thread = thread::spawn(move || {
-            let mut consumed = 0;
+            let (mut consumed, mut waits) = (0, 0);
             while !its_link.is_done.load(Ordering::Relaxed) {
                 // Between measurements the core belongs to the other paths.
                 if !its_link.is_active.load(Ordering::Relaxed) {
@@ -229,8 +239,9 @@ impl<T: Send + 'static> Consumer<T> {
                     consume(item);
                     consumed += 1;
                     its_link.consumed.store(consumed, Ordering::Release);
+                    waits = 0;
                 }
-                spin_loop();
+                pause(&mut waits);
             }
         });
         Self {
@@ -243,15 +254,16 @@ impl<T: Send + 'static> Consumer<T> {
     /// Sends `count` items and returns when all are consumed.
     fn send(&mut self, count: u64, make: fn() -> T) {
         for _ in 0..count {
-            let mut item = make();
+            let (mut item, mut waits) = (make(), 0);
             while let Err(back) = self.link.queue.push(item) {
                 item = back;
-                spin_loop();
+                pause(&mut waits);
             }
         }
         self.sent += count;
+        let mut waits = 0;
         while self.link.consumed.load(Ordering::Acquire) < self.sent {
-            spin_loop();
+            pause(&mut waits);
         }
     }
 
@@ -502,6 +514,7 @@ fn freeze_cross() -> Case {
 struct Rival {
     is_active: Arc<AtomicBool>,
     is_done: Arc<AtomicBool>,
+    rounds: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -509,7 +522,9 @@ impl Rival {
     fn start(operation: impl Fn() + Send + 'static) -> Self {
         let is_active = Arc::new(AtomicBool::new(false));
         let is_done = Arc::new(AtomicBool::new(false));
+        let rounds = Arc::new(AtomicU64::new(0));
         let (active, done) = (Arc::clone(&is_active), Arc::clone(&is_done));
+        let its_rounds = Arc::clone(&rounds);
         let thread = thread::spawn(move || {
             while !done.load(Ordering::Relaxed) {
                 if !active.load(Ordering::Relaxed) {
@@ -518,11 +533,13 @@ impl Rival {
                 for _ in 0..64 {
                     operation();
                 }
+                its_rounds.fetch_add(1, Ordering::Relaxed);
             }
         });
         Self {
             is_active,
             is_done,
+            rounds,
             thread: Some(thread),
         }
     }
@@ -550,6 +567,10 @@ fn contended(operation: impl Fn() + Clone + Send + 'static) -> Run {
     let rival = Rival::start(operation.clone());
     Box::new(move |iters| {
         rival.set_active(true);
+        let (before, mut waits) = (rival.rounds.load(Ordering::Relaxed), 0);
+        while rival.rounds.load(Ordering::Relaxed) == before {
+            pause(&mut waits);
+        }
         let start = Instant::now();
         for _ in 0..iters {
             operation();
