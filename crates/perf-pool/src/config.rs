@@ -18,8 +18,8 @@ pub struct Config {
     pub(crate) clear_on_return: bool,
 }
 
-/// Idle buffers of one class that one thread keeps at most. Measured: bursts of 64 stay in the thread
-/// tier, and beyond that the shared tier costs under 1 ns per buffer already.
+/// Idle buffers of one class that one thread keeps at most. Two chains of 64: a
+/// burst of 64 never leaves the thread, and the shared tier is visited once in 64 operations at most.
 const THREAD_BUFFERS_MAX: u64 = 128;
 
 impl Config {
@@ -62,7 +62,7 @@ impl Config {
     /// is freed instead of kept (wrong capacity, unpooled, frozen).
     ///
     /// Out of reach: memory that the user's own growth of the `Vec` left behind in the allocator, and what
-    /// `detach` hands over. A buffer of 1 KiB costs about 20 ns more, one of 1 MiB as much as a `memset`.
+    /// `detach` hands over. Costs a `memset` of the capacity on each return.
     #[must_use]
     pub const fn clear_on_return(mut self, clear: bool) -> Self {
         self.clear_on_return = clear;

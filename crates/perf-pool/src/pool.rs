@@ -22,7 +22,7 @@ use std::sync::Arc;
 /// one, [`buffer_pool`].
 ///
 /// A thread has a tier for the global pool and for three others at a time; which ones share a place is fixed by
-/// the order of their creation. Pools beyond that use the shared tier (about 50 ns per operation instead of 5).
+/// the order of their creation. Pools beyond that use the shared tier, which is slower.
 ///
 /// Dropping a pool frees what is idle in its shared tier and on this thread. Guards and frozen [`Bytes`](bytes::Bytes)
 /// stay valid; their memory is freed when they are dropped. Other threads free what they hold when they next run
@@ -46,7 +46,7 @@ static GLOBAL: LazyLock<BufferPool> = LazyLock::new(|| BufferPool {
     core: Core::global(Config::new()),
 });
 
-/// The global pool, with the default [`Config`]. [`BufferGuard::new`] and [`BytesGuard::new`] use it.
+/// The global pool, with the default [`Config`]. [`BufferGuard::new`] and [`BytesGuard::try_new`] use it.
 #[must_use]
 pub fn buffer_pool() -> &'static BufferPool {
     &GLOBAL

@@ -238,8 +238,7 @@ fn busy_frozen_buffers_are_not_lent_and_free_ones_are() {
 fn clear_on_return_reaches_every_path() {
     let pool = BufferPool::new(Config::new().clear_on_return(true));
     for round in 0..3 {
-        // `resize` after `set_len` would need `unsafe`; what can be seen safely is that the buffer is the same and
-        // empty. That the whole capacity is zero is checked beside `Node::wipe`.
+        // That the whole capacity is zero is checked beside `Node::wipe`: reading spare capacity needs `unsafe`.
         let mut buffer = pool.get(1024);
         assert!(buffer.get().is_empty());
         buffer.get_mut().resize(1024, 0xA5);
