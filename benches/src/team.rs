@@ -35,7 +35,7 @@ where
             black_box(sum);
         })
     };
-    Team::new((0..2).map(member).collect()).into_run()
+    Team::sharing((0..2).map(member).collect()).into_run()
 }
 
 /// A member's own state, on cache lines of its own: where the allocator happens to put it must not decide whether

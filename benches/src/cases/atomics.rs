@@ -102,7 +102,7 @@ where
             runtime.block_on(sum_of(iters, read));
         })
     };
-    Team::new((0..2).map(member).collect()).into_run()
+    Team::sharing((0..2).map(member).collect()).into_run()
 }
 
 async fn sum_of<F: Future<Output = u64>>(iters: u64, read: &mut impl FnMut() -> F) {

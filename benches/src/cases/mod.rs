@@ -3,6 +3,7 @@
 use std::hint::black_box;
 
 use crate::case::{Case, path, timed};
+use crate::mix;
 
 pub mod atomics;
 pub mod pool;
@@ -13,6 +14,7 @@ pub fn all() -> Vec<Case> {
     let mut cases = Vec::new();
     cases.extend(atomics::cases());
     cases.extend(pool::cases());
+    cases.extend(mix::cases());
     cases
 }
 

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::RwLock;
 
-use super::{CLUSTER_NODES, READERS, STATUS_MESSAGE_BYTES, StatusMessage, WRITER_PAUSE_US, Way};
+use super::{
+    CLUSTER_NODES, READERS, STATUS_MESSAGE_BYTES, StatusMessage, WRITER_PAUSE_US, Way, peer_of,
+};
 use crate::case::Run;
 use crate::team::{Member, Team};
 
@@ -102,11 +104,6 @@ fn runtime() -> Runtime {
     Builder::new_current_thread()
         .build()
         .expect("a runtime without drivers needs nothing from the system")
-}
-
-/// The peer that iteration `turn` asks about.
-fn peer_of(turn: u64) -> u64 {
-    turn % CLUSTER_NODES + 1
 }
 
 fn turns(with_message: bool) -> Run {
