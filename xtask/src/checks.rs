@@ -16,7 +16,7 @@ pub(crate) const PUBLISHED_FILES: [&str; 4] =
 const SOURCE_DIRECTORIES: [&str; 6] = [".cargo", ".ci", "benches", "crates", "docs", "xtask"];
 
 /// Directories that belong to one machine. A path begins after something that is no part of one.
-const MACHINE_PATHS: [&str; 5] = ["/home/", "/root/", "/Users/", "/work/", "C:\\Users\\"];
+const MACHINE_PATHS: [&str; 4] = ["/home/", "/root/", "/Users/", "C:\\Users\\"];
 
 /// Marks of unfinished work, in two parts so that this file has none itself.
 const UNFINISHED: [&str; 3] = [
