@@ -149,8 +149,8 @@ mod tests {
         assert!(has_machine_path("path = \"/root/x\""));
         assert!(has_machine_path("/Users/me"));
         assert!(!has_machine_path("https://example.org/home/page"));
-        assert!(!has_machine_path("src/work/mod.rs"));
-        assert!(!has_machine_path("{base}/work/x"));
+        assert!(!has_machine_path("src/home/mod.rs"));
+        assert!(!has_machine_path("{base}/home/x"));
     }
 
     #[test]
