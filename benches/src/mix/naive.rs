@@ -132,7 +132,7 @@ fn status_query() -> Run {
         Box::new(move |iters| {
             runtime.block_on(async {
                 for turn in 0..iters {
-                    black_box(node.status_query(black_box(peer_of(turn))).await);
+                    black_box(&node.status_query(black_box(peer_of(turn))).await);
                 }
             });
         })

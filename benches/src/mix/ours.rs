@@ -131,7 +131,7 @@ fn status_query() -> Run {
         Box::new(move |iters| {
             let mut peers = node.state.members().reader();
             for turn in 0..iters {
-                black_box(node.status_query(&mut peers, black_box(peer_of(turn))));
+                black_box(&node.status_query(&mut peers, black_box(peer_of(turn))));
             }
         })
     };
