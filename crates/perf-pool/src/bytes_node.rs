@@ -1,7 +1,7 @@
 //! The box a retained frozen buffer lives in.
 
 use crate::class::{Tag, bytes_of};
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 /// A `BytesMut` of which the pool keeps a handle while frozen parts of it are read elsewhere.
 ///
@@ -40,11 +40,17 @@ impl BytesNode {
         self.buf.capacity() == self.size
     }
 
+    /// Whether there is something to freeze in a buffer that the pool keeps, without a wipe.
+    #[inline]
+    pub(crate) fn is_ordinary(&self) -> bool {
+        self.tag.is_plain() && self.is_whole() && !self.buf.is_empty()
+    }
+
     /// Splits the written bytes off; the handle on the memory stays. Allocates only the first time (the
     /// reference count that `bytes` shares among the parts).
     #[inline]
-    pub(crate) fn split_frozen(&mut self) -> Bytes {
-        self.buf.split_off(0).freeze()
+    pub(crate) fn split_written(&mut self) -> BytesMut {
+        self.buf.split_off(0)
     }
 
     /// Overwrites the whole capacity with zeros and sets the length to 0.
@@ -72,7 +78,7 @@ mod tests {
         let mut node = BytesNode::of_class(Tag::new(0, 0));
         node.buf.resize(1024, 7);
         let address = node.buf.as_ptr();
-        let frozen = node.split_frozen();
+        let frozen = node.split_written().freeze();
         let clone = frozen.slice(10..20);
         drop(frozen);
         assert!(!node.try_reclaim());

@@ -79,6 +79,11 @@ impl Tag {
         self.0 & Self::CLEAR != 0
     }
 
+    /// Neither unpooled nor to be cleared.
+    pub(crate) const fn is_plain(self) -> bool {
+        self.0 & (Self::UNPOOLED | Self::CLEAR) == 0
+    }
+
     pub(crate) const fn pool_id(self) -> u64 {
         self.0 >> 8
     }

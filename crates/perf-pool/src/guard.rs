@@ -4,7 +4,7 @@ use crate::error::PoolError;
 use crate::hot;
 use crate::local;
 use crate::node::Node;
-use crate::pool::{BufferPool, buffer_pool, lend_bytes};
+use crate::pool::{BufferPool, buffer_pool, lend_bytes, lend_bytes_global};
 use bytes::Bytes;
 use std::fmt;
 use std::io;
@@ -131,7 +131,7 @@ impl BufferGuard {
         let node = self.node.as_ref()?;
         let len = node.vec.len();
         let mut copy = if node.tag.pool_id() == 0 {
-            lend_bytes(buffer_pool().core(), len).ok()?
+            lend_bytes_global(len).ok()?
         } else {
             lend_bytes(&local::core_of(node.tag)?, len).ok()?
         };

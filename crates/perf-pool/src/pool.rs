@@ -192,8 +192,37 @@ pub(crate) fn lend_bytes(core: &Arc<Core>, size_hint: usize) -> Result<BytesGuar
         return lend_bytes_oversized(core, size_hint);
     }
     let class = &core.classes[class_of(size_hint)];
-    let node = local::take_bytes(core, class).unwrap_or_else(|| make_bytes(core, class));
+    let node = hot::take_bytes(class.tag).unwrap_or_else(|busy| lend_bytes_slow(core, class, busy));
     Ok(BytesGuard::holding(node))
+}
+
+/// The same from the global pool, which is not looked at if this thread has a buffer.
+#[inline]
+pub(crate) fn lend_bytes_global(size_hint: usize) -> Result<BytesGuard, PoolError> {
+    if size_hint > CLASS_BYTES_MAX {
+        return lend_bytes_oversized(buffer_pool().core(), size_hint);
+    }
+    let class = class_of(size_hint);
+    let node =
+        hot::take_bytes_global(class).unwrap_or_else(|busy| lend_bytes_global_slow(class, busy));
+    Ok(BytesGuard::holding(node))
+}
+
+#[cold]
+#[inline(never)]
+fn lend_bytes_global_slow(class: usize, busy: Option<Box<BytesNode>>) -> Box<BytesNode> {
+    let core = buffer_pool().core();
+    lend_bytes_slow(core, &core.classes[class], busy)
+}
+
+#[cold]
+#[inline(never)]
+fn lend_bytes_slow(
+    core: &Arc<Core>,
+    class: &Class,
+    busy: Option<Box<BytesNode>>,
+) -> Box<BytesNode> {
+    local::take_from_ring(core, class, busy).unwrap_or_else(|| make_bytes(core, class))
 }
 
 #[cold]
@@ -209,8 +238,6 @@ fn lend_bytes_oversized(core: &Core, size_hint: usize) -> Result<BytesGuard, Poo
 }
 
 /// A retained buffer of the shared tier, or a new one.
-#[cold]
-#[inline(never)]
 fn make_bytes(core: &Core, class: &Class) -> Box<BytesNode> {
     // A few tries: the oldest of the shared ones may still be read somewhere.
     for _ in 0..4 {
