@@ -96,6 +96,11 @@ impl Tag {
         self.0 as usize & 15
     }
 
+    /// The same pool's smallest class.
+    pub(crate) const fn smallest(self) -> Self {
+        Self(self.0 & !15)
+    }
+
     /// The index of the slot that may hold this buffer.
     #[inline]
     pub(crate) const fn index(self) -> usize {
@@ -128,6 +133,8 @@ mod tests {
             assert!(tag.is_clearing() && !tag.is_unpooled() && tag.unpooled().is_unpooled());
             assert_eq!(tag.index(), tag.pool_slot() * 16 + 10);
             assert_eq!(tag.pool_slot() == 0, id == 0);
+            assert_eq!(Tag::new(id, 10).smallest(), Tag::new(id, 0));
+            assert!(tag.smallest().is_clearing() && !tag.is_plain());
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::bytes_guard::BytesGuard;
 use crate::bytes_node::BytesNode;
-use crate::class::{CLASS_BYTES_MAX, class_of};
+use crate::class::{CLASS_BYTES_MAX, Tag, class_of};
 use crate::config::Config;
 use crate::core::{Class, Core, add};
 use crate::error::PoolError;
@@ -206,6 +206,23 @@ pub(crate) fn lend_bytes_global(size_hint: usize) -> Result<BytesGuard, PoolErro
     let node =
         hot::take_bytes_global(class).unwrap_or_else(|busy| lend_bytes_global_slow(class, busy));
     Ok(BytesGuard::holding(node))
+}
+
+/// A [`BytesGuard`] of the smallest class of a buffer's pool, if that still lives. Without flags in the tag.
+#[inline]
+pub(crate) fn lend_smallest(tag: Tag) -> Option<BytesGuard> {
+    let node = match hot::take_bytes(tag.smallest()) {
+        Ok(node) => node,
+        Err(busy) => lend_smallest_slow(tag, busy)?,
+    };
+    Some(BytesGuard::holding(node))
+}
+
+#[cold]
+#[inline(never)]
+fn lend_smallest_slow(tag: Tag, busy: Option<Box<BytesNode>>) -> Option<Box<BytesNode>> {
+    let core = local::core_of(tag)?;
+    Some(lend_bytes_slow(&core, &core.classes[0], busy))
 }
 
 #[cold]
