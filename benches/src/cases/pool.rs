@@ -207,6 +207,8 @@ fn pause(waits: &mut u32) {
     }
 }
 
+const QUEUE_LEN: usize = 256;
+
 /// A thread that takes what comes through a queue until it is told to stop.
 struct Consumer<T: Send + 'static> {
     link: Arc<Link<T>>,
@@ -224,7 +226,7 @@ struct Link<T> {
 impl<T: Send + 'static> Consumer<T> {
     fn start(consume: impl Fn(T) + Send + 'static) -> Self {
         let link = Arc::new(Link {
-            queue: ArrayQueue::new(256),
+            queue: ArrayQueue::new(QUEUE_LEN),
             consumed: AtomicU64::new(0),
             is_active: AtomicBool::new(false),
             is_done: AtomicBool::new(false),
@@ -498,13 +500,21 @@ fn make_shared_pooled() -> Bytes {
         .unwrap_or_default()
 }
 
+/// With as many buffers in existence as can be in flight, so that a late first time does not count as steady state: a
+/// full queue, one message on either side of it, and one more to find free.
+fn freeze_cross_pooled() -> Run {
+    let in_flight: Vec<Bytes> = (0..QUEUE_LEN + 3).map(|_| make_shared_pooled()).collect();
+    drop(in_flight);
+    hand_over(make_shared_pooled, share)
+}
+
 fn freeze_cross() -> Case {
     Case {
         id: "pool/freeze_x2",
         about: "a message frozen by one thread, cloned and dropped by the writer's thread",
         threads: 2,
         before: path("before", || hand_over(make_shared_fresh, share)),
-        after: path("after", || hand_over(make_shared_pooled, share)),
+        after: path("after", freeze_cross_pooled),
         peers: vec![mimalloc(|| hand_over(make_shared_fresh, share))],
         goals: vec![Goal::Allocations(0.0)],
     }
