@@ -13,9 +13,9 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 
-/// Up to this many bytes a frozen payload is copied into a retained buffer, which allocates nothing. Sharing the
-/// `Vec` costs one small allocation, but no copy: 45 ns against 51 to 56 for 64 bytes (`docs/design/perf-pool.md`). Beyond
-/// 1 KiB the copy would outgrow the allocation by far.
+/// Up to this many bytes a frozen payload is copied into a retained buffer, which allocates nothing: 30 ns for 64 bytes. Sharing
+/// the `Vec` costs one small allocation, but no copy: 45 ns (`docs/design/perf-pool.md`). Beyond 1 KiB the copy would
+/// outgrow the allocation.
 const FREEZE_COPY_BYTES_MAX: usize = CLASS_BYTES_MIN;
 
 /// A buffer lent by a pool: a `Vec<u8>`, empty at first, that goes back when the guard is dropped.
