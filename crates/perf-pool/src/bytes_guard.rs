@@ -4,10 +4,11 @@ use crate::bytes_node::BytesNode;
 use crate::class::Tag;
 use crate::error::PoolError;
 use crate::local;
-use crate::pool::buffer_pool;
+use crate::pool::lend_bytes_global;
 use bytes::{BufMut, Bytes};
 use std::fmt;
 use std::io;
+use std::mem::{self, ManuallyDrop};
 use std::ops::{Deref, DerefMut};
 
 /// A buffer lent by a pool for bytes that will be shared: freezing it neither copies nor allocates, at any size.
@@ -29,8 +30,8 @@ use std::ops::{Deref, DerefMut};
 /// # Ok::<(), perf_pool::PoolError>(())
 /// ```
 pub struct BytesGuard {
-    /// `None` only while the guard is being taken apart.
-    node: Option<Box<BytesNode>>,
+    /// `None` only while the guard is being taken apart. `ManuallyDrop` because `drop` always takes it out.
+    node: ManuallyDrop<Option<Box<BytesNode>>>,
 }
 
 impl BytesGuard {
@@ -40,12 +41,14 @@ impl BytesGuard {
     /// As [`BufferPool::try_get_bytes`](crate::BufferPool::try_get_bytes).
     #[inline]
     pub fn try_new(size_hint: usize) -> Result<Self, PoolError> {
-        buffer_pool().try_get_bytes(size_hint)
+        lend_bytes_global(size_hint)
     }
 
     #[inline]
     pub(crate) fn holding(node: Box<BytesNode>) -> Self {
-        Self { node: Some(node) }
+        Self {
+            node: ManuallyDrop::new(Some(node)),
+        }
     }
 
     #[inline]
@@ -101,36 +104,37 @@ impl BytesGuard {
     #[inline]
     #[must_use]
     pub fn freeze(mut self) -> Bytes {
+        let node = self.node.take();
+        // Nothing is left to drop: spares a call.
+        mem::forget(self);
+        match node {
+            Some(mut node) if node.is_ordinary() => {
+                let written = node.split_written();
+                local::keep_bytes(node, true);
+                written.freeze()
+            }
+            Some(node) => Self::holding(node).freeze_slow(),
+            None => Bytes::new(),
+        }
+    }
+
+    /// What is empty, not pooled, to be cleared or reallocated.
+    #[cold]
+    #[inline(never)]
+    fn freeze_slow(mut self) -> Bytes {
         if self.is_empty() {
             return Bytes::new();
         }
-        if self
-            .node
-            .as_ref()
-            .is_some_and(|node| node.tag.is_clearing())
-        {
+        if matches!(&*self.node, Some(node) if node.tag.is_clearing()) {
             return Bytes::from_owner(self);
         }
-        let Some(mut node) = self.node.take() else {
+        let Some(node) = self.node.take() else {
             return Bytes::new();
         };
-        if node.tag.is_unpooled() {
-            return node.buf.freeze();
+        if !node.tag.is_unpooled() {
+            discard(node.tag);
         }
-        let is_whole = node.is_whole();
-        let frozen = node.split_frozen();
-        give_back(node, is_whole, true);
-        frozen
-    }
-}
-
-/// Returns a pooled buffer, of which frozen parts may be in use (`busy`).
-#[inline]
-fn give_back(node: Box<BytesNode>, is_whole: bool, busy: bool) {
-    if is_whole {
-        local::keep_bytes(node, busy);
-    } else {
-        discard(node.tag);
+        node.buf.freeze()
     }
 }
 
@@ -154,8 +158,11 @@ impl Drop for BytesGuard {
             return;
         }
         node.buf.clear();
-        let is_whole = node.is_whole();
-        give_back(node, is_whole, false);
+        if node.is_whole() {
+            local::keep_bytes(node, false);
+        } else {
+            discard(node.tag);
+        }
     }
 }
 

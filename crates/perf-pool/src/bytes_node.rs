@@ -1,9 +1,12 @@
 //! The box a retained frozen buffer lives in.
 
 use crate::class::{Tag, bytes_of};
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 /// A `BytesMut` of which the pool keeps a handle while frozen parts of it are read elsewhere.
+///
+/// The handle is an empty view at the start of the memory: `bytes` then lends the whole again by setting one word,
+/// where a view behind the written bytes would have to be moved back (5 ns, `docs/design/perf-pool.md`).
 ///
 /// Boxed for the same reason as [`Node`](crate::node::Node).
 #[derive(Debug)]
@@ -24,10 +27,10 @@ impl BytesNode {
         Box::new(Self { buf, tag, size })
     }
 
-    /// Whether the whole buffer is free again. No frozen part of it lives then; allocates nothing.
+    /// Whether the whole buffer is free again. No frozen part of it lives then; allocates nothing. An idle buffer's
+    /// length is 0.
     #[inline]
     pub(crate) fn try_reclaim(&mut self) -> bool {
-        self.buf.clear();
         self.buf.try_reclaim(self.size)
     }
 
@@ -37,25 +40,37 @@ impl BytesNode {
         self.buf.capacity() == self.size
     }
 
+    /// Whether there is something to freeze in a buffer that the pool keeps, without a wipe.
+    #[inline]
+    pub(crate) fn is_ordinary(&self) -> bool {
+        self.tag.is_plain() && self.is_whole() && !self.buf.is_empty()
+    }
+
     /// Splits the written bytes off; the handle on the memory stays. Allocates only the first time (the
     /// reference count that `bytes` shares among the parts).
     #[inline]
-    pub(crate) fn split_frozen(&mut self) -> Bytes {
-        self.buf.split().freeze()
+    pub(crate) fn split_written(&mut self) -> BytesMut {
+        self.buf.split_off(0)
     }
 
     /// Overwrites the whole capacity with zeros and sets the length to 0.
     pub(crate) fn wipe(&mut self) {
-        self.buf.clear();
-        self.buf.resize(self.buf.capacity(), 0);
-        zeroize::optimization_barrier(&self.buf[..]);
+        zero_whole(&mut self.buf);
         self.buf.clear();
     }
 }
 
+/// Sets the length to the capacity and every byte to zero: a `memset`, and a barrier that keeps
+/// the compiler from dropping it when the memory is freed next.
+fn zero_whole(buf: &mut BytesMut) {
+    buf.clear();
+    buf.resize(buf.capacity(), 0);
+    zeroize::optimization_barrier(&buf[..]);
+}
+
 #[cfg(test)]
 mod tests {
-    use super::BytesNode;
+    use super::{BytesNode, zero_whole};
     use crate::class::Tag;
 
     #[test]
@@ -63,12 +78,25 @@ mod tests {
         let mut node = BytesNode::of_class(Tag::new(0, 0));
         node.buf.resize(1024, 7);
         let address = node.buf.as_ptr();
-        let frozen = node.split_frozen();
+        let frozen = node.split_written().freeze();
         let clone = frozen.slice(10..20);
         drop(frozen);
         assert!(!node.try_reclaim());
         drop(clone);
         assert!(node.try_reclaim());
         assert_eq!((node.buf.capacity(), node.buf.as_ptr()), (1024, address));
+        assert!(node.buf.is_empty());
+    }
+
+    #[test]
+    fn wiping_leaves_no_byte_of_the_whole_capacity() {
+        let mut node = BytesNode::of_class(Tag::new(0, 0).clearing(true));
+        node.buf.resize(1024, 0xA5);
+        node.buf.truncate(3);
+        zero_whole(&mut node.buf);
+        assert_eq!((node.buf.len(), node.buf.capacity()), (1024, 1024));
+        assert!(node.buf.iter().all(|&byte| byte == 0));
+        node.wipe();
+        assert_eq!((node.buf.len(), node.buf.capacity()), (0, 1024));
     }
 }

@@ -79,6 +79,11 @@ impl Tag {
         self.0 & Self::CLEAR != 0
     }
 
+    /// Neither unpooled nor to be cleared.
+    pub(crate) const fn is_plain(self) -> bool {
+        self.0 & (Self::UNPOOLED | Self::CLEAR) == 0
+    }
+
     pub(crate) const fn pool_id(self) -> u64 {
         self.0 >> 8
     }
@@ -89,6 +94,11 @@ impl Tag {
 
     pub(crate) const fn class(self) -> usize {
         self.0 as usize & 15
+    }
+
+    /// The same pool's smallest class.
+    pub(crate) const fn smallest(self) -> Self {
+        Self(self.0 & !15)
     }
 
     /// The index of the slot that may hold this buffer.
@@ -123,6 +133,8 @@ mod tests {
             assert!(tag.is_clearing() && !tag.is_unpooled() && tag.unpooled().is_unpooled());
             assert_eq!(tag.index(), tag.pool_slot() * 16 + 10);
             assert_eq!(tag.pool_slot() == 0, id == 0);
+            assert_eq!(Tag::new(id, 10).smallest(), Tag::new(id, 0));
+            assert!(tag.smallest().is_clearing() && !tag.is_plain());
         }
     }
 }

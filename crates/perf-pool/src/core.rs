@@ -14,6 +14,10 @@ use std::sync::{Arc, Weak};
 /// the bytes long before; this bounds the queue's own memory (2 KiB).
 const DEPOT_ITEMS_MAX: u64 = 128;
 
+/// Retained frozen buffers parked per class at most (4 KiB for the queue). Together with a thread's ring that is more than
+/// a queue of 256 messages to another thread keeps in flight; below that, each further one is made anew.
+const RETAINED_ITEMS_MAX: u64 = 256;
+
 /// One class of one pool.
 #[derive(Debug)]
 pub(crate) struct Class {
@@ -58,8 +62,8 @@ impl Class {
         let bytes = bytes_of(tag.class()) as u64;
         let chain_len = (thread_buffers / 2).max(usize::from(thread_buffers > 0));
         let fits = config.budget_bytes / bytes;
-        let depot_items = |item_len: u64| {
-            let items = (fits / item_len).clamp(1, DEPOT_ITEMS_MAX);
+        let depot_items = |item_len: u64, items_max: u64| {
+            let items = (fits / item_len).clamp(1, items_max);
             usize::try_from(items).unwrap_or(1)
         };
         Self {
@@ -67,8 +71,8 @@ impl Class {
             chain_len,
             spare: thread_buffers >= 2,
             ring_len: thread_buffers.saturating_sub(1),
-            depot: Depot::new(depot_items(chain_len.max(1) as u64)),
-            retained: Depot::new(depot_items(1)),
+            depot: Depot::new(depot_items(chain_len.max(1) as u64, DEPOT_ITEMS_MAX)),
+            retained: Depot::new(depot_items(1, RETAINED_ITEMS_MAX)),
             guard_hits: AtomicU64::new(0),
             bytes_hits: AtomicU64::new(0),
             shared_hits: AtomicU64::new(0),

@@ -1,20 +1,22 @@
 //! A lent buffer.
 
+use crate::bytes_guard::BytesGuard;
+use crate::class::CLASS_BYTES_MIN;
 use crate::error::PoolError;
 use crate::hot;
 use crate::local;
 use crate::node::Node;
-use crate::pool::{BufferPool, buffer_pool, lend_bytes};
+use crate::pool::{BufferPool, buffer_pool, lend_smallest};
 use bytes::Bytes;
 use std::fmt;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 
-/// Up to this many bytes a frozen payload is copied into a retained buffer, which allocates nothing. Sharing the
-/// `Vec` costs one small allocation, but no copy: 45 ns against 51 to 56 for 64 bytes (`docs/design/perf-pool.md`). Beyond
-/// 1 KiB the copy would outgrow the allocation by far.
-const FREEZE_COPY_BYTES_MAX: usize = 1024;
+/// Up to this many bytes a frozen payload is copied into a retained buffer, which allocates nothing: 30 ns for 64 bytes. Sharing
+/// the `Vec` costs one small allocation, but no copy: 45 ns (`docs/design/perf-pool.md`). Beyond 1 KiB the copy would
+/// outgrow the allocation.
+const FREEZE_COPY_BYTES_MAX: usize = CLASS_BYTES_MIN;
 
 /// A buffer lent by a pool: a `Vec<u8>`, empty at first, that goes back when the guard is dropped.
 ///
@@ -110,33 +112,36 @@ impl BufferGuard {
     /// To freeze large payloads without any, write into a [`BytesGuard`](crate::BytesGuard).
     #[must_use]
     pub fn freeze(self) -> Bytes {
-        let Some(node) = &*self.node else {
-            return Bytes::new();
-        };
-        let len = node.vec.len();
-        if len == 0 {
-            return Bytes::new();
+        // The result is made last and in one place: carried across the return, its words would be written one by one
+        // and read back two at a time (see `Node`).
+        match self.copy_small() {
+            Some(copy) => {
+                drop(self);
+                copy.freeze()
+            }
+            None => self.freeze_owned(),
         }
-        if len <= FREEZE_COPY_BYTES_MAX
-            && !node.tag.is_clearing()
-            && !node.tag.is_unpooled()
-            && let Some(frozen) = self.freeze_copy()
-        {
-            return frozen;
-        }
-        Bytes::from_owner(self)
     }
 
-    fn freeze_copy(&self) -> Option<Bytes> {
+    /// A retained buffer with the written bytes, if they are few and the pool keeps such buffers.
+    #[inline]
+    fn copy_small(&self) -> Option<BytesGuard> {
         let node = self.node.as_ref()?;
-        let len = node.vec.len();
-        let mut copy = if node.tag.pool_id() == 0 {
-            lend_bytes(buffer_pool().core(), len).ok()?
-        } else {
-            lend_bytes(&local::core_of(node.tag)?, len).ok()?
-        };
+        let is_small = (1..=FREEZE_COPY_BYTES_MAX).contains(&node.vec.len());
+        if !is_small || !node.tag.is_plain() {
+            return None;
+        }
+        let mut copy = lend_smallest(node.tag)?;
         copy.put_slice(&node.vec).ok()?;
-        Some(copy.freeze())
+        Some(copy)
+    }
+
+    #[inline(never)]
+    fn freeze_owned(self) -> Bytes {
+        if self.is_empty() {
+            return Bytes::new();
+        }
+        Bytes::from_owner(self)
     }
 }
 

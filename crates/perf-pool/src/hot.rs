@@ -85,6 +85,19 @@ impl Slot {
         ManuallyDrop::into_inner(self.frozen.replace(ManuallyDrop::new(None)))
     }
 
+    /// That buffer if it is free again; else what is there, for the slow path.
+    #[inline]
+    fn lend_frozen(&self) -> Result<Box<BytesNode>, Option<Box<BytesNode>>> {
+        let Some(mut node) = self.take_frozen() else {
+            return Err(None);
+        };
+        if node.try_reclaim() {
+            Ok(node)
+        } else {
+            Err(Some(node))
+        }
+    }
+
     pub(crate) fn has_room(&self) -> bool {
         self.room.get() > 0
     }
@@ -167,18 +180,31 @@ pub(crate) fn put(mut node: Box<Node>) -> Option<Box<Node>> {
     rest.unwrap_or_default()
 }
 
-/// The buffer frozen last in this thread with this tag (without flags). It may not be free yet.
+/// The buffer frozen last in this thread in a class of the global pool, if it is free again; else what is there.
 #[inline]
-pub(crate) fn take_frozen(tag: Tag) -> Option<Box<BytesNode>> {
+pub(crate) fn take_bytes_global(class: usize) -> Result<Box<BytesNode>, Option<Box<BytesNode>>> {
+    with(|hot| {
+        let index = class & 15;
+        let node = hot.slots[index].lend_frozen()?;
+        hot.block.get().count_bytes(index);
+        Ok(node)
+    })
+    .unwrap_or(Err(None))
+}
+
+/// The same for a tag (without flags).
+#[inline]
+pub(crate) fn take_bytes(tag: Tag) -> Result<Box<BytesNode>, Option<Box<BytesNode>>> {
     with(|hot| {
         let slot = &hot.slots[tag.index()];
-        if slot.tag.get() == tag {
-            slot.take_frozen()
-        } else {
-            None
+        if slot.tag.get() != tag {
+            return Err(None);
         }
+        let node = slot.lend_frozen()?;
+        hot.block.get().count_bytes(tag.index());
+        Ok(node)
     })
-    .flatten()
+    .unwrap_or(Err(None))
 }
 
 /// Keeps a buffer that was frozen or not used, and gives back the one before it, or itself if the slot is
@@ -193,10 +219,4 @@ pub(crate) fn put_frozen(node: Box<BytesNode>) -> Option<Box<BytesNode>> {
         ManuallyDrop::into_inner(slot.frozen.replace(ManuallyDrop::new(Some(node))))
     });
     rest.unwrap_or_default()
-}
-
-/// Counts a retained buffer that was free again.
-#[inline]
-pub(crate) fn count_bytes(tag: Tag) {
-    let _ = HOT.try_with(|hot| hot.block.get().count_bytes(tag.index()));
 }

@@ -77,21 +77,16 @@ pub(crate) fn keep(core: &Arc<Core>, class: &Class, node: Box<Node>) {
     }
 }
 
-/// A retained frozen buffer of this thread that is free again.
-#[inline]
-pub(crate) fn take_bytes(core: &Arc<Core>, class: &Class) -> Option<Box<BytesNode>> {
-    if let Some(mut node) = hot::take_frozen(class.tag) {
-        if node.try_reclaim() {
-            hot::count_bytes(class.tag);
-            return Some(node);
-        }
+/// A retained frozen buffer of this thread that is free again, after the one in the slot was not: `busy`.
+#[cold]
+pub(crate) fn take_from_ring(
+    core: &Arc<Core>,
+    class: &Class,
+    busy: Option<Box<BytesNode>>,
+) -> Option<Box<BytesNode>> {
+    if let Some(node) = busy {
         keep_in_ring(node, true);
     }
-    take_from_ring(core, class)
-}
-
-#[cold]
-fn take_from_ring(core: &Arc<Core>, class: &Class) -> Option<Box<BytesNode>> {
     with_owner(|owner, hot| {
         if !owner.holds(core) && !owner.arm(hot, core) {
             return None;

@@ -2,7 +2,7 @@
 
 use crate::bytes_guard::BytesGuard;
 use crate::bytes_node::BytesNode;
-use crate::class::{CLASS_BYTES_MAX, class_of};
+use crate::class::{CLASS_BYTES_MAX, Tag, class_of};
 use crate::config::Config;
 use crate::core::{Class, Core, add};
 use crate::error::PoolError;
@@ -192,8 +192,54 @@ pub(crate) fn lend_bytes(core: &Arc<Core>, size_hint: usize) -> Result<BytesGuar
         return lend_bytes_oversized(core, size_hint);
     }
     let class = &core.classes[class_of(size_hint)];
-    let node = local::take_bytes(core, class).unwrap_or_else(|| make_bytes(core, class));
+    let node = hot::take_bytes(class.tag).unwrap_or_else(|busy| lend_bytes_slow(core, class, busy));
     Ok(BytesGuard::holding(node))
+}
+
+/// The same from the global pool, which is not looked at if this thread has a buffer.
+#[inline]
+pub(crate) fn lend_bytes_global(size_hint: usize) -> Result<BytesGuard, PoolError> {
+    if size_hint > CLASS_BYTES_MAX {
+        return lend_bytes_oversized(buffer_pool().core(), size_hint);
+    }
+    let class = class_of(size_hint);
+    let node =
+        hot::take_bytes_global(class).unwrap_or_else(|busy| lend_bytes_global_slow(class, busy));
+    Ok(BytesGuard::holding(node))
+}
+
+/// A [`BytesGuard`] of the smallest class of a buffer's pool, if that still lives. Without flags in the tag.
+#[inline]
+pub(crate) fn lend_smallest(tag: Tag) -> Option<BytesGuard> {
+    let node = match hot::take_bytes(tag.smallest()) {
+        Ok(node) => node,
+        Err(busy) => lend_smallest_slow(tag, busy)?,
+    };
+    Some(BytesGuard::holding(node))
+}
+
+#[cold]
+#[inline(never)]
+fn lend_smallest_slow(tag: Tag, busy: Option<Box<BytesNode>>) -> Option<Box<BytesNode>> {
+    let core = local::core_of(tag)?;
+    Some(lend_bytes_slow(&core, &core.classes[0], busy))
+}
+
+#[cold]
+#[inline(never)]
+fn lend_bytes_global_slow(class: usize, busy: Option<Box<BytesNode>>) -> Box<BytesNode> {
+    let core = buffer_pool().core();
+    lend_bytes_slow(core, &core.classes[class], busy)
+}
+
+#[cold]
+#[inline(never)]
+fn lend_bytes_slow(
+    core: &Arc<Core>,
+    class: &Class,
+    busy: Option<Box<BytesNode>>,
+) -> Box<BytesNode> {
+    local::take_from_ring(core, class, busy).unwrap_or_else(|| make_bytes(core, class))
 }
 
 #[cold]
@@ -209,8 +255,6 @@ fn lend_bytes_oversized(core: &Core, size_hint: usize) -> Result<BytesGuard, Poo
 }
 
 /// A retained buffer of the shared tier, or a new one.
-#[cold]
-#[inline(never)]
 fn make_bytes(core: &Core, class: &Class) -> Box<BytesNode> {
     // A few tries: the oldest of the shared ones may still be read somewhere.
     for _ in 0..4 {

@@ -4,6 +4,7 @@
 use perf_pool::{BufferGuard, BytesGuard, ObjectPool};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use std::alloc::System;
+use std::collections::VecDeque;
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -57,6 +58,16 @@ fn steady_state_allocates_nothing() {
             frozen.push(buffer.freeze());
         }
         frozen.clear();
+    });
+    // What a queue to another thread may hold, and one more on either side.
+    let mut in_flight = VecDeque::with_capacity(259);
+    allocations("258 frozen in flight", 0, || {
+        let mut buffer = BytesGuard::try_new(1024).expect("small");
+        buffer.put_slice(b"payload").expect("fits");
+        in_flight.push_back(buffer.freeze());
+        if in_flight.len() > 258 {
+            in_flight.pop_front();
+        }
     });
     allocations("freeze a small Vec", 0, || {
         let mut buffer = BufferGuard::new(1024);
