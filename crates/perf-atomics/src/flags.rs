@@ -210,3 +210,43 @@ macro_rules! flag_set {
         };
     };
 }
+
+/// Sixty-four flags fit:
+///
+/// ```
+/// perf_atomics::flag_set! {
+///     struct Full: FullSnapshot {
+///         is_0, set_0; is_1, set_1; is_2, set_2; is_3, set_3; is_4, set_4; is_5, set_5; is_6, set_6; is_7, set_7;
+///         is_8, set_8; is_9, set_9; is_10, set_10; is_11, set_11; is_12, set_12; is_13, set_13; is_14, set_14; is_15, set_15;
+///         is_16, set_16; is_17, set_17; is_18, set_18; is_19, set_19; is_20, set_20; is_21, set_21; is_22, set_22; is_23, set_23;
+///         is_24, set_24; is_25, set_25; is_26, set_26; is_27, set_27; is_28, set_28; is_29, set_29; is_30, set_30; is_31, set_31;
+///         is_32, set_32; is_33, set_33; is_34, set_34; is_35, set_35; is_36, set_36; is_37, set_37; is_38, set_38; is_39, set_39;
+///         is_40, set_40; is_41, set_41; is_42, set_42; is_43, set_43; is_44, set_44; is_45, set_45; is_46, set_46; is_47, set_47;
+///         is_48, set_48; is_49, set_49; is_50, set_50; is_51, set_51; is_52, set_52; is_53, set_53; is_54, set_54; is_55, set_55;
+///         is_56, set_56; is_57, set_57; is_58, set_58; is_59, set_59; is_60, set_60; is_61, set_61; is_62, set_62; is_63, set_63;
+///     }
+/// }
+/// let flags = Full::new();
+/// flags.set_63(true);
+/// assert!(flags.is_63() && !flags.is_0());
+/// ```
+///
+/// One more does not compile:
+///
+/// ```compile_fail,E0080
+/// perf_atomics::flag_set! {
+///     struct TooMany: TooManySnapshot {
+///         is_0, set_0; is_1, set_1; is_2, set_2; is_3, set_3; is_4, set_4; is_5, set_5; is_6, set_6; is_7, set_7;
+///         is_8, set_8; is_9, set_9; is_10, set_10; is_11, set_11; is_12, set_12; is_13, set_13; is_14, set_14; is_15, set_15;
+///         is_16, set_16; is_17, set_17; is_18, set_18; is_19, set_19; is_20, set_20; is_21, set_21; is_22, set_22; is_23, set_23;
+///         is_24, set_24; is_25, set_25; is_26, set_26; is_27, set_27; is_28, set_28; is_29, set_29; is_30, set_30; is_31, set_31;
+///         is_32, set_32; is_33, set_33; is_34, set_34; is_35, set_35; is_36, set_36; is_37, set_37; is_38, set_38; is_39, set_39;
+///         is_40, set_40; is_41, set_41; is_42, set_42; is_43, set_43; is_44, set_44; is_45, set_45; is_46, set_46; is_47, set_47;
+///         is_48, set_48; is_49, set_49; is_50, set_50; is_51, set_51; is_52, set_52; is_53, set_53; is_54, set_54; is_55, set_55;
+///         is_56, set_56; is_57, set_57; is_58, set_58; is_59, set_59; is_60, set_60; is_61, set_61; is_62, set_62; is_63, set_63;
+///         is_64, set_64;
+///     }
+/// }
+/// ```
+#[cfg(doctest)]
+struct FlagsMax;
