@@ -1,0 +1,268 @@
+//! The hot path of histograms.
+//!
+//! A range of cells holds [largest, smallest, sum, rejected] and then the buckets. Recording finds the bucket, adds to it and to the
+//! sum, and compares with the extremes, all in this thread's copy of the cells: see [`Cells`] for what the orderings
+//! rely on. The count is the sum of the buckets, so it is not counted.
+
+use super::layout::Layout;
+use super::snapshot::HistogramSnapshot;
+use super::steps::Domain;
+use crate::MetricsError;
+use crate::number::Number;
+use parking_lot::Mutex;
+use perf_atomics::slab::{self, CellHandle, CellRange, Cells};
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+const MAX: usize = 0;
+const MIN: usize = 1;
+const SUM: usize = 2;
+const REJECTED: usize = 3;
+/// How many cells come before the buckets.
+pub(crate) const HEADER_CELLS: usize = 4;
+
+/// What a histogram can record: `u64` and `f64`.
+pub trait HistogramNumber: Number {
+    #[doc(hidden)]
+    const DOMAIN: DomainOf;
+    /// Order-preserving, and zero for no value but the least.
+    #[doc(hidden)]
+    fn to_key(self) -> u64;
+    #[doc(hidden)]
+    fn from_key(key: u64) -> Self;
+    #[doc(hidden)]
+    fn cell(self, layout: &LayoutRef<'_>) -> Option<usize>;
+}
+
+/// Keeps private types out of a public trait's signature.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct LayoutRef<'a>(&'a Layout);
+
+/// Keeps private types out of a public trait's signature.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug)]
+pub struct DomainOf(pub(crate) Domain);
+
+impl HistogramNumber for u64 {
+    const DOMAIN: DomainOf = DomainOf(Domain::U64);
+
+    #[inline]
+    fn to_key(self) -> u64 {
+        self
+    }
+
+    #[inline]
+    fn from_key(key: u64) -> Self {
+        key
+    }
+
+    #[inline]
+    fn cell(self, layout: &LayoutRef<'_>) -> Option<usize> {
+        Some(match layout.0 {
+            // Above the range: the last bucket.
+            Layout::Exponential(e) => e.steps.cell_u64(self).unwrap_or(HEADER_CELLS + e.len),
+            Layout::Explicit(bounds) => explicit_cell(bounds, self as f64),
+        })
+    }
+}
+
+impl HistogramNumber for f64 {
+    const DOMAIN: DomainOf = DomainOf(Domain::F64);
+
+    #[inline]
+    fn to_key(self) -> u64 {
+        // Negative numbers are in reverse order and below: all their bits are turned, of others the sign.
+        let bits = self.to_bits();
+        bits ^ ((bits as i64 >> 63) as u64 | 1 << 63)
+    }
+
+    #[inline]
+    fn from_key(key: u64) -> Self {
+        Self::from_bits(key ^ (!(key as i64 >> 63) as u64 | 1 << 63))
+    }
+
+    #[inline]
+    fn cell(self, layout: &LayoutRef<'_>) -> Option<usize> {
+        match layout.0 {
+            Layout::Exponential(e) => e
+                .steps
+                .cell_f64(self)
+                .or_else(|| self.is_finite().then(|| e.cell_slow(self))),
+            Layout::Explicit(bounds) => self.is_finite().then(|| explicit_cell(bounds, self)),
+        }
+    }
+}
+
+#[inline]
+fn explicit_cell(bounds: &[f64], value: f64) -> usize {
+    HEADER_CELLS + bounds.partition_point(|bound| *bound < value)
+}
+
+/// One series of a histogram: a fixed set of attributes.
+///
+/// `f64`: not-a-number and infinities are rejected and counted as such ([`HistogramSnapshot::rejected`]), as they would spoil the sum
+/// for good. Negative values have buckets of their own. The sum of `u64` wraps at `2^64`.
+pub struct BoundHistogram<T = u64> {
+    handle: CellHandle,
+    cells: u32,
+    shared: Arc<Shared>,
+    _number: PhantomData<fn(T)>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    layout: Arc<Layout>,
+    range: CellRange,
+    /// What readers know of the extremes; no recorder comes here.
+    extremes: Mutex<Extremes>,
+}
+
+/// The largest and smallest key since some time; zero and zero if there was none.
+#[derive(Clone, Copy, Debug, Default)]
+struct Extreme {
+    max: u64,
+    /// The complement of the smallest.
+    min: u64,
+}
+
+impl Extreme {
+    fn raise(&mut self, other: Self) {
+        self.max = self.max.max(other.max);
+        self.min = self.min.max(other.min);
+    }
+}
+
+#[derive(Debug, Default)]
+struct Extremes {
+    ever: Extreme,
+    /// By reader, since it last collected.
+    since: [Option<Extreme>; crate::registry::READERS_MAX],
+}
+
+impl<T: HistogramNumber> BoundHistogram<T> {
+    pub(crate) fn new(name: &str, layout: &Arc<Layout>) -> Result<Self, MetricsError> {
+        let len = HEADER_CELLS + layout.cells();
+        let range = slab::reserve(len).map_err(|source| MetricsError::NoCells {
+            name: name.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            handle: range.handle(),
+            cells: len as u32,
+            shared: Arc::new(Shared {
+                layout: Arc::clone(layout),
+                range,
+                extremes: Mutex::default(),
+            }),
+            _number: PhantomData,
+        })
+    }
+
+    /// Records a value.
+    #[inline]
+    pub fn record(&self, value: T) {
+        let cell = value.cell(&LayoutRef(&self.shared.layout));
+        self.handle.record(self.cells, |cells| match cell {
+            Some(cell) => record_in(cells, cell, value),
+            None => cells.add(REJECTED, 1),
+        });
+    }
+
+    /// What was recorded so far, by all threads. `reader` is a reader's place, which has its extremes taken.
+    pub(crate) fn read(&self, reader: Option<usize>, out: &mut HistogramSnapshot) {
+        let range = &self.shared.range;
+        // One reader at a time, so that what is taken from the cells reaches all. Nothing orders the reads with a record
+        // in flight: a part of it may be seen now and the rest next time.
+        let mut extremes = self.shared.extremes.lock();
+        out.begin(&self.shared.layout, HEADER_CELLS);
+        range.sum_into(out.cells_mut());
+        let taken = Extreme {
+            max: range.take_max(MAX),
+            min: range.take_max(MIN),
+        };
+        extremes.ever.raise(taken);
+        for since in extremes.since.iter_mut().flatten() {
+            since.raise(taken);
+        }
+        let ever = extremes.ever;
+        let since = reader.map(|reader| {
+            extremes.since[reader]
+                .replace(Extreme::default())
+                .unwrap_or(ever)
+        });
+        drop(extremes);
+        let sum = T::sum(range, SUM);
+        let rejected = out.cells_mut().get(REJECTED).copied().unwrap_or(0);
+        let ends = |e: Extreme| {
+            (
+                T::from_key(!e.min).to_value(),
+                T::from_key(e.max).to_value(),
+            )
+        };
+        out.finish(sum, rejected, ends(ever), since.map(ends));
+    }
+
+    /// Forgets a reader, whose place another may take.
+    pub(crate) fn forget(&self, reader: usize) {
+        if let Some(since) = self.shared.extremes.lock().since.get_mut(reader) {
+            *since = None;
+        }
+    }
+}
+
+#[inline]
+fn record_in<T: HistogramNumber>(cells: Cells<'_>, cell: usize, value: T) {
+    let key = value.to_key();
+    cells.raise_until_taken(MAX, key);
+    cells.raise_until_taken(MIN, !key);
+    value.add_to(cells, SUM);
+    cells.add(cell, 1);
+}
+
+impl<T> Clone for BoundHistogram<T> {
+    fn clone(&self) -> Self {
+        Self {
+            handle: self.handle,
+            cells: self.cells,
+            shared: Arc::clone(&self.shared),
+            _number: PhantomData,
+        }
+    }
+}
+
+impl<T> fmt::Debug for BoundHistogram<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BoundHistogram")
+            .field("cells", &self.cells)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_keep_the_order_of_floats_and_are_never_zero() {
+        let ascending = [
+            f64::MIN,
+            -1.5,
+            -1.0,
+            -f64::MIN_POSITIVE,
+            -0.0,
+            0.0,
+            f64::MIN_POSITIVE,
+            1.0,
+            f64::MAX,
+        ];
+        for pair in ascending.windows(2) {
+            assert!(pair[0].to_key() < pair[1].to_key(), "{pair:?}");
+        }
+        for value in ascending {
+            assert!(value.to_key() != 0 && !value.to_key() != 0);
+            assert_eq!(f64::from_key(value.to_key()).to_bits(), value.to_bits());
+        }
+    }
+}
