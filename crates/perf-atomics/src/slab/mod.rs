@@ -78,7 +78,7 @@ impl CellRange {
     /// it writes between a load and a store of [`Cells`] would be lost.
     #[inline]
     pub fn record(&self, record: impl FnOnce(Cells<'_>)) {
-        if let Some(cells) = local::cells(self.start, self.len) {
+        if let Some(cells) = local::cells(self.start, self.len()) {
             record(Cells {
                 cells,
                 is_shared: false,
@@ -206,26 +206,16 @@ impl CellHandle {
         }
     }
 
-    /// [`CellRange::record`] for the first `len` cells. `len` is at most the range's; where it is
-    /// a constant, so are the bounds checks of constant offsets.
+    /// Runs `record` with the first `len` cells of this thread's copy, if this thread has them; otherwise says `None` and
+    /// runs nothing: [`CellRange::record`] is then the way. `len` is at most the range's. What the compiler knows of `len` saves
+    /// bounds checks in `record`.
     #[inline]
-    pub fn record(self, len: u32, record: impl Fn(Cells<'_>)) {
-        if let Some(cells) = local::cells(self.start, len) {
-            record(Cells {
-                cells,
-                is_shared: false,
-            });
-        } else {
-            self.record_slow(len, record);
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn record_slow(self, len: u32, record: impl Fn(Cells<'_>)) {
-        if let Some((cells, is_shared)) = local::cells_slow(self.start, len) {
-            record(Cells { cells, is_shared });
-        }
+    pub fn record_own<R>(self, len: usize, record: impl FnOnce(Cells<'_>) -> R) -> Option<R> {
+        let cells = local::cells(self.start, len)?;
+        Some(record(Cells {
+            cells,
+            is_shared: false,
+        }))
     }
 }
 

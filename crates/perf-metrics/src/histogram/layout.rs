@@ -1,9 +1,9 @@
 //! How a histogram's cells are divided into buckets.
 
-use super::record::HEADER_CELLS;
 use super::scale::{self, SCALE_MAX};
 use super::steps::{Domain, Steps};
 use crate::MetricsError;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, OnceLock};
 
 /// The boundaries OpenTelemetry proposes where nobody chose any:
@@ -60,9 +60,15 @@ impl Buckets {
     }
 }
 
-/// [`Buckets`] that were checked, and what recording needs of them.
+/// [`Buckets`] that were checked, and the table through which values find them.
 #[derive(Debug)]
-pub(crate) enum Layout {
+pub(crate) struct Layout {
+    pub(crate) shape: Shape,
+    pub(crate) steps: Steps,
+}
+
+#[derive(Debug)]
+pub(crate) enum Shape {
     Explicit(Box<[f64]>),
     Exponential(Exponential),
 }
@@ -70,7 +76,6 @@ pub(crate) enum Layout {
 #[derive(Debug)]
 pub(crate) struct Exponential {
     pub(crate) scale: u8,
-    pub(crate) steps: Steps,
     /// Index of the first bucket.
     pub(crate) first: i32,
     /// How many buckets there are on each side of zero.
@@ -97,7 +102,11 @@ impl Layout {
                         "allowed are at most 1024 finite boundaries in ascending order",
                     ));
                 }
-                Ok(Self::Explicit(bounds.as_slice().into()))
+                Ok(Self::with_steps(
+                    Shape::Explicit(bounds.as_slice().into()),
+                    domain,
+                    explicit_scales(bounds),
+                ))
             }
             &Buckets::Exponential {
                 scale,
@@ -126,9 +135,8 @@ impl Layout {
                         "the range needs more than 32768 buckets at this scale; choose a smaller scale or range",
                     ));
                 }
-                Ok(Self::Exponential(Exponential {
+                let shape = Exponential {
                     scale,
-                    steps: Steps::new(domain, scale, first, last),
                     first,
                     len: len as usize,
                     zero_threshold: if domain == Domain::F64 {
@@ -137,11 +145,49 @@ impl Layout {
                         0.0
                     },
                     is_signed: domain == Domain::F64,
-                }))
+                };
+                let range = (
+                    scale::lower_bound(first, scale),
+                    scale::lower_bound(last + 1, scale),
+                );
+                Ok(Self::with_steps(
+                    Shape::Exponential(shape),
+                    domain,
+                    (range, scale..=scale),
+                ))
             }
         }
     }
 
+    /// The first scale of `scales` at which no step holds more than one bound.
+    fn with_steps(
+        shape: Shape,
+        domain: Domain,
+        (range, scales): ((f64, f64), RangeInclusive<u8>),
+    ) -> Self {
+        let bits = match domain {
+            // To an integer it saturates.
+            Domain::U64 => (0, range.1 as u64),
+            Domain::F64 => (
+                range.0.max(f64::MIN_POSITIVE).next_up().to_bits(),
+                range.1.min(f64::MAX).to_bits(),
+            ),
+        };
+        let bucket = |bits: u64| match domain {
+            Domain::U64 => shape.bucket_u64(bits),
+            Domain::F64 => shape.bucket_f64(f64::from_bits(bits)),
+        };
+        let steps = scales
+            .filter_map(|scale| Steps::new(domain, scale, bits, bucket))
+            .next();
+        Self {
+            steps: steps.unwrap_or_else(Steps::none),
+            shape,
+        }
+    }
+}
+
+impl Shape {
     /// How many cells the buckets take: explicit ones in their order; or zero, the positive
     /// side from small to large, the negative side from small to large magnitudes.
     pub(crate) fn cells(&self) -> usize {
@@ -187,20 +233,61 @@ impl Exponential {
         }
     }
 
-    /// The cell of a finite value that is below zero, zero, or out of range.
-    #[cold]
-    pub(crate) fn cell_slow(&self, value: f64) -> usize {
-        let magnitude = value.abs();
-        if !magnitude.is_normal() {
-            return HEADER_CELLS;
-        }
-        let place = i64::from(scale::index_f64(magnitude, self.scale)) - i64::from(self.first);
-        let Ok(place) = usize::try_from(place) else {
-            return HEADER_CELLS;
-        };
-        let side = if value < 0.0 { self.len } else { 0 };
-        HEADER_CELLS + 1 + side + place.min(self.len - 1)
+    fn place(&self, index: i32) -> Option<usize> {
+        let place = i64::from(index) - i64::from(self.first);
+        usize::try_from(place)
+            .ok()
+            .map(|place| place.min(self.len - 1))
     }
+}
+
+impl Shape {
+    /// The bucket of an integer, without the table.
+    pub(crate) fn bucket_u64(&self, value: u64) -> u32 {
+        let bucket = match self {
+            Self::Explicit(bounds) => explicit_bucket(bounds, value as f64),
+            Self::Exponential(_) if value == 0 => 0,
+            Self::Exponential(e) => e
+                .place(scale::index_u64(value, e.scale))
+                .map_or(0, |place| 1 + place),
+        };
+        bucket as u32
+    }
+
+    /// The bucket of a finite float, without the table.
+    pub(crate) fn bucket_f64(&self, value: f64) -> u32 {
+        let bucket = match self {
+            Self::Explicit(bounds) => explicit_bucket(bounds, value),
+            Self::Exponential(_) if !value.is_normal() => 0,
+            Self::Exponential(e) => {
+                let side = if value < 0.0 && e.is_signed { e.len } else { 0 };
+                e.place(scale::index_f64(value.abs(), e.scale))
+                    .map_or(0, |place| 1 + side + place)
+            }
+        };
+        bucket as u32
+    }
+}
+
+fn explicit_bucket(bounds: &[f64], value: f64) -> usize {
+    bounds.partition_point(|bound| *bound < value)
+}
+
+/// The range for which explicit buckets have steps, ten octaves more than the positive bounds on both sides, and the scales to try:
+/// so few that the table stays below 4096 steps.
+fn explicit_scales(bounds: &[f64]) -> ((f64, f64), RangeInclusive<u8>) {
+    const AROUND: f64 = 1024.0;
+    const STEPS_MAX: f64 = 4096.0;
+    let lowest = bounds
+        .iter()
+        .copied()
+        .find(|bound| *bound > 0.0)
+        .unwrap_or(1.0);
+    let highest = bounds.last().copied().unwrap_or(1.0).max(lowest);
+    let range = (lowest / AROUND, highest * AROUND);
+    let octaves = (range.1 / range.0).log2() + 1.0;
+    let scale = (STEPS_MAX / octaves).log2().clamp(1.0, 9.0) - 1.0;
+    (range, 0..=scale as u8)
 }
 
 impl Layout {

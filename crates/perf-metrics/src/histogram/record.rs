@@ -4,9 +4,9 @@
 //! sum, and compares with the extremes, all in this thread's copy of the cells: see [`Cells`] for what the orderings
 //! rely on. The count is the sum of the buckets, so it is not counted.
 
-use super::layout::Layout;
+use super::layout::{Layout, Shape};
 use super::snapshot::HistogramSnapshot;
-use super::steps::Domain;
+use super::steps::{Domain, Steps};
 use crate::MetricsError;
 use crate::number::Number;
 use parking_lot::Mutex;
@@ -31,14 +31,23 @@ pub trait HistogramNumber: Number {
     fn to_key(self) -> u64;
     #[doc(hidden)]
     fn from_key(key: u64) -> Self;
+    /// The bucket, if the table has a step for the value.
     #[doc(hidden)]
-    fn cell(self, layout: &LayoutRef<'_>) -> Option<usize>;
+    fn bucket(self, steps: &StepsRef<'_>) -> Option<u32>;
+    /// The bucket without the table; `None` if the value cannot be recorded.
+    #[doc(hidden)]
+    fn bucket_slow(self, shape: &ShapeRef<'_>) -> Option<u32>;
 }
 
 /// Keeps private types out of a public trait's signature.
 #[doc(hidden)]
 #[derive(Debug)]
-pub struct LayoutRef<'a>(&'a Layout);
+pub struct StepsRef<'a>(&'a Steps);
+
+/// Keeps private types out of a public trait's signature.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct ShapeRef<'a>(&'a Shape);
 
 /// Keeps private types out of a public trait's signature.
 #[doc(hidden)]
@@ -59,12 +68,12 @@ impl HistogramNumber for u64 {
     }
 
     #[inline]
-    fn cell(self, layout: &LayoutRef<'_>) -> Option<usize> {
-        Some(match layout.0 {
-            // Above the range: the last bucket.
-            Layout::Exponential(e) => e.steps.cell_u64(self).unwrap_or(HEADER_CELLS + e.len),
-            Layout::Explicit(bounds) => explicit_cell(bounds, self as f64),
-        })
+    fn bucket(self, steps: &StepsRef<'_>) -> Option<u32> {
+        steps.0.bucket_u64(self)
+    }
+
+    fn bucket_slow(self, shape: &ShapeRef<'_>) -> Option<u32> {
+        Some(shape.0.bucket_u64(self))
     }
 }
 
@@ -84,20 +93,13 @@ impl HistogramNumber for f64 {
     }
 
     #[inline]
-    fn cell(self, layout: &LayoutRef<'_>) -> Option<usize> {
-        match layout.0 {
-            Layout::Exponential(e) => e
-                .steps
-                .cell_f64(self)
-                .or_else(|| self.is_finite().then(|| e.cell_slow(self))),
-            Layout::Explicit(bounds) => self.is_finite().then(|| explicit_cell(bounds, self)),
-        }
+    fn bucket(self, steps: &StepsRef<'_>) -> Option<u32> {
+        steps.0.bucket_f64(self)
     }
-}
 
-#[inline]
-fn explicit_cell(bounds: &[f64], value: f64) -> usize {
-    HEADER_CELLS + bounds.partition_point(|bound| *bound < value)
+    fn bucket_slow(self, shape: &ShapeRef<'_>) -> Option<u32> {
+        self.is_finite().then(|| shape.0.bucket_f64(self))
+    }
 }
 
 /// One series of a histogram: a fixed set of attributes.
@@ -106,14 +108,13 @@ fn explicit_cell(bounds: &[f64], value: f64) -> usize {
 /// for good. Negative values have buckets of their own. The sum of `u64` wraps at `2^64`.
 pub struct BoundHistogram<T = u64> {
     handle: CellHandle,
-    cells: u32,
+    layout: Arc<Layout>,
     shared: Arc<Shared>,
     _number: PhantomData<fn(T)>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Shared {
-    layout: Arc<Layout>,
     range: CellRange,
     /// What readers know of the extremes; no recorder comes here.
     extremes: Mutex<Extremes>,
@@ -143,16 +144,15 @@ struct Extremes {
 
 impl<T: HistogramNumber> BoundHistogram<T> {
     pub(crate) fn new(name: &str, layout: &Arc<Layout>) -> Result<Self, MetricsError> {
-        let len = HEADER_CELLS + layout.cells();
+        let len = HEADER_CELLS + layout.shape.cells();
         let range = slab::reserve(len).map_err(|source| MetricsError::NoCells {
             name: name.to_owned(),
             source,
         })?;
         Ok(Self {
             handle: range.handle(),
-            cells: len as u32,
+            layout: Arc::clone(layout),
             shared: Arc::new(Shared {
-                layout: Arc::clone(layout),
                 range,
                 extremes: Mutex::default(),
             }),
@@ -163,9 +163,26 @@ impl<T: HistogramNumber> BoundHistogram<T> {
     /// Records a value.
     #[inline]
     pub fn record(&self, value: T) {
-        let cell = value.cell(&LayoutRef(&self.shared.layout));
-        self.handle.record(self.cells, |cells| match cell {
-            Some(cell) => record_in(cells, cell, value),
+        if let Some(bucket) = value.bucket(&StepsRef(&self.layout.steps)) {
+            // The bucket is the last of the cells asked for, so that one check covers all of them.
+            let cell = HEADER_CELLS + bucket as usize;
+            let recorded = self
+                .handle
+                .record_own(cell + 1, |cells| record_in(cells, cell, value));
+            if recorded.is_some() {
+                return;
+            }
+        }
+        self.record_slow(value);
+    }
+
+    /// The first record of a thread, and values that have no step.
+    #[cold]
+    #[inline(never)]
+    fn record_slow(&self, value: T) {
+        let bucket = value.bucket_slow(&ShapeRef(&self.layout.shape));
+        self.shared.range.record(|cells| match bucket {
+            Some(bucket) => record_in(cells, HEADER_CELLS + bucket as usize, value),
             None => cells.add(REJECTED, 1),
         });
     }
@@ -176,7 +193,7 @@ impl<T: HistogramNumber> BoundHistogram<T> {
         // One reader at a time, so that what is taken from the cells reaches all. Nothing orders the reads with a record
         // in flight: a part of it may be seen now and the rest next time.
         let mut extremes = self.shared.extremes.lock();
-        out.begin(&self.shared.layout, HEADER_CELLS);
+        out.begin(&self.layout, HEADER_CELLS);
         range.sum_into(out.cells_mut());
         let taken = Extreme {
             max: range.take_max(MAX),
@@ -225,7 +242,7 @@ impl<T> Clone for BoundHistogram<T> {
     fn clone(&self) -> Self {
         Self {
             handle: self.handle,
-            cells: self.cells,
+            layout: Arc::clone(&self.layout),
             shared: Arc::clone(&self.shared),
             _number: PhantomData,
         }
@@ -235,7 +252,7 @@ impl<T> Clone for BoundHistogram<T> {
 impl<T> fmt::Debug for BoundHistogram<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BoundHistogram")
-            .field("cells", &self.cells)
+            .field("cells", &self.shared.range.len())
             .finish_non_exhaustive()
     }
 }

@@ -1,6 +1,6 @@
 //! What was recorded to one series of a histogram, at one moment.
 
-use super::layout::Layout;
+use super::layout::{Exponential, Layout, Shape};
 use crate::number::Value;
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ impl HistogramSnapshot {
     pub(crate) fn begin(&mut self, layout: &Arc<Layout>, header: usize) {
         self.layout = Some(Arc::clone(layout));
         self.header = header;
-        self.cells.resize(header + layout.cells(), 0);
+        self.cells.resize(header + layout.shape.cells(), 0);
     }
 
     pub(crate) fn cells_mut(&mut self) -> &mut [u64] {
@@ -98,9 +98,9 @@ impl HistogramSnapshot {
     /// The upper bounds of explicit buckets, the last of which is open; `None` if the buckets are exponential.
     #[must_use]
     pub fn boundaries(&self) -> Option<&[f64]> {
-        match self.layout.as_deref()? {
-            Layout::Explicit(bounds) => Some(bounds),
-            Layout::Exponential(_) => None,
+        match &self.layout.as_deref()?.shape {
+            Shape::Explicit(bounds) => Some(bounds),
+            Shape::Exponential(_) => None,
         }
     }
 
@@ -132,10 +132,10 @@ impl HistogramSnapshot {
         }
     }
 
-    fn exponential(&self) -> Option<&super::layout::Exponential> {
-        match self.layout.as_deref()? {
-            Layout::Exponential(e) => Some(e),
-            Layout::Explicit(_) => None,
+    fn exponential(&self) -> Option<&Exponential> {
+        match &self.layout.as_deref()?.shape {
+            Shape::Exponential(e) => Some(e),
+            Shape::Explicit(_) => None,
         }
     }
 
@@ -184,7 +184,7 @@ impl HistogramSnapshot {
         };
         let counts = self.buckets().iter().enumerate().filter(|(_, n)| **n != 0);
         counts
-            .filter(|(cell, _)| layout.range(*cell).1 <= bound)
+            .filter(|(cell, _)| layout.shape.range(*cell).1 <= bound)
             .map(|(_, n)| n)
             .sum()
     }
@@ -209,7 +209,7 @@ impl HistogramSnapshot {
             seen >= rank
         })?;
         let (min, max) = (self.min()?.as_f64(), self.max()?.as_f64());
-        let (mut low, mut high) = layout.range(cell);
+        let (mut low, mut high) = layout.shape.range(cell);
         if self.holds_what_is_larger(cell) {
             (low, high) = if low >= 0.0 {
                 (low, f64::INFINITY)
@@ -251,7 +251,7 @@ impl HistogramSnapshot {
     pub(crate) fn bucket_range(&self, cell: usize) -> (f64, f64) {
         self.layout
             .as_deref()
-            .map_or((0.0, 0.0), |layout| layout.range(cell))
+            .map_or((0.0, 0.0), |layout| layout.shape.range(cell))
     }
 
     /// The same since `earlier`, the state of the same series at the last collection of the same reader.

@@ -4,8 +4,7 @@
 //! bucket, the first of an octave, is `2^(1 / 2^s) - 1 > ln 2 / 2^s` wide and a step `1 / 2^(s + 1)`, which is less. So
 //! at most one bound lies within a step, and one comparison tells on which side of it a value is.
 
-use super::record::HEADER_CELLS;
-use super::scale;
+use std::num::NonZeroU64;
 
 /// What is recorded: whether a value's bits are an integer's or a float's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,16 +15,17 @@ pub(crate) enum Domain {
 
 #[derive(Clone, Copy, Debug)]
 struct Step {
-    /// The largest bits that still belong to `cell`; what is above belongs to the next.
+    /// The largest bits that still belong to `bucket`; what is above belongs to the next.
     last: u64,
-    cell: u64,
+    bucket: u32,
 }
 
+/// Values for which there is no step take a slower way, which gives the same answer.
 #[derive(Debug)]
 pub(crate) struct Steps {
     steps: Box<[Step]>,
     /// `2^(scale + 1)`: the steps of an octave. Integers below twice this are steps of their own.
-    octave: u64,
+    octave: NonZeroU64,
     /// `scale + 1` for integers; for floats how far their bits are shifted.
     shift: u32,
     /// For floats, the number of the first step.
@@ -33,85 +33,85 @@ pub(crate) struct Steps {
 }
 
 impl Steps {
-    /// The steps of the buckets `first..=last`.
-    pub(crate) fn new(domain: Domain, scale: u8, first: i32, last: i32) -> Self {
+    /// The steps of the bits `low..=high`, which are all of positive normal floats or all of integers. `bucket` ascends with the bits
+    /// by at most one within a step; `None` if it does not.
+    pub(crate) fn new(
+        domain: Domain,
+        scale: u8,
+        (low, high): (u64, u64),
+        bucket: impl Fn(u64) -> u32,
+    ) -> Option<Self> {
         let bits_a_step = u32::from(scale) + 1;
         let mut steps = Self {
             steps: Box::new([]),
-            octave: 1 << bits_a_step,
+            octave: NonZeroU64::MIN.saturating_mul(NonZeroU64::new(1 << bits_a_step)?),
             shift: match domain {
                 Domain::U64 => bits_a_step,
                 Domain::F64 => 52 - bits_a_step,
             },
             first: 0,
         };
-        let index = |bits: u64| match domain {
-            Domain::U64 if bits == 0 => i32::MIN,
-            Domain::U64 => scale::index_u64(bits, scale),
-            Domain::F64 => scale::index_f64(f64::from_bits(bits), scale),
-        };
-        let (low, high) = match domain {
-            Domain::U64 => (0, scale::lower_bound(last.saturating_add(1), scale) as u64),
-            Domain::F64 => (
-                scale::lower_bound(first, scale).to_bits(),
-                scale::lower_bound(last.saturating_add(1), scale)
-                    .min(f64::MAX)
-                    .to_bits(),
-            ),
-        };
         let number = |bits: u64| match domain {
             Domain::U64 => steps.number_u64(bits),
             Domain::F64 => bits >> steps.shift,
-        };
-        let cell = |index: i32| match i64::from(index) - i64::from(first) {
-            below if below < 0 => HEADER_CELLS as u64,
-            place => {
-                (HEADER_CELLS + 1) as u64
-                    + (place as u64).min((i64::from(last) - i64::from(first)) as u64)
-            }
         };
         let mut made = Vec::new();
         let mut bits = low;
         let first_number = number(low);
         for place in first_number..=number(high) {
-            // The last bits of this step, by bisection; then the last that have the index of the first.
+            // The last bits of this step, by bisection; then the last that have the bucket of the first.
             let end = last_where(bits, |other| number(other) == place);
-            let own = cell(index(bits));
-            let same = last_where_up_to(bits, end, |other| cell(index(other)) == own);
+            let own = bucket(bits);
+            let same = last_where_up_to(bits, end, |other| bucket(other) == own);
+            if bucket(end) > own + 1 {
+                return None;
+            }
             made.push(Step {
-                last: if same == end { u64::MAX } else { same },
-                cell: own,
+                last: same,
+                bucket: own,
             });
             bits = end.saturating_add(1);
         }
         steps.steps = made.into();
         steps.first = first_number;
-        steps
+        Some(steps)
+    }
+
+    /// No steps: every value takes the slower way.
+    pub(crate) fn none() -> Self {
+        Self {
+            steps: Box::new([]),
+            octave: NonZeroU64::MIN,
+            shift: 0,
+            first: 0,
+        }
     }
 
     /// Small integers are their own steps; above, each octave has [`octave`](Self::octave) of them.
     #[inline]
     fn number_u64(&self, value: u64) -> u64 {
-        // Both shifts are below 64: at least `octave` is set, so `octave` is at most the leading bit.
-        let shift = (value | self.octave).ilog2().wrapping_sub(self.shift) & 63;
-        u64::from(shift) * self.octave + (value >> shift)
+        // At least `octave` is set, so the difference is not negative and below 64.
+        let shift = (self.octave | value).ilog2().wrapping_sub(self.shift);
+        u64::from(shift)
+            .wrapping_mul(self.octave.get())
+            .wrapping_add(value.wrapping_shr(shift))
     }
 
-    /// The cell of an integer; `None` above the range.
+    /// The bucket of an integer.
     #[inline]
-    pub(crate) fn cell_u64(&self, value: u64) -> Option<usize> {
+    pub(crate) fn bucket_u64(&self, value: u64) -> Option<u32> {
         let step = self.steps.get(self.number_u64(value) as usize)?;
-        Some((step.cell + u64::from(value > step.last)) as usize)
+        Some(step.bucket + u32::from(value > step.last))
     }
 
-    /// The cell of a float; `None` if it is not positive, not a number or out of range: all of these have other
-    /// leading bits than the steps.
+    /// The bucket of a float. What is not positive, not a number or out of range has other leading bits than the
+    /// steps.
     #[inline]
-    pub(crate) fn cell_f64(&self, value: f64) -> Option<usize> {
+    pub(crate) fn bucket_f64(&self, value: f64) -> Option<u32> {
         let bits = value.to_bits();
-        let place = (bits >> (self.shift & 63)).wrapping_sub(self.first);
+        let place = bits.wrapping_shr(self.shift).wrapping_sub(self.first);
         let step = self.steps.get(place as usize)?;
-        Some((step.cell + u64::from(bits > step.last)) as usize)
+        Some(step.bucket + u32::from(bits > step.last))
     }
 }
 
@@ -144,16 +144,23 @@ mod tests {
     use super::*;
     use crate::histogram::scale::{index_f64, index_u64, lower_bound};
 
-    fn cell_of(index: i32, first: i32, last: i32) -> usize {
-        HEADER_CELLS + 1 + (index.min(last) - first) as usize
+    fn bucket_of(index: i32, first: i32) -> u32 {
+        (index - first) as u32 + 1
     }
 
     #[test]
     fn integers_around_each_bound_find_the_exact_bucket() {
         for scale in [0u8, 1, 2, 3, 5, 8] {
             let (first, last) = (-(1 << scale), (64 << scale) - 1);
-            let steps = Steps::new(Domain::U64, scale, first, last);
-            assert_eq!(steps.cell_u64(0), Some(HEADER_CELLS));
+            let bucket = |bits: u64| {
+                if bits == 0 {
+                    0
+                } else {
+                    bucket_of(index_u64(bits, scale), first)
+                }
+            };
+            let steps = Steps::new(Domain::U64, scale, (0, u64::MAX), bucket).unwrap();
+            assert_eq!(steps.bucket_u64(0), Some(0));
             let bounds = (0..=last).map(|index| lower_bound(index, scale) as u64);
             let powers = (0..64).map(|bit| 1u64 << bit);
             for bound in bounds.chain(powers).chain([u64::MAX]) {
@@ -161,8 +168,8 @@ mod tests {
                     if value > 0 {
                         let index = index_u64(value, scale);
                         assert_eq!(
-                            steps.cell_u64(value),
-                            Some(cell_of(index, first, last)),
+                            steps.bucket_u64(value),
+                            Some(bucket_of(index, first)),
                             "{value} at {scale}"
                         );
                     }
@@ -180,7 +187,18 @@ mod tests {
             } else {
                 (octaves << scale) / 2 - 1
             };
-            let steps = Steps::new(Domain::F64, scale, first, last);
+            let bounds = [
+                lower_bound(first, scale).next_up(),
+                lower_bound(last + 1, scale),
+            ];
+            let bucket = |bits: u64| bucket_of(index_f64(f64::from_bits(bits), scale), first - 1);
+            let steps = Steps::new(
+                Domain::F64,
+                scale,
+                (bounds[0].to_bits(), bounds[1].to_bits()),
+                bucket,
+            )
+            .unwrap();
             for index in first + 1..=last {
                 let bound = lower_bound(index, scale);
                 for value in [
@@ -192,8 +210,8 @@ mod tests {
                 ] {
                     let index = index_f64(value, scale);
                     assert_eq!(
-                        steps.cell_f64(value),
-                        Some(cell_of(index, first, last)),
+                        steps.bucket_f64(value),
+                        Some(bucket_of(index, first - 1)),
                         "{value} at {scale}"
                     );
                 }
@@ -208,7 +226,7 @@ mod tests {
                 f64::MIN_POSITIVE / 2.0,
                 f64::MAX,
             ] {
-                assert_eq!(steps.cell_f64(other), None, "{other}");
+                assert_eq!(steps.bucket_f64(other), None, "{other}");
             }
         }
     }
