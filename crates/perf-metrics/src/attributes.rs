@@ -50,29 +50,6 @@ fn hash_array(hasher: &mut impl Hasher, array: &Array) {
     }
 }
 
-/// A hash of where the texts of attributes are and of their numbers, never zero, that does not depend on their order. Whoever finds
-/// something by it must compare.
-#[inline]
-pub(crate) fn place_tag(attributes: &[KeyValue]) -> u64 {
-    // Odd constants spread the bits: the fractions of the golden ratio and of the square root of 3.
-    const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
-    const SPREAD_VALUE: u64 = 0xbb67_ae85_84ca_a73b;
-    let place = |text: &str| (text.as_ptr() as u64).wrapping_add((text.len() as u64) << 48);
-    let sum = attributes.iter().fold(0u64, |sum, attribute| {
-        let value = match &attribute.value {
-            Value::String(text) => place(text.as_str()),
-            Value::I64(number) => *number as u64,
-            Value::Bool(flag) => u64::from(*flag),
-            Value::F64(number) => number.to_bits(),
-            _ => 0,
-        };
-        let pair =
-            place(attribute.key.as_str()).wrapping_mul(SPREAD) ^ value.wrapping_mul(SPREAD_VALUE);
-        sum.wrapping_add(pair ^ pair >> 32)
-    });
-    sum.wrapping_mul(SPREAD) >> 16 | 1
-}
-
 /// Whether two sets without repeated keys hold the same attributes.
 #[inline]
 pub(crate) fn same_set(a: &[KeyValue], b: &[KeyValue]) -> bool {

@@ -14,6 +14,7 @@ mod labels;
 pub mod node;
 mod number;
 mod origin;
+mod places;
 mod reader;
 mod registry;
 mod series;

@@ -111,6 +111,7 @@ impl<C: SeriesCell> Core<C> {
         let cell = C::new(descriptor.name(), &spec)?;
         let plain = Series {
             attributes: EMPTY_ATTRS.into(),
+            places: Box::default(),
             cell: cell.clone(),
         };
         let dynamic = Dynamic::new(descriptor.name(), &spec, limit)?;
@@ -138,6 +139,7 @@ impl<C: SeriesCell> Core<C> {
         let cell = C::new(self.descriptor.name(), &self.spec)?;
         self.fixed.push(Series {
             attributes: attributes.into(),
+            places: Box::default(),
             cell: cell.clone(),
         });
         Ok(cell)
