@@ -20,6 +20,9 @@ mod registry;
 mod series;
 mod snapshot;
 
+#[cfg(feature = "otel")]
+pub mod otel;
+
 pub use attributes::{AttributeValue, EMPTY_ATTRS, Key, KeyValue};
 pub use builder::{
     HISTOGRAM_SERIES_MAX_DEFAULT, Instrument, InstrumentBuilder, SERIES_MAX_DEFAULT,

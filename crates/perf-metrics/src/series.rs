@@ -6,7 +6,7 @@ use crate::cells::{BoundCounter, BoundUpDownCounter, SumCell};
 use crate::descriptor::{Descriptor, InstrumentKind};
 use crate::dynamic::{Dynamic, Series};
 use crate::gauge::BoundGauge;
-use crate::histogram::{BoundHistogram, HistogramNumber, Layout};
+use crate::histogram::{BoundHistogram, HistogramNumber, Layout, Shape};
 use crate::number::Number;
 use crate::snapshot::{MetricSnapshot, Point, SeriesSnapshot};
 use std::fmt::Debug;
@@ -23,6 +23,10 @@ pub trait SeriesCell: Clone + Debug + Send + Sync + 'static {
     fn read(&self, reader: Option<usize>, out: &mut Point);
     #[doc(hidden)]
     fn forget(&self, _reader: usize) {}
+    #[doc(hidden)]
+    fn boundaries(_spec: &Self::Spec) -> Option<&[f64]> {
+        None
+    }
 }
 
 impl<T: Number> SeriesCell for BoundCounter<T> {
@@ -80,6 +84,13 @@ impl<T: HistogramNumber> SeriesCell for BoundHistogram<T> {
     fn forget(&self, reader: usize) {
         self.forget(reader);
     }
+
+    fn boundaries(spec: &HistogramSpec) -> Option<&[f64]> {
+        match &spec.0.shape {
+            Shape::Explicit(bounds) => Some(bounds),
+            Shape::Exponential(_) => None,
+        }
+    }
 }
 
 /// What a registry knows of an instrument.
@@ -87,6 +98,9 @@ pub(crate) trait Source: Debug + Send + Sync {
     fn descriptor(&self) -> &Arc<Descriptor>;
     fn collect(&self, reader: Option<usize>, out: &mut MetricSnapshot);
     fn forget(&self, reader: usize);
+    /// The explicit boundaries of a histogram that was made with some.
+    #[cfg(feature = "otel")]
+    fn boundaries(&self) -> Option<&[f64]>;
     /// Runs `run` while every lock that recording could meet is held.
     fn hold(&self, run: &mut dyn FnMut());
 }
@@ -189,6 +203,11 @@ impl<C: SeriesCell> Source for Core<C> {
 
     fn forget(&self, reader: usize) {
         self.for_each(|series| series.cell.forget(reader));
+    }
+
+    #[cfg(feature = "otel")]
+    fn boundaries(&self) -> Option<&[f64]> {
+        C::boundaries(&self.spec)
     }
 
     fn hold(&self, run: &mut dyn FnMut()) {

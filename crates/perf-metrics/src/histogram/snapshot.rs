@@ -242,7 +242,13 @@ impl HistogramSnapshot {
     pub(crate) fn ascending_cells(&self) -> impl Iterator<Item = usize> + use<> {
         let (negative, rest) = match self.exponential() {
             Some(e) if e.is_signed => (e.len + 1..2 * e.len + 1, 0..e.len + 1),
-            _ => (0..0, 0..self.buckets().len()),
+            _ => (
+                0..0,
+                0..self
+                    .layout
+                    .as_deref()
+                    .map_or(0, |layout| layout.shape.cells()),
+            ),
         };
         negative.rev().chain(rest)
     }
@@ -252,6 +258,19 @@ impl HistogramSnapshot {
         self.layout
             .as_deref()
             .map_or((0.0, 0.0), |layout| layout.shape.range(cell))
+    }
+
+    /// Takes over how another is divided into buckets.
+    #[cfg(feature = "otel")]
+    pub(crate) fn clone_layout(&mut self, other: &Self) {
+        self.layout.clone_from(&other.layout);
+        self.header = other.header;
+    }
+
+    /// Whether this is the bucket of zero, of an exponential histogram.
+    #[cfg(feature = "otel")]
+    pub(crate) fn is_zero_bucket(&self, cell: usize) -> bool {
+        cell == 0 && self.exponential().is_some()
     }
 
     /// The same since `earlier`, the state of the same series at the last collection of the same reader.
