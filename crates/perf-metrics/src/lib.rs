@@ -23,6 +23,9 @@ mod snapshot;
 #[cfg(feature = "otel")]
 pub mod otel;
 
+#[cfg(feature = "prometheus")]
+pub mod prometheus;
+
 pub use attributes::{AttributeValue, EMPTY_ATTRS, Key, KeyValue};
 pub use builder::{
     HISTOGRAM_SERIES_MAX_DEFAULT, Instrument, InstrumentBuilder, SERIES_MAX_DEFAULT,

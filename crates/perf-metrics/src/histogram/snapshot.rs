@@ -189,6 +189,17 @@ impl HistogramSnapshot {
             .sum()
     }
 
+    /// The powers of two within the range of exponential buckets.
+    #[cfg(feature = "prometheus")]
+    pub(crate) fn octaves(&self) -> impl Iterator<Item = f64> + use<> {
+        let range = self.exponential().map_or(0..0, |e| {
+            let end = (i64::from(e.first) + e.len as i64) >> e.scale;
+            // The last bucket holds what is beyond the range too, so its bound is not one of these.
+            (e.first + (1 << e.scale) - 1 >> e.scale)..end as i32
+        });
+        range.map(|octave| f64::from(octave).exp2())
+    }
+
     /// An estimate of the value that a share `q` of all values does not exceed; `None` without values or if `q` is not within
     /// 0 to 1.
     ///
