@@ -23,6 +23,8 @@ mod snapshot;
 #[cfg(feature = "otel")]
 pub mod otel;
 
+#[cfg(feature = "otlp")]
+pub mod otlp;
 #[cfg(feature = "prometheus")]
 pub mod prometheus;
 

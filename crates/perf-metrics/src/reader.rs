@@ -81,6 +81,7 @@ impl fmt::Debug for Reader {
 fn subtract(now: &MetricsSnapshot, then: &MetricsSnapshot, out: &mut MetricsSnapshot) {
     out.registry = now.registry;
     out.start = then.time.or(now.start);
+    out.cumulative_start = now.cumulative_start;
     out.time = now.time;
     for (place, metric) in now.metrics.iter().enumerate() {
         if place == out.metrics.len() {

@@ -105,6 +105,7 @@ impl Registry {
             snapshot.registry = self.inner.id;
         }
         snapshot.start = Some(self.inner.start);
+        snapshot.cumulative_start = snapshot.start;
         snapshot.time = Some(SystemTime::now());
         let mut place = 0;
         // By place, so that the lock is not held while an instrument is read.

@@ -13,6 +13,8 @@ pub struct MetricsSnapshot {
     /// Which registry `metrics` came from; others have other instruments in these places.
     pub(crate) registry: usize,
     pub(crate) start: Option<SystemTime>,
+    /// When the registry was made, since when sums count that are cumulative in any case.
+    pub(crate) cumulative_start: Option<SystemTime>,
     pub(crate) time: Option<SystemTime>,
     pub(crate) metrics: Vec<MetricSnapshot>,
 }
