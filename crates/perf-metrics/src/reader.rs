@@ -57,6 +57,11 @@ impl Reader {
             return &self.now;
         }
         self.registry.collect_for(Some(self.place), &mut self.now);
+        #[cfg(perf_loom)]
+        if perf_atomics::__loom::is_mutant("slab_reader_clears") {
+            // The fault to be found: cells that were cleared hold the difference already.
+            self.then = MetricsSnapshot::new();
+        }
         subtract(&self.now, &self.then, &mut self.delta);
         std::mem::swap(&mut self.now, &mut self.then);
         &self.delta

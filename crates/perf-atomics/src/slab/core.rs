@@ -175,6 +175,9 @@ impl Slab {
         for chunk in self.chunks.read().iter() {
             for (sum, cell) in out.iter_mut().zip(cells_of(chunk, start, len)) {
                 *sum = sum.wrapping_add(cell.load(Ordering::Relaxed));
+                if mutant::is("slab_reader_clears") {
+                    cell.store(0, Ordering::Relaxed);
+                }
             }
         }
     }
