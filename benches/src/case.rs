@@ -1,5 +1,6 @@
 //! What a case is: one workload, done the way nodes do it today, our way, and the peers' ways.
 
+use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 /// Performs the given number of operations and returns the time that counts.
@@ -131,6 +132,20 @@ pub fn timed(mut operation: impl FnMut() + 'static) -> Run {
         for _ in 0..iters {
             operation();
         }
+        start.elapsed()
+    })
+}
+
+/// Makes a [`Run`] of a read: the results are added up and only the sum is kept, so that nothing but the read
+/// itself is in the loop. The compiler may not skip a read of an atomic or under a lock.
+pub fn summed(mut read: impl FnMut() -> u64 + 'static) -> Run {
+    Box::new(move |iters| {
+        let start = Instant::now();
+        let mut sum = 0_u64;
+        for _ in 0..iters {
+            sum = sum.wrapping_add(read());
+        }
+        black_box(sum);
         start.elapsed()
     })
 }

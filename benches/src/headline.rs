@@ -59,7 +59,7 @@ pub fn all() -> Vec<Headline> {
 /// Cases that only a headline needs: their allocations are counted, and no table shows them.
 #[must_use]
 pub fn supporting() -> Vec<Case> {
-    Vec::new()
+    mix::supporting()
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Threads that work at once, for the cases whose subject is contention.
 
 use std::any::Any;
+use std::hint::black_box;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,8 +17,39 @@ pub type Member = Box<dyn FnMut(u64) + Send>;
 /// A companion's work: one action, repeated with pauses for as long as the members are busy.
 pub type Companion = Box<dyn FnMut() + Send>;
 
+/// Two threads that perform the same operation on something they share.
+///
+/// `make` is called once per thread. The results are added up as [`summed`](crate::case::summed) does it.
+pub fn pair<F>(make: impl Fn() -> F) -> Run
+where
+    F: FnMut() -> u64 + Send + 'static,
+{
+    let member = |_| -> Member {
+        let mut own = Apart(make());
+        Box::new(move |iters| {
+            let Apart(operation) = &mut own;
+            let mut sum = 0_u64;
+            for _ in 0..iters {
+                sum = sum.wrapping_add(operation());
+            }
+            black_box(sum);
+        })
+    };
+    Team::sharing((0..2).map(member).collect()).into_run()
+}
+
+/// A member's own state, on cache lines of its own: where the allocator happens to put it must not decide whether
+/// the members slow each other down.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct Apart<T>(pub T);
+
 /// Spins at the start of a batch before giving the core away: there may be fewer cores than threads.
 const SPINS_BEFORE_YIELD: u32 = 200;
+
+/// Portions of a batch per member that shares it: few enough that taking one costs nothing beside its
+/// work, many enough that the members end at nearly the same time.
+const PORTIONS_PER_MEMBER: u64 = 64;
 
 /// Operations that teams performed beyond the `iters` their [`Run`] was called with: with `n` members
 /// a batch performs `n * iters` of them. The allocation counter divides by the sum.
@@ -30,10 +62,16 @@ pub(crate) fn operations_beyond() -> u64 {
 
 /// Persistent threads that start each batch together.
 ///
-/// Make it in a path's `prepare` and turn it into the path's [`Run`]: a batch of `iters` lets every
-/// member perform `iters` operations, and takes from the first start to the last end, so that the
-/// time per operation is that of one thread. Between batches every thread is blocked. The threads
-/// end when the [`Run`] is dropped.
+/// Make it in a path's `prepare` and turn it into the path's [`Run`]: a batch of `iters` lets the
+/// members perform `iters` operations each, and takes from the first start to the last end, so that
+/// the time per operation is that of one thread. Between batches every thread is blocked. The
+/// threads end when the [`Run`] is dropped.
+///
+/// Members that contend for something are made by [`Team::sharing`]: a lock is seldom fair, and
+/// with a fixed number for each, the last one would have it to itself for the rest of its own.
+///
+/// Each member is bound to a core of its own as long as there are enough: the system often starts
+/// new threads on one core, where they take turns, and then there is no contention to measure.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -49,7 +87,7 @@ pub(crate) fn operations_beyond() -> u64 {
 ///         }
 ///     })
 /// };
-/// let mut run = Team::new(vec![member(), member()]).into_run();
+/// let mut run = Team::sharing(vec![member(), member()]).into_run();
 /// run(1_000);
 /// assert_eq!(hits.load(Ordering::Relaxed), 2_000);
 /// ```
@@ -62,6 +100,8 @@ pub(crate) fn operations_beyond() -> u64 {
 pub struct Team {
     threads: Vec<Thread>,
     members: u64,
+    /// The operations of the current batch that nobody has taken yet; `None` when each member has its own.
+    shared: Option<Arc<AtomicU64>>,
     /// Every thread of every batch raises it by one; a batch starts when all of its threads have.
     arrived: Arc<AtomicU64>,
     /// What `arrived` will be once every thread of the current batch is there.
@@ -95,25 +135,56 @@ struct Span {
 }
 
 impl Team {
-    /// Starts one thread per member.
+    /// Starts one thread per member; each performs `iters` operations of every batch.
+    ///
+    /// For members with different parts, such as the two ends of a queue.
     #[must_use]
     pub fn new(members: Vec<Member>) -> Self {
+        Self::start(members, None)
+    }
+
+    /// Starts one thread per member; whoever is ready takes the next few of a batch's operations.
+    ///
+    /// All members are busy until the batch ends, however unfair what they contend for is. A member
+    /// is called several times per batch.
+    #[must_use]
+    pub fn sharing(members: Vec<Member>) -> Self {
+        Self::start(members, Some(Arc::new(AtomicU64::new(0))))
+    }
+
+    fn start(members: Vec<Member>, shared: Option<Arc<AtomicU64>>) -> Self {
         let (ended_sender, ended) = sync_channel(members.len() + 1);
         let mut team = Self {
             threads: Vec::new(),
             members: members.len() as u64,
+            shared,
             arrived: Arc::new(AtomicU64::new(0)),
             arrived_goal: 0,
             companions_stop: Arc::new(AtomicBool::new(false)),
             ended,
             ended_sender,
         };
-        for mut member in members {
+        let cores = core_affinity::get_core_ids().unwrap_or_default();
+        for (number, mut member) in members.into_iter().enumerate() {
             let arrived = Arc::clone(&team.arrived);
+            let shared = team.shared.clone();
+            let mut core = cores.get(number).copied();
             team.spawn(false, move |order| {
+                if let Some(core) = core.take() {
+                    // Where threads cannot be bound, they run where the system puts them.
+                    core_affinity::set_for_current(core);
+                }
                 meet(&arrived, order.arrived_goal);
                 let start = Instant::now();
-                member(order.iters);
+                match &shared {
+                    None => member(order.iters),
+                    Some(left) => {
+                        let portion = (order.iters / PORTIONS_PER_MEMBER).max(1);
+                        while let Some(count) = take(left, portion) {
+                            member(count);
+                        }
+                    }
+                }
                 let end = Instant::now();
                 Some(Span { start, end })
             });
@@ -177,6 +248,9 @@ impl Team {
     /// Runs one batch and returns the time from the first start to the last end.
     fn batch(&mut self, iters: u64) -> Duration {
         self.companions_stop.store(false, Ordering::Release);
+        if let Some(left) = &self.shared {
+            left.store(self.members * iters, Ordering::Release);
+        }
         self.arrived_goal += self.threads.len() as u64;
         let order = Order {
             iters,
@@ -188,15 +262,20 @@ impl Team {
                 let _ = orders.send(order);
             }
         }
-        let spans: Vec<Span> = (0..self.members).filter_map(|_| self.span()).collect();
+        // Folded and not collected: a batch must not allocate, since the path's allocations are counted.
+        let mut whole: Option<Span> = None;
+        for _ in 0..self.members {
+            whole = match (whole, self.span()) {
+                (Some(one), Some(other)) => Some(Span {
+                    start: one.start.min(other.start),
+                    end: one.end.max(other.end),
+                }),
+                (one, other) => one.or(other),
+            };
+        }
         self.stop_companions();
         OPERATIONS_BEYOND.fetch_add(self.members.saturating_sub(1) * iters, Ordering::Relaxed);
-        let start = spans.iter().map(|span| span.start).min();
-        let end = spans.iter().map(|span| span.end).max();
-        match (start, end) {
-            (Some(start), Some(end)) => end - start,
-            _ => Duration::ZERO,
-        }
+        whole.map_or(Duration::ZERO, |span| span.end - span.start)
     }
 
     /// Ends the companions' part of the batch and waits for it.
@@ -250,6 +329,13 @@ fn meet(arrived: &AtomicU64, goal: u64) {
     }
 }
 
+/// Takes up to `most` operations of those that are left.
+fn take(left: &AtomicU64, most: u64) -> Option<u64> {
+    let rest = |left: u64| (left > 0).then(|| left.saturating_sub(most));
+    let before = left.fetch_update(Ordering::AcqRel, Ordering::Acquire, rest);
+    before.ok().map(|before| before.min(most))
+}
+
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(ToString::to_string);
     text.or_else(|| panic.downcast_ref::<String>().cloned())
@@ -279,6 +365,23 @@ mod tests {
             assert!(run(1) >= Duration::from_millis(20));
         }
         assert_eq!(inside.load(Ordering::Acquire), 6);
+    }
+
+    #[test]
+    fn members_that_share_do_all_the_work_and_the_faster_does_more() {
+        let member = |done: &Arc<AtomicU64>, pause_us| -> Member {
+            let done = Arc::clone(done);
+            Box::new(move |iters| {
+                thread::sleep(Duration::from_micros(pause_us * iters));
+                done.fetch_add(iters, Ordering::Relaxed);
+            })
+        };
+        let (fast, slow) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let mut run = Team::sharing(vec![member(&fast, 1), member(&slow, 1_000)]).into_run();
+        run(300);
+        let (fast, slow) = (fast.load(Ordering::Relaxed), slow.load(Ordering::Relaxed));
+        assert_eq!(fast + slow, 600);
+        assert!(fast > slow, "{fast} and {slow}");
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub(crate) const PUBLISHED_FILES: [&str; 4] =
 const SOURCE_DIRECTORIES: [&str; 6] = [".cargo", ".ci", "benches", "crates", "docs", "xtask"];
 
 /// Directories that belong to one machine. A path begins after something that is no part of one.
-const MACHINE_PATHS: [&str; 5] = ["/home/", "/root/", "/Users/", "/work/", "C:\\Users\\"];
+const MACHINE_PATHS: [&str; 4] = ["/home/", "/root/", "/Users/", "C:\\Users\\"];
 
 /// Marks of unfinished work, in two parts so that this file has none itself.
 const UNFINISHED: [&str; 3] = [
@@ -116,7 +116,11 @@ fn sources(root: &Path) -> Result<Vec<PathBuf>> {
             }
         }
     }
-    found.retain(|path| path.file_name().is_some_and(|name| name != "Cargo.lock"));
+    // In a linked work tree `.git` is a file, and names the directory of the repository.
+    found.retain(|path| {
+        path.file_name()
+            .is_some_and(|name| name != "Cargo.lock" && name != ".git")
+    });
     found.sort();
     Ok(found)
 }
@@ -145,8 +149,8 @@ mod tests {
         assert!(has_machine_path("path = \"/root/x\""));
         assert!(has_machine_path("/Users/me"));
         assert!(!has_machine_path("https://example.org/home/page"));
-        assert!(!has_machine_path("src/work/mod.rs"));
-        assert!(!has_machine_path("{base}/work/x"));
+        assert!(!has_machine_path("src/home/mod.rs"));
+        assert!(!has_machine_path("{base}/home/x"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -74,10 +75,18 @@ impl Package {
     }
 }
 
-/// The root of the workspace this program was built from.
+/// The root of the workspace this program is run from.
+///
+/// Cargo says where that is when it runs the program. Where the program was compiled is the second
+/// choice: work trees that share a target directory, and moved ones, find each other's program.
 pub(crate) fn root() -> &'static Path {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
-    own.parent().unwrap_or(own)
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        let run_from = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let own = run_from.filter(|own| own.ends_with("xtask") && own.join("Cargo.toml").is_file());
+        let own = own.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")));
+        own.parent().map_or_else(|| own.clone(), Path::to_path_buf)
+    })
 }
 
 /// The cargo that runs this program, in the workspace's root.

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::RwLock;
 
-use super::{CLUSTER_NODES, READERS, STATUS_MESSAGE_BYTES, StatusMessage, WRITER_PAUSE_US, Way};
+use super::{
+    CLUSTER_NODES, READERS, STATUS_MESSAGE_BYTES, StatusMessage, WRITER_PAUSE_US, Way, peer_of,
+};
 use crate::case::Run;
 use crate::team::{Member, Team};
 
@@ -104,11 +106,6 @@ fn runtime() -> Runtime {
         .expect("a runtime without drivers needs nothing from the system")
 }
 
-/// The peer that iteration `turn` asks about.
-fn peer_of(turn: u64) -> u64 {
-    turn % CLUSTER_NODES + 1
-}
-
 fn turns(with_message: bool) -> Run {
     let (runtime, node) = (runtime(), Node::new());
     Box::new(move |iters| {
@@ -143,5 +140,7 @@ fn status_query() -> Run {
     let readers = (0..READERS).map(reader).collect();
     let (writer, pause) = (runtime(), Duration::from_micros(WRITER_PAUSE_US));
     let commit = Box::new(move || writer.block_on(node.commit_one()));
-    Team::new(readers).with_companion(pause, commit).into_run()
+    Team::sharing(readers)
+        .with_companion(pause, commit)
+        .into_run()
 }

@@ -1,5 +1,6 @@
-//! Lock-free node state.
-//! (docs come with the README)
+#![doc = include_str!("../README.md")]
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
 mod cache_line;
 pub mod clock;
 mod counters;

@@ -280,6 +280,8 @@ impl<K: fmt::Debug, V: fmt::Debug, S> fmt::Debug for Membership<K, V, S> {
 pub struct MembershipReader<M, K, V, S = DefaultHasher> {
     membership: M,
     view: Arc<MembershipView<K, V, S>>,
+    /// The stamp of `view`.
+    stamp: u64,
 }
 
 impl<M, K, V, S> MembershipReader<M, K, V, S>
@@ -290,14 +292,19 @@ where
     #[must_use]
     pub fn new(membership: M) -> Self {
         let view = membership.view();
-        Self { membership, view }
+        let stamp = pack(view.generation, view.len());
+        Self {
+            membership,
+            view,
+            stamp,
+        }
     }
 
     /// The current members.
     #[inline]
     pub fn view(&mut self) -> &MembershipView<K, V, S> {
-        // Our view may be newer than the stamp, which follows the view a moment later.
-        if self.membership.generation() > self.view.generation {
+        // Ours may be the later one: the membership's stamp follows its view a moment later.
+        if self.membership.stamp.0.load(Ordering::Acquire) > self.stamp {
             self.refresh();
         }
         &self.view
@@ -306,6 +313,7 @@ where
     #[cold]
     fn refresh(&mut self) {
         self.view = self.membership.view();
+        self.stamp = pack(self.view.generation, self.view.len());
     }
 
     /// What is stored for `key`.
@@ -334,6 +342,7 @@ impl<M: Clone, K, V, S> Clone for MembershipReader<M, K, V, S> {
         Self {
             membership: self.membership.clone(),
             view: Arc::clone(&self.view),
+            stamp: self.stamp,
         }
     }
 }

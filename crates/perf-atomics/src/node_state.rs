@@ -1,5 +1,6 @@
 //! What the tasks of a node share.
 
+use crate::cache_line::CacheLine;
 use crate::{AtomicCounters, AtomicFlags, FlagsSnapshot, Membership, RaftStatus, Snapshot};
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
@@ -25,7 +26,8 @@ use std::net::SocketAddr;
 /// assert_eq!(node.status().leader(), Some(1));
 /// ```
 pub struct NodeState<P> {
-    flags: AtomicFlags,
+    /// Away from the locks below, whose words change while others read the flags.
+    flags: CacheLine<AtomicFlags>,
     status: Snapshot<RaftStatus>,
     members: Membership<u64, P>,
     counters: AtomicCounters,
@@ -40,7 +42,7 @@ impl<P> NodeState<P> {
     #[must_use]
     pub fn new(node_id: u64) -> Self {
         Self {
-            flags: AtomicFlags::new(),
+            flags: CacheLine(AtomicFlags::new()),
             status: Snapshot::new(RaftStatus {
                 node_id,
                 ..RaftStatus::default()
@@ -58,21 +60,21 @@ impl<P> NodeState<P> {
     #[inline]
     #[must_use]
     pub fn flags(&self) -> &AtomicFlags {
-        &self.flags
+        &self.flags.0
     }
 
     /// All flags at one moment. One load.
     #[inline]
     #[must_use]
     pub fn flags_snapshot(&self) -> FlagsSnapshot {
-        self.flags.snapshot()
+        self.flags.0.snapshot()
     }
 
     /// Whether this node leads. One load.
     #[inline]
     #[must_use]
     pub fn is_leader(&self) -> bool {
-        self.flags.is_leader()
+        self.flags.0.is_leader()
     }
 
     /// The Raft status last published, whole. Lock-free.
@@ -104,7 +106,9 @@ impl<P> NodeState<P> {
     fn let_flag_follow(&self) {
         loop {
             let (version, status) = self.status.read_versioned();
-            self.flags.set_leader(status.is_leader());
+            // A read-modify-write even if the flag is right already. Publishers are so ordered on the flag: the
+            // later one acquires what the earlier one released, a newer version included, and sees it below.
+            self.flags.0.set_leader(status.is_leader());
             if self.status.version() == version {
                 return;
             }
@@ -198,7 +202,7 @@ fn replace<T>(field: &RwLock<T>, new: T) {
 impl<P: fmt::Debug> fmt::Debug for NodeState<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NodeState")
-            .field("flags", &self.flags)
+            .field("flags", self.flags())
             .field("status", &self.status())
             .field("members", &self.members)
             .field("counters", &self.counters)

@@ -5,26 +5,22 @@ use crate::primitive::{AtomicU64, Mutex, Ordering, fence, mutant, spin_loop};
 use crate::words::{Cells, Words};
 use std::fmt;
 
-/// How many versions are kept: the current one and the last three.
-///
-/// A reader must try again only when the writers published this often while it read. One slot is
-/// a plain seqlock, where a reader waits for a stalled writer; with two, a reader still meets
-/// every second write; four measured as fast as two to read, and eight no faster.
-#[cfg(not(perf_loom))]
-const SLOTS: usize = 4;
-/// So few that two publications already overtake a reader.
-#[cfg(perf_loom)]
-const SLOTS: usize = 2;
-
 /// A small `Copy` value that is published as a whole and read without waiting.
 ///
 /// Readers never see a mixture of two values, never write to shared memory, and never wait for a
-/// writer, not even for one that was stopped in the middle of a write: it writes into another slot than
-/// the one they read. Only when the value is published four times during one read is that read repeated.
+/// writer, not even for one that was stopped in the middle of a write.
 ///
-/// A read costs a load of the version, of the words, and of the slot's stamp. Writers take turns
-/// behind a lock. Memory: a version line and four slots of `8 + 8 * words` bytes, each
-/// on cache lines of its own.
+/// The value is kept twice. A read normally takes it from the front copy, a cache line that begins with the
+/// number of the version last ended there and ends with the number of the version last begun: when
+/// the two are equal, what was read between them is whole. Otherwise a writer is at work, and the read takes the
+/// value from the back, where the writer has two slots in turn and so leaves the current one alone. Only when
+/// the value is published twice during one read is that read repeated.
+///
+/// | | cost |
+/// |---|---|
+/// | [`read`](Self::read) | a load per word and two more, from one cache line up to 6 words; twice that beside a writer |
+/// | [`publish`](Self::publish) | a lock against other writers, and two stores per word |
+/// | memory | 5 cache line pairs up to 14 words |
 ///
 /// A reader that sees a value also sees everything its publisher's thread wrote before publishing
 /// (release / acquire), and never sees an older value after a newer one.
@@ -43,41 +39,80 @@ const SLOTS: usize = 2;
 /// });
 /// ```
 pub struct Snapshot<T: Words> {
-    /// The version that readers read: `slots[version % SLOTS]` holds it.
-    version: CacheLine<AtomicU64>,
-    slots: [CacheLine<Slot<T>>; SLOTS],
+    front: CacheLine<Copy<T>>,
+    back: [CacheLine<Copy<T>>; 2],
+    /// The version that is whole in `back[version % 2]`.
+    back_version: CacheLine<AtomicU64>,
     writer: CacheLine<Mutex<()>>,
 }
 
-struct Slot<T: Words> {
-    /// The version that was last begun in this slot.
-    stamp: AtomicU64,
+/// One copy of the value, whole when the two versions are equal.
+#[repr(C)]
+struct Copy<T: Words> {
+    /// The version last ended here.
+    ended: AtomicU64,
     words: <T::Array as Cells>::Cells,
+    /// The version last begun here.
+    begun: AtomicU64,
+}
+
+impl<T: Words> Copy<T> {
+    fn new(value: T) -> CacheLine<Self> {
+        let words = T::Array::new_cells();
+        value.to_words().store(&words);
+        CacheLine(Self {
+            ended: AtomicU64::new(0),
+            words,
+            begun: AtomicU64::new(0),
+        })
+    }
+
+    /// The copy with its version, if it is whole.
+    #[inline]
+    fn read(&self) -> Option<(u64, T)> {
+        // Acquire: the words of this version, written before `ended`, are visible.
+        let version = self.ended.load(Ordering::Acquire);
+        let words = T::Array::load(&self.words);
+        // If one of those loads saw a word of a later version, this fence and the writer's make it
+        // visible below that the later version was begun.
+        if !mutant::is("snapshot_no_acquire_fence") {
+            fence(Ordering::Acquire);
+        }
+        let is_whole = self.begun.load(Ordering::Relaxed) == version;
+        is_whole.then(|| (version, T::from_words(words)))
+    }
+
+    fn begin(&self, version: u64) {
+        self.begun.store(version, Ordering::Relaxed);
+        // Release: no word that is written from here on may become visible before `begun` does. Pairs
+        // with the fence of the readers.
+        if !mutant::is("snapshot_no_release_fence") {
+            fence(Ordering::Release);
+        }
+    }
+
+    fn end(&self, version: u64, words: T::Array) {
+        words.store(&self.words);
+        // Release: whoever sees this version sees its words.
+        self.ended.store(version, Ordering::Release);
+    }
 }
 
 impl<T: Words> Snapshot<T> {
     /// Publishes `value` as version 0.
     #[must_use]
     pub fn new(value: T) -> Self {
-        let slots: [CacheLine<Slot<T>>; SLOTS] = std::array::from_fn(|i| {
-            // A slot that was never written carries no version that `version` could name before it is.
-            let stamp = if i == 0 { 0 } else { u64::MAX };
-            CacheLine(Slot {
-                stamp: AtomicU64::new(stamp),
-                words: T::Array::new_cells(),
-            })
-        });
-        value.to_words().store(&slots[0].0.words);
         Self {
-            version: CacheLine(AtomicU64::new(0)),
-            slots,
+            front: Copy::new(value),
+            back: [Copy::new(value), Copy::new(value)],
+            back_version: CacheLine(AtomicU64::new(0)),
             writer: CacheLine(Mutex::new(())),
         }
     }
 
     /// The value last published.
     ///
-    /// Lock-free; repeats itself only if the value was published four times meanwhile.
+    /// Lock-free; repeats itself only if the value was published twice meanwhile.
     #[inline]
     #[must_use]
     pub fn read(&self) -> T {
@@ -88,20 +123,29 @@ impl<T: Words> Snapshot<T> {
     #[inline]
     #[must_use]
     pub fn read_versioned(&self) -> (u64, T) {
+        match self.front.0.read() {
+            Some(whole) => whole,
+            None => self.read_beside_a_writer(),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn read_beside_a_writer(&self) -> (u64, T) {
         loop {
-            // Acquire: the words of this version, written before `version` was, are visible.
-            let version = self.version.0.load(Ordering::Acquire);
-            let slot = &self.slots[slot_of(version)].0;
-            let words = T::Array::load(&slot.words);
-            // If one of those loads saw a word of a later version, this fence and the writer's
-            // make that version's stamp visible to the load below.
-            if !mutant::is("snapshot_no_acquire_fence") {
-                fence(Ordering::Acquire);
-            }
-            if slot.stamp.load(Ordering::Relaxed) == version {
-                return (version, T::from_words(words));
+            // Acquire: the version's words in the back are visible, and so is that the front has begun it. So
+            // no later read of this thread takes an older version from there.
+            let version = self.back_version.0.load(Ordering::Acquire);
+            match self.back[place_of(version)].0.read() {
+                Some(whole) if whole.0 == version => return whole,
+                // Overtaken. Even if a later version is whole there already, `back_version` does not say so yet,
+                // and this thread's next read could take the one between from the other slot.
+                _ => {}
             }
             spin_loop();
+            if let Some(whole) = self.front.0.read() {
+                return whole;
+            }
         }
     }
 
@@ -109,7 +153,7 @@ impl<T: Words> Snapshot<T> {
     #[inline]
     #[must_use]
     pub fn version(&self) -> u64 {
-        self.version.0.load(Ordering::Acquire)
+        self.back_version.0.load(Ordering::Acquire)
     }
 
     /// Publishes `value`. Waits for other writers, not for readers.
@@ -129,36 +173,39 @@ impl<T: Words> Snapshot<T> {
             change(&mut value);
             let words = value.to_words();
             let _turn = self.writer.0.lock();
-            if self.version.0.load(Ordering::Relaxed) == version {
+            if self.back_version.0.load(Ordering::Relaxed) == version {
                 self.write(words, || ());
                 return value;
             }
         }
     }
 
-    /// Writes the next version. The caller holds `writer`. `midway` runs when the slot is marked and
-    /// nothing else is done yet: tests stall or interleave there.
+    /// Writes the next version. The caller holds `writer`. `midway` runs when both copies are begun and
+    /// nothing is written yet: tests stop the writer there.
     #[inline]
     fn write(&self, words: T::Array, midway: impl FnOnce()) {
         // Relaxed: only holders of `writer` write it, so the lock has ordered it.
-        let next = self.version.0.load(Ordering::Relaxed).wrapping_add(1);
-        let slot = &self.slots[slot_of(next)].0;
-        slot.stamp.store(next, Ordering::Relaxed);
-        midway();
-        // Release: no word below may become visible before the stamp above does. Pairs with the
-        // fence of the readers.
-        if !mutant::is("snapshot_no_release_fence") {
-            fence(Ordering::Release);
+        let next = self.back_version.0.load(Ordering::Relaxed).wrapping_add(1);
+        let (front, back) = (&self.front.0, &self.back[place_of(next)].0);
+        // The front is begun before the back is published: a reader that took this version from the back
+        // finds the front begun, and cannot take the version before from there.
+        if !mutant::is("snapshot_front_begun_late") {
+            front.begin(next);
         }
-        words.store(&slot.words);
-        // Release: whoever sees this version sees its words.
-        self.version.0.store(next, Ordering::Release);
+        back.begin(next);
+        midway();
+        back.end(next, words);
+        self.back_version.0.store(next, Ordering::Release);
+        if mutant::is("snapshot_front_begun_late") {
+            front.begin(next);
+        }
+        front.end(next, words);
     }
 }
 
 #[inline]
-const fn slot_of(version: u64) -> usize {
-    (version % SLOTS as u64) as usize
+const fn place_of(version: u64) -> usize {
+    (version % 2) as usize
 }
 
 impl<T: Words + Default> Default for Snapshot<T> {

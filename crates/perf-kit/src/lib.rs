@@ -1,1 +1,36 @@
-//! Hot-path toolkit for distributed-system nodes.
+#![doc = include_str!("../README.md")]
+//!
+//! ## Features
+#![cfg_attr(feature = "document-features", doc = document_features::document_features!())]
+
+#[cfg(feature = "atomics")]
+#[doc(inline)]
+pub use perf_atomics as atomics;
+
+#[cfg(feature = "pool")]
+#[doc(inline)]
+pub use perf_pool as pool;
+
+#[cfg(feature = "performance_simple")]
+pub mod performance_simple;
+
+/// What most nodes use, for a glob import.
+///
+/// ```
+/// # #[cfg(feature = "atomics")] {
+/// use perf_kit::prelude::*;
+///
+/// let flags = AtomicFlags::new();
+/// flags.set_connected(true);
+/// assert!(flags.is_connected());
+/// # }
+/// ```
+pub mod prelude {
+    #[cfg(feature = "atomics")]
+    pub use perf_atomics::{
+        AtomicCounters, AtomicFlags, Membership, MembershipReader, NodeState, OwnedCounter,
+        RaftStatus, Role, Snapshot,
+    };
+    #[cfg(feature = "pool")]
+    pub use perf_pool::{BufferGuard, BufferPool, BytesGuard, ObjectPool, buffer_pool};
+}

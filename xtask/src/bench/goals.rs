@@ -2,7 +2,6 @@
 
 use super::listing::Goal;
 use super::report::{CaseReport, GoalReport};
-use super::units;
 
 /// What an instruction count may be off: start-up does not cancel to the last instruction.
 const INSTRUCTIONS_TOLERANCE: f64 = 0.05;
@@ -19,7 +18,7 @@ fn judge_one(goal: &Goal, case: &CaseReport) -> GoalReport {
         Goal::Ratio { against, at_least } => {
             let measured = ratio_against(case, against);
             GoalReport {
-                goal: format!(">= {} {against}", units::factor(*at_least)),
+                goal: format!(">= {at_least}x {against}"),
                 target: *at_least,
                 measured,
                 met: measured.map(|ratio| ratio >= *at_least),

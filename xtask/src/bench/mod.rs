@@ -3,7 +3,7 @@
 //! The cases run in worker processes of the package `perf-benches`; here is what drives them.
 //! `docs/BENCHMARKING.md` says how and why.
 
-use std::io::{IsTerminal, stdout};
+use std::io::{IsTerminal, Write, stdout};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -36,7 +36,8 @@ use icount::Callgrind;
 use json_file::JsonFile;
 use listing::{Case, Listing, Measure};
 use machine::Machine;
-use plan::Limits;
+use pair::Sampler;
+use plan::{Clock, Limits};
 use progress::Progress;
 use report::{CaseReport, PeerReport, Report};
 use worker::Worker;
@@ -47,6 +48,8 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
     if options.icount {
         icount::require()?;
     }
+    // Of what is built, not of what may be checked out by the time the run ends.
+    let (commit, dirty) = (workspace::commit(), workspace::is_dirty());
     let binaries = Binaries::build(options.peers)?;
     let mut listing = list(&binaries)?;
     if !options.peers {
@@ -68,7 +71,9 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
         binaries: &binaries,
         callgrind,
         limits: Limits::of(options.quick),
-        spent: Duration::ZERO,
+        started: Instant::now(),
+        apart: Duration::ZERO,
+        planned: Duration::ZERO,
         pairs_left: selected.iter().map(|case| plan::pairs(case)).sum(),
         progress: Progress::new(selected.len()),
     };
@@ -82,19 +87,18 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
         schema: report::SCHEMA,
         machine: Machine::this(),
         rustc: machine::rustc(),
-        commit: workspace::commit(),
-        dirty: workspace::is_dirty(),
+        commit,
+        dirty,
         quick: options.quick,
         cases,
         headline,
     };
-    if let Some(json) = json {
-        json.write(&report)?;
-    }
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let colours = table::Colours::new(stdout().is_terminal() && !no_color);
-    print!("{}", table::render(&report, colours));
-    Ok(())
+    // A table that nobody reads to its end is no reason to lose the report, and the other way round.
+    let printed = stdout().write_all(table::render(&report, colours).as_bytes());
+    json.map_or(Ok(()), |json| json.write(&report))?;
+    printed.context("cannot print the table")
 }
 
 fn list(binaries: &Binaries) -> Result<Listing> {
@@ -109,8 +113,11 @@ struct Bench<'a> {
     binaries: &'a Binaries,
     callgrind: Option<Callgrind>,
     limits: Limits,
-    /// The time that comparisons have taken so far.
-    spent: Duration,
+    started: Instant,
+    /// The time that counting instructions has taken, which nobody promised anything about.
+    apart: Duration,
+    /// The sum of the comparisons' shares.
+    planned: Duration,
     pairs_left: usize,
     progress: Progress,
 }
@@ -127,22 +134,21 @@ impl Bench<'_> {
                 .copied()
                 .unwrap_or_default()
         };
-        let mut crew = Crew::start(self.binaries, case)?;
-        let before = self.compare(number, &mut crew, case, "before")?;
+        let before = self.compare(number, case, "before")?;
         let mut peers = Vec::new();
         for path in case.peers() {
-            let peer = self.compare(number, &mut crew, case, &path.name)?;
+            let peer = self.compare(number, case, &path.name)?;
             peers.push(PeerReport {
                 name: path.name.clone(),
                 ns: peer.theirs_ns,
                 ratio: peer.ratio.median,
                 ratio_low: peer.ratio.low,
                 ratio_high: peer.ratio.high,
+                trials: peer.trials,
                 rounds: peer.rounds,
                 allocs: count_of(&path.name).count,
             });
         }
-        crew.end()?;
         let mut report = CaseReport {
             id: case.id.clone(),
             about: case.about.clone(),
@@ -152,12 +158,13 @@ impl Bench<'_> {
             ratio: before.ratio.median,
             ratio_low: before.ratio.low,
             ratio_high: before.ratio.high,
+            trials: before.trials,
             rounds: before.rounds,
             allocs_before: count_of("before").count,
             allocs_after: count_of("after").count,
             alloc_bytes_before: count_of("before").bytes,
             alloc_bytes_after: count_of("after").bytes,
-            instructions_after: self.instructions(number, case, before.ours_ns)?,
+            instructions_after: self.instructions(number, case, before.ours_wall_ns)?,
             peers,
             goals: Vec::new(),
         };
@@ -165,21 +172,19 @@ impl Bench<'_> {
         Ok(report)
     }
 
-    fn compare(
-        &mut self,
-        number: usize,
-        crew: &mut Crew<'_>,
-        case: &Case,
-        theirs: &str,
-    ) -> Result<pair::Comparison> {
+    fn compare(&mut self, number: usize, case: &Case, theirs: &str) -> Result<pair::Comparison> {
         self.progress.part(number, &case.id, theirs, self.left());
-        let start = Instant::now();
-        let budget = self
-            .limits
-            .budget(self.spent, self.pairs_left, case.threads);
-        let comparison = pair::compare(&mut crew.pair(theirs)?, budget)
+        let clock = Clock {
+            spent: self.spent(),
+            planned: self.planned,
+        };
+        let budget = self.limits.budget(clock, self.pairs_left, case.threads);
+        self.planned += Duration::from_nanos(budget.total_ns as u64);
+        let mut crew = |trial| -> Result<Box<dyn Sampler>> {
+            Ok(Box::new(Crew::start(self.binaries, case, theirs, trial)?))
+        };
+        let comparison = pair::compare(&mut crew, budget)
             .with_context(|| format!("cannot compare `{theirs}` and `after` of `{}`", case.id))?;
-        self.spent += start.elapsed();
         self.pairs_left -= 1;
         Ok(comparison)
     }
@@ -197,13 +202,18 @@ impl Bench<'_> {
     }
 
     /// Counts instructions where that was asked for and makes sense.
-    fn instructions(&self, number: usize, case: &Case, after_ns: f64) -> Result<Option<f64>> {
+    fn instructions(
+        &mut self,
+        number: usize,
+        case: &Case,
+        after_wall_ns: f64,
+    ) -> Result<Option<f64>> {
         match &self.callgrind {
             // Valgrind runs one thread at a time: contention would not be there.
             Some(callgrind) if case.threads == 1 => {
                 self.progress
                     .part(number, &case.id, "instructions", self.left());
-                callgrind.count(&case.id, "after", after_ns).map(Some)
+                callgrind.count(&case.id, "after", after_wall_ns).map(Some)
             }
             _ => Ok(None),
         }
@@ -234,7 +244,12 @@ impl Bench<'_> {
         Ok(headline::rows(&listing.headlines, cases, &counts))
     }
 
+    /// The time the run has taken so far.
+    fn spent(&self) -> Duration {
+        self.started.elapsed().saturating_sub(self.apart)
+    }
+
     fn left(&self) -> Duration {
-        self.limits.left(self.spent, self.pairs_left)
+        self.limits.left(self.spent(), self.pairs_left)
     }
 }

@@ -6,35 +6,66 @@ use anyhow::{Result, bail};
 
 use super::listing::{Case, Listing};
 use super::pair::Budget;
+use super::stats::SAMPLES_MIN;
 
 /// Limits of a run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// For all comparisons together; the rest of the promised time is for preparing and counting.
+    /// For the whole run without the counting of instructions; a little less than promised, since the
+    /// last round of a comparison is finished.
     total: Duration,
     /// For one comparison: more would not make the interval narrower by much.
     per_pair_max: Duration,
     /// Wanted length of a sample.
     sample: Duration,
+    /// Most trials of one comparison.
+    trials_max: usize,
 }
 
 /// A default run ends within 3 minutes.
 const DEFAULT: Limits = Limits {
-    total: Duration::from_secs(150),
+    total: Duration::from_secs(165),
     per_pair_max: Duration::from_secs(5),
     sample: Duration::from_millis(2),
+    // The interval of nine leaves the lowest and the highest out: one odd trial does not widen it.
+    trials_max: 9,
 };
 
 /// A quick run ends within 45 seconds.
 const QUICK: Limits = Limits {
-    total: Duration::from_secs(30),
+    total: Duration::from_secs(38),
     per_pair_max: Duration::from_secs(1),
     sample: Duration::from_millis(1),
+    trials_max: SAMPLES_MIN,
 };
 
 /// Threads wake up at different times, so a sample of several has to be longer before what
 /// they do together outweighs that.
 const CONTENDED_SAMPLE_FACTOR: u32 = 4;
+
+/// How the time has gone so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Clock {
+    /// Since the start.
+    pub(crate) spent: Duration,
+    /// The sum of the comparisons' shares.
+    pub(crate) planned: Duration,
+}
+
+impl Clock {
+    /// The part of the time that goes into planned comparisons.
+    fn efficiency(self) -> f64 {
+        if self.planned.is_zero() {
+            return EFFICIENCY_AT_FIRST;
+        }
+        (self.planned.as_secs_f64() / self.spent.as_secs_f64()).clamp(EFFICIENCY_MIN, 1.0)
+    }
+}
+
+/// What to expect of [`Clock::efficiency`] before there is anything to go by.
+const EFFICIENCY_AT_FIRST: f64 = 0.8;
+/// The least to expect: one slow case must not starve all others.
+const EFFICIENCY_MIN: f64 = 0.3;
 
 impl Limits {
     pub(crate) const fn of(quick: bool) -> Self {
@@ -44,20 +75,22 @@ impl Limits {
     /// The share of the next comparison, of what `spent` has left for `pairs_left` of them.
     ///
     /// Whoever takes less than its share, as fast paths under the limit per pair do, leaves the
-    /// rest to the others.
-    pub(crate) fn budget(&self, spent: Duration, pairs_left: usize, threads: u32) -> Budget {
+    /// rest to the others. `planned` is the sum of the shares so far: as much as they and what was
+    /// done beside them took longer than that, so much shorter are the next.
+    pub(crate) fn budget(&self, clock: Clock, pairs_left: usize, threads: u32) -> Budget {
         let factor = if threads > 1 {
             CONTENDED_SAMPLE_FACTOR
         } else {
             1
         };
-        let share = self
-            .total
-            .saturating_sub(spent)
-            .div_f64(pairs_left.max(1) as f64);
+        let left = self.total.saturating_sub(clock.spent);
+        let share = left
+            .div_f64(pairs_left.max(1) as f64)
+            .mul_f64(clock.efficiency());
         Budget {
             total_ns: share.min(self.per_pair_max).as_nanos() as f64,
             sample_ns: (self.sample * factor).as_nanos() as f64,
+            trials_max: self.trials_max,
         }
     }
 
@@ -131,22 +164,33 @@ mod tests {
     }
 
     #[test]
-    fn sixty_cases_stay_within_the_promise() {
+    fn sixty_cases_stay_within_the_promise_and_share_alike() {
         for (limits, promised_s) in [(Limits::of(false), 180.0), (Limits::of(true), 45.0)] {
-            let mut spent = Duration::ZERO;
+            // What a case takes beside its comparison, and how much longer that takes than planned.
+            let (other, overrun) = (Duration::from_millis(120), 1.1);
+            let mut clock = Clock::default();
+            let mut shares = Vec::new();
             for pairs_left in (1..=60).rev() {
-                let budget = limits.budget(spent, pairs_left, 1);
-                assert!(budget.total_ns > 100.0 * budget.sample_ns);
-                spent += Duration::from_nanos(budget.total_ns as u64);
+                let share = limits.budget(clock, pairs_left, 1).total_ns;
+                let planned = Duration::from_nanos(share as u64);
+                clock.planned += planned;
+                clock.spent += other + planned.mul_f64(overrun);
+                shares.push(share);
             }
-            assert!(spent.as_secs_f64() < promised_s * 0.85, "{spent:?}");
+            assert!(clock.spent.as_secs_f64() < promised_s * 0.95, "{clock:?}");
+            assert!(clock.spent.as_secs_f64() > promised_s * 0.75, "{clock:?}");
+            let least = shares.iter().copied().fold(f64::INFINITY, f64::min);
+            assert!(
+                shares.iter().all(|share| *share < 1.5 * least),
+                "{shares:?}"
+            );
         }
     }
 
     #[test]
     fn one_case_does_not_take_the_time_of_all() {
         let limits = Limits::of(false);
-        let budget = limits.budget(Duration::ZERO, 1, 2);
+        let budget = limits.budget(Clock::default(), 1, 2);
         assert_eq!(budget.total_ns, 5e9);
         assert_eq!(budget.sample_ns, 8e6);
         assert_eq!(limits.left(Duration::ZERO, 2), Duration::from_secs(10));

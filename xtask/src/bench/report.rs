@@ -33,10 +33,12 @@ pub(crate) struct CaseReport {
     /// Medians per operation of one thread.
     pub(crate) before_ns: f64,
     pub(crate) after_ns: f64,
-    /// Before / after: the median of the rounds' ratios, and its 95 % interval.
+    /// Before / after: the median of the trials' ratios, and its 95 % interval.
     pub(crate) ratio: f64,
     pub(crate) ratio_low: f64,
     pub(crate) ratio_high: f64,
+    /// Observations behind the interval, each in processes of its own, and rounds of all of them.
+    pub(crate) trials: usize,
     pub(crate) rounds: usize,
     /// Per operation.
     pub(crate) allocs_before: f64,
@@ -58,6 +60,7 @@ pub(crate) struct PeerReport {
     pub(crate) ratio: f64,
     pub(crate) ratio_low: f64,
     pub(crate) ratio_high: f64,
+    pub(crate) trials: usize,
     pub(crate) rounds: usize,
     pub(crate) allocs: f64,
 }
@@ -72,6 +75,13 @@ pub(crate) struct GoalReport {
     /// `null` when this run did not measure it.
     pub(crate) measured: Option<f64>,
     pub(crate) met: Option<bool>,
+}
+
+impl GoalReport {
+    /// Whether it is a least ratio; all others are a most count.
+    pub(crate) fn is_ratio(&self) -> bool {
+        self.goal.starts_with(">=")
+    }
 }
 
 /// One of the origin's claims.
@@ -111,6 +121,7 @@ pub(crate) mod tests {
                 ratio: 12.345,
                 ratio_low: 11.9,
                 ratio_high: 12.8,
+                trials: 9,
                 rounds: 250,
                 allocs_before: 2.0,
                 allocs_after: 0.0,
@@ -123,6 +134,7 @@ pub(crate) mod tests {
                     ratio: 1.8,
                     ratio_low: 1.75,
                     ratio_high: 1.85,
+                    trials: 9,
                     rounds: 240,
                     allocs: 1.0,
                 }],

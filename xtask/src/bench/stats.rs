@@ -47,7 +47,7 @@ pub(crate) fn estimate(values: &[f64]) -> Option<Estimate> {
 /// The interval from index `k` to `count - 1 - k` misses the median with probability
 /// `2 * P(Binomial(count, 1/2) <= k)`; this is the largest `k` that keeps it within 5 %.
 fn interval_ranks(count: usize) -> Option<(usize, usize)> {
-    // P(Binomial = 0); representable up to 1074 samples, and the runner stays below.
+    // P(Binomial = 0); representable up to 1074 samples, far more than there are trials.
     let mut probability = 0.5_f64.powi(i32::try_from(count).ok()?);
     let mut below = probability;
     let mut rank = None;

@@ -119,7 +119,9 @@ fn case_rows(report: &Report) -> Vec<Row> {
 
 fn goal_lines(cases: &[CaseReport], colours: Colours) -> String {
     let mut text = String::new();
-    let (mut met_count, mut judged, mut open) = (0, 0, 0);
+    let (mut met_count, mut judged) = (0, 0);
+    // Goals that were not measured, by the option that measures them.
+    let (mut with_peers, mut with_icount) = (0, 0);
     let all = || {
         cases
             .iter()
@@ -135,7 +137,12 @@ fn goal_lines(cases: &[CaseReport], colours: Colours) -> String {
         .unwrap_or(0);
     for (case, goal) in all() {
         let (Some(measured), Some(met)) = (goal.measured, goal.met) else {
-            open += 1;
+            let open = if goal.is_ratio() {
+                &mut with_peers
+            } else {
+                &mut with_icount
+            };
+            *open += 1;
             continue;
         };
         judged += 1;
@@ -150,37 +157,39 @@ fn goal_lines(cases: &[CaseReport], colours: Colours) -> String {
             ),
         );
     }
-    if judged + open > 0 {
+    if judged > 0 {
         line(&mut text, format_args!("  {met_count} of {judged} met"));
     }
-    if open > 0 {
-        line(
-            &mut text,
-            format_args!("  {open} not measured in this run (--peers, --icount)"),
-        );
+    for (open, option) in [(with_peers, "--peers"), (with_icount, "--icount")] {
+        if open > 0 {
+            line(
+                &mut text,
+                format_args!("  {open} not measured in this run: they need {option}"),
+            );
+        }
     }
     text
 }
 
 /// What was measured, and how far that is from the goal.
 fn distance(goal: &GoalReport, measured: f64, met: bool) -> String {
-    let measured_text = if goal.goal.starts_with(">=") {
+    let at_least = goal.is_ratio();
+    let text = if at_least {
         units::factor(measured)
     } else {
         units::count(measured)
     };
     // An exact hit, and a goal of zero, have no distance in per cent.
     if goal.target == 0.0 || measured == goal.target {
-        return measured_text;
+        return text;
     }
     let share = units::percent((measured / goal.target - 1.0).abs());
-    let direction = if measured > goal.target {
-        "above"
-    } else {
-        "below"
+    let what = match (met, at_least) {
+        (true, _) => "to spare",
+        (false, true) => "short",
+        (false, false) => "too many",
     };
-    let short = if met { "" } else { "short: " };
-    format!("{measured_text} ({short}{share} {direction})")
+    format!("{text} ({share} {what})")
 }
 
 fn headline_rows(headlines: &[HeadlineReport]) -> Vec<Row> {
@@ -242,7 +251,7 @@ pool/1k         43.2 ns  3.50 ns  12.3x [11.9, 12.8]    2.00 -> 0          17.0
   glibc malloc  6.30 ns           1.80x [1.75, 1.85]         1.00
 
 Goals
-  pool/1k  >= 1.7x glibc malloc  met: 1.80x (5.9 % above)
+  pool/1k  >= 1.7x glibc malloc  met: 1.80x (5.9 % to spare)
   1 of 1 met
 
 Headline
@@ -280,12 +289,13 @@ Headline
         ];
         let text = goal_lines(&[case], Colours::new(true));
         assert!(
-            text.contains("\x1b[31mNOT met\x1b[0m: 9.00 (short: 50 % above)"),
+            text.contains("\x1b[31mNOT met\x1b[0m: 9.00 (50 % too many)"),
             "{text}"
         );
         assert!(text.contains("\x1b[32mmet\x1b[0m: 6.00\n"), "{text}");
         assert!(
-            text.contains("1 of 2 met") && text.contains("1 not measured"),
+            text.contains("1 of 2 met")
+                && text.contains("1 not measured in this run: they need --icount"),
             "{text}"
         );
     }

@@ -38,10 +38,10 @@ pub(crate) fn count(per_operation: f64) -> String {
     }
 }
 
-/// A share: `70 %`, `99.9 %`.
+/// A share: `70 %`, `99.9 %`, `375 %`.
 pub(crate) fn percent(share: f64) -> String {
     let percent = share * 100.0;
-    let is_whole = (percent - percent.round()).abs() < 0.05;
+    let is_whole = (percent - percent.round()).abs() < 0.05 || percent.abs() > 100.0;
     if is_whole {
         // Adding zero turns a negative zero into a plain one.
         format!("{:.0} %", percent.round() + 0.0)
@@ -90,7 +90,7 @@ mod tests {
         );
         let counts = [0.0, 0.0001, 0.02, 2.0].map(count);
         assert_eq!(counts, ["0", "<0.01", "0.02", "2.00"]);
-        let shares = [0.7, 1.0, 0.9991, -0.25, -0.0].map(percent);
-        assert_eq!(shares, ["70 %", "100 %", "99.9 %", "-25 %", "0 %"]);
+        let shares = [0.7, 1.0, 0.9991, -0.25, -0.0, 3.754].map(percent);
+        assert_eq!(shares, ["70 %", "100 %", "99.9 %", "-25 %", "0 %", "375 %"]);
     }
 }

@@ -250,19 +250,14 @@ impl Cells<'_> {
     }
 
     /// Raises a cell like [`raise`](Self::raise), for a reader that takes the value away with
-    /// [`CellRange::take_max`]: stores only when the cell is raised.
+    /// [`CellRange::take_max`]: a load, and a read-modify-write only when the cell is raised.
     #[inline]
     pub fn raise_until_taken(self, offset: usize, at_least: u64) {
         if let Some(cell) = self.cell(offset)
             && cell.load(Ordering::Relaxed) < at_least
         {
-            if self.is_shared {
-                cell.fetch_max(at_least, Ordering::Relaxed);
-            } else {
-                // What this overwrites is this thread's own smaller value, or the zero of a reader that
-                // has just taken it.
-                cell.store(at_least, Ordering::Relaxed);
-            }
+            // With the reader's swap in one order, so that each value is seen by a swap or left for the next.
+            cell.fetch_max(at_least, Ordering::Relaxed);
         }
     }
 

@@ -1,0 +1,68 @@
+//! The shared tier: a bounded queue that can be closed without anything staying behind in it.
+
+use crate::primitive::{AtomicBool, Ordering, Queue, fence, mutant};
+
+/// Holds what threads hand to each other: chains of buffers, or retained frozen buffers.
+///
+/// *Closing.* A pool may be dropped while another thread returns a buffer to it. `put` pushes, then
+/// looks at `closed`; `close` sets it, then drains. With a `SeqCst` fence between the two steps on both
+/// sides, at least one of them sees the other: either the drain finds the item or `put` finds the flag and
+/// takes an item out again. So once every `put` and `close` has returned, a closed depot is empty.
+#[derive(Debug)]
+pub struct Depot<T> {
+    items: Queue<T>,
+    closed: AtomicBool,
+}
+
+impl<T> Depot<T> {
+    /// A depot for at most `capacity` items (at least one).
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            items: Queue::new(capacity.max(1)),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Parks an item.
+    ///
+    /// # Errors
+    /// An item the caller must free: its own if the depot is full or closed, or another one that had
+    /// to leave because the depot closed meanwhile.
+    pub fn put(&self, item: T) -> Result<(), T> {
+        if self.is_closed() {
+            return Err(item);
+        }
+        self.items.push(item)?;
+        // Pairs with the fence in `close`.
+        fence(Ordering::SeqCst);
+        if !mutant::is("depot_no_recheck") && self.is_closed() {
+            return self.items.pop().map_or(Ok(()), Err);
+        }
+        Ok(())
+    }
+
+    /// The oldest parked item.
+    pub fn take(&self) -> Option<T> {
+        self.items.pop()
+    }
+
+    /// How many items are parked.
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Whether [`Depot::close`] was called. `Relaxed`: the fences order it where order matters.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    /// Refuses all further items and hands over those that are parked.
+    pub fn close(&self, mut free: impl FnMut(T)) {
+        self.closed.store(true, Ordering::Relaxed);
+        // Pairs with the fence in `put`.
+        fence(Ordering::SeqCst);
+        while let Some(item) = self.items.pop() {
+            free(item);
+        }
+    }
+}

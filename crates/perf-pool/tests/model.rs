@@ -1,0 +1,139 @@
+//! Random sequences against a reference model of the accounting.
+#![cfg(not(perf_loom))]
+
+use bytes::Bytes;
+use perf_pool::{BufferGuard, BufferPool, Config};
+use proptest::prelude::*;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Get(usize),
+    Write(usize, usize),
+    Swap(usize, usize),
+    Detach(usize),
+    Freeze(usize),
+    Drop(usize),
+    DropFrozen(usize),
+    Trim,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let size = prop_oneof![0..3000_usize, 0..200_000_usize, Just((1 << 20) + 1)];
+    prop_oneof![
+        4 => size.clone().prop_map(Step::Get),
+        3 => (any::<usize>(), size.clone()).prop_map(|(at, len)| Step::Write(at, len)),
+        1 => (any::<usize>(), size).prop_map(|(at, len)| Step::Swap(at, len)),
+        1 => any::<usize>().prop_map(Step::Detach),
+        2 => any::<usize>().prop_map(Step::Freeze),
+        3 => any::<usize>().prop_map(Step::Drop),
+        2 => any::<usize>().prop_map(Step::DropFrozen),
+        1 => Just(Step::Trim),
+    ]
+}
+
+/// What a lent buffer must contain, and its charge as long as its capacity is right.
+struct Lent {
+    guard: BufferGuard,
+    content: Vec<u8>,
+}
+
+const BUDGET: u64 = 1 << 20;
+
+#[derive(Default)]
+struct World {
+    lent: Vec<Lent>,
+    frozen: Vec<(Bytes, Vec<u8>)>,
+}
+
+impl World {
+    fn run(&mut self, pool: &BufferPool, step: Step) {
+        let at = |at: usize, len: usize| (len > 0).then(|| at % len);
+        match step {
+            Step::Get(hint) => {
+                let guard = pool.get(hint);
+                assert!(guard.get().is_empty() && guard.get().capacity() >= hint);
+                self.lent.push(Lent {
+                    guard,
+                    content: Vec::new(),
+                });
+            }
+            Step::Write(index, len) => {
+                if let Some(index) = at(index, self.lent.len()) {
+                    let lent = &mut self.lent[index];
+                    let bytes = vec![len as u8; len % 5000];
+                    lent.guard.get_mut().extend_from_slice(&bytes);
+                    lent.content.extend_from_slice(&bytes);
+                }
+            }
+            Step::Swap(index, capacity) => {
+                if let Some(index) = at(index, self.lent.len()) {
+                    let lent = &mut self.lent[index];
+                    *lent.guard.get_mut() = Vec::with_capacity(capacity);
+                    lent.content.clear();
+                }
+            }
+            Step::Detach(index) => {
+                if let Some(index) = at(index, self.lent.len()) {
+                    let lent = self.lent.swap_remove(index);
+                    assert_eq!(lent.guard.detach(), lent.content);
+                }
+            }
+            Step::Freeze(index) => {
+                if let Some(index) = at(index, self.lent.len()) {
+                    let lent = self.lent.swap_remove(index);
+                    self.frozen.push((lent.guard.freeze(), lent.content));
+                }
+            }
+            Step::Drop(index) => {
+                if let Some(index) = at(index, self.lent.len()) {
+                    drop(self.lent.swap_remove(index));
+                }
+            }
+            Step::DropFrozen(index) => {
+                if let Some(index) = at(index, self.frozen.len()) {
+                    drop(self.frozen.swap_remove(index));
+                }
+            }
+            Step::Trim => {
+                pool.trim();
+            }
+        }
+    }
+
+    fn check(&self, pool: &BufferPool) {
+        for lent in &self.lent {
+            assert_eq!(&lent.guard[..], &lent.content[..]);
+        }
+        for (frozen, content) in &self.frozen {
+            assert_eq!(&frozen[..], &content[..]);
+        }
+        let stats = pool.stats();
+        // What was made and has not left is what is charged.
+        let charged: u64 = stats
+            .classes
+            .iter()
+            .map(|class| (class.created - class.discarded - class.freed) * class.class_bytes)
+            .sum();
+        assert_eq!(stats.charged_bytes, charged);
+        assert!(stats.charged_bytes_peak <= BUDGET);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_accounting_equals_the_model(steps in prop::collection::vec(step(), 1..120), clear: bool) {
+        let pool = BufferPool::new(
+            Config::new().budget_bytes(BUDGET).thread_bytes_max(96 * 1024).clear_on_return(clear),
+        );
+        let mut world = World::default();
+        for step in steps {
+            world.run(&pool, step);
+            world.check(&pool);
+        }
+        drop(world);
+        pool.trim();
+        prop_assert_eq!(pool.stats().charged_bytes, 0);
+    }
+}
