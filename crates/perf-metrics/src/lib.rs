@@ -1,4 +1,10 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(
+    feature = "document-features",
+    doc = "## Feature flags of this version"
+)]
+#![cfg_attr(feature = "document-features", doc = document_features::document_features!())]
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 mod attributes;
 mod builder;

@@ -162,7 +162,7 @@ impl Number for f64 {
 
     #[inline]
     fn is_growth(self) -> bool {
-        self >= 0.0 && self < Self::INFINITY
+        (0.0..Self::INFINITY).contains(&self)
     }
 
     #[inline]

@@ -195,7 +195,7 @@ impl HistogramSnapshot {
         let range = self.exponential().map_or(0..0, |e| {
             let end = (i64::from(e.first) + e.len as i64) >> e.scale;
             // The last bucket holds what is beyond the range too, so its bound is not one of these.
-            (e.first + (1 << e.scale) - 1 >> e.scale)..end as i32
+            ((e.first + (1 << e.scale) - 1) >> e.scale)..end as i32
         });
         range.map(|octave| f64::from(octave).exp2())
     }
