@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                         } else {
                             OPERATION_STOP
                         },
-                        operations % 100 != 0,
+                        !operations.is_multiple_of(100),
                         metrics,
                     );
                     metrics.message_size.record(operations % 4096);

@@ -117,7 +117,8 @@ mod tests {
         ];
         assert!(!match_all(&places, &other));
         let owned = [KeyValue::new("a", String::from("x"))];
-        assert!(of_constants(&owned, &owned.to_vec()).is_empty());
+        let copy = owned.to_vec();
+        assert!(of_constants(&owned, &copy).is_empty());
         let array = [KeyValue::new(
             "a",
             AttributeValue::Array(opentelemetry::Array::I64(vec![1])),

@@ -40,7 +40,7 @@ fn nothing_is_allocated_after_warm_up() {
         integers.record(n, &constant);
         floats.record(n as f64 - 5.0, EMPTY_ATTRS);
         floats.record(f64::NAN, EMPTY_ATTRS);
-        record_vm_operation_fast(OPERATION_CREATE, n % 2 == 0, &metrics);
+        record_vm_operation_fast(OPERATION_CREATE, n.is_multiple_of(2), &metrics);
         record_vm_operation("create", true);
         update_cluster_metrics_fast(3, n, n, n, n, &metrics);
         update_resource_metrics_fast(7, n, n, n, &metrics);

@@ -167,7 +167,7 @@ fn check(
                 .lock()
                 .unwrap()
                 .drain(..)
-                .last()
+                .next_back()
                 .map(|r| otlp_points(&r))
                 .unwrap_or_default();
             let mut expected = memory

@@ -5,7 +5,7 @@
 //! the last time into synchronous instruments of the SDK, bound to their attributes. From there on views, readers and
 //! exporters work as ever; several readers, cumulative and delta, are all exact.
 //!
-//! Everything that needs the SDK's `experimental_metrics_bound_instruments` is in [`sink`].
+//! Everything that needs the SDK's `experimental_metrics_bound_instruments` is in its module `sink`.
 //!
 //! # Costs and limits
 //! - Sums cost one call of the SDK for each series that changed. Histograms are replayed, one call for each value: see
