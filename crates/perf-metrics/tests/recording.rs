@@ -493,3 +493,47 @@ proptest! {
         }
     }
 }
+
+/// A reader that takes the extremes again and again while others record: whatever it sees is possible.
+#[test]
+fn extremes_of_deltas_stay_within_what_was_recorded() {
+    let registry = Registry::new();
+    let integers = registry.u64_histogram("u").build().unwrap();
+    let floats = registry.f64_histogram("f").build().unwrap();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let recorders: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    for n in 0..50_000u64 {
+                        integers.record(n % 900 + 100, EMPTY_ATTRS);
+                        floats.record((n % 900 + 100) as f64, EMPTY_ATTRS);
+                    }
+                })
+            })
+            .collect();
+        scope.spawn(|| {
+            let mut reader = registry.reader(Temporality::Delta).unwrap();
+            while !done.load(Ordering::Acquire) {
+                let snapshot = reader.collect();
+                for name in ["u", "f"] {
+                    let histogram = snapshot.metric(name).unwrap().series()[0]
+                        .histogram()
+                        .unwrap();
+                    if let (Some(min), Some(max)) = (histogram.min(), histogram.max()) {
+                        // The bound of a bucket at scale 3 is within a factor of 1.1.
+                        let (min, max) = (min.as_f64(), max.as_f64());
+                        assert!(
+                            (90.0..=1100.0).contains(&min) && (90.0..=1100.0).contains(&max),
+                            "{name} {min} {max}"
+                        );
+                    }
+                }
+            }
+        });
+        recorders
+            .into_iter()
+            .for_each(|recorder| recorder.join().unwrap());
+        done.store(true, Ordering::Release);
+    });
+}

@@ -8,7 +8,7 @@ use super::layout::{Layout, Shape};
 use super::snapshot::HistogramSnapshot;
 use super::steps::{Domain, Steps};
 use crate::MetricsError;
-use crate::number::Number;
+use crate::number::{Number, Value};
 use parking_lot::Mutex;
 use perf_atomics::slab::{self, CellHandle, CellRange, Cells};
 use std::fmt;
@@ -133,6 +133,17 @@ impl Extreme {
         self.max = self.max.max(other.max);
         self.min = self.min.max(other.min);
     }
+
+    /// Smallest and largest. A key of zero means none, but for the least integer as the largest value and the greatest as the
+    /// smallest: these are real when they are both ends, of integers that were all the same.
+    fn values<T: HistogramNumber>(self) -> (Option<Value>, Option<Value>) {
+        let is_min = self.min != 0 || self.max == u64::MAX;
+        let is_max = self.max != 0 || self.min == u64::MAX;
+        (
+            is_min.then(|| T::from_key(!self.min).to_value()),
+            is_max.then(|| T::from_key(self.max).to_value()),
+        )
+    }
 }
 
 #[derive(Debug, Default)]
@@ -212,13 +223,12 @@ impl<T: HistogramNumber> BoundHistogram<T> {
         drop(extremes);
         let sum = T::sum(range, SUM);
         let rejected = out.cells_mut().get(REJECTED).copied().unwrap_or(0);
-        let ends = |e: Extreme| {
-            (
-                T::from_key(!e.min).to_value(),
-                T::from_key(e.max).to_value(),
-            )
-        };
-        out.finish(sum, rejected, ends(ever), since.map(ends));
+        out.finish(
+            sum,
+            rejected,
+            ever.values::<T>(),
+            since.map(Extreme::values::<T>),
+        );
     }
 
     /// Forgets a reader, whose place another may take.
@@ -260,6 +270,24 @@ impl<T> fmt::Debug for BoundHistogram<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn extremes_are_known_apart_from_each_other() {
+        let values = |max: u64, min: u64| Extreme { max, min }.values::<u64>();
+        let some = |value| Some(Value::U64(value));
+        assert_eq!(values(0, 0), (None, None));
+        assert_eq!(values(0, !0), (some(0), some(0)), "only zeros");
+        assert_eq!(
+            values(u64::MAX, 0),
+            (some(u64::MAX), some(u64::MAX)),
+            "only the greatest"
+        );
+        assert_eq!(values(9, !4), (some(4), some(9)));
+        assert_eq!(
+            (values(9, 0), values(0, !4)),
+            ((None, some(9)), (some(4), None))
+        );
+    }
 
     #[test]
     fn keys_keep_the_order_of_floats_and_are_never_zero() {

@@ -14,9 +14,12 @@ pub struct HistogramSnapshot {
     count: u64,
     sum: Option<Value>,
     rejected: u64,
-    ever: Option<(Value, Value)>,
-    since: Option<(Value, Value)>,
+    ever: Ends,
+    since: Option<Ends>,
 }
+
+/// The smallest and the largest value, as far as they are known.
+pub(super) type Ends = (Option<Value>, Option<Value>);
 
 /// One side of an exponential histogram.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,17 +52,11 @@ impl HistogramSnapshot {
         &mut self.cells
     }
 
-    pub(crate) fn finish(
-        &mut self,
-        sum: Value,
-        rejected: u64,
-        ever: (Value, Value),
-        since: Option<(Value, Value)>,
-    ) {
+    pub(crate) fn finish(&mut self, sum: Value, rejected: u64, ever: Ends, since: Option<Ends>) {
         self.count = self.buckets().iter().fold(0, |sum, n| sum.wrapping_add(*n));
         self.sum = Some(sum);
         self.rejected = rejected;
-        self.ever = Some(ever);
+        self.ever = ever;
         self.since = since;
     }
 
@@ -83,16 +80,39 @@ impl HistogramSnapshot {
 
     /// The smallest value; `None` if there is none.
     ///
-    /// Exact, save while a record is in flight: its value may be missing here and counted, or the reverse.
+    /// Exact, save for a delta that a record in flight while it was taken divides from the next: where the value itself is not
+    /// known, it is the bound of its bucket.
     #[must_use]
     pub fn min(&self) -> Option<Value> {
-        self.ever.filter(|_| self.count > 0).map(|(min, _)| min)
+        (self.count > 0).then(|| {
+            self.ever
+                .0
+                .unwrap_or_else(|| self.bound_of(self.ascending_cells()))
+        })
     }
 
     /// The largest value; see [`min`](Self::min).
     #[must_use]
     pub fn max(&self) -> Option<Value> {
-        self.ever.filter(|_| self.count > 0).map(|(_, max)| max)
+        (self.count > 0).then(|| {
+            self.ever.1.unwrap_or_else(|| {
+                let cells: Vec<usize> = self.ascending_cells().collect();
+                self.bound_of(cells.into_iter().rev())
+            })
+        })
+    }
+
+    /// A bound of the first of these buckets that holds something: the finite one, rather the upper.
+    fn bound_of(&self, mut cells: impl Iterator<Item = usize>) -> Value {
+        let cell = cells.find(|cell| self.buckets().get(*cell).is_some_and(|n| *n != 0));
+        let (low, high) = cell
+            .zip(self.layout.as_deref())
+            .map_or((0.0, 0.0), |(cell, layout)| layout.shape.range(cell));
+        let bound = if high.is_finite() { high } else { low };
+        match self.sum {
+            Some(Value::U64(_)) => Value::U64(bound as u64),
+            _ => Value::F64(bound),
+        }
     }
 
     /// The upper bounds of explicit buckets, the last of which is open; `None` if the buckets are exponential.
@@ -302,7 +322,7 @@ impl HistogramSnapshot {
             (now, _) => now,
         };
         out.rejected = self.rejected.wrapping_sub(earlier.rejected);
-        out.ever = self.since.or(self.ever);
+        out.ever = self.since.unwrap_or(self.ever);
         out.since = None;
     }
 }
