@@ -1,9 +1,8 @@
 //! Series whose attributes are known at run time only.
 //!
-//! A table of open addressing with twice as many slots as there can be entries, so that a probe always ends. A series has two
-//! entries, by its contents and by the places of its texts. Series are
-//! never removed: a look-up takes no lock, and what it finds stays. Whatever exceeds the limit counts in one series with
-//! the attribute `otel.metric.overflow = true`:
+//! A table of open addressing with twice as many slots as there can be entries, so that a probe always ends. A series has up
+//! to two entries, by its contents and by the places of its texts. Series are never removed: a look-up takes no lock, and
+//! what it finds stays. Whatever exceeds the limit counts in one series with the attribute `otel.metric.overflow = true`:
 //! <https://opentelemetry.io/docs/specs/otel/metrics/sdk/#overflow-attribute>.
 
 use crate::MetricsError;
@@ -12,6 +11,7 @@ use crate::places::{self, Place};
 use crate::series::SeriesCell;
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
+use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -37,6 +37,8 @@ struct Slot<C> {
 #[derive(Debug)]
 pub(crate) struct Dynamic<C> {
     hash: RandomState,
+    /// For the hash of places.
+    seed: u64,
     /// How many series there can be besides overflow.
     limit: usize,
     /// Made at the first use: most instruments have none.
@@ -50,8 +52,10 @@ pub(crate) struct Dynamic<C> {
 
 impl<C: SeriesCell> Dynamic<C> {
     pub(crate) fn new(name: &str, spec: &C::Spec, limit: usize) -> Result<Self, MetricsError> {
+        let hash = RandomState::default();
         Ok(Self {
-            hash: RandomState::default(),
+            seed: hash.hash_one(0),
+            hash,
             limit,
             slots: OnceLock::new(),
             overflow: Arc::new(Series {
@@ -68,7 +72,7 @@ impl<C: SeriesCell> Dynamic<C> {
     #[inline]
     pub(crate) fn get(&self, name: &str, spec: &C::Spec, attributes: &[KeyValue]) -> &C {
         // Most attributes are constants: where their texts are identifies them at half the cost of what they say.
-        if let Some(series) = self.find(places::tag(attributes), |series| {
+        if let Some(series) = self.find(places::tag(self.seed, attributes), |series| {
             places::match_all(&series.places, attributes)
         }) {
             return &series.cell;
@@ -144,7 +148,7 @@ impl<C: SeriesCell> Dynamic<C> {
             });
             self.put(tag, Arc::clone(&series));
             if !series.places.is_empty() {
-                self.put(places::tag(attributes), Arc::clone(&series));
+                self.put(places::tag(self.seed, attributes), Arc::clone(&series));
             }
             made.push(series);
             self.is_full

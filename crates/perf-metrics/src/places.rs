@@ -7,11 +7,12 @@
 use crate::attributes::{AttributeValue, KeyValue};
 
 /// A hash of the numbers among the values and of where the others are; never zero. Keys are left out: an instrument mostly
-/// has the same.
+/// has the same. The seed is secret, so that nobody can choose numbers that all meet in one slot.
 #[inline]
-pub(crate) fn tag(attributes: &[KeyValue]) -> u64 {
-    // An odd constant spreads the bits: the fraction of the golden ratio.
-    const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+pub(crate) fn tag(seed: u64, attributes: &[KeyValue]) -> u64 {
+    // An odd constant spreads the bits: the fraction of the golden ratio. Both halves of the product are used, as every bit
+    // of the word reaches one of them (folded multiplication, as in wyhash and foldhash).
+    const SPREAD: u128 = 0x9e37_79b9_7f4a_7c15;
     let mix = |sum: u64, attribute: &KeyValue| {
         let word = match &attribute.value {
             AttributeValue::String(value) => value.as_str().as_ptr() as u64,
@@ -20,10 +21,10 @@ pub(crate) fn tag(attributes: &[KeyValue]) -> u64 {
             AttributeValue::F64(number) => number.to_bits(),
             _ => 0,
         };
-        (sum.rotate_left(29) ^ word).wrapping_mul(SPREAD)
+        let product = u128::from(sum ^ word) * SPREAD;
+        (product as u64) ^ (product >> 64) as u64
     };
-    let sum = attributes.iter().fold(0, mix);
-    (sum ^ sum >> 32) | 1
+    attributes.iter().fold(seed, mix) | 1
 }
 
 /// Where an attribute's texts are, or its number.
@@ -108,7 +109,8 @@ mod tests {
         let copy = constants.to_vec();
         let places = of_constants(&constants, &copy);
         assert!(match_all(&places, &copy) && match_all(&places, &constants));
-        assert_eq!(tag(&copy), tag(&constants));
+        assert_eq!(tag(7, &copy), tag(7, &constants));
+        assert_ne!(tag(7, &copy), tag(8, &copy));
         assert!(!match_all(&places, &copy[..2]) && !match_all(&[], &copy));
         let other = [
             KeyValue::new("a", "x"),

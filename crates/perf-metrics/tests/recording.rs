@@ -537,3 +537,36 @@ fn extremes_of_deltas_stay_within_what_was_recorded() {
         done.store(true, Ordering::Release);
     });
 }
+
+/// Threads that meet new sets of attributes at the same time make each series once.
+#[test]
+fn threads_that_make_the_same_series_at_once_make_one() {
+    let registry = Registry::new();
+    let counter = registry.u64_counter("c").build().unwrap();
+    let start = std::sync::Barrier::new(4);
+    thread::scope(|scope| {
+        for turn in 0..4 {
+            let (counter, start) = (&counter, &start);
+            scope.spawn(move || {
+                start.wait();
+                for n in 0..500i64 {
+                    let mut set = [
+                        KeyValue::new("n", n),
+                        KeyValue::new("text", format!("t{n}")),
+                        KeyValue::new("c", "x"),
+                    ];
+                    set.rotate_left(turn % 3);
+                    counter.add(1, &set);
+                }
+            });
+        }
+    });
+    let snapshot = registry.collect();
+    let series = snapshot.metric("c").unwrap().series();
+    assert_eq!(series.len(), 500 + 2);
+    assert!(
+        series[2..]
+            .iter()
+            .all(|series| series.value() == Some(Value::U64(4)))
+    );
+}

@@ -166,8 +166,8 @@ impl Layout {
         (range, scales): ((f64, f64), RangeInclusive<u8>),
     ) -> Self {
         let bits = match domain {
-            // To an integer it saturates.
-            Domain::U64 => (0, range.1 as u64),
+            // To an integer it saturates. Integers beyond `i64` take the slower way.
+            Domain::U64 => (0, (range.1 as u64).min(i64::MAX as u64)),
             Domain::F64 => (
                 range.0.max(f64::MIN_POSITIVE).next_up().to_bits(),
                 range.1.min(f64::MAX).to_bits(),
