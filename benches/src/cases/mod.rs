@@ -6,6 +6,7 @@ use crate::case::{Case, path, timed};
 use crate::mix;
 
 pub mod atomics;
+pub mod metrics;
 pub mod pool;
 
 /// All cases in the order in which tables show them.
@@ -14,6 +15,7 @@ pub fn all() -> Vec<Case> {
     let mut cases = Vec::new();
     cases.extend(atomics::cases());
     cases.extend(pool::cases());
+    cases.extend(metrics::cases());
     cases.extend(mix::cases());
     cases
 }

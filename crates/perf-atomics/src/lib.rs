@@ -37,4 +37,10 @@ pub mod __loom {
     pub fn set_mutant(name: Option<&'static str>) {
         crate::primitive::mutant::set(name);
     }
+
+    /// Whether this fault is switched on, for crates that build on this one.
+    #[must_use]
+    pub fn is_mutant(name: &str) -> bool {
+        crate::primitive::mutant::is(name)
+    }
 }

@@ -187,3 +187,32 @@ fn a_membership_that_swaps_blindly_is_caught() {
 fn a_membership_whose_stamp_can_go_back_is_caught() {
     assert_caught("membership_stamp_by_store", membership_keeps_all);
 }
+
+/// One thread raises a maximum while another takes it away, twice.
+fn maximum_is_taken_once() {
+    let cells = Arc::new(slab::reserve(1).unwrap());
+    let other = {
+        let cells = Arc::clone(&cells);
+        thread::spawn(move || {
+            for value in [3, 5] {
+                cells.record(|own| own.raise_until_taken(0, value));
+            }
+        })
+    };
+    let first = cells.take_max(0);
+    other.join().unwrap();
+    let second = cells.take_max(0);
+    assert_eq!(first.max(second), 5, "the largest value was lost");
+    assert!(first != second, "{first} was taken twice");
+    assert_eq!(cells.take_max(0), 0);
+}
+
+#[test]
+fn a_maximum_is_taken_once_and_never_lost() {
+    assert_holds(ALL, maximum_is_taken_once);
+}
+
+#[test]
+fn a_maximum_that_is_taken_by_load_and_store_is_caught() {
+    assert_caught("slab_take_by_store", maximum_is_taken_once);
+}

@@ -180,3 +180,36 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_maximum_is_taken_once_and_a_handle_reaches_the_same_cells() {
+    let cells = slab::reserve(3).unwrap();
+    let handle = cells.handle();
+    thread::scope(|scope| {
+        for value in [3, 9, 5] {
+            scope.spawn({
+                let cells = &cells;
+                move || {
+                    assert_eq!(
+                        handle.record_own(3, |_| ()),
+                        None,
+                        "this thread has no chunk"
+                    );
+                    handle.add(1);
+                    let raise = |own: slab::Cells<'_>| {
+                        own.raise_until_taken(1, value);
+                        own.add(2, value);
+                    };
+                    if handle.record_own(3, raise).is_none() {
+                        cells.record(raise);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!((cells.sum(0), cells.sum(2)), (3, 17));
+    assert_eq!((cells.take_max(1), cells.take_max(1)), (9, 0));
+    cells.record(|own| own.raise_until_taken(1, 4));
+    assert_eq!((cells.take_max(1), cells.take_max(99)), (4, 0));
+    handle.add_f64(0.0);
+}

@@ -139,8 +139,33 @@ impl Slab {
                 // Relaxed: one cell's values have one order, in which they only grow. A record that happened
                 // before this read (its thread was joined, a message came from it) is seen.
                 fold(cell.load(Ordering::Relaxed));
+                if mutant::is("slab_reader_clears") {
+                    cell.store(0, Ordering::Relaxed);
+                }
             }
         }
+    }
+
+    /// The largest value that is in cell `id` of any chunk, which is zero afterwards.
+    pub(crate) fn take_max(&self, id: u32) -> u64 {
+        let mut max = 0;
+        for chunk in self.chunks.read().iter() {
+            if let Some(cell) = chunk.get(id as usize)
+                // Most chunks hold nothing: their threads' cache lines stay with them.
+                && cell.load(Ordering::Relaxed) != 0
+            {
+                // Relaxed: the value stands for itself. By swap: what the owner stores between a load and a
+                // store of ours would be lost.
+                max = max.max(if mutant::is("slab_take_by_store") {
+                    let seen = cell.load(Ordering::Relaxed);
+                    cell.store(0, Ordering::Relaxed);
+                    seen
+                } else {
+                    cell.swap(0, Ordering::Relaxed)
+                });
+            }
+        }
+        max
     }
 
     /// Adds up `out.len()` cells from `start` over all chunks, under one lock.
@@ -150,6 +175,9 @@ impl Slab {
         for chunk in self.chunks.read().iter() {
             for (sum, cell) in out.iter_mut().zip(cells_of(chunk, start, len)) {
                 *sum = sum.wrapping_add(cell.load(Ordering::Relaxed));
+                if mutant::is("slab_reader_clears") {
+                    cell.store(0, Ordering::Relaxed);
+                }
             }
         }
     }

@@ -70,10 +70,10 @@ pub(crate) fn cell(id: u32) -> Option<&'static AtomicU64> {
 
 /// This thread's copy of a range, if its chunk reaches that far.
 #[inline]
-pub(crate) fn cells(start: u32, len: u32) -> Option<&'static [AtomicU64]> {
+pub(crate) fn cells(start: u32, len: usize) -> Option<&'static [AtomicU64]> {
     let start = start as usize;
     CHUNK
-        .try_with(|chunk| chunk.get().get(start..start + len as usize))
+        .try_with(|chunk| chunk.get().get(start..start + len))
         .ok()
         .flatten()
 }

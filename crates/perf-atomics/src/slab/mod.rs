@@ -23,7 +23,7 @@ mod local;
 mod ranges;
 
 use self::core::CELLS_MAX as CELLS_MAX_U32;
-use crate::primitive::AtomicU64;
+use crate::primitive::{AtomicU64, Ordering};
 use std::fmt;
 
 pub(crate) use self::local::{cell, cell_slow, change_own, change_shared, global};
@@ -78,7 +78,7 @@ impl CellRange {
     /// it writes between a load and a store of [`Cells`] would be lost.
     #[inline]
     pub fn record(&self, record: impl FnOnce(Cells<'_>)) {
-        if let Some(cells) = local::cells(self.start, self.len) {
+        if let Some(cells) = local::cells(self.start, self.len()) {
             record(Cells {
                 cells,
                 is_shared: false,
@@ -94,6 +94,15 @@ impl CellRange {
         if let Some((cells, is_shared)) = local::cells_slow(self.start, self.len) {
             record(Cells { cells, is_shared });
         }
+    }
+
+    /// A handle of four bytes on the first cell, to keep beside what else a hot path reads.
+    ///
+    /// The handle does not keep the cells: whoever stores it must store this range too. After the range
+    /// was dropped, what is recorded through the handle counts for the cells' next user.
+    #[must_use]
+    pub fn handle(&self) -> CellHandle {
+        CellHandle { start: self.start }
     }
 
     /// The sum of one cell over all threads, wrapping; zero beyond the last cell.
@@ -120,6 +129,20 @@ impl CellRange {
         max
     }
 
+    /// Takes the largest value of one cell that was written with [`Cells::raise_until_taken`] alone, and lets
+    /// the cell start again at zero.
+    ///
+    /// Of all values raised to, the largest is returned by at least one call, and a value is not returned
+    /// again unless it was raised to again. A thread that compares with the old value while it is being taken leaves its
+    /// smaller value to be covered by the one taken.
+    #[must_use]
+    pub fn take_max(&self, offset: usize) -> u64 {
+        let Some(offset) = self.valid_offset(offset) else {
+            return 0;
+        };
+        global().take_max(self.start + offset)
+    }
+
     /// The sums of the first `out.len()` cells, wrapping, under one lock; zero beyond the last cell.
     pub fn sum_into(&self, out: &mut [u64]) {
         let (own, beyond) = out.split_at_mut(out.len().min(self.len()));
@@ -128,18 +151,71 @@ impl CellRange {
     }
 
     fn for_each(&self, offset: usize, fold: impl FnMut(u64)) {
-        if let Some(offset) = u32::try_from(offset)
-            .ok()
-            .filter(|offset| *offset < self.len)
-        {
+        if let Some(offset) = self.valid_offset(offset) {
             global().for_each(self.start + offset, fold);
         }
+    }
+
+    fn valid_offset(&self, offset: usize) -> Option<u32> {
+        u32::try_from(offset)
+            .ok()
+            .filter(|offset| *offset < self.len)
     }
 }
 
 impl Drop for CellRange {
     fn drop(&mut self) {
         global().unreserve(self.start, self.len);
+    }
+}
+
+/// The place of a [`CellRange`] without its ownership; see [`CellRange::handle`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CellHandle {
+    start: u32,
+}
+
+impl CellHandle {
+    /// Adds to the first cell of this thread's copy, wrapping.
+    #[inline]
+    pub fn add(self, amount: u64) {
+        self.change(|value| value.wrapping_add(amount));
+    }
+
+    /// Adds to the first cell of this thread's copy, which holds the bits of an `f64`.
+    #[inline]
+    pub fn add_f64(self, amount: f64) {
+        self.change(|value| (f64::from_bits(value) + amount).to_bits());
+    }
+
+    #[inline]
+    fn change(self, change: impl Fn(u64) -> u64) {
+        match local::cell(self.start) {
+            Some(cell) => change_own(cell, change),
+            None => self.change_slow(change),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn change_slow(self, change: impl Fn(u64) -> u64) {
+        match local::cell_slow(self.start) {
+            Some((cell, false)) => change_own(cell, change),
+            Some((cell, true)) => change_shared(cell, change),
+            None => {}
+        }
+    }
+
+    /// Runs `record` with the first `len` cells of this thread's copy, if this thread has them; otherwise says `None` and
+    /// runs nothing: [`CellRange::record`] is then the way. `len` is at most the range's. What the compiler knows of `len` saves
+    /// bounds checks in `record`.
+    #[inline]
+    pub fn record_own<R>(self, len: usize, record: impl FnOnce(Cells<'_>) -> R) -> Option<R> {
+        let cells = local::cells(self.start, len)?;
+        Some(record(Cells {
+            cells,
+            is_shared: false,
+        }))
     }
 }
 
@@ -173,9 +249,26 @@ impl Cells<'_> {
         self.change(offset, |value| value.max(at_least));
     }
 
+    /// Raises a cell like [`raise`](Self::raise), for a reader that takes the value away with
+    /// [`CellRange::take_max`]: a load, and a read-modify-write only when the cell is raised.
+    #[inline]
+    pub fn raise_until_taken(self, offset: usize, at_least: u64) {
+        if let Some(cell) = self.cell(offset)
+            && cell.load(Ordering::Relaxed) < at_least
+        {
+            // With the reader's swap in one order, so that each value is seen by a swap or left for the next.
+            cell.fetch_max(at_least, Ordering::Relaxed);
+        }
+    }
+
+    #[inline]
+    fn cell(&self, offset: usize) -> Option<&AtomicU64> {
+        self.cells.get(offset).or_else(|| self.cells.last())
+    }
+
     #[inline]
     fn change(self, offset: usize, change: impl Fn(u64) -> u64) {
-        let Some(cell) = self.cells.get(offset).or_else(|| self.cells.last()) else {
+        let Some(cell) = self.cell(offset) else {
             return;
         };
         if self.is_shared {

@@ -1,0 +1,7 @@
+//! Criterion over the cases of `perf-metrics`.
+
+mod support;
+
+fn main() {
+    support::run("metrics");
+}

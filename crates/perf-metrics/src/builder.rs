@@ -1,0 +1,230 @@
+//! How instruments are made.
+
+use crate::MetricsError;
+use crate::cells::{BoundCounter, BoundUpDownCounter};
+use crate::descriptor::{Descriptor, InstrumentKind, NumberKind};
+use crate::gauge::BoundGauge;
+use crate::histogram::{BoundHistogram, Buckets, Domain, HistogramNumber, Layout};
+use crate::instruments::{Counter, Gauge, Histogram, UpDownCounter};
+use crate::labels::Labels;
+use crate::number::Number;
+use crate::registry::Registry;
+use crate::series::{Core, HistogramSpec, SeriesCell};
+use std::borrow::Cow;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// How many sets of attributes a counter or gauge tells apart where its maker says nothing: as many as the SDK,
+/// <https://opentelemetry.io/docs/specs/otel/metrics/sdk/#cardinality-limits>.
+pub const SERIES_MAX_DEFAULT: usize = 2000;
+
+/// The same for a histogram, whose series are hundreds of cells each.
+pub const HISTOGRAM_SERIES_MAX_DEFAULT: usize = 100;
+
+/// A kind of instrument that [`InstrumentBuilder`] makes. Sealed.
+pub trait Instrument: Sized + sealed::Sealed {
+    /// One series of it.
+    type Bound: SeriesCell;
+    #[doc(hidden)]
+    const KIND: InstrumentKind;
+    #[doc(hidden)]
+    const NUMBER: NumberKind;
+    #[doc(hidden)]
+    const SERIES_MAX: usize = SERIES_MAX_DEFAULT;
+    #[doc(hidden)]
+    fn spec(
+        name: &str,
+        buckets: Option<&Buckets>,
+    ) -> Result<<Self::Bound as SeriesCell>::Spec, MetricsError>;
+    #[doc(hidden)]
+    fn from_core(made: Made<Self::Bound>) -> Self;
+}
+
+/// Keeps a private type out of a public trait's signature.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Made<C: SeriesCell> {
+    plain: C,
+    core: Arc<Core<C>>,
+}
+
+mod sealed {
+    use super::{Counter, Gauge, Histogram, HistogramNumber, Number, UpDownCounter};
+
+    pub trait Sealed {}
+    impl<T: Number> Sealed for Counter<T> {}
+    impl<T: Number> Sealed for UpDownCounter<T> {}
+    impl<T: Number> Sealed for Gauge<T> {}
+    impl<T: HistogramNumber> Sealed for Histogram<T> {}
+}
+
+macro_rules! simple {
+    ($Instrument:ident, $Bound:ident) => {
+        impl<T: Number> Instrument for $Instrument<T> {
+            type Bound = $Bound<T>;
+            const KIND: InstrumentKind = InstrumentKind::$Instrument;
+            const NUMBER: NumberKind = T::KIND;
+
+            fn spec(_name: &str, _buckets: Option<&Buckets>) -> Result<(), MetricsError> {
+                Ok(())
+            }
+
+            fn from_core(made: Made<$Bound<T>>) -> Self {
+                Self::from_parts(made.plain, made.core)
+            }
+        }
+    };
+}
+
+simple!(Counter, BoundCounter);
+simple!(UpDownCounter, BoundUpDownCounter);
+simple!(Gauge, BoundGauge);
+
+impl<T: HistogramNumber> Instrument for Histogram<T> {
+    type Bound = BoundHistogram<T>;
+    const KIND: InstrumentKind = InstrumentKind::Histogram;
+    const NUMBER: NumberKind = T::KIND;
+    const SERIES_MAX: usize = HISTOGRAM_SERIES_MAX_DEFAULT;
+
+    fn spec(name: &str, buckets: Option<&Buckets>) -> Result<HistogramSpec, MetricsError> {
+        let domain = T::DOMAIN.0;
+        let layout = match buckets {
+            Some(buckets) => Arc::new(Layout::new(name, buckets, domain)?),
+            None => Layout::shared_default(domain),
+        };
+        Ok(HistogramSpec(layout))
+    }
+
+    fn from_core(made: Made<BoundHistogram<T>>) -> Self {
+        Self::from_parts(made.plain, made.core)
+    }
+}
+
+/// Describes an instrument and makes it.
+#[derive(Clone, Debug)]
+#[must_use = "an instrument exists once it is built"]
+pub struct InstrumentBuilder<I> {
+    registry: Registry,
+    name: Cow<'static, str>,
+    unit: Cow<'static, str>,
+    description: Cow<'static, str>,
+    series_max: Option<usize>,
+    buckets: Option<Buckets>,
+    _instrument: PhantomData<fn() -> I>,
+}
+
+impl<I: Instrument> InstrumentBuilder<I> {
+    pub(crate) fn new(registry: &Registry, name: Cow<'static, str>) -> Self {
+        Self {
+            registry: registry.clone(),
+            name,
+            unit: Cow::Borrowed(""),
+            description: Cow::Borrowed(""),
+            series_max: None,
+            buckets: None,
+            _instrument: PhantomData,
+        }
+    }
+
+    /// The unit in UCUM notation: `s`, `By`, `{request}`.
+    pub fn with_unit(mut self, unit: impl Into<Cow<'static, str>>) -> Self {
+        self.unit = unit.into();
+        self
+    }
+
+    /// One sentence for the reader of a dashboard.
+    pub fn with_description(mut self, description: impl Into<Cow<'static, str>>) -> Self {
+        self.description = description.into();
+        self
+    }
+
+    /// How many sets of attributes given at run time are told apart; what exceeds them counts in one series with the attribute
+    /// `otel.metric.overflow = true`. [`SERIES_MAX_DEFAULT`], for histograms
+    /// [`HISTOGRAM_SERIES_MAX_DEFAULT`] unless said here. At most `1 << 20`, as many as there are cells.
+    pub fn with_cardinality_limit(mut self, series_max: usize) -> Self {
+        self.series_max = Some(series_max.min(perf_atomics::slab::CELLS_MAX));
+        self
+    }
+
+    fn descriptor(&self) -> Result<Descriptor, MetricsError> {
+        Descriptor::new(
+            self.name.clone(),
+            self.unit.clone(),
+            self.description.clone(),
+            I::KIND,
+            I::NUMBER,
+        )
+    }
+
+    /// Makes the instrument. Takes locks, allocates.
+    ///
+    /// # Errors
+    /// [`MetricsError`]: name, unit or buckets are not valid, the name is taken, or something is full.
+    pub fn build(self) -> Result<I, MetricsError> {
+        let descriptor = self.descriptor()?;
+        let spec = I::spec(&self.name, self.buckets.as_ref())?;
+        let (plain, core) =
+            Core::plain(descriptor, spec, self.series_max.unwrap_or(I::SERIES_MAX))?;
+        let core = Arc::new(core);
+        self.registry.register(core.clone())?;
+        Ok(I::from_core(Made { plain, core }))
+    }
+
+    /// Makes a table with one series for each combination of labels: `(Operation,)`, `(Operation, Outcome)`,
+    /// or three of them.
+    ///
+    /// ```
+    /// perf_metrics::label_set! {
+    ///     enum Operation: "operation" { Create => "create", Stop => "stop" }
+    /// }
+    /// perf_metrics::label_set! {
+    ///     enum Outcome: "outcome" { Success => "success", Failed => "failed" }
+    /// }
+    ///
+    /// let registry = perf_metrics::Registry::new();
+    /// let operations = registry.u64_counter("vm.operations").build_table::<(Operation, Outcome)>()?;
+    /// operations[Operation::Create][Outcome::Success].increment();
+    /// # Ok::<(), perf_metrics::MetricsError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The same as [`build`](Self::build).
+    pub fn build_table<L: Labels>(self) -> Result<L::Table<I::Bound>, MetricsError> {
+        let spec = I::spec(&self.name, self.buckets.as_ref())?;
+        let mut core = Core::table(self.descriptor()?, spec);
+        let table = L::make(&mut Vec::new(), &mut |attributes| core.push(attributes))?;
+        self.registry.register(Arc::new(core))?;
+        Ok(table)
+    }
+}
+
+impl<T: HistogramNumber> InstrumentBuilder<Histogram<T>> {
+    /// Explicit buckets with these upper bounds, the same as in the SDK.
+    pub fn with_boundaries(self, boundaries: impl Into<Vec<f64>>) -> Self {
+        self.with_buckets(Buckets::Explicit(boundaries.into()))
+    }
+
+    /// Exponential buckets of this scale, of `u64` over all of its range, of `f64` from `2^-30` to `2^34`.
+    pub fn with_scale(self, scale: u8) -> Self {
+        let mut buckets = Layout::default_buckets(T::DOMAIN.0);
+        if let Buckets::Exponential { scale: chosen, .. } = &mut buckets {
+            *chosen = scale;
+        }
+        self.with_buckets(buckets)
+    }
+
+    /// Any buckets. Without this a histogram has exponential buckets of scale 3.
+    pub fn with_buckets(mut self, buckets: Buckets) -> Self {
+        self.buckets = Some(buckets);
+        self
+    }
+}
+
+impl Layout {
+    fn default_buckets(domain: Domain) -> Buckets {
+        match domain {
+            Domain::U64 => Buckets::default_u64(),
+            Domain::F64 => Buckets::default_f64(),
+        }
+    }
+}

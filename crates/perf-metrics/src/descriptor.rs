@@ -1,0 +1,137 @@
+//! What an instrument is called and what it counts.
+
+use crate::MetricsError;
+use std::borrow::Cow;
+
+/// How measurements of an instrument are combined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum InstrumentKind {
+    /// A sum that only grows.
+    Counter,
+    /// A sum that grows and shrinks.
+    UpDownCounter,
+    /// The last value set.
+    Gauge,
+    /// A distribution.
+    Histogram,
+}
+
+/// The type of an instrument's measurements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NumberKind {
+    /// `u64`
+    U64,
+    /// `i64`
+    I64,
+    /// `f64`
+    F64,
+}
+
+/// Name, unit and description of an instrument, valid by OpenTelemetry's rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    name: Cow<'static, str>,
+    unit: Cow<'static, str>,
+    description: Cow<'static, str>,
+    kind: InstrumentKind,
+    number: NumberKind,
+}
+
+/// Longest name, in bytes: <https://opentelemetry.io/docs/specs/otel/metrics/api/#instrument-name-syntax>.
+pub(crate) const NAME_BYTES_MAX: usize = 255;
+/// Longest unit, in bytes: <https://opentelemetry.io/docs/specs/otel/metrics/api/#instrument-unit>.
+pub(crate) const UNIT_BYTES_MAX: usize = 63;
+
+impl Descriptor {
+    pub(crate) fn new(
+        name: Cow<'static, str>,
+        unit: Cow<'static, str>,
+        description: Cow<'static, str>,
+        kind: InstrumentKind,
+        number: NumberKind,
+    ) -> Result<Self, MetricsError> {
+        if !is_valid_name(&name) {
+            return Err(MetricsError::InvalidName {
+                name: name.into_owned(),
+            });
+        }
+        if !unit.is_ascii() || unit.len() > UNIT_BYTES_MAX {
+            return Err(MetricsError::InvalidUnit {
+                name: name.into_owned(),
+                unit: unit.into_owned(),
+            });
+        }
+        Ok(Self {
+            name,
+            unit,
+            description,
+            kind,
+            number,
+        })
+    }
+
+    /// The name, such as `vm.operations`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The unit in UCUM notation, such as `By` or `{operation}`; empty if there is none.
+    #[must_use]
+    pub fn unit(&self) -> &str {
+        &self.unit
+    }
+
+    /// One sentence for the reader of a dashboard.
+    #[must_use]
+    pub fn description(&self) -> &str {
+        &self.description
+    }
+
+    /// How measurements are combined.
+    #[must_use]
+    pub fn kind(&self) -> InstrumentKind {
+        self.kind
+    }
+
+    /// The type of the measurements.
+    #[must_use]
+    pub fn number(&self) -> NumberKind {
+        self.number
+    }
+
+    #[cfg(feature = "otel")]
+    pub(crate) fn texts(&self) -> [Cow<'static, str>; 3] {
+        [
+            self.name.clone(),
+            self.unit.clone(),
+            self.description.clone(),
+        ]
+    }
+}
+
+fn is_valid_name(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    name.len() <= NAME_BYTES_MAX
+        && bytes
+            .next()
+            .is_some_and(|first| first.is_ascii_alphabetic())
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"_.-/".contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_specification() {
+        let long = "a".repeat(NAME_BYTES_MAX);
+        for valid in ["a", "vm.operations", "A-b_c/d.9", &long] {
+            assert!(is_valid_name(valid), "{valid}");
+        }
+        let too_long = "a".repeat(NAME_BYTES_MAX + 1);
+        for invalid in ["", "9a", "_a", "a b", "é", "a{b}", &too_long] {
+            assert!(!is_valid_name(invalid), "{invalid}");
+        }
+    }
+}

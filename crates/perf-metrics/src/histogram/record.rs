@@ -1,0 +1,313 @@
+//! The hot path of histograms.
+//!
+//! A range of cells holds [largest, smallest, sum, rejected] and then the buckets. Recording finds the bucket, adds to it and to the
+//! sum, and compares with the extremes, all in this thread's copy of the cells: see [`Cells`] for what the orderings
+//! rely on. The count is the sum of the buckets, so it is not counted.
+
+use super::layout::{Layout, Shape};
+use super::snapshot::HistogramSnapshot;
+use super::steps::{Domain, Steps};
+use crate::MetricsError;
+use crate::number::{Number, Value};
+use parking_lot::Mutex;
+use perf_atomics::slab::{self, CellHandle, CellRange, Cells};
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+const MAX: usize = 0;
+const MIN: usize = 1;
+const SUM: usize = 2;
+const REJECTED: usize = 3;
+/// How many cells come before the buckets.
+pub(crate) const HEADER_CELLS: usize = 4;
+
+/// What a histogram can record: `u64` and `f64`.
+pub trait HistogramNumber: Number {
+    #[doc(hidden)]
+    const DOMAIN: DomainOf;
+    /// Order-preserving, and zero for no value but the least.
+    #[doc(hidden)]
+    fn to_key(self) -> u64;
+    #[doc(hidden)]
+    fn from_key(key: u64) -> Self;
+    /// The bucket, if the table has a step for the value.
+    #[doc(hidden)]
+    fn bucket(self, steps: &StepsRef<'_>) -> Option<u32>;
+    /// The bucket without the table; `None` if the value cannot be recorded.
+    #[doc(hidden)]
+    fn bucket_slow(self, shape: &ShapeRef<'_>) -> Option<u32>;
+}
+
+/// Keeps private types out of a public trait's signature.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct StepsRef<'a>(&'a Steps);
+
+/// Keeps private types out of a public trait's signature.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct ShapeRef<'a>(&'a Shape);
+
+/// Keeps private types out of a public trait's signature.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug)]
+pub struct DomainOf(pub(crate) Domain);
+
+impl HistogramNumber for u64 {
+    const DOMAIN: DomainOf = DomainOf(Domain::U64);
+
+    #[inline]
+    fn to_key(self) -> u64 {
+        self
+    }
+
+    #[inline]
+    fn from_key(key: u64) -> Self {
+        key
+    }
+
+    #[inline]
+    fn bucket(self, steps: &StepsRef<'_>) -> Option<u32> {
+        steps.0.bucket_u64(self)
+    }
+
+    fn bucket_slow(self, shape: &ShapeRef<'_>) -> Option<u32> {
+        Some(shape.0.bucket_u64(self))
+    }
+}
+
+impl HistogramNumber for f64 {
+    const DOMAIN: DomainOf = DomainOf(Domain::F64);
+
+    #[inline]
+    fn to_key(self) -> u64 {
+        // Negative numbers are in reverse order and below: all their bits are turned, of others the sign.
+        let bits = self.to_bits();
+        bits ^ ((bits as i64 >> 63) as u64 | 1 << 63)
+    }
+
+    #[inline]
+    fn from_key(key: u64) -> Self {
+        Self::from_bits(key ^ (!(key as i64 >> 63) as u64 | 1 << 63))
+    }
+
+    #[inline]
+    fn bucket(self, steps: &StepsRef<'_>) -> Option<u32> {
+        steps.0.bucket_f64(self)
+    }
+
+    fn bucket_slow(self, shape: &ShapeRef<'_>) -> Option<u32> {
+        self.is_finite().then(|| shape.0.bucket_f64(self))
+    }
+}
+
+/// One series of a histogram: a fixed set of attributes.
+///
+/// `f64`: not-a-number and infinities are rejected and counted as such ([`HistogramSnapshot::rejected`]), as they would spoil the sum
+/// for good. Negative values have buckets of their own. The sum of `u64` wraps at `2^64`.
+pub struct BoundHistogram<T = u64> {
+    handle: CellHandle,
+    layout: Arc<Layout>,
+    shared: Arc<Shared>,
+    _number: PhantomData<fn(T)>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    range: CellRange,
+    /// What readers know of the extremes; no recorder comes here.
+    extremes: Mutex<Extremes>,
+}
+
+/// The largest and smallest key since some time; zero and zero if there was none.
+#[derive(Clone, Copy, Debug, Default)]
+struct Extreme {
+    max: u64,
+    /// The complement of the smallest.
+    min: u64,
+}
+
+impl Extreme {
+    fn raise(&mut self, other: Self) {
+        self.max = self.max.max(other.max);
+        self.min = self.min.max(other.min);
+    }
+
+    /// Smallest and largest. A key of zero means none, but for the least integer as the largest value and the greatest as the
+    /// smallest: these are real when they are both ends, of integers that were all the same.
+    fn values<T: HistogramNumber>(self) -> (Option<Value>, Option<Value>) {
+        let is_min = self.min != 0 || self.max == u64::MAX;
+        let is_max = self.max != 0 || self.min == u64::MAX;
+        (
+            is_min.then(|| T::from_key(!self.min).to_value()),
+            is_max.then(|| T::from_key(self.max).to_value()),
+        )
+    }
+}
+
+#[derive(Debug, Default)]
+struct Extremes {
+    ever: Extreme,
+    /// By reader, since it last collected.
+    since: [Option<Extreme>; crate::registry::READERS_MAX],
+}
+
+impl<T: HistogramNumber> BoundHistogram<T> {
+    pub(crate) fn new(name: &str, layout: &Arc<Layout>) -> Result<Self, MetricsError> {
+        let len = HEADER_CELLS + layout.shape.cells();
+        let range = slab::reserve(len).map_err(|source| MetricsError::NoCells {
+            name: name.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            handle: range.handle(),
+            layout: Arc::clone(layout),
+            shared: Arc::new(Shared {
+                range,
+                extremes: Mutex::default(),
+            }),
+            _number: PhantomData,
+        })
+    }
+
+    /// Records a value.
+    #[inline]
+    pub fn record(&self, value: T) {
+        if let Some(bucket) = value.bucket(&StepsRef(&self.layout.steps)) {
+            // The bucket is the last of the cells asked for, so that one check covers all of them.
+            let cell = HEADER_CELLS + bucket as usize;
+            let recorded = self
+                .handle
+                .record_own(cell + 1, |cells| record_in(cells, cell, value));
+            if recorded.is_some() {
+                return;
+            }
+        }
+        self.record_slow(value);
+    }
+
+    /// The first record of a thread, and values that have no step.
+    #[cold]
+    #[inline(never)]
+    fn record_slow(&self, value: T) {
+        let bucket = value.bucket_slow(&ShapeRef(&self.layout.shape));
+        self.shared.range.record(|cells| match bucket {
+            Some(bucket) => record_in(cells, HEADER_CELLS + bucket as usize, value),
+            None => cells.add(REJECTED, 1),
+        });
+    }
+
+    /// What was recorded so far, by all threads. `reader` is a reader's place, which has its extremes taken.
+    pub(crate) fn read(&self, reader: Option<usize>, out: &mut HistogramSnapshot) {
+        let range = &self.shared.range;
+        // One reader at a time, so that what is taken from the cells reaches all. Nothing orders the reads with a record
+        // in flight: a part of it may be seen now and the rest next time.
+        let mut extremes = self.shared.extremes.lock();
+        out.begin(&self.layout, HEADER_CELLS);
+        range.sum_into(out.cells_mut());
+        let taken = Extreme {
+            max: range.take_max(MAX),
+            min: range.take_max(MIN),
+        };
+        extremes.ever.raise(taken);
+        for since in extremes.since.iter_mut().flatten() {
+            since.raise(taken);
+        }
+        let ever = extremes.ever;
+        let since = reader.map(|reader| {
+            extremes.since[reader]
+                .replace(Extreme::default())
+                .unwrap_or(ever)
+        });
+        drop(extremes);
+        let sum = T::sum(range, SUM);
+        let rejected = out.cells_mut().get(REJECTED).copied().unwrap_or(0);
+        out.finish(
+            sum,
+            rejected,
+            ever.values::<T>(),
+            since.map(Extreme::values::<T>),
+        );
+    }
+
+    /// Forgets a reader, whose place another may take.
+    pub(crate) fn forget(&self, reader: usize) {
+        if let Some(since) = self.shared.extremes.lock().since.get_mut(reader) {
+            *since = None;
+        }
+    }
+}
+
+#[inline]
+fn record_in<T: HistogramNumber>(cells: Cells<'_>, cell: usize, value: T) {
+    let key = value.to_key();
+    cells.raise_until_taken(MAX, key);
+    cells.raise_until_taken(MIN, !key);
+    value.add_to(cells, SUM);
+    cells.add(cell, 1);
+}
+
+impl<T> Clone for BoundHistogram<T> {
+    fn clone(&self) -> Self {
+        Self {
+            handle: self.handle,
+            layout: Arc::clone(&self.layout),
+            shared: Arc::clone(&self.shared),
+            _number: PhantomData,
+        }
+    }
+}
+
+impl<T> fmt::Debug for BoundHistogram<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BoundHistogram")
+            .field("cells", &self.shared.range.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extremes_are_known_apart_from_each_other() {
+        let values = |max: u64, min: u64| Extreme { max, min }.values::<u64>();
+        let some = |value| Some(Value::U64(value));
+        assert_eq!(values(0, 0), (None, None));
+        assert_eq!(values(0, !0), (some(0), some(0)), "only zeros");
+        assert_eq!(
+            values(u64::MAX, 0),
+            (some(u64::MAX), some(u64::MAX)),
+            "only the greatest"
+        );
+        assert_eq!(values(9, !4), (some(4), some(9)));
+        assert_eq!(
+            (values(9, 0), values(0, !4)),
+            ((None, some(9)), (some(4), None))
+        );
+    }
+
+    #[test]
+    fn keys_keep_the_order_of_floats_and_are_never_zero() {
+        let ascending = [
+            f64::MIN,
+            -1.5,
+            -1.0,
+            -f64::MIN_POSITIVE,
+            -0.0,
+            0.0,
+            f64::MIN_POSITIVE,
+            1.0,
+            f64::MAX,
+        ];
+        for pair in ascending.windows(2) {
+            assert!(pair[0].to_key() < pair[1].to_key(), "{pair:?}");
+        }
+        for value in ascending {
+            assert!(value.to_key() != 0 && !value.to_key() != 0);
+            assert_eq!(f64::from_key(value.to_key()).to_bits(), value.to_bits());
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! A reader of a registry that remembers what it has read.
+
+use crate::descriptor::InstrumentKind;
+use crate::registry::Registry;
+use crate::snapshot::{MetricSnapshot, MetricsSnapshot, Point, SeriesSnapshot};
+use std::fmt;
+use std::sync::Arc;
+
+/// Since when sums count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Temporality {
+    /// Since the registry was made.
+    #[default]
+    Cumulative,
+    /// Since the last collection of the same reader. Up-down counters stay cumulative:
+    /// <https://opentelemetry.io/docs/specs/otel/metrics/sdk_exporters/otlp/#additional-environment-variable-configuration>.
+    Delta,
+}
+
+/// Collects a registry with either temporality. Any number of readers up to
+/// [`READERS_MAX`](crate::READERS_MAX) count independently and exactly: nothing is reset in the cells, a
+/// delta is the difference of two readings.
+pub struct Reader {
+    registry: Registry,
+    place: usize,
+    temporality: Temporality,
+    now: MetricsSnapshot,
+    then: MetricsSnapshot,
+    delta: MetricsSnapshot,
+}
+
+impl Reader {
+    pub(crate) fn new(registry: Registry, place: usize, temporality: Temporality) -> Self {
+        Self {
+            registry,
+            place,
+            temporality,
+            now: MetricsSnapshot::new(),
+            then: MetricsSnapshot::new(),
+            delta: MetricsSnapshot::new(),
+        }
+    }
+
+    /// Which temporality it collects.
+    #[must_use]
+    pub fn temporality(&self) -> Temporality {
+        self.temporality
+    }
+
+    /// Reads all instruments. The first delta counts since the registry was made.
+    ///
+    /// What was collected counts as delivered: to deliver it again, keep it. Costs what
+    /// [`Registry::collect_into`] costs, and as much again for a delta.
+    pub fn collect(&mut self) -> &MetricsSnapshot {
+        if self.temporality == Temporality::Cumulative {
+            self.registry.collect_for(None, &mut self.now);
+            return &self.now;
+        }
+        self.registry.collect_for(Some(self.place), &mut self.now);
+        #[cfg(perf_loom)]
+        if perf_atomics::__loom::is_mutant("slab_reader_clears") {
+            // The fault to be found: cells that were cleared hold the difference already.
+            self.then = MetricsSnapshot::new();
+        }
+        subtract(&self.now, &self.then, &mut self.delta);
+        std::mem::swap(&mut self.now, &mut self.then);
+        &self.delta
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.registry.forget_reader(self.place);
+    }
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader")
+            .field("temporality", &self.temporality)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Sets `out` to what has changed from `then` to `now`. Instruments and series keep their places, and only gain neighbours.
+fn subtract(now: &MetricsSnapshot, then: &MetricsSnapshot, out: &mut MetricsSnapshot) {
+    out.registry = now.registry;
+    out.start = then.time.or(now.start);
+    out.cumulative_start = now.cumulative_start;
+    out.time = now.time;
+    for (place, metric) in now.metrics.iter().enumerate() {
+        if place == out.metrics.len() {
+            out.metrics.push(MetricSnapshot {
+                descriptor: Arc::clone(&metric.descriptor),
+                series: Vec::new(),
+            });
+        }
+        let earlier = then
+            .metrics
+            .get(place)
+            .map_or(&[][..], |metric| &metric.series);
+        subtract_series(metric, earlier, &mut out.metrics[place].series);
+    }
+}
+
+fn subtract_series(
+    metric: &MetricSnapshot,
+    then: &[SeriesSnapshot],
+    out: &mut Vec<SeriesSnapshot>,
+) {
+    let kind = metric.descriptor.kind();
+    for (place, series) in metric.series.iter().enumerate() {
+        if place == out.len() {
+            out.push(SeriesSnapshot {
+                attributes: Arc::clone(&series.attributes),
+                point: Point::Nothing,
+                is_recorded: false,
+            });
+        }
+        let earlier = then
+            .get(place)
+            .map_or(&Point::Nothing, |series| &series.point);
+        let out = &mut out[place];
+        match (&series.point, earlier) {
+            (Point::Number(now), Point::Number(then)) if kind == InstrumentKind::Counter => {
+                out.point.set(Some(now.since(*then)))
+            }
+            (Point::Histogram(now), Point::Histogram(then)) => {
+                now.since(then, out.point.histogram_mut())
+            }
+            (Point::Histogram(now), _) => now.since(
+                &crate::histogram::HistogramSnapshot::default(),
+                out.point.histogram_mut(),
+            ),
+            (Point::Number(now), _) => out.point.set(Some(*now)),
+            (Point::Nothing, _) => out.point = Point::Nothing,
+        }
+        out.is_recorded = match kind {
+            InstrumentKind::UpDownCounter => series.is_recorded || out.is_recorded,
+            _ => out.point.is_something(kind == InstrumentKind::Gauge),
+        };
+    }
+}

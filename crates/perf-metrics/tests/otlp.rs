@@ -1,0 +1,414 @@
+//! What arrives at an OTLP receiver is what the SDK would have counted.
+#![cfg(feature = "otlp-grpc")]
+
+mod common;
+#[path = "common/receiver.rs"]
+mod receiver;
+
+use common::{Op, Ours, Point, Sdk, assert_same, normal, ops, sdk_points};
+use opentelemetry::metrics::MeterProvider;
+use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
+use opentelemetry_proto::tonic::metrics::v1::{
+    AggregationTemporality, metric::Data, number_data_point::Value as Number,
+};
+use opentelemetry_sdk::metrics::data::{AggregatedMetrics, MetricData};
+use opentelemetry_sdk::metrics::{
+    Aggregation, InMemoryMetricExporter, InMemoryMetricExporterBuilder, Instrument, PeriodicReader,
+    SdkMeterProvider, Stream, Temporality as SdkTemporality,
+};
+use perf_metrics::otlp::encode::{self, Origin};
+use perf_metrics::otlp::{
+    Accepted, ExportMetricsServiceRequest, OtlpBuilder, OtlpError, OtlpExporter, SendError,
+    Transport,
+};
+use perf_metrics::{EMPTY_ATTRS, KeyValue, Registry, Temporality};
+use proptest::prelude::*;
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const LONG: Duration = Duration::from_secs(60);
+
+fn text(attributes: &[opentelemetry_proto::tonic::common::v1::KeyValue]) -> String {
+    let value = |value: &Any| match value {
+        Any::StringValue(text) => text.clone(),
+        Any::BoolValue(flag) => flag.to_string(),
+        Any::IntValue(number) => number.to_string(),
+        Any::DoubleValue(number) => number.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let mut pairs: Vec<String> = attributes
+        .iter()
+        .map(|kv| {
+            format!(
+                "{}={}",
+                kv.key,
+                value(kv.value.as_ref().unwrap().value.as_ref().unwrap())
+            )
+        })
+        .collect();
+    pairs.sort();
+    pairs.join(",")
+}
+
+fn otlp_points(request: &ExportMetricsServiceRequest) -> Vec<Point> {
+    let temporality = |t: i32| match AggregationTemporality::try_from(t).unwrap() {
+        AggregationTemporality::Delta => "Delta",
+        AggregationTemporality::Cumulative => "Cumulative",
+        AggregationTemporality::Unspecified => panic!("no temporality"),
+    };
+    let number = |n: &Option<Number>| match n.as_ref().unwrap() {
+        Number::AsInt(n) => *n as f64,
+        Number::AsDouble(n) => *n,
+    };
+    let mut all = Vec::new();
+    for metric in request
+        .resource_metrics
+        .iter()
+        .flat_map(|r| &r.scope_metrics)
+        .flat_map(|s| &s.metrics)
+    {
+        let points: Vec<(String, String, Vec<f64>)> = match metric.data.as_ref().unwrap() {
+            Data::Gauge(gauge) => gauge
+                .data_points
+                .iter()
+                .map(|p| {
+                    (
+                        "gauge".to_owned(),
+                        text(&p.attributes),
+                        vec![number(&p.value)],
+                    )
+                })
+                .collect(),
+            Data::Sum(sum) => {
+                let kind = format!(
+                    "sum {} {}",
+                    temporality(sum.aggregation_temporality),
+                    sum.is_monotonic
+                );
+                sum.data_points
+                    .iter()
+                    .map(|p| {
+                        assert!(
+                            0 < p.start_time_unix_nano
+                                && p.start_time_unix_nano <= p.time_unix_nano
+                        );
+                        (kind.clone(), text(&p.attributes), vec![number(&p.value)])
+                    })
+                    .collect()
+            }
+            Data::Histogram(histogram) => {
+                let kind = format!(
+                    "histogram {}",
+                    temporality(histogram.aggregation_temporality)
+                );
+                let numbers = |p: &opentelemetry_proto::tonic::metrics::v1::HistogramDataPoint| {
+                    let mut numbers = vec![
+                        p.count as f64,
+                        p.sum.unwrap(),
+                        p.min.unwrap(),
+                        p.max.unwrap(),
+                    ];
+                    numbers.extend(&p.explicit_bounds);
+                    numbers.extend(p.bucket_counts.iter().map(|n| *n as f64));
+                    numbers
+                };
+                histogram
+                    .data_points
+                    .iter()
+                    .map(|p| (kind.clone(), text(&p.attributes), numbers(p)))
+                    .collect()
+            }
+            other => panic!("{other:?}"),
+        };
+        all.extend(points.into_iter().map(|(kind, attributes, numbers)| Point {
+            name: metric.name.clone(),
+            unit: metric.unit.clone(),
+            description: metric.description.clone(),
+            kind,
+            attributes,
+            numbers,
+        }));
+    }
+    normal(all)
+}
+
+fn quiet(builder: OtlpBuilder) -> OtlpBuilder {
+    builder
+        .with_interval(Duration::from_secs(3600))
+        .with_error_handler(|_| {})
+}
+
+fn check(
+    ops: &[Op],
+    start: impl Fn(&Registry, Temporality) -> OtlpExporter,
+    arrived: &receiver::Arrived,
+    temporality: (Temporality, SdkTemporality),
+) {
+    arrived.lock().unwrap().clear();
+    let memory = InMemoryMetricExporterBuilder::new()
+        .with_temporality(temporality.1)
+        .build();
+    let reader = PeriodicReader::builder(memory.clone())
+        .with_interval(LONG)
+        .build();
+    let provider = SdkMeterProvider::builder().with_reader(reader).build();
+    let registry = Registry::new();
+    let exporter = start(&registry, temporality.0);
+    let (ours, sdk) = (Ours::new(&registry), Sdk::new(&provider.meter("test")));
+    for op in ops.iter().chain([&Op::Collect]) {
+        ours.apply(op);
+        sdk.apply(op);
+        if matches!(op, Op::Collect) {
+            exporter.flush(LONG).unwrap();
+            provider.force_flush().unwrap();
+            let mut found = arrived
+                .lock()
+                .unwrap()
+                .drain(..)
+                .next_back()
+                .map(|r| otlp_points(&r))
+                .unwrap_or_default();
+            let mut expected = memory
+                .get_finished_metrics()
+                .unwrap()
+                .last()
+                .map(sdk_points)
+                .unwrap_or_default();
+            memory.reset();
+            if temporality.0 == Temporality::Delta {
+                // Ours reports a gauge at each collection, the SDK when it was set again.
+                found.retain(|point| point.kind != "gauge");
+                expected.retain(|point| point.kind != "gauge");
+            }
+            assert_same(&found, &expected);
+        }
+    }
+    exporter.shutdown(LONG).unwrap();
+}
+
+const BOTH: [(Temporality, SdkTemporality); 2] = [
+    (Temporality::Cumulative, SdkTemporality::Cumulative),
+    (Temporality::Delta, SdkTemporality::Delta),
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn http_and_grpc_deliver_what_the_sdk_counts(ops in ops()) {
+        static HTTP: std::sync::OnceLock<(std::net::SocketAddr, receiver::Arrived)> = std::sync::OnceLock::new();
+        static GRPC: std::sync::OnceLock<(std::net::SocketAddr, receiver::Arrived)> = std::sync::OnceLock::new();
+        let (http, http_arrived) = HTTP.get_or_init(|| receiver::http(vec![]));
+        let (grpc, grpc_arrived) = GRPC.get_or_init(receiver::grpc);
+        for temporality in BOTH {
+            let start = |registry: &Registry, t| quiet(OtlpExporter::http(&format!("http://{http}"))).with_temporality(t).start(registry).unwrap();
+            check(&ops, start, http_arrived, temporality);
+            let start = |registry: &Registry, t| quiet(OtlpExporter::grpc(&format!("http://{grpc}"))).with_temporality(t).start(registry).unwrap();
+            check(&ops, start, grpc_arrived, temporality);
+        }
+    }
+
+    #[test]
+    fn exponential_histograms_are_the_sdks(values in proptest::collection::vec(prop_oneof![4 => 1e-6..1e6f64, 1 => -1e3..-1e-3f64, 1 => Just(0.0)], 1..100)) {
+        let memory = InMemoryMetricExporter::default();
+        let view = |_: &Instrument| {
+            let aggregation = Aggregation::Base2ExponentialHistogram { max_size: 160, max_scale: 3, record_min_max: true };
+            Stream::builder().with_aggregation(aggregation).build().ok()
+        };
+        let reader = PeriodicReader::builder(memory.clone()).with_interval(LONG).build();
+        let provider = SdkMeterProvider::builder().with_reader(reader).with_view(view).build();
+        let sdk = provider.meter("test").f64_histogram("h").build();
+        let registry = Registry::new();
+        let ours = registry.f64_histogram("h").build().unwrap();
+        for value in &values {
+            sdk.record(*value, EMPTY_ATTRS);
+            ours.record(*value, EMPTY_ATTRS);
+        }
+        provider.force_flush().unwrap();
+        let request = encode::request(&registry.reader(Temporality::Cumulative).unwrap().collect().clone(), Temporality::Cumulative, &Origin::default()).unwrap();
+        let Some(Data::ExponentialHistogram(found)) = &request.resource_metrics[0].scope_metrics[0].metrics[0].data else { panic!() };
+        let found = &found.data_points[0];
+        let all = memory.get_finished_metrics().unwrap();
+        let metric = all[0].scope_metrics().next().unwrap().metrics().next().unwrap();
+        let AggregatedMetrics::F64(MetricData::ExponentialHistogram(expected)) = metric.data() else { panic!() };
+        let expected = expected.data_points().next().unwrap();
+        prop_assert_eq!((found.count as usize, found.zero_count, found.scale), (expected.count(), expected.zero_count(), i32::from(expected.scale())));
+        prop_assert_eq!((found.min, found.max), (expected.min(), expected.max()));
+        prop_assert!((found.sum.unwrap() - expected.sum()).abs() <= 1e-9 * values.iter().map(|v| v.abs()).sum::<f64>());
+        for (found, expected) in [(&found.positive, expected.positive_bucket()), (&found.negative, expected.negative_bucket())] {
+            let found = found.as_ref().unwrap();
+            let counts: Vec<u64> = expected.counts().collect();
+            prop_assert_eq!(&found.bucket_counts, &counts);
+            prop_assert!(counts.is_empty() || found.offset == expected.offset());
+        }
+    }
+}
+
+#[test]
+fn a_receiver_that_is_busy_gets_every_count_once() {
+    let (address, arrived) = receiver::http(vec![503, 429]);
+    let registry = Registry::new();
+    let counter = registry.u64_counter("c").build().unwrap();
+    let exporter = quiet(OtlpExporter::http(&format!("http://{address}")))
+        .with_temporality(Temporality::Delta)
+        .with_resource([KeyValue::new("service.name", "node")])
+        .with_scope("scope", "1.2.3")
+        .start(&registry)
+        .unwrap();
+    counter.add(3, EMPTY_ATTRS);
+    exporter.flush(LONG).unwrap();
+    counter.add(4, EMPTY_ATTRS);
+    let stats = exporter.stats();
+    assert_eq!(
+        (
+            stats.retries,
+            stats.delivered,
+            stats.queued,
+            stats.last_error
+        ),
+        (2, 1, 0, None)
+    );
+    exporter.shutdown(LONG).unwrap();
+    let arrived = arrived.lock().unwrap();
+    let sums: Vec<f64> = arrived
+        .iter()
+        .map(|request| otlp_points(request)[0].numbers[0])
+        .collect();
+    assert_eq!(sums, [3.0, 4.0]);
+    let resource = &arrived[0].resource_metrics[0];
+    assert_eq!(
+        text(&resource.resource.as_ref().unwrap().attributes),
+        "service.name=node"
+    );
+    let scope = resource.scope_metrics[0].scope.as_ref().unwrap();
+    assert_eq!(
+        (scope.name.as_str(), scope.version.as_str()),
+        ("scope", "1.2.3")
+    );
+    // The second delta starts where the first ends.
+    let times = |r: &ExportMetricsServiceRequest| match &r.resource_metrics[0].scope_metrics[0]
+        .metrics[0]
+        .data
+    {
+        Some(Data::Sum(sum)) => (
+            sum.data_points[0].start_time_unix_nano,
+            sum.data_points[0].time_unix_nano,
+        ),
+        _ => panic!(),
+    };
+    assert!(times(&arrived[0]).1 <= times(&arrived[1]).0);
+}
+
+#[test]
+fn a_request_that_is_refused_is_reported_and_dropped() {
+    let (address, arrived) = receiver::http(vec![400]);
+    let registry = Registry::new();
+    registry
+        .u64_counter("c")
+        .build()
+        .unwrap()
+        .add(1, EMPTY_ATTRS);
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = Arc::clone(&told);
+    let exporter = OtlpExporter::http(&format!("http://{address}"))
+        .with_error_handler(move |error| tell.lock().unwrap().push(error.to_owned()))
+        .start(&registry)
+        .unwrap();
+    exporter.flush(LONG).unwrap();
+    assert_eq!(exporter.stats().refused, 1);
+    assert!(told.lock().unwrap()[0].contains("400"));
+    drop(exporter);
+    assert_eq!(
+        arrived.lock().unwrap().len(),
+        1,
+        "the cumulative value arrives with the next request"
+    );
+}
+
+#[test]
+fn a_receiver_that_hangs_or_is_not_there_is_an_error_in_bounded_time() {
+    // Accepts connections and answers nothing.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let hanging = listener.local_addr().unwrap();
+    let registry = Registry::new();
+    registry
+        .u64_counter("c")
+        .build()
+        .unwrap()
+        .add(1, EMPTY_ATTRS);
+    for endpoint in [format!("http://{hanging}"), "http://127.0.0.1:1".to_owned()] {
+        for builder in [OtlpExporter::http(&endpoint), OtlpExporter::grpc(&endpoint)] {
+            let exporter = quiet(builder)
+                .with_timeout(Duration::from_millis(50))
+                .start(&registry)
+                .unwrap();
+            let error = exporter.flush(Duration::from_millis(200)).unwrap_err();
+            assert!(matches!(error, OtlpError::Undelivered { .. }), "{error}");
+            let error = exporter.shutdown(Duration::from_millis(200)).unwrap_err();
+            assert!(error.to_string().contains("not delivered"), "{error}");
+        }
+    }
+    assert!(matches!(
+        OtlpExporter::http("https://x").start(&registry),
+        Err(OtlpError::InvalidEndpoint { .. })
+    ));
+    assert!(matches!(
+        OtlpExporter::grpc("a b").start(&registry),
+        Err(OtlpError::InvalidEndpoint { .. })
+    ));
+}
+
+/// Fails while it is told to.
+struct Moody(Arc<AtomicBool>, receiver::Arrived);
+
+impl Transport for Moody {
+    fn send(
+        &mut self,
+        request: &ExportMetricsServiceRequest,
+        _timeout: Duration,
+    ) -> Result<Accepted, SendError> {
+        if self.0.load(Ordering::Acquire) {
+            return Err(SendError::Retry {
+                reason: "moody".to_owned(),
+                after: None,
+            });
+        }
+        self.1.lock().unwrap().push(request.clone());
+        Ok(Accepted::default())
+    }
+}
+
+#[test]
+fn a_full_queue_of_deltas_loses_nothing() {
+    let is_down = Arc::new(AtomicBool::new(true));
+    let arrived = receiver::Arrived::default();
+    let registry = Registry::new();
+    let counter = registry.u64_counter("c").build().unwrap();
+    let exporter = quiet(OtlpExporter::custom(Moody(
+        Arc::clone(&is_down),
+        Arc::clone(&arrived),
+    )))
+    .with_temporality(Temporality::Delta)
+    .with_interval(Duration::from_millis(1))
+    .with_queue_max(2)
+    .start(&registry)
+    .unwrap();
+    for n in 0..200 {
+        counter.add(1, EMPTY_ATTRS);
+        std::thread::sleep(Duration::from_millis(1));
+        if n == 150 {
+            assert!(exporter.stats().queued <= 2);
+            is_down.store(false, Ordering::Release);
+        }
+    }
+    exporter.shutdown(LONG).unwrap();
+    let total: f64 = arrived
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|request| otlp_points(request)[0].numbers[0])
+        .sum();
+    assert_eq!(total, 200.0);
+}

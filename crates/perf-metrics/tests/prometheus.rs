@@ -1,0 +1,259 @@
+//! The text is what Prometheus reads, and says what the SDK would have counted.
+#![cfg(feature = "prometheus")]
+
+mod common;
+
+use common::{Op, Ours, Point, Sdk, assert_same, normal, ops};
+use opentelemetry::metrics::MeterProvider;
+use opentelemetry_sdk::metrics::{InMemoryMetricExporter, PeriodicReader, SdkMeterProvider};
+use perf_metrics::{EMPTY_ATTRS, KeyValue, NodeMetrics, Registry, prometheus};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+/// Metric name, labels, value; panics on what is not the format.
+fn parse(text: &str) -> Vec<(String, BTreeMap<String, String>, f64)> {
+    let is_name = |name: &str| {
+        !name.is_empty()
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+            && !name.starts_with(|c: char| c.is_ascii_digit())
+    };
+    let mut samples = Vec::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let (left, value) = line.rsplit_once(' ').unwrap();
+        let (name, labels) = left.split_once('{').map_or((left, ""), |(name, rest)| {
+            (name, rest.strip_suffix('}').unwrap())
+        });
+        assert!(is_name(name), "{line}");
+        let mut parsed = BTreeMap::new();
+        let mut rest = labels;
+        while !rest.is_empty() {
+            let (key, after) = rest.split_once("=\"").unwrap();
+            assert!(is_name(key), "{line}");
+            let mut value = String::new();
+            let mut chars = after.char_indices();
+            let end = loop {
+                match chars.next().unwrap() {
+                    (_, '\\') => value.push(match chars.next().unwrap().1 {
+                        'n' => '\n',
+                        other => other,
+                    }),
+                    (at, '"') => break at,
+                    (_, other) => value.push(other),
+                }
+            };
+            assert!(parsed.insert(key.to_owned(), value).is_none(), "{line}");
+            rest = after[end + 1..].trim_start_matches(',');
+        }
+        let value = value.replace("+Inf", "inf").parse().unwrap();
+        assert!(
+            !samples.contains(&(name.to_owned(), parsed.clone(), value)),
+            "twice: {line}"
+        );
+        samples.push((name.to_owned(), parsed, value));
+    }
+    samples
+}
+
+/// The SDK's points in the terms of the text: cumulative buckets, no extremes, names with units.
+fn text_of_sdk(points: &[Point]) -> Vec<Point> {
+    let mut all = Vec::new();
+    for point in points {
+        let mut push = |name: &str, le: &str, value: f64| {
+            let mut attributes = point.attributes.clone();
+            if !le.is_empty() {
+                attributes = format!("{attributes}|{le}");
+            }
+            all.push(Point {
+                name: name.to_owned(),
+                unit: String::new(),
+                description: String::new(),
+                kind: String::new(),
+                attributes,
+                numbers: vec![value],
+            });
+        };
+        match point.name.as_str() {
+            "count" => push("count_total", "", point.numbers[0]),
+            "count.float" => push("count_float_seconds_total", "", point.numbers[0]),
+            "up.down" => push("up_down", "", point.numbers[0]),
+            "gauge" => push("gauge", "", point.numbers[0]),
+            histogram => {
+                let name = if histogram == "size" {
+                    "size_bytes"
+                } else {
+                    "time_milliseconds"
+                };
+                let (bounds, counts) = point.numbers[4..].split_at(15);
+                let mut total = 0.0;
+                for (bound, count) in bounds.iter().chain([&f64::INFINITY]).zip(counts) {
+                    total += count;
+                    push(
+                        &format!("{name}_bucket"),
+                        &format!("{bound:?}").replace("inf", "+Inf"),
+                        total,
+                    );
+                }
+                push(&format!("{name}_sum"), "", point.numbers[1]);
+                push(&format!("{name}_count"), "", point.numbers[0]);
+            }
+        }
+    }
+    normal(all)
+}
+
+fn text_of_ours(text: &str) -> Vec<Point> {
+    let point = |(name, mut labels, value): (String, BTreeMap<String, String>, f64)| {
+        let le = labels.remove("le");
+        let mut pairs: Vec<String> = labels
+            .into_iter()
+            .map(|(k, v)| format!("{k}={v}"))
+            .collect();
+        pairs.sort();
+        let mut attributes = pairs.join(",");
+        if let Some(le) = le {
+            attributes = format!("{attributes}|{le}");
+        }
+        Point {
+            name,
+            unit: String::new(),
+            description: String::new(),
+            kind: String::new(),
+            attributes,
+            numbers: vec![value],
+        }
+    };
+    normal(parse(text).into_iter().map(point).collect())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn the_text_says_what_the_sdk_counts(ops in ops()) {
+        let exporter = InMemoryMetricExporter::default();
+        let reader = PeriodicReader::builder(exporter.clone()).build();
+        let provider = SdkMeterProvider::builder().with_reader(reader).build();
+        let registry = Registry::new();
+        let (ours, sdk) = (Ours::new(&registry), Sdk::new(&provider.meter("test")));
+        for op in ops.iter().chain([&Op::Collect]) {
+            ours.apply(op);
+            sdk.apply(op);
+        }
+        provider.force_flush().unwrap();
+        let mut text = String::new();
+        prometheus::write(&registry.collect(), &mut text);
+        let expected: Vec<Point> = exporter.get_finished_metrics().unwrap().last().map(common::sdk_points).unwrap_or_default();
+        let mut found = text_of_ours(&text);
+        let mut expected = text_of_sdk(&expected);
+        // The text has series that were never recorded to, or came back to zero, as zeros.
+        found.retain(|point| point.numbers != [0.0]);
+        expected.retain(|point| point.numbers != [0.0]);
+        assert_same(&found, &expected);
+    }
+}
+
+#[test]
+fn exponential_buckets_grow_and_end_with_all() {
+    let registry = Registry::new();
+    let histogram = registry.f64_histogram("h").build().unwrap();
+    for value in [0.0, 0.5, 1.0, 1.5, 3.0, 1e300, -4.0] {
+        histogram.record(value, EMPTY_ATTRS);
+    }
+    let mut text = String::new();
+    prometheus::write(&registry.collect(), &mut text);
+    let buckets: BTreeMap<String, f64> = parse(&text)
+        .into_iter()
+        .filter_map(|(_, labels, value)| Some((labels.get("le")?.clone(), value)))
+        .collect();
+    let at = |le: &str| buckets[le];
+    // Values below zero are below every bound.
+    assert_eq!(
+        (at("0.5"), at("1.0"), at("2.0"), at("4.0"), at("+Inf")),
+        (3.0, 4.0, 5.0, 6.0, 7.0)
+    );
+    assert!(buckets.len() > 60);
+}
+
+#[test]
+fn names_that_become_the_same_are_left_out_and_said_so() {
+    let registry = Registry::new();
+    registry
+        .u64_counter("a.b")
+        .build()
+        .unwrap()
+        .add(1, &[KeyValue::new("k", "line\nend")]);
+    registry
+        .u64_counter("a_b")
+        .with_description("other")
+        .build()
+        .unwrap()
+        .add(2, EMPTY_ATTRS);
+    let mut text = String::new();
+    prometheus::write(&registry.collect(), &mut text);
+    assert!(text.contains("# left out `a_b`"), "{text}");
+    assert_eq!(parse(&text).len(), 2);
+}
+
+#[cfg(feature = "http")]
+mod http {
+    use super::*;
+    use ::http::{Method, Request};
+    use perf_metrics::prometheus::http::{ScrapeServer, handle};
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn the_handler_answers_scrapes_and_refuses_the_rest() {
+        let registry = Registry::new();
+        NodeMetrics::new(&registry).unwrap();
+        let ask = |method: Method, uri: &str| {
+            handle(
+                &registry,
+                &Request::builder().method(method).uri(uri).body(()).unwrap(),
+            )
+        };
+        let answer = ask(Method::GET, "http://node:9000/metrics?x=1");
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()["content-type"]),
+            (200, &prometheus::CONTENT_TYPE.parse().unwrap())
+        );
+        assert!(
+            parse(answer.body())
+                .iter()
+                .any(|(name, labels, value)| name == "vm_operations_total"
+                    && labels["status"] == "failed"
+                    && *value == 0.0)
+        );
+        assert_eq!(ask(Method::GET, "/other").status().as_u16(), 404);
+        assert_eq!(ask(Method::POST, "/metrics").status().as_u16(), 405);
+    }
+
+    #[test]
+    fn the_server_survives_bad_clients_and_stops() {
+        let registry = Registry::new();
+        registry
+            .u64_counter("c")
+            .build()
+            .unwrap()
+            .add(7, EMPTY_ATTRS);
+        let server =
+            ScrapeServer::start(registry, TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+        let ask = |request: &[u8]| {
+            let mut stream = TcpStream::connect(server.address()).unwrap();
+            // The server may have closed already, having seen enough.
+            let _ = stream.write_all(request);
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer);
+            String::from_utf8(answer).unwrap()
+        };
+        drop(TcpStream::connect(server.address()).unwrap());
+        assert!(ask(b"nonsense\r\n\r\n").starts_with("HTTP/1.1 400"));
+        ask(&[b'x'; 100_000]);
+        let answer = ask(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n");
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.ends_with("c_total 7\n"),
+            "{answer}"
+        );
+        drop(server);
+    }
+}
