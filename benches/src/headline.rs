@@ -39,6 +39,14 @@ pub enum Measure {
 pub fn all() -> Vec<Headline> {
     vec![
         Headline {
+            claim: "string allocations",
+            promised_reduction: 0.70,
+            measure: Measure::Allocations {
+                whole: mix::NODE,
+                rest: mix::MESSAGES,
+            },
+        },
+        Headline {
             claim: "lock contention in status queries",
             promised_reduction: 0.60,
             measure: Measure::Time {
@@ -51,6 +59,13 @@ pub fn all() -> Vec<Headline> {
             measure: Measure::Allocations {
                 whole: mix::NODE,
                 rest: mix::NODE_UNSERIALISED,
+            },
+        },
+        Headline {
+            claim: "metric recording latency",
+            promised_reduction: 0.70,
+            measure: Measure::Time {
+                case: "metrics/vm_operation",
             },
         },
     ]

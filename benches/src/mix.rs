@@ -14,6 +14,8 @@ pub mod ours;
 pub const NODE: &str = "mix/node";
 /// The id of the mix without its serialisation; supports a headline.
 pub const NODE_UNSERIALISED: &str = "mix/node_unserialised";
+/// The id of the mix's serialisation alone, the one part without strings; supports a headline.
+pub const MESSAGES: &str = "mix/messages";
 /// The id of the mix's status query by two threads while a third one updates what they read.
 pub const STATUS_QUERY: &str = "mix/status_query";
 
@@ -39,6 +41,8 @@ pub struct Way {
     pub node: Prepare,
     /// Prepares [`NODE_UNSERIALISED`].
     pub node_unserialised: Prepare,
+    /// Prepares [`MESSAGES`].
+    pub messages: Prepare,
     /// Prepares [`STATUS_QUERY`].
     pub status_query: Prepare,
 }
@@ -67,12 +71,20 @@ pub fn cases() -> Vec<Case> {
 #[must_use]
 pub fn supporting() -> Vec<Case> {
     let (before, after) = (&naive::WAY, &ours::WAY);
-    vec![case(
-        NODE_UNSERIALISED,
-        "the turn of a node without its status message",
-        1,
-        (before.node_unserialised, after.node_unserialised),
-    )]
+    vec![
+        case(
+            NODE_UNSERIALISED,
+            "the turn of a node without its status message",
+            1,
+            (before.node_unserialised, after.node_unserialised),
+        ),
+        case(
+            MESSAGES,
+            "the status message of a node's turn alone",
+            1,
+            (before.messages, after.messages),
+        ),
+    ]
 }
 
 fn case(id: &'static str, about: &'static str, threads: u32, ways: (Prepare, Prepare)) -> Case {

@@ -12,13 +12,19 @@ use tokio::sync::RwLock;
 use super::{
     CLUSTER_NODES, READERS, STATUS_MESSAGE_BYTES, StatusMessage, WRITER_PAUSE_US, Way, peer_of,
 };
-use crate::case::Run;
+use crate::case::{Run, timed};
 use crate::team::{Member, Team};
 
 /// The naive way.
 pub const WAY: Way = Way {
     node: || turns(true),
     node_unserialised: || turns(false),
+    messages: || {
+        let message = StatusMessage::default();
+        timed(move || {
+            black_box(serialise(black_box(&message)));
+        })
+    },
     status_query,
 };
 

@@ -1,22 +1,30 @@
-//! The mix with this project: state read without locks, a counter per operation and outcome, buffers from the pool.
+//! The mix with this project: state read without locks, the catalogue's counters, buffers from the pool.
 
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use perf_atomics::{Membership, MembershipReader, NodeState, OwnedCounter, Role};
+use perf_atomics::{Membership, MembershipReader, NodeState, Role};
+use perf_metrics::helpers::record_vm_operation_fast;
+use perf_metrics::{NodeMetrics, Registry};
 use perf_pool::BufferGuard;
 
 use super::{
     CLUSTER_NODES, READERS, STATUS_MESSAGE_BYTES, StatusMessage, WRITER_PAUSE_US, Way, peer_of,
 };
-use crate::case::Run;
+use crate::case::{Run, timed};
 use crate::team::{Member, Team};
 
 /// Our way.
 pub const WAY: Way = Way {
     node: || turns(true),
     node_unserialised: || turns(false),
+    messages: || {
+        let message = StatusMessage::default();
+        timed(move || {
+            black_box(serialise(black_box(&message)));
+        })
+    },
     status_query,
 };
 
@@ -25,31 +33,7 @@ type Peers = Membership<u64, String>;
 #[derive(Debug)]
 struct Node {
     state: NodeState<String>,
-    operations: Operations,
-}
-
-/// A counter for each operation and outcome; the names come into play where they are read.
-#[derive(Debug, Default)]
-struct Operations {
-    create: [OwnedCounter; 2],
-    start: [OwnedCounter; 2],
-    stop: [OwnedCounter; 2],
-    delete: [OwnedCounter; 2],
-    other: [OwnedCounter; 2],
-}
-
-impl Operations {
-    /// Counts an operation under its labels.
-    fn record(&self, operation: &str, succeeded: bool) {
-        let outcomes = match operation {
-            "create" => &self.create,
-            "start" => &self.start,
-            "stop" => &self.stop,
-            "delete" => &self.delete,
-            _ => &self.other,
-        };
-        outcomes[usize::from(succeeded)].increment();
-    }
+    metrics: NodeMetrics,
 }
 
 impl Node {
@@ -62,10 +46,9 @@ impl Node {
             (status.role, status.term, status.leader_id) = (Role::Leader, 7, 1);
             (status.commit_index, status.applied_index) = (1_000, 990);
         });
-        Self {
-            state,
-            operations: Operations::default(),
-        }
+        let metrics =
+            NodeMetrics::new(&Registry::new()).expect("a process has cells for one catalogue");
+        Self { state, metrics }
     }
 
     /// Am I the leader, what is the status, where is this peer.
@@ -113,7 +96,7 @@ fn turns(with_message: bool) -> Run {
         let start = Instant::now();
         for turn in 0..iters {
             let message = node.status_query(&mut peers, black_box(peer_of(turn)));
-            node.operations.record(black_box("create"), true);
+            record_vm_operation_fast(black_box("create"), true, &node.metrics);
             if with_message {
                 black_box(serialise(&message));
             } else {

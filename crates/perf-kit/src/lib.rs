@@ -7,6 +7,10 @@
 #[doc(inline)]
 pub use perf_atomics as atomics;
 
+#[cfg(feature = "metrics")]
+#[doc(inline)]
+pub use perf_metrics as metrics;
+
 #[cfg(feature = "pool")]
 #[doc(inline)]
 pub use perf_pool as pool;
@@ -31,6 +35,8 @@ pub mod prelude {
         AtomicCounters, AtomicFlags, Membership, MembershipReader, NodeState, OwnedCounter,
         RaftStatus, Role, Snapshot,
     };
+    #[cfg(feature = "metrics")]
+    pub use perf_metrics::{EMPTY_ATTRS, KeyValue, NodeMetrics, Registry, label_set};
     #[cfg(feature = "pool")]
     pub use perf_pool::{BufferGuard, BufferPool, BytesGuard, ObjectPool, buffer_pool};
 }
