@@ -14,7 +14,8 @@ use perf_atomics::{
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::RwLock;
 
-use crate::case::{Case, Goal, Path, Prepare, Run, path, summed};
+use super::{case, shared};
+use crate::case::{Case, Goal, Run, summed};
 use crate::team::{Apart, Member, Team, pair};
 
 #[cfg(feature = "peers")]
@@ -37,41 +38,7 @@ pub fn cases() -> Vec<Case> {
     cases
 }
 
-fn case(
-    (id, threads): (&'static str, u32),
-    about: &'static str,
-    before: Prepare,
-    after: Prepare,
-    peers: Vec<Path>,
-    goals: &[(&'static str, f64)],
-) -> Case {
-    let ratio = |&(against, at_least): &_| Goal::Ratio { against, at_least };
-    let mut goals: Vec<Goal> = goals.iter().map(ratio).collect();
-    goals.push(Goal::Allocations(0.0));
-    Case {
-        id,
-        about,
-        threads,
-        before: path("before", before),
-        after: path("after", after),
-        peers,
-        goals,
-    }
-}
-
-/// Without the feature there are no peers.
-#[cfg(not(feature = "peers"))]
-mod peers {
-    macro_rules! none {
-        ($($case:ident)+) => {$(
-            pub(super) fn $case() -> Vec<crate::case::Path> {
-                Vec::new()
-            }
-        )+};
-    }
-
-    none!(flag_read status_alone status_pair counter_alone counter_pair counter_state member_alone member_pair);
-}
+no_peers!(flag_read status_alone status_pair counter_alone counter_pair counter_state member_alone member_pair);
 
 fn runtime() -> Runtime {
     Builder::new_current_thread()
@@ -111,12 +78,6 @@ async fn sum_of<F: Future<Output = u64>>(iters: u64, read: &mut impl FnMut() -> 
         sum = sum.wrapping_add(read().await);
     }
     black_box(sum);
-}
-
-/// What the threads of a path share. Never freed: a path lives as long as its process, and a plain reference
-/// keeps reference counts out of what is measured.
-fn shared<T>(value: T) -> &'static T {
-    Box::leak(Box::new(value))
 }
 
 fn flag_read() -> Case {

@@ -15,7 +15,8 @@ use opentelemetry_sdk::metrics::{
 use perf_metrics::node::{Operation, Outcome};
 use perf_metrics::{EMPTY_ATTRS, MetricsSnapshot, NodeMetrics, Registry};
 
-use crate::case::{Case, Goal, Path, Prepare, path, summed};
+use super::shared;
+use crate::case::{Case, Goal, Path, Prepare, summed};
 use crate::team::pair;
 
 #[cfg(feature = "peers")]
@@ -38,48 +39,21 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
+/// A case with a goal for its instructions too.
 fn case(
-    (id, threads): (&'static str, u32),
+    id_and_threads: (&'static str, u32),
     about: &'static str,
     [before, after]: [Prepare; 2],
     peers: Vec<Path>,
     instructions: Option<f64>,
-    goals: &[(&'static str, f64)],
+    ratios: &[(&'static str, f64)],
 ) -> Case {
-    let ratio = |&(against, at_least): &_| Goal::Ratio { against, at_least };
-    let mut goals: Vec<Goal> = goals.iter().map(ratio).collect();
-    goals.push(Goal::Allocations(0.0));
-    goals.extend(instructions.map(Goal::Instructions));
-    Case {
-        id,
-        about,
-        threads,
-        before: path("before", before),
-        after: path("after", after),
-        peers,
-        goals,
-    }
+    let mut case = super::case(id_and_threads, about, before, after, peers, ratios);
+    case.goals.extend(instructions.map(Goal::Instructions));
+    case
 }
 
-/// Without the feature there are no peers.
-#[cfg(not(feature = "peers"))]
-mod peers {
-    macro_rules! none {
-        ($($case:ident)+) => {$(
-            pub(super) fn $case() -> Vec<crate::case::Path> {
-                Vec::new()
-            }
-        )+};
-    }
-
-    none!(counter counter_pair vm_operation histogram_u64 histogram_f64 dynamic_attrs);
-}
-
-/// Never freed: a path lives as long as its process, and a plain reference keeps reference counts out of what is
-/// measured.
-fn shared<T>(value: T) -> &'static T {
-    Box::leak(Box::new(value))
-}
+no_peers!(counter counter_pair vm_operation histogram_u64 histogram_f64 dynamic_attrs);
 
 fn registry() -> &'static Registry {
     shared(Registry::new())

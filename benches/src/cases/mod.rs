@@ -2,8 +2,22 @@
 
 use std::hint::black_box;
 
-use crate::case::{Case, path, timed};
+use crate::case::{Case, Goal, Path, Prepare, path, timed};
 use crate::mix;
+
+/// Without the feature `peers`, a module `peers` whose functions return none.
+macro_rules! no_peers {
+    ($($case:ident)+) => {
+        #[cfg(not(feature = "peers"))]
+        mod peers {
+            $(
+                pub(super) fn $case() -> Vec<crate::case::Path> {
+                    Vec::new()
+                }
+            )+
+        }
+    };
+}
 
 pub mod atomics;
 pub mod metrics;
@@ -18,6 +32,35 @@ pub fn all() -> Vec<Case> {
     cases.extend(metrics::cases());
     cases.extend(mix::cases());
     cases
+}
+
+/// A case whose goals are ratios, and no allocation.
+fn case(
+    (id, threads): (&'static str, u32),
+    about: &'static str,
+    before: Prepare,
+    after: Prepare,
+    peers: Vec<Path>,
+    ratios: &[(&'static str, f64)],
+) -> Case {
+    let ratio = |&(against, at_least): &_| Goal::Ratio { against, at_least };
+    let mut goals: Vec<Goal> = ratios.iter().map(ratio).collect();
+    goals.push(Goal::Allocations(0.0));
+    Case {
+        id,
+        about,
+        threads,
+        before: path("before", before),
+        after: path("after", after),
+        peers,
+        goals,
+    }
+}
+
+/// What the threads of a path share. Never freed: a path lives as long as its process, and a plain reference
+/// keeps reference counts out of what is measured.
+fn shared<T>(value: T) -> &'static T {
+    Box::leak(Box::new(value))
 }
 
 /// The id of the case that does nothing: what is left of it is the harness itself.
