@@ -33,7 +33,13 @@ fn main() -> ExitCode {
             print!("{text}");
             Ok(())
         }
-        Command::Bench(options) => bench::run(&options),
+        Command::Bench(options) if options.write_readme => bench::write_readme(),
+        Command::Bench(options) => match bench::run(&options) {
+            Ok(bench::Outcome::Interrupted) => return ExitCode::from(bench::INTERRUPTED_STATUS),
+            outcome => outcome.map(drop),
+        },
+        Command::Profile(options) => bench::run_profile(&options),
+        Command::GateTest(options) => bench::run_gate_test(&options),
         Command::Test => test::run(),
         Command::Sim(options) => sim::run(&options),
         Command::Lint => lint::run(),
