@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use lexopt::prelude::*;
 
 use crate::bench;
+use crate::release;
 use crate::sim;
 
 const HELP: &str = "\
@@ -21,6 +22,7 @@ Commands:
   lint      formatting, clippy, docs, and this workspace's own rules
   features  build every crate with no feature, each feature alone, and all
   package   what would be published: file lists and a dry run
+  release   which versions a change to a crate implies, and its changelogs
   ci        all of the above, with a quick bench, in the order of .ci/run
 
 `cargo xtask <command> --help` says more.
@@ -102,9 +104,12 @@ description, and that no source has a path of somebody's machine or unfinished w
 ";
 
 const FEATURES_HELP: &str = "\
-Usage: cargo xtask features
+Usage: cargo xtask features [--measure]
 
-Checks every crate with no feature, with each feature alone, and with all of them.
+Checks every crate with no feature, with each feature alone, and with all of them, the facade also with every
+two of its features, and that its light features bring no more crates than promised.
+
+  --measure  also build the facade with each feature from nothing, and write docs/FEATURES.md
 ";
 
 const PACKAGE_HELP: &str = "\
@@ -114,6 +119,15 @@ Checks the files each published crate would contain, packs and builds all of the
 packages (a dry run: nothing is uploaded), and prints the order to publish them in.
 
   --allow-dirty  also with uncommitted changes
+";
+
+const RELEASE_HELP: &str = "\
+Usage: cargo xtask release CRATE patch|minor|major [--dry-run]
+
+Raises the version of a crate, and where cargo counts that as incompatible the versions of all crates that
+depend on it; dates what their changelogs have under `Unreleased`, and prints the order to publish them in.
+
+  --dry-run  print it all and change nothing
 ";
 
 const CI_HELP: &str = "\
@@ -135,10 +149,13 @@ pub(crate) enum Command {
     Test,
     Sim(sim::Options),
     Lint,
-    Features,
+    Features {
+        measure: bool,
+    },
     Package {
         allow_dirty: bool,
     },
+    Release(release::Options),
     Ci {
         allow_dirty: bool,
     },
@@ -189,17 +206,20 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     };
     match name.as_str() {
         "bench" => parse_bench(parser),
-        "test" => parse_flags(parser, TEST_HELP, false, |_| Command::Test),
+        "test" => parse_flags(parser, TEST_HELP, None, |_| Command::Test),
         "profile" => parse_profile(parser),
         "gate-test" => parse_gate_test(parser),
+        "release" => parse_release(parser),
         "sim" => parse_sim(parser),
-        "lint" => parse_flags(parser, LINT_HELP, false, |_| Command::Lint),
-        "features" => parse_flags(parser, FEATURES_HELP, false, |_| Command::Features),
-        "package" => parse_flags(parser, PACKAGE_HELP, true, |allow_dirty| Command::Package {
-            allow_dirty,
+        "lint" => parse_flags(parser, LINT_HELP, None, |_| Command::Lint),
+        "features" => parse_flags(parser, FEATURES_HELP, Some("measure"), |measure| {
+            Command::Features { measure }
         }),
-        "ci" => parse_flags(parser, CI_HELP, true, |allow_dirty| Command::Ci {
-            allow_dirty,
+        "package" => parse_flags(parser, PACKAGE_HELP, Some("allow-dirty"), |allow_dirty| {
+            Command::Package { allow_dirty }
+        }),
+        "ci" => parse_flags(parser, CI_HELP, Some("allow-dirty"), |allow_dirty| {
+            Command::Ci { allow_dirty }
         }),
         "help" => Ok(Command::Help(HELP)),
         other => bail!("unknown command `{other}`"),
@@ -273,6 +293,29 @@ fn parse_gate_test(mut parser: lexopt::Parser) -> Result<Command> {
     Ok(Command::GateTest(options))
 }
 
+fn parse_release(mut parser: lexopt::Parser) -> Result<Command> {
+    let (mut name, mut level, mut dry_run) = (None, None, false);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Short('h') | Long("help") => return Ok(Command::Help(RELEASE_HELP)),
+            Long("dry-run") => dry_run = true,
+            Value(value) if name.is_none() => name = Some(value.string()?),
+            Value(value) if level.is_none() => level = Some(value.string()?.parse()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let (Some(name), Some(level)) = (name, level) else {
+        bail!(
+            "`release` needs a crate and a level, such as `cargo xtask release perf-pool minor --dry-run`"
+        );
+    };
+    Ok(Command::Release(release::Options {
+        name,
+        level,
+        dry_run,
+    }))
+}
+
 fn parse_sim(mut parser: lexopt::Parser) -> Result<Command> {
     let (mut name, mut seeds, mut start) = (None, SIM_SEEDS, 0);
     while let Some(argument) = parser.next()? {
@@ -293,22 +336,22 @@ fn parse_sim(mut parser: lexopt::Parser) -> Result<Command> {
     Ok(Command::Sim(sim::Options { name, seeds, start }))
 }
 
-/// Parses the arguments of a command that takes `--allow-dirty` or nothing.
+/// Parses the arguments of a command that takes one flag or nothing.
 fn parse_flags(
     mut parser: lexopt::Parser,
     help: &'static str,
-    takes_allow_dirty: bool,
+    flag: Option<&str>,
     command: fn(bool) -> Command,
 ) -> Result<Command> {
-    let mut allow_dirty = false;
+    let mut is_set = false;
     while let Some(argument) = parser.next()? {
         match argument {
             Short('h') | Long("help") => return Ok(Command::Help(help)),
-            Long("allow-dirty") if takes_allow_dirty => allow_dirty = true,
+            Long(name) if flag == Some(name) => is_set = true,
             other => return Err(other.unexpected().into()),
         }
     }
-    Ok(command(allow_dirty))
+    Ok(command(is_set))
 }
 
 #[cfg(test)]
@@ -376,13 +419,22 @@ mod tests {
     fn plain_commands_parse() {
         assert_eq!(parsed("test").ok(), Some(Command::Test));
         assert_eq!(parsed("lint").ok(), Some(Command::Lint));
-        assert_eq!(parsed("features").ok(), Some(Command::Features));
+        let features = |measure| Some(Command::Features { measure });
+        assert_eq!(parsed("features").ok(), features(false));
+        assert_eq!(parsed("features --measure").ok(), features(true));
         let sim = |seeds, start| {
             let name = "raft".to_owned();
             Some(Command::Sim(sim::Options { name, seeds, start }))
         };
         assert_eq!(parsed("sim raft").ok(), sim(1_000, 0));
         assert_eq!(parsed("sim raft --seeds 7 --start 9").ok(), sim(7, 9));
+        let release = Command::Release(release::Options {
+            name: "perf-pool".to_owned(),
+            level: release::Level::Minor,
+            dry_run: true,
+        });
+        let line = "release perf-pool minor --dry-run";
+        assert_eq!(parsed(line).ok(), Some(release));
         let dirty = Command::Package { allow_dirty: true };
         assert_eq!(parsed("package --allow-dirty").ok(), Some(dirty));
         let clean = Command::Ci { allow_dirty: false };
@@ -412,6 +464,8 @@ mod tests {
             ("profile", "id of a case"),
             ("gate-test --tries 0", "at least 1"),
             ("test now", "now"),
+            ("release perf-pool", "a level"),
+            ("release perf-pool big", "big"),
             ("sim", "name of a crate"),
             ("sim raft --seeds 0", "at least 1"),
             ("sim raft --seeds many", "many"),

@@ -7,9 +7,11 @@ mod checks;
 mod ci;
 mod cli;
 mod features;
+mod links;
 mod lint;
 mod manifest;
 mod package;
+mod release;
 mod sim;
 mod step;
 mod test;
@@ -43,8 +45,9 @@ fn main() -> ExitCode {
         Command::Test => test::run(),
         Command::Sim(options) => sim::run(&options),
         Command::Lint => lint::run(),
-        Command::Features => features::run(),
+        Command::Features { measure } => features::run(measure),
         Command::Package { allow_dirty } => package::run(allow_dirty),
+        Command::Release(options) => release::run(&options),
         Command::Ci { allow_dirty } => ci::run(allow_dirty),
     };
     match outcome {
