@@ -1,0 +1,110 @@
+//! What a request may say.
+
+use axum::http::HeaderMap;
+use serde::de::DeserializeOwned;
+
+use super::error::ApiError;
+use crate::inventory::command::Size;
+
+/// As in DNS labels, so that a name can be part of a host's.
+const NAME_CHARS_MAX: usize = 63;
+const REQUEST_ID_BYTES_MAX: usize = 64;
+const VCPUS_MAX: u32 = 1024;
+const MEMORY_MIB_MIN: u32 = 64;
+/// 16 TiB.
+const MEMORY_MIB_MAX: u32 = 16 * 1024 * 1024;
+/// 1 PiB.
+const DISK_GIB_MAX: u32 = 1024 * 1024;
+
+pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(body).map_err(|error| {
+        ApiError::malformed(&format!("the body is not what was expected: {error}"))
+    })
+}
+
+pub(super) fn name(field: &str, name: &str) -> Result<(), ApiError> {
+    let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+    if name.is_empty() || name.len() > NAME_CHARS_MAX || !name.bytes().all(allowed) {
+        return Err(ApiError::invalid(&format!(
+            "`{field}` must have 1 to {NAME_CHARS_MAX} characters, each one of a to z, 0 to 9 and `-`"
+        )));
+    }
+    Ok(())
+}
+
+pub(super) fn size(vcpus: u32, memory_mib: u32, disk_gib: u32) -> Result<Size, ApiError> {
+    let ranges = [
+        ("vcpus", vcpus, 1, VCPUS_MAX),
+        ("memory_mib", memory_mib, MEMORY_MIB_MIN, MEMORY_MIB_MAX),
+        ("disk_gib", disk_gib, 1, DISK_GIB_MAX),
+    ];
+    for (field, value, least, most) in ranges {
+        if !(least..=most).contains(&value) {
+            return Err(ApiError::invalid(&format!(
+                "`{field}` is {value}; it must be from {least} to {most}"
+            )));
+        }
+    }
+    Ok(Size {
+        vcpus,
+        memory_mib,
+        disk_gib,
+    })
+}
+
+pub(super) fn address(field: &str, text: &str) -> Result<(), ApiError> {
+    match text.parse::<std::net::SocketAddr>() {
+        Ok(_) => Ok(()),
+        Err(_) => Err(ApiError::invalid(&format!(
+            "`{field}` must be an address such as 127.0.0.1:7001"
+        ))),
+    }
+}
+
+/// The id from the body or from the header `Idempotency-Key`; a new one where the client has none.
+pub(super) fn request_id(headers: &HeaderMap, body: Option<String>) -> Result<String, ApiError> {
+    let header = headers
+        .get("idempotency-key")
+        .map(|value| value.to_str().map(str::to_owned));
+    let id = match (body, header) {
+        (Some(id), _) | (None, Some(Ok(id))) => id,
+        (None, Some(Err(_))) => {
+            return Err(ApiError::invalid("`Idempotency-Key` must be ASCII"));
+        }
+        (None, None) => return Ok(format!("{:032x}", rand::random::<u128>())),
+    };
+    if id.is_empty() || id.len() > REQUEST_ID_BYTES_MAX || id.contains('/') {
+        return Err(ApiError::invalid(&format!(
+            "a request id must have 1 to {REQUEST_ID_BYTES_MAX} bytes and no `/`"
+        )));
+    }
+    Ok(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_sizes_have_bounds() {
+        for good in ["a", "web-1", &"x".repeat(63)] {
+            assert!(name("name", good).is_ok(), "{good}");
+        }
+        for bad in ["", "A", "a b", "a/b", &"x".repeat(64)] {
+            assert!(name("name", bad).is_err(), "{bad}");
+        }
+        assert!(size(1, 64, 1).is_ok());
+        for bad in [(0, 64, 1), (1, 63, 1), (1, 64, 0), (u32::MAX, 64, 1)] {
+            assert!(size(bad.0, bad.1, bad.2).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_without_an_id_gets_one() {
+        let headers = HeaderMap::new();
+        let first = request_id(&headers, None).expect("one is made");
+        assert_ne!(first, request_id(&headers, None).expect("one is made"));
+        assert!(request_id(&headers, Some("x".repeat(65))).is_err());
+        assert!(request_id(&headers, Some("a/b".to_owned())).is_err());
+    }
+}

@@ -1,0 +1,206 @@
+//! Errors as clients see them: a status, a code for programs, and a sentence that says what to do.
+
+use axum::extract::rejection::BytesRejection;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::backend::Refusal;
+use crate::inventory::command::{Outcome, Size};
+
+/// What is answered instead of what was asked for.
+#[derive(Debug)]
+pub(crate) struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+    /// Where to ask instead.
+    leader: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    error: &'a str,
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    leader: Option<&'a str>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            code,
+            message: message.into(),
+            leader: None,
+        }
+    }
+
+    /// Not JSON, or not the right one.
+    pub(super) fn malformed(message: &str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "malformed", message)
+    }
+
+    /// JSON that says something impossible.
+    pub(super) fn invalid(message: &str) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", message)
+    }
+
+    pub(super) fn no_room(size: Size) -> Self {
+        let Size {
+            vcpus,
+            memory_mib,
+            disk_gib,
+        } = size;
+        Self::new(
+            StatusCode::INSUFFICIENT_STORAGE,
+            "no_room",
+            format!(
+                "no host has {vcpus} vCPUs, {memory_mib} MiB of memory and {disk_gib} GiB of disk left: \
+                 ask for less, delete VMs, or add a member"
+            ),
+        )
+    }
+
+    pub(super) fn no_route() -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "no_route",
+            "there is nothing here; the routes are /, /vms, /vms/{name}, /vms/{name}/start, /vms/{name}/stop, \
+             /status, /metrics, /healthz and /members",
+        )
+    }
+
+    pub(super) fn wrong_method() -> Self {
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "wrong_method",
+            "this route does not answer that method; the header `Allow` says which it answers",
+        )
+    }
+
+    pub(super) fn no_leader() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no_leader",
+            "no leader is known: try again after an election timeout",
+        )
+    }
+
+    pub(super) fn internal(error: &dyn std::error::Error) -> Self {
+        let message = format!("this is a defect: {error}");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        let unavailable = StatusCode::SERVICE_UNAVAILABLE;
+        match refusal {
+            Refusal::NotLeader(Some(leader)) => Self {
+                leader: Some(leader),
+                ..Self::new(
+                    StatusCode::TEMPORARY_REDIRECT,
+                    "not_leader",
+                    "another node leads: send the request there",
+                )
+            },
+            Refusal::NotLeader(None) => Self::no_leader(),
+            Refusal::Busy(what) => Self::new(
+                unavailable,
+                "busy",
+                format!("{what}: try again after a moment"),
+            ),
+            Refusal::NoQuorum(why) => Self::new(
+                unavailable,
+                "no_quorum",
+                format!("{why}: nothing was done; try again when a majority of the nodes is up"),
+            ),
+            Refusal::OutcomeUnknown(why) => Self::new(
+                StatusCode::GATEWAY_TIMEOUT,
+                "outcome_unknown",
+                format!("{why}: it may have been done or not; ask again with the same request id"),
+            ),
+            Refusal::Stopped(why) => Self::new(
+                unavailable,
+                "stopped",
+                format!("this node has stopped ({why}): ask another one"),
+            ),
+            Refusal::Refused(why) => Self::new(StatusCode::CONFLICT, "refused", why),
+        }
+    }
+}
+
+impl From<Outcome> for ApiError {
+    /// For outcomes that are none that was asked for.
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Unknown(name) => Self::new(
+                StatusCode::NOT_FOUND,
+                "unknown_vm",
+                format!("there is no VM `{name}`: `GET /vms` lists those there are"),
+            ),
+            Outcome::Exists(name) => Self::new(
+                StatusCode::CONFLICT,
+                "exists",
+                format!("there is a VM `{name}` already: choose another name, or delete it first"),
+            ),
+            Outcome::NoRoom(host) => Self::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                "no_room",
+                format!("host {host} has no room for it: ask again"),
+            ),
+            Outcome::Malformed(why) => Self::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                format!("the log has what this node does not understand ({why}): update it"),
+            ),
+            Outcome::Vm(_) | Outcome::Host(_) => Self::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "the request id was used for another kind of request: choose a new one",
+            ),
+        }
+    }
+}
+
+impl From<BytesRejection> for ApiError {
+    fn from(rejection: BytesRejection) -> Self {
+        let status = rejection.status();
+        if status == StatusCode::PAYLOAD_TOO_LARGE {
+            return Self::new(
+                status,
+                "too_large",
+                "the body is longer than 64 KiB, and no request needs that much",
+            );
+        }
+        Self::new(status, "malformed", rejection.body_text())
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = Body {
+            error: self.code,
+            message: &self.message,
+            leader: self.leader.as_deref(),
+        };
+        let text = serde_json::to_vec(&body).unwrap_or_default();
+        let json = HeaderValue::from_static("application/json");
+        let mut response = (self.status, [(header::CONTENT_TYPE, json)], text).into_response();
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+/// Adds the path to the leader's address, since a redirect needs the whole.
+pub(super) fn redirect(mut response: Response, leader: &str, path: &str) -> Response {
+    if let Ok(location) = HeaderValue::try_from(format!("http://{leader}{path}")) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
+}

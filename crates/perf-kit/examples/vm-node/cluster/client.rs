@@ -1,0 +1,147 @@
+//! A client of the HTTP interface that stays with the leader.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use tokio::net::TcpStream;
+
+/// How long an attempt may take.
+const ATTEMPT_MAX: Duration = Duration::from_secs(6);
+/// Longest answer that is read: a list of some hundred thousand VMs.
+const ANSWER_BYTES_MAX: usize = 256 << 20;
+
+/// One connection to one node.
+pub(super) struct Client {
+    address: String,
+    sender: Option<SendRequest<Full<Bytes>>>,
+}
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) body: Bytes,
+}
+
+/// The part of `GET /status` that is looked at.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct StatusReply {
+    pub(super) node: u64,
+    pub(super) role: String,
+    pub(super) term: u64,
+    pub(super) leader: u64,
+    pub(super) commit_index: u64,
+    pub(super) applied_index: u64,
+    pub(super) vms: u64,
+    pub(super) requests: u64,
+    pub(super) hosts: Vec<serde_json::Value>,
+}
+
+/// The part of a VM that is looked at.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+pub(super) struct VmReply {
+    pub(super) name: String,
+    pub(super) running: bool,
+    pub(super) host: u64,
+    pub(super) version: u64,
+}
+
+/// `GET /vms`
+#[derive(Debug, Deserialize)]
+pub(super) struct ListReply {
+    pub(super) vms: Vec<VmReply>,
+}
+
+/// The part of an error that is looked at.
+#[derive(Debug, Deserialize)]
+pub(super) struct ErrorReply {
+    pub(super) leader: Option<String>,
+}
+
+impl Client {
+    pub(super) fn new(address: String) -> Self {
+        Self {
+            address,
+            sender: None,
+        }
+    }
+
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Goes to another node from now on.
+    pub(super) fn move_to(&mut self, address: &str) {
+        if self.address != address {
+            self.address = address.to_owned();
+            self.sender = None;
+        }
+    }
+
+    /// Sends one request and waits for its answer. An error says that there may have been none.
+    pub(super) async fn request(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Answer> {
+        let attempt = tokio::time::timeout(ATTEMPT_MAX, self.attempt(method, path, body)).await;
+        let result = attempt.context("no answer in time").flatten();
+        if result.is_err() {
+            // Whatever comes on this connection now belongs to nobody.
+            self.sender = None;
+        }
+        result
+    }
+
+    async fn attempt(&mut self, method: Method, path: &str, body: Bytes) -> Result<Answer> {
+        if self.sender.as_ref().is_none_or(SendRequest::is_closed) {
+            let stream = TcpStream::connect(&self.address).await?;
+            stream.set_nodelay(true)?;
+            let (sender, connection) = handshake(TokioIo::new(stream)).await?;
+            tokio::spawn(async move {
+                // Its end is seen by whoever waits for an answer.
+                let _ = connection.await;
+            });
+            self.sender = Some(sender);
+        }
+        let sender = self.sender.as_mut().context("there is no connection")?;
+        sender.ready().await?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", &self.address)
+            .header("content-type", "application/json")
+            .body(Full::new(body))?;
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let body = http_body_util::Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(|error| anyhow::anyhow!("the answer broke off: {error}"))?
+            .to_bytes();
+        Ok(Answer { status, body })
+    }
+
+    pub(super) async fn status(&mut self) -> Result<StatusReply> {
+        let wait = Duration::from_secs(1);
+        let answer = self.request(Method::GET, "/status", Bytes::new());
+        let answer = tokio::time::timeout(wait, answer).await??;
+        Ok(serde_json::from_slice(&answer.body)?)
+    }
+
+    /// All VMs, as of now.
+    pub(super) async fn list(&mut self) -> Result<Vec<VmReply>> {
+        let answer = self.request(Method::GET, "/vms", Bytes::new()).await?;
+        if answer.status != StatusCode::OK {
+            bail!("{}: {}", answer.status, String::from_utf8_lossy(&answer.body));
+        }
+        Ok(serde_json::from_slice::<ListReply>(&answer.body)?.vms)
+    }
+}

@@ -1,0 +1,416 @@
+//! What clients do: each makes, starts, reads, stops and deletes VMs of its own, and now and then works on names that
+//! several of them share. Every request has an id and is repeated with it until it is answered.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use hdrhistogram::Histogram;
+use hyper::body::Bytes;
+use hyper::{Method, StatusCode};
+use rand::rngs::SmallRng;
+use rand::{Rng as _, SeedableRng as _};
+use tokio::task::JoinSet;
+
+use super::client::{Client, ErrorReply, VmReply};
+use super::history::{self, Operation, Request};
+use super::nodes::Nodes;
+
+/// One in so many requests goes to a shared name.
+const SHARED_EVERY: u32 = 8;
+/// Shared names at a time, and operations on each before the next one takes its place.
+const SHARED_NAMES: usize = 8;
+const SHARED_OPERATIONS: u64 = 120;
+/// One in so many VMs is not deleted, to be looked for at the end; and how many at the most.
+const KEPT_EVERY: u64 = 4;
+const KEPT_MAX: usize = 20_000;
+/// How long a request is repeated after the end of the load before its outcome counts as unknown.
+const GRACE: Duration = Duration::from_secs(12);
+/// Wait before a request is repeated.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// All clients' work.
+pub(super) struct Load {
+    addresses: Vec<String>,
+    clients: usize,
+    began: Instant,
+    acknowledged: AtomicU64,
+    /// Writes that began from this time on are waited for; 0 for none.
+    watched_from_ns: AtomicU64,
+    watched_ack_ns: AtomicU64,
+    shared_counts: Vec<AtomicU64>,
+    found: Mutex<Found>,
+}
+
+/// What all clients have seen.
+struct Found {
+    shared: HashMap<String, Vec<Operation>>,
+    /// What must be there at the end, and what must not: by name, whether it runs.
+    expected: HashMap<String, Option<bool>>,
+    /// Names of which nobody knows.
+    unknown: u64,
+    wrong: Vec<String>,
+    latencies: Histogram<u64>,
+}
+
+/// What was checked at the end.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Checks {
+    pub(super) histories: usize,
+    pub(super) operations: usize,
+    pub(super) expected: usize,
+    pub(super) unknown: u64,
+    /// Everything that should not be, in sentences.
+    pub(super) wrong: Vec<String>,
+}
+
+/// The outcome of a request, as far as a client can know it.
+struct Outcome {
+    is_done: Option<bool>,
+    vm: Option<VmReply>,
+    start_ns: u64,
+    end_ns: u64,
+}
+
+impl Load {
+    pub(super) fn new(addresses: Vec<String>, clients: usize) -> Self {
+        Self {
+            addresses,
+            clients,
+            began: Instant::now(),
+            acknowledged: AtomicU64::new(0),
+            watched_from_ns: AtomicU64::new(0),
+            watched_ack_ns: AtomicU64::new(0),
+            shared_counts: (0..SHARED_NAMES).map(|_| AtomicU64::new(0)).collect(),
+            found: Mutex::new(Found {
+                shared: HashMap::new(),
+                expected: HashMap::new(),
+                unknown: 0,
+                wrong: Vec::new(),
+                latencies: Histogram::new(3).expect("three digits are allowed"),
+            }),
+        }
+    }
+
+    /// Starts the clients, which begin no request after `end`.
+    pub(super) fn start(self: &Arc<Self>, end: Instant) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        for number in 0..self.clients {
+            let worker = Worker {
+                load: Arc::clone(self),
+                number,
+                client: Client::new(self.addresses[number % self.addresses.len()].clone()),
+                random: SmallRng::seed_from_u64(number as u64),
+                end,
+                requests: 0,
+                latencies: Histogram::new(3).expect("three digits are allowed"),
+            };
+            tasks.spawn(worker.run());
+        }
+        tasks
+    }
+
+    /// Waits for the requests that are under way.
+    pub(super) async fn finish(&self, mut clients: JoinSet<()>) -> Result<()> {
+        while let Some(ended) = clients.join_next().await {
+            ended.context("a client failed")?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn latencies(&self) -> Histogram<u64> {
+        self.found().latencies.clone()
+    }
+
+    fn found(&self) -> std::sync::MutexGuard<'_, Found> {
+        self.found.lock().expect("no client panics while it holds it")
+    }
+
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// From now on waits for the first acknowledged write that began later.
+    pub(super) fn watch(&self) {
+        self.watched_ack_ns.store(0, Ordering::Release);
+        self.watched_from_ns.store(self.now_ns().max(1), Ordering::Release);
+    }
+
+    /// How long it took until then, if it was.
+    pub(super) fn watched(&self) -> Option<Duration> {
+        let ack = self.watched_ack_ns.load(Ordering::Acquire);
+        let from = self.watched_from_ns.load(Ordering::Acquire);
+        (ack > 0).then(|| Duration::from_nanos(ack.saturating_sub(from)))
+    }
+
+    fn note_ack(&self, start_ns: u64, end_ns: u64) {
+        let from = self.watched_from_ns.load(Ordering::Acquire);
+        if from > 0 && start_ns >= from && self.watched_ack_ns.load(Ordering::Relaxed) == 0 {
+            // The first one stays.
+            let _ = self.watched_ack_ns.compare_exchange(
+                0,
+                end_ns,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            );
+        }
+    }
+
+    /// Checks every shared name's history, and every node's list against what was acknowledged.
+    pub(super) async fn check(&self, nodes: &Nodes) -> Result<Checks> {
+        let mut checks = Checks::default();
+        let mut lists = Vec::new();
+        for (id, address) in nodes.ids().into_iter().zip(nodes.addresses()) {
+            let mut client = Client::new(address);
+            let list = list(&mut client)
+                .await
+                .with_context(|| format!("cannot get the list of node {id}"))?;
+            lists.push((id, list));
+        }
+        let found = self.found();
+        checks.wrong.extend(found.wrong.iter().cloned());
+        checks.unknown = found.unknown;
+        for (name, operations) in &found.shared {
+            checks.histories += 1;
+            checks.operations += operations.len();
+            if !history::is_linearizable(operations) {
+                checks.wrong.push(format!(
+                    "the {} answers about `{name}` have no order that explains them",
+                    operations.len()
+                ));
+            }
+        }
+        checks.expected = found.expected.len();
+        for (id, list) in &lists {
+            let there: HashMap<&str, &VmReply> =
+                list.iter().map(|vm| (vm.name.as_str(), vm)).collect();
+            for (name, expected) in &found.expected {
+                let is = there.get(name.as_str()).map(|vm| vm.running);
+                if is != *expected {
+                    checks.wrong.push(format!(
+                        "node {id}: `{name}` should be {}, and is {}",
+                        in_words(*expected),
+                        in_words(is)
+                    ));
+                }
+            }
+        }
+        if let Some((first, rest)) = lists.split_first() {
+            for other in rest.iter().filter(|other| other.1 != first.1) {
+                checks.wrong.push(format!(
+                    "nodes {} and {} have different inventories",
+                    first.0, other.0
+                ));
+            }
+        }
+        Ok(checks)
+    }
+}
+
+fn in_words(state: Option<bool>) -> &'static str {
+    match state {
+        None => "absent",
+        Some(false) => "stopped",
+        Some(true) => "running",
+    }
+}
+
+/// A node that has just come back may have no leader yet.
+async fn list(client: &mut Client) -> Result<Vec<VmReply>> {
+    let start = Instant::now();
+    loop {
+        match client.list().await {
+            Ok(list) => return Ok(list),
+            Err(error) if start.elapsed() > GRACE => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+        }
+    }
+}
+
+/// One client.
+struct Worker {
+    load: Arc<Load>,
+    number: usize,
+    client: Client,
+    random: SmallRng,
+    end: Instant,
+    requests: u64,
+    latencies: Histogram<u64>,
+}
+
+impl Worker {
+    async fn run(mut self) {
+        let mut made = 0;
+        while Instant::now() < self.end {
+            self.own_vm(made).await;
+            made += 1;
+        }
+        let mut found = self.load.found();
+        found
+            .latencies
+            .add(&self.latencies)
+            .expect("both have the same digits and grow");
+    }
+
+    /// A VM's life. Nobody else knows its name, so every answer is known in advance.
+    async fn own_vm(&mut self, made: u64) {
+        let name = format!("c{}-{made}", self.number);
+        let is_kept = made.is_multiple_of(KEPT_EVERY) && self.load.found().expected.len() < KEPT_MAX;
+        let life = [
+            (Request::Create, false),
+            (Request::Start, true),
+            (Request::Get, true),
+            (Request::Stop, false),
+            (Request::Delete, false),
+        ];
+        let mut state = None;
+        for (request, is_running) in life {
+            let is_last = request == Request::Stop && is_kept;
+            if self.random.random_ratio(1, SHARED_EVERY) {
+                self.shared().await;
+            }
+            let outcome = self.request(request, &name).await;
+            let is_right = match (outcome.is_done, &outcome.vm) {
+                (None, _) => {
+                    self.load.found().unknown += 1;
+                    return;
+                }
+                (Some(true), Some(vm)) if request == Request::Get => vm.running == is_running,
+                (Some(is_done), _) => is_done,
+            };
+            if !is_right {
+                let wrong = format!("`{name}`: {request:?} was answered as if it had not been made");
+                self.load.found().wrong.push(wrong);
+                return;
+            }
+            state = (request != Request::Delete).then_some(is_running);
+            if is_last || Instant::now() >= self.end {
+                break;
+            }
+        }
+        // What is gone is only looked for where there is room to remember it.
+        let mut found = self.load.found();
+        if state.is_some() || found.expected.len() < KEPT_MAX {
+            found.expected.insert(name, state);
+        }
+    }
+
+    /// Something about a VM that others work on too.
+    async fn shared(&mut self) {
+        let place = self.random.random_range(0..SHARED_NAMES);
+        let count = self.load.shared_counts[place].fetch_add(1, Ordering::Relaxed);
+        let name = format!("s{place}-{}", count / SHARED_OPERATIONS);
+        let request = match self.random.random_range(0..8) {
+            0 | 1 => Request::Create,
+            2 => Request::Start,
+            3 => Request::Stop,
+            4 => Request::Delete,
+            _ => Request::Get,
+        };
+        let outcome = self.request(request, &name).await;
+        let operation = Operation {
+            request,
+            is_done: outcome.is_done,
+            saw_running: outcome.vm.is_some_and(|vm| vm.running),
+            start_ns: outcome.start_ns,
+            end_ns: outcome.end_ns,
+        };
+        let mut found = self.load.found();
+        found.shared.entry(name).or_default().push(operation);
+    }
+
+    /// Sends a request, and again with the same id, until it is answered or hope is lost.
+    async fn request(&mut self, request: Request, name: &str) -> Outcome {
+        self.requests += 1;
+        let id = format!("{}.{}", self.number, self.requests);
+        let (method, path, body) = match request {
+            Request::Create => (
+                Method::POST,
+                "/vms".to_owned(),
+                format!(
+                    "{{\"name\":\"{name}\",\"vcpus\":1,\"memory_mib\":512,\"disk_gib\":4,\"request_id\":\"{id}\"}}"
+                ),
+            ),
+            Request::Start => (Method::POST, format!("/vms/{name}/start"), with_id(&id)),
+            Request::Stop => (Method::POST, format!("/vms/{name}/stop"), with_id(&id)),
+            Request::Delete => (Method::DELETE, format!("/vms/{name}"), with_id(&id)),
+            Request::Get => (Method::GET, format!("/vms/{name}"), String::new()),
+        };
+        let body = Bytes::from(body);
+        let start_ns = self.load.now_ns();
+        let start = Instant::now();
+        loop {
+            let answer = self
+                .client
+                .request(method.clone(), &path, body.clone())
+                .await;
+            if let Ok(answer) = answer {
+                let is_done = match answer.status {
+                    StatusCode::OK | StatusCode::CREATED => Some(true),
+                    StatusCode::NOT_FOUND | StatusCode::CONFLICT => Some(false),
+                    StatusCode::TEMPORARY_REDIRECT => {
+                        let error: Option<ErrorReply> = serde_json::from_slice(&answer.body).ok();
+                        if let Some(leader) = error.and_then(|error| error.leader)
+                            && leader != self.client.address()
+                        {
+                            self.client.move_to(&leader);
+                            continue;
+                        }
+                        None
+                    }
+                    _ => None,
+                };
+                if is_done.is_some() {
+                    return self.answered(request, &answer.body, is_done, start, start_ns);
+                }
+            } else {
+                let next = self.random.random_range(0..self.load.addresses.len());
+                let address = self.load.addresses[next].clone();
+                self.client.move_to(&address);
+            }
+            if Instant::now() > self.end + GRACE {
+                return Outcome {
+                    is_done: None,
+                    vm: None,
+                    start_ns,
+                    end_ns: u64::MAX,
+                };
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    fn answered(
+        &mut self,
+        request: Request,
+        body: &[u8],
+        is_done: Option<bool>,
+        start: Instant,
+        start_ns: u64,
+    ) -> Outcome {
+        let end_ns = self.load.now_ns();
+        self.load.acknowledged.fetch_add(1, Ordering::Relaxed);
+        if request != Request::Get {
+            self.load.note_ack(start_ns, end_ns);
+        }
+        let us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        // It grows by itself; only a time of centuries would not fit.
+        let _ = self.latencies.record(us);
+        Outcome {
+            is_done,
+            vm: serde_json::from_slice(body).ok(),
+            start_ns,
+            end_ns,
+        }
+    }
+}
+
+fn with_id(id: &str) -> String {
+    format!("{{\"request_id\":\"{id}\"}}")
+}

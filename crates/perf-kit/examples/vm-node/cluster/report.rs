@@ -1,0 +1,128 @@
+//! What a run found.
+
+use std::fmt::{self, Display};
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use hdrhistogram::Histogram;
+
+use super::chaos::Kill;
+use super::client::StatusReply;
+use super::load::Checks;
+
+/// Three election timeouts of 500 ms: when writes should go on after the leader's death.
+const FAILOVER_MAX: Duration = Duration::from_millis(1500);
+
+/// One run.
+pub(super) struct Report {
+    pub(super) kind: &'static str,
+    pub(super) nodes: u64,
+    pub(super) clients: usize,
+    pub(super) elapsed: Duration,
+    pub(super) done: u64,
+    /// Of all nodes together.
+    pub(super) cpu: Duration,
+    /// In microseconds.
+    pub(super) latencies: Histogram<u64>,
+    pub(super) kills: Vec<Kill>,
+    pub(super) checks: Checks,
+    pub(super) statuses: Vec<Option<StatusReply>>,
+}
+
+impl Report {
+    fn per_second(&self) -> f64 {
+        self.done as f64 / self.elapsed.as_secs_f64()
+    }
+
+    fn cpu_us(&self) -> f64 {
+        self.cpu.as_secs_f64() * 1e6 / self.done as f64
+    }
+
+    fn ms(&self, quantile: f64) -> f64 {
+        self.latencies.value_at_quantile(quantile) as f64 / 1000.0
+    }
+
+    /// Fails when anything acknowledged is missing or wrong.
+    pub(super) fn verdict(&self) -> Result<()> {
+        let wrong = &self.checks.wrong;
+        if !wrong.is_empty() {
+            let shown: Vec<&str> = wrong.iter().take(10).map(String::as_str).collect();
+            bail!("{} answers are wrong:\n  {}", wrong.len(), shown.join("\n  "));
+        }
+        Ok(())
+    }
+}
+
+impl Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{}: {} nodes, {} clients, {:.1} s",
+            self.kind,
+            self.nodes,
+            self.clients,
+            self.elapsed.as_secs_f64()
+        )?;
+        writeln!(f, "  requests       {:>10} acknowledged, {:.0}/s", self.done, self.per_second())?;
+        writeln!(
+            f,
+            "  latency        {:>10.2} ms p50, {:.2} ms p99, {:.2} ms p99.9",
+            self.ms(0.5),
+            self.ms(0.99),
+            self.ms(0.999)
+        )?;
+        writeln!(f, "  CPU of nodes   {:>10.1} us per request", self.cpu_us())?;
+        for kill in &self.kills {
+            let what = if kill.was_leader { "leader" } else { "follower" };
+            match kill.outage {
+                Some(outage) => writeln!(
+                    f,
+                    "  killed         {what} {}: writes went on after {} ms{}",
+                    kill.node,
+                    outage.as_millis(),
+                    if outage > FAILOVER_MAX { " (late)" } else { "" }
+                )?,
+                None => writeln!(f, "  killed         {what} {}: writes did not go on", kill.node)?,
+            }
+        }
+        writeln!(f, "  node  role       term  leader    commit   applied      vms  requests")?;
+        for status in self.statuses.iter().flatten() {
+            writeln!(
+                f,
+                "  {:>4}  {:9} {:>5}  {:>6}  {:>8}  {:>8}  {:>7}  {:>8}",
+                status.node,
+                status.role,
+                status.term,
+                status.leader,
+                status.commit_index,
+                status.applied_index,
+                status.vms,
+                status.requests
+            )?;
+        }
+        let checks = &self.checks;
+        writeln!(
+            f,
+            "  checked        {} VMs on every node; {} operations on {} shared names for an order; {} outcomes unknown",
+            checks.expected, checks.operations, checks.histories, checks.unknown
+        )?;
+        match checks.wrong.len() {
+            0 => writeln!(f, "  nothing acknowledged is missing, and every history is linearizable"),
+            count => writeln!(f, "  WRONG          {count} answers"),
+        }
+    }
+}
+
+/// How much better the second is.
+pub(super) fn ratios(naive: &Report, fast: &Report) -> String {
+    let more = fast.per_second() / naive.per_second();
+    let less = naive.cpu_us() / fast.cpu_us();
+    let sooner = |quantile| naive.ms(quantile) / fast.ms(quantile);
+    format!(
+        "naive / perf-kit\n  throughput       {more:.1}x\n  CPU per request  1/{less:.1}\n  \
+         latency          p50 1/{:.1}, p99 1/{:.1}, p99.9 1/{:.1}\n",
+        sooner(0.5),
+        sooner(0.99),
+        sooner(0.999)
+    )
+}

@@ -1,0 +1,135 @@
+//! What goes through the log and what comes back, as bytes.
+
+use bytes::Bytes;
+use prost::{Message, Oneof};
+use serde::Serialize;
+
+/// A change of the inventory.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Command {
+    /// Who asks again for the same thing says the same here, and gets the same answer.
+    #[prost(string, tag = "1")]
+    pub(crate) request_id: String,
+    #[prost(oneof = "Action", tags = "2, 3, 4, 5, 6")]
+    pub(crate) action: Option<Action>,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+pub(crate) enum Action {
+    #[prost(message, tag = "2")]
+    Create(Create),
+    #[prost(string, tag = "3")]
+    Start(String),
+    #[prost(string, tag = "4")]
+    Stop(String),
+    #[prost(string, tag = "5")]
+    Delete(String),
+    #[prost(message, tag = "6")]
+    Host(Host),
+}
+
+/// A VM to be made on the host that the leader chose for it.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Create {
+    #[prost(string, tag = "1")]
+    pub(crate) name: String,
+    #[prost(message, required, tag = "2")]
+    pub(crate) size: Size,
+    /// VMs of one group are not placed on one host while there are others; empty for none.
+    #[prost(string, tag = "3")]
+    pub(crate) apart: String,
+    #[prost(uint64, tag = "4")]
+    pub(crate) host: u64,
+}
+
+/// What a VM takes and what a host has.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Message, Serialize)]
+pub(crate) struct Size {
+    #[prost(uint32, tag = "1")]
+    pub(crate) vcpus: u32,
+    #[prost(uint32, tag = "2")]
+    pub(crate) memory_mib: u32,
+    #[prost(uint32, tag = "3")]
+    pub(crate) disk_gib: u32,
+}
+
+/// A node of the cluster, as a place for VMs and as an address for clients.
+#[derive(Clone, PartialEq, Message, Serialize)]
+pub(crate) struct Host {
+    #[prost(uint64, tag = "1")]
+    pub(crate) id: u64,
+    /// Where its clients connect to.
+    #[prost(string, tag = "2")]
+    pub(crate) http: String,
+    /// Where its peers connect to.
+    #[prost(string, tag = "3")]
+    pub(crate) raft: String,
+    #[prost(message, required, tag = "4")]
+    pub(crate) size: Size,
+}
+
+/// A VM.
+#[derive(Clone, PartialEq, Message, Serialize)]
+pub(crate) struct Vm {
+    #[prost(string, tag = "1")]
+    pub(crate) name: String,
+    #[prost(message, required, tag = "2")]
+    pub(crate) size: Size,
+    #[prost(string, tag = "3")]
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) apart: String,
+    #[prost(uint64, tag = "4")]
+    pub(crate) host: u64,
+    #[prost(bool, tag = "5")]
+    pub(crate) running: bool,
+    /// Grows with each change of it.
+    #[prost(uint64, tag = "6")]
+    pub(crate) version: u64,
+}
+
+/// What became of a command.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Reply {
+    #[prost(oneof = "Outcome", tags = "1, 2, 3, 4, 5, 6")]
+    pub(crate) outcome: Option<Outcome>,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+pub(crate) enum Outcome {
+    /// The VM as it is now; as it was, when it was deleted.
+    #[prost(message, tag = "1")]
+    Vm(Vm),
+    /// The host is known now.
+    #[prost(uint64, tag = "2")]
+    Host(u64),
+    #[prost(string, tag = "3")]
+    Unknown(String),
+    #[prost(string, tag = "4")]
+    Exists(String),
+    /// The chosen host has no room any more, or never had.
+    #[prost(uint64, tag = "5")]
+    NoRoom(u64),
+    /// The bytes were no command.
+    #[prost(string, tag = "6")]
+    Malformed(String),
+}
+
+impl Outcome {
+    pub(crate) fn into_bytes(self) -> Bytes {
+        let reply = Reply {
+            outcome: Some(self),
+        };
+        Bytes::from(reply.encode_to_vec())
+    }
+
+    /// Reads what [`into_bytes`](Self::into_bytes) made.
+    pub(crate) fn from_bytes(bytes: Bytes) -> Self {
+        match Reply::decode(bytes) {
+            Ok(Reply {
+                outcome: Some(outcome),
+            }) => outcome,
+            Ok(Reply { outcome: None }) => Self::Malformed("the reply is empty".to_owned()),
+            Err(error) => Self::Malformed(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! The replicated inventory: a function of the commands, the same on every node.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message;
+
+pub(crate) mod command;
+
+use command::{Action, Command, Create, Host, Outcome, Size, Vm};
+
+/// Answers that are kept for those who ask again. The oldest goes first: a client that asks again after so many
+/// other changes is told that the name exists or is unknown, which is true as well.
+const ANSWERS_MAX: usize = 100_000;
+
+/// VMs there may be at once.
+pub(crate) const VMS_MAX: usize = 1_000_000;
+
+/// VMs, hosts, and the answers given.
+#[derive(Debug, Default)]
+pub(crate) struct Inventory {
+    vms: HashMap<String, Arc<Vm>>,
+    hosts: BTreeMap<u64, HostState>,
+    answers: HashMap<String, Outcome>,
+    /// The keys of `answers`, oldest first.
+    order: VecDeque<String>,
+    version: u64,
+}
+
+/// A host and what its VMs take.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct HostState {
+    pub(crate) host: Host,
+    pub(crate) used: Used,
+    pub(crate) vms: u64,
+}
+
+/// Sums of sizes; wider than a size, so that no sum wraps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Used {
+    pub(crate) vcpus: u64,
+    pub(crate) memory_mib: u64,
+    pub(crate) disk_gib: u64,
+}
+
+/// What a command changed, for whoever keeps a view of the inventory.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Change {
+    Nothing,
+    /// The VM is new or another one, and was this before.
+    Put {
+        vm: Arc<Vm>,
+        old: Option<Arc<Vm>>,
+    },
+    Removed(Arc<Vm>),
+    Host(u64),
+}
+
+impl Used {
+    fn add(&mut self, size: Size) {
+        self.vcpus += u64::from(size.vcpus);
+        self.memory_mib += u64::from(size.memory_mib);
+        self.disk_gib += u64::from(size.disk_gib);
+    }
+
+    fn remove(&mut self, size: Size) {
+        self.vcpus -= u64::from(size.vcpus);
+        self.memory_mib -= u64::from(size.memory_mib);
+        self.disk_gib -= u64::from(size.disk_gib);
+    }
+}
+
+impl HostState {
+    /// What is left for further VMs.
+    pub(crate) fn free(&self) -> Size {
+        let left = |all: u32, used: u64| {
+            u32::try_from(u64::from(all).saturating_sub(used)).unwrap_or(u32::MAX)
+        };
+        Size {
+            vcpus: left(self.host.size.vcpus, self.used.vcpus),
+            memory_mib: left(self.host.size.memory_mib, self.used.memory_mib),
+            disk_gib: left(self.host.size.disk_gib, self.used.disk_gib),
+        }
+    }
+
+    fn has_room(&self, size: Size) -> bool {
+        let free = self.free();
+        size.vcpus <= free.vcpus
+            && size.memory_mib <= free.memory_mib
+            && size.disk_gib <= free.disk_gib
+    }
+}
+
+impl Inventory {
+    /// Applies an encoded command.
+    pub(crate) fn apply(&mut self, data: &Bytes) -> (Outcome, Change) {
+        let command = match Command::decode(data.clone()) {
+            Ok(command) => command,
+            Err(error) => return (Outcome::Malformed(error.to_string()), Change::Nothing),
+        };
+        if let Some(outcome) = self.answers.get(&command.request_id) {
+            return (outcome.clone(), Change::Nothing);
+        }
+        let Some(action) = command.action else {
+            let reason = "the command has no action".to_owned();
+            return (Outcome::Malformed(reason), Change::Nothing);
+        };
+        let (outcome, change) = self.act(action);
+        if !command.request_id.is_empty() {
+            self.remember(command.request_id, outcome.clone());
+        }
+        (outcome, change)
+    }
+
+    fn act(&mut self, action: Action) -> (Outcome, Change) {
+        match action {
+            Action::Create(create) => self.create(create),
+            Action::Start(name) => self.set_running(&name, true),
+            Action::Stop(name) => self.set_running(&name, false),
+            Action::Delete(name) => self.delete(name),
+            Action::Host(host) => self.put_host(host),
+        }
+    }
+
+    fn create(&mut self, create: Create) -> (Outcome, Change) {
+        if self.vms.contains_key(&create.name) {
+            return (Outcome::Exists(create.name), Change::Nothing);
+        }
+        let is_full = self.vms.len() >= VMS_MAX;
+        let host = self
+            .hosts
+            .get_mut(&create.host)
+            .filter(|host| !is_full && host.has_room(create.size));
+        let Some(host) = host else {
+            return (Outcome::NoRoom(create.host), Change::Nothing);
+        };
+        host.used.add(create.size);
+        host.vms += 1;
+        self.version += 1;
+        let vm = Arc::new(Vm {
+            name: create.name,
+            size: create.size,
+            apart: create.apart,
+            host: create.host,
+            running: false,
+            version: self.version,
+        });
+        self.vms.insert(vm.name.clone(), Arc::clone(&vm));
+        let change = Change::Put {
+            vm: Arc::clone(&vm),
+            old: None,
+        };
+        (Outcome::Vm(Vm::clone(&vm)), change)
+    }
+
+    fn set_running(&mut self, name: &str, running: bool) -> (Outcome, Change) {
+        let Some(old) = self.vms.get(name).cloned() else {
+            return (Outcome::Unknown(name.to_owned()), Change::Nothing);
+        };
+        if old.running == running {
+            return (Outcome::Vm(Vm::clone(&old)), Change::Nothing);
+        }
+        self.version += 1;
+        let vm = Arc::new(Vm {
+            running,
+            version: self.version,
+            ..Vm::clone(&old)
+        });
+        self.vms.insert(name.to_owned(), Arc::clone(&vm));
+        let outcome = Outcome::Vm(Vm::clone(&vm));
+        (outcome, Change::Put { vm, old: Some(old) })
+    }
+
+    fn delete(&mut self, name: String) -> (Outcome, Change) {
+        let Some(vm) = self.vms.remove(&name) else {
+            return (Outcome::Unknown(name), Change::Nothing);
+        };
+        if let Some(host) = self.hosts.get_mut(&vm.host) {
+            host.used.remove(vm.size);
+            host.vms -= 1;
+        }
+        self.version += 1;
+        (Outcome::Vm(Vm::clone(&vm)), Change::Removed(vm))
+    }
+
+    fn put_host(&mut self, host: Host) -> (Outcome, Change) {
+        let id = host.id;
+        let state = self.hosts.entry(id).or_insert_with(|| HostState {
+            host: host.clone(),
+            used: Used::default(),
+            vms: 0,
+        });
+        state.host = host;
+        (Outcome::Host(id), Change::Host(id))
+    }
+
+    fn remember(&mut self, request_id: String, outcome: Outcome) {
+        if self.order.len() >= ANSWERS_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.answers.remove(&oldest);
+        }
+        self.order.push_back(request_id.clone());
+        self.answers.insert(request_id, outcome);
+    }
+
+    pub(crate) fn vm(&self, name: &str) -> Option<&Arc<Vm>> {
+        self.vms.get(name)
+    }
+
+    pub(crate) fn vms(&self) -> impl Iterator<Item = &Arc<Vm>> {
+        self.vms.values()
+    }
+
+    pub(crate) fn host(&self, id: u64) -> Option<&HostState> {
+        self.hosts.get(&id)
+    }
+
+    pub(crate) fn hosts(&self) -> impl Iterator<Item = &HostState> {
+        self.hosts.values()
+    }
+
+    /// Everything as bytes.
+    pub(crate) fn to_bytes(&self) -> Bytes {
+        let answers = self.order.iter().filter_map(|request_id| {
+            Some(Answer {
+                request_id: request_id.clone(),
+                reply: command::Reply {
+                    outcome: Some(self.answers.get(request_id)?.clone()),
+                },
+            })
+        });
+        let image = Image {
+            vms: self.vms.values().map(|vm| Vm::clone(vm)).collect(),
+            hosts: self.hosts.values().map(|state| state.host.clone()).collect(),
+            answers: answers.collect(),
+            version: self.version,
+        };
+        Bytes::from(image.encode_to_vec())
+    }
+
+    /// Reads what [`to_bytes`](Self::to_bytes) made.
+    pub(crate) fn from_bytes(bytes: Bytes) -> Result<Self, prost::DecodeError> {
+        let image = Image::decode(bytes)?;
+        let mut inventory = Self {
+            version: image.version,
+            ..Self::default()
+        };
+        for host in image.hosts {
+            inventory.put_host(host);
+        }
+        for vm in image.vms {
+            if let Some(host) = inventory.hosts.get_mut(&vm.host) {
+                host.used.add(vm.size);
+                host.vms += 1;
+            }
+            inventory.vms.insert(vm.name.clone(), Arc::new(vm));
+        }
+        for answer in image.answers {
+            if let Some(outcome) = answer.reply.outcome {
+                inventory.remember(answer.request_id, outcome);
+            }
+        }
+        Ok(inventory)
+    }
+}
+
+/// A snapshot. What the hosts' VMs take is the sum of the VMs, and is not in it.
+#[derive(Clone, PartialEq, Message)]
+struct Image {
+    #[prost(message, repeated, tag = "1")]
+    vms: Vec<Vm>,
+    #[prost(message, repeated, tag = "2")]
+    hosts: Vec<Host>,
+    #[prost(message, repeated, tag = "3")]
+    answers: Vec<Answer>,
+    #[prost(uint64, tag = "4")]
+    version: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Answer {
+    #[prost(string, tag = "1")]
+    request_id: String,
+    #[prost(message, required, tag = "2")]
+    reply: command::Reply,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size(vcpus: u32) -> Size {
+        Size {
+            vcpus,
+            memory_mib: 64,
+            disk_gib: 1,
+        }
+    }
+
+    fn apply(inventory: &mut Inventory, request_id: &str, action: Action) -> (Outcome, Change) {
+        let command = Command {
+            request_id: request_id.to_owned(),
+            action: Some(action),
+        };
+        inventory.apply(&Bytes::from(command.encode_to_vec()))
+    }
+
+    fn create(name: &str, vcpus: u32) -> Action {
+        Action::Create(Create {
+            name: name.to_owned(),
+            size: size(vcpus),
+            apart: String::new(),
+            host: 1,
+        })
+    }
+
+    fn with_host() -> Inventory {
+        let mut inventory = Inventory::default();
+        let host = Host {
+            id: 1,
+            http: "127.0.0.1:1".to_owned(),
+            raft: "127.0.0.1:2".to_owned(),
+            size: Size {
+                vcpus: 4,
+                memory_mib: 1024,
+                disk_gib: 100,
+            },
+        };
+        apply(&mut inventory, "h", Action::Host(host));
+        inventory
+    }
+
+    #[test]
+    fn a_vm_lives_from_create_to_delete() {
+        let mut inventory = with_host();
+        assert!(matches!(apply(&mut inventory, "1", create("a", 3)).0, Outcome::Vm(_)));
+        assert_eq!(inventory.host(1).map(|host| host.free().vcpus), Some(1));
+        assert_eq!(
+            apply(&mut inventory, "2", create("a", 1)).0,
+            Outcome::Exists("a".to_owned())
+        );
+        assert_eq!(apply(&mut inventory, "3", create("b", 2)).0, Outcome::NoRoom(1));
+        let started = apply(&mut inventory, "4", Action::Start("a".to_owned()));
+        assert!(matches!(started.0, Outcome::Vm(vm) if vm.running));
+        let again = apply(&mut inventory, "5", Action::Start("a".to_owned()));
+        assert_eq!(again.1, Change::Nothing);
+        apply(&mut inventory, "6", Action::Delete("a".to_owned()));
+        assert_eq!(inventory.host(1).map(|host| host.free().vcpus), Some(4));
+        assert_eq!(
+            apply(&mut inventory, "7", Action::Stop("a".to_owned())).0,
+            Outcome::Unknown("a".to_owned())
+        );
+    }
+
+    #[test]
+    fn who_asks_again_gets_the_same_answer_and_changes_nothing() {
+        let mut inventory = with_host();
+        let first = apply(&mut inventory, "1", create("a", 3)).0;
+        let (again, change) = apply(&mut inventory, "1", create("a", 3));
+        assert_eq!((again, change), (first, Change::Nothing));
+    }
+
+    #[test]
+    fn a_snapshot_is_the_whole_state() {
+        let mut inventory = with_host();
+        let first = apply(&mut inventory, "1", create("a", 3)).0;
+        apply(&mut inventory, "2", Action::Start("a".to_owned()));
+        let mut copy = Inventory::from_bytes(inventory.to_bytes()).expect("it is a snapshot");
+        assert_eq!(copy.vm("a"), inventory.vm("a"));
+        assert_eq!(copy.host(1), inventory.host(1));
+        assert_eq!(apply(&mut copy, "1", create("a", 3)).0, first);
+        let next = apply(&mut copy, "3", create("b", 1)).0;
+        assert_eq!(apply(&mut inventory, "3", create("b", 1)).0, next);
+    }
+
+    #[test]
+    fn bytes_that_are_no_command_are_answered() {
+        let mut inventory = with_host();
+        let wrong = inventory.apply(&Bytes::from_static(b"\xff\xff"));
+        assert!(matches!(wrong.0, Outcome::Malformed(_)));
+        assert!(matches!(inventory.apply(&Bytes::new()).0, Outcome::Malformed(_)));
+    }
+}
