@@ -6,12 +6,15 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use lexopt::prelude::*;
 
+use crate::sim;
+
 const HELP: &str = "\
 Usage: cargo xtask <command> [options]
 
 Commands:
   bench     measure every case: before, after, allocations; table and JSON
-  test      unit, integration, doc and loom tests
+  test      unit, integration, doc and loom tests, and the mutants of the simulations
+  sim       a crate's simulation over many seeds
   lint      formatting, clippy, docs, and this workspace's own rules
   features  build every crate with no feature, each feature alone, and all
   package   what would be published: file lists and a dry run
@@ -38,8 +41,22 @@ const TEST_HELP: &str = "\
 Usage: cargo xtask test
 
 Runs the unit, integration and doc tests of all crates with all features, then the loom
-tests (tests/loom.rs) under `--cfg perf_loom`, and stops at the first failure.
+tests (tests/loom.rs) under `--cfg perf_loom` and the mutants of the simulations (tests/mutants.rs)
+under `--cfg perf_mutants`, and stops at the first failure.
 ";
+
+const SIM_HELP: &str = "\
+Usage: cargo xtask sim CRATE [--seeds N] [--start SEED]
+
+Runs the simulation of a crate (tests/simulation.rs), such as `transport` or `raft`, in a release build.
+A seed that fails is printed with the command that runs it again.
+
+  --seeds N     how many seeds, 1000 without it
+  --start SEED  the first of them, 0 without it
+";
+
+/// Seeds of a simulation when nothing else is asked for.
+const SIM_SEEDS: u64 = 1_000;
 
 const LINT_HELP: &str = "\
 Usage: cargo xtask lint
@@ -79,6 +96,7 @@ pub(crate) enum Command {
     Help(&'static str),
     Bench(BenchOptions),
     Test,
+    Sim(sim::Options),
     Lint,
     Features,
     Package {
@@ -113,6 +131,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     match name.as_str() {
         "bench" => parse_bench(parser),
         "test" => parse_flags(parser, TEST_HELP, false, |_| Command::Test),
+        "sim" => parse_sim(parser),
         "lint" => parse_flags(parser, LINT_HELP, false, |_| Command::Lint),
         "features" => parse_flags(parser, FEATURES_HELP, false, |_| Command::Features),
         "package" => parse_flags(parser, PACKAGE_HELP, true, |allow_dirty| Command::Package {
@@ -140,6 +159,26 @@ fn parse_bench(mut parser: lexopt::Parser) -> Result<Command> {
         }
     }
     Ok(Command::Bench(options))
+}
+
+fn parse_sim(mut parser: lexopt::Parser) -> Result<Command> {
+    let (mut name, mut seeds, mut start) = (None, SIM_SEEDS, 0);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Short('h') | Long("help") => return Ok(Command::Help(SIM_HELP)),
+            Long("seeds") => seeds = parser.value()?.parse()?,
+            Long("start") => start = parser.value()?.parse()?,
+            Value(value) if name.is_none() => name = Some(value.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let Some(name) = name else {
+        bail!("`sim` needs the name of a crate, such as `cargo xtask sim raft`");
+    };
+    if seeds == 0 {
+        bail!("--seeds must be at least 1");
+    }
+    Ok(Command::Sim(sim::Options { name, seeds, start }))
 }
 
 /// Parses the arguments of a command that takes `--allow-dirty` or nothing.
@@ -188,6 +227,12 @@ mod tests {
         assert_eq!(parsed("test").ok(), Some(Command::Test));
         assert_eq!(parsed("lint").ok(), Some(Command::Lint));
         assert_eq!(parsed("features").ok(), Some(Command::Features));
+        let sim = |seeds, start| {
+            let name = "raft".to_owned();
+            Some(Command::Sim(sim::Options { name, seeds, start }))
+        };
+        assert_eq!(parsed("sim raft").ok(), sim(1_000, 0));
+        assert_eq!(parsed("sim raft --seeds 7 --start 9").ok(), sim(7, 9));
         let dirty = Command::Package { allow_dirty: true };
         assert_eq!(parsed("package --allow-dirty").ok(), Some(dirty));
         let clean = Command::Ci { allow_dirty: false };
@@ -213,6 +258,9 @@ mod tests {
             ("bench one two", "two"),
             ("bench --gate", "--gate"),
             ("test now", "now"),
+            ("sim", "name of a crate"),
+            ("sim raft --seeds 0", "at least 1"),
+            ("sim raft --seeds many", "many"),
             ("lint --allow-dirty", "--allow-dirty"),
         ];
         for (line, part) in wrong {

@@ -10,6 +10,7 @@ mod features;
 mod lint;
 mod manifest;
 mod package;
+mod sim;
 mod step;
 mod test;
 mod workspace;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         }
         Command::Bench(options) => bench::run(&options),
         Command::Test => test::run(),
+        Command::Sim(options) => sim::run(&options),
         Command::Lint => lint::run(),
         Command::Features => features::run(),
         Command::Package { allow_dirty } => package::run(allow_dirty),

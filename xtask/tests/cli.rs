@@ -26,7 +26,7 @@ fn unknown_options_are_a_usage_error() {
 
 #[test]
 fn help_goes_to_standard_output() {
-    for command in ["bench", "test", "lint", "features", "package", "ci"] {
+    for command in ["bench", "test", "sim", "lint", "features", "package", "ci"] {
         let output = xtask(&[command, "--help"]);
         assert!(output.status.success());
         let text = String::from_utf8_lossy(&output.stdout);

@@ -3,6 +3,7 @@
 use std::hint::black_box;
 
 use crate::case::{Case, Goal, Path, Prepare, path, timed};
+use crate::experiment::Experiment;
 use crate::mix;
 
 /// Without the feature `peers`, a module `peers` whose functions return none.
@@ -32,6 +33,12 @@ pub fn all() -> Vec<Case> {
     cases.extend(metrics::cases());
     cases.extend(mix::cases());
     cases
+}
+
+/// All experiments, in the order in which a report shows them.
+#[must_use]
+pub fn experiments() -> Vec<Experiment> {
+    Vec::new()
 }
 
 /// A case whose goals are ratios, and no allocation.

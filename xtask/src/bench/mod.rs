@@ -14,6 +14,7 @@ use crate::workspace::{self, Workspace};
 mod allocations;
 mod build;
 mod crew;
+mod experiment;
 mod goals;
 mod headline;
 mod icount;
@@ -26,7 +27,6 @@ mod progress;
 mod report;
 mod stats;
 mod table;
-
 mod units;
 mod worker;
 
@@ -34,12 +34,12 @@ use build::Binaries;
 use crew::Crew;
 use icount::Callgrind;
 use json_file::JsonFile;
-use listing::{Case, Listing, Measure};
+use listing::{Case, Experiment, Listing, Measure};
 use machine::Machine;
 use pair::Sampler;
-use plan::{Clock, Limits};
+use plan::{Clock, Limits, Selection};
 use progress::Progress;
-use report::{CaseReport, PeerReport, Report};
+use report::{CaseReport, ExperimentReport, PeerReport, Report};
 use worker::Worker;
 
 pub(crate) fn run(options: &BenchOptions) -> Result<()> {
@@ -59,7 +59,7 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
                 .retain(|path| path.name == "before" || path.name == "after");
         }
     }
-    let selected = plan::select(&listing, options.filter.as_deref())?;
+    let Selection { cases, experiments } = plan::select(&listing, options.filter.as_deref())?;
     let callgrind = match options.icount {
         true => Some(Callgrind::new(
             &binaries.system,
@@ -74,13 +74,20 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
         started: Instant::now(),
         apart: Duration::ZERO,
         planned: Duration::ZERO,
-        pairs_left: selected.iter().map(|case| plan::pairs(case)).sum(),
-        progress: Progress::new(selected.len()),
+        pairs_left: cases.iter().map(|case| plan::pairs(case)).sum(),
+        progress: Progress::new(cases.len() + experiments.len()),
     };
-    let mut cases = Vec::new();
-    for (case, number) in selected.iter().zip(1..) {
-        cases.push(bench.case(number, case)?);
-    }
+    let mut numbers = 1..;
+    let cases: Vec<CaseReport> = cases
+        .iter()
+        .zip(&mut numbers)
+        .map(|(case, number)| bench.case(number, case))
+        .collect::<Result<_>>()?;
+    let experiments: Vec<ExperimentReport> = experiments
+        .iter()
+        .zip(&mut numbers)
+        .map(|(experiment, number)| bench.experiment(number, experiment, options.quick))
+        .collect::<Result<_>>()?;
     let headline = bench.headline(&listing, &cases)?;
     drop(bench);
     let report = Report {
@@ -91,6 +98,7 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
         dirty,
         quick: options.quick,
         cases,
+        experiments,
         headline,
     };
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
@@ -170,6 +178,17 @@ impl Bench<'_> {
         };
         report.goals = goals::judge(&case.goals, &report);
         Ok(report)
+    }
+
+    /// Runs an experiment; it takes the time it takes.
+    fn experiment(
+        &self,
+        number: usize,
+        experiment: &Experiment,
+        quick: bool,
+    ) -> Result<ExperimentReport> {
+        self.progress.case(number, &experiment.id, self.left());
+        experiment::run(self.binaries, experiment, quick)
     }
 
     fn compare(&mut self, number: usize, case: &Case, theirs: &str) -> Result<pair::Comparison> {

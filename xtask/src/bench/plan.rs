@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use super::listing::{Case, Listing};
+use super::listing::{Case, Experiment, Listing};
 use super::pair::Budget;
 use super::stats::SAMPLES_MIN;
 
@@ -103,15 +103,33 @@ impl Limits {
     }
 }
 
-/// Returns the shown cases whose id contains the filter.
-pub(crate) fn select<'a>(listing: &'a Listing, filter: Option<&str>) -> Result<Vec<&'a Case>> {
+/// What a run measures.
+#[derive(Debug, Default)]
+pub(crate) struct Selection<'a> {
+    pub(crate) cases: Vec<&'a Case>,
+    pub(crate) experiments: Vec<&'a Experiment>,
+}
+
+/// Returns the shown cases and the experiments whose id contains the filter.
+pub(crate) fn select<'a>(listing: &'a Listing, filter: Option<&str>) -> Result<Selection<'a>> {
+    let wanted = |id: &str| filter.is_none_or(|filter| id.contains(filter));
     let shown = || listing.cases.iter().filter(|case| !case.supporting);
-    let wanted = |case: &&Case| filter.is_none_or(|filter| case.id.contains(filter));
-    let selected: Vec<&Case> = shown().filter(wanted).collect();
-    if !selected.is_empty() {
-        return Ok(selected);
+    let selection = Selection {
+        cases: shown().filter(|case| wanted(&case.id)).collect(),
+        experiments: listing
+            .experiments
+            .iter()
+            .filter(|experiment| wanted(&experiment.id))
+            .collect(),
+    };
+    if !selection.cases.is_empty() || !selection.experiments.is_empty() {
+        return Ok(selection);
     }
-    let ids: Vec<&str> = shown().map(|case| case.id.as_str()).collect();
+    let experiments = listing.experiments.iter();
+    let ids: Vec<&str> = shown()
+        .map(|case| case.id.as_str())
+        .chain(experiments.map(|experiment| experiment.id.as_str()))
+        .collect();
     let there = if ids.is_empty() {
         "there are no cases".to_owned()
     } else {
@@ -136,8 +154,10 @@ mod tests {
         let case = |id: &str, role: &str| {
             format!("case\t{id}\t1\t{role}\tx\npath\tbefore\tsystem\npath\tafter\tsystem\n")
         };
-        let text =
-            case("pool/1k", "shown") + &case("pool/64k", "shown") + &case("mix/rest", "supporting");
+        let text = case("pool/1k", "shown")
+            + &case("pool/64k", "shown")
+            + &case("mix/rest", "supporting")
+            + "experiment\tcache/hit_ratio\ttraces\n";
         Listing::parse(text.lines())
     }
 
@@ -145,17 +165,20 @@ mod tests {
     fn a_filter_selects_by_any_part_of_the_id() -> Result<()> {
         let listing = listing()?;
         let ids = |filter| -> Result<Vec<String>> {
-            Ok(select(&listing, filter)?
-                .iter()
-                .map(|case| case.id.clone())
-                .collect())
+            let Selection { cases, experiments } = select(&listing, filter)?;
+            let cases = cases.iter().map(|case| case.id.clone());
+            let experiments = experiments.iter().map(|experiment| experiment.id.clone());
+            Ok(cases.chain(experiments).collect())
         };
-        assert_eq!(ids(None)?, ["pool/1k", "pool/64k"]);
+        assert_eq!(ids(None)?, ["pool/1k", "pool/64k", "cache/hit_ratio"]);
+        assert_eq!(ids(Some("cache"))?, ["cache/hit_ratio"]);
         assert_eq!(ids(Some("64"))?, ["pool/64k"]);
         let error = ids(Some("raft")).expect_err("there is none");
         let text = error.to_string();
         assert!(
-            text.contains("no case matches `raft`") && text.contains("pool/1k"),
+            text.contains("no case matches `raft`")
+                && text.contains("pool/1k")
+                && text.contains("cache/hit_ratio"),
             "{text}"
         );
         assert!(ids(Some("mix")).is_err(), "a supporting case was selected");

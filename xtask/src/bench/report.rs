@@ -21,6 +21,9 @@ pub(crate) struct Report {
     pub(crate) dirty: Option<bool>,
     pub(crate) quick: bool,
     pub(crate) cases: Vec<CaseReport>,
+    /// Empty in reports of before there were any.
+    #[serde(default)]
+    pub(crate) experiments: Vec<ExperimentReport>,
     pub(crate) headline: Vec<HeadlineReport>,
 }
 
@@ -84,6 +87,25 @@ impl GoalReport {
     }
 }
 
+/// One experiment: what it found in this run.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct ExperimentReport {
+    pub(crate) id: String,
+    pub(crate) about: String,
+    pub(crate) figures: Vec<FigureReport>,
+}
+
+/// One figure of an experiment.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct FigureReport {
+    pub(crate) name: String,
+    /// `ns`, `share` (0 to 1), `count`, `ratio`, `per_second` or `bytes_per_second`.
+    pub(crate) unit: String,
+    pub(crate) value: f64,
+    /// `null` where nothing is expected of it.
+    pub(crate) goal: Option<GoalReport>,
+}
+
 /// One of the origin's claims.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub(crate) struct HeadlineReport {
@@ -144,6 +166,29 @@ pub(crate) mod tests {
                     measured: Some(1.8),
                     met: Some(true),
                 }],
+            }],
+            experiments: vec![ExperimentReport {
+                id: "cache/hit_ratio".to_owned(),
+                about: "traces".to_owned(),
+                figures: vec![
+                    FigureReport {
+                        name: "zipf 0.9, lru".to_owned(),
+                        unit: "share".to_owned(),
+                        value: 0.7,
+                        goal: None,
+                    },
+                    FigureReport {
+                        name: "zipf 0.9, ours".to_owned(),
+                        unit: "share".to_owned(),
+                        value: 0.712,
+                        goal: Some(GoalReport {
+                            goal: ">= 69 %".to_owned(),
+                            target: 0.69,
+                            measured: Some(0.712),
+                            met: Some(true),
+                        }),
+                    },
+                ],
             }],
             headline: vec![HeadlineReport {
                 claim: "buffer allocations".to_owned(),

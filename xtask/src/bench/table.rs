@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::report::{CaseReport, GoalReport, HeadlineReport, Report};
+use super::report::{CaseReport, ExperimentReport, GoalReport, HeadlineReport, Report};
 use super::units;
 
 /// Green and red for verdicts, or nothing.
@@ -32,7 +32,16 @@ type Row = Vec<String>;
 pub(crate) fn render(report: &Report, colours: Colours) -> String {
     let mut text = preamble(report);
     text.push('\n');
-    text += &aligned(&case_rows(report));
+    if !report.cases.is_empty() {
+        text += &aligned(&case_rows(report));
+    }
+    if !report.experiments.is_empty() {
+        if !report.cases.is_empty() {
+            text.push('\n');
+        }
+        text += "Experiments\n";
+        text += &aligned(&experiment_rows(&report.experiments, colours));
+    }
     let goals = goal_lines(&report.cases, colours);
     if !goals.is_empty() {
         text += "\nGoals\n";
@@ -112,6 +121,27 @@ fn case_rows(report: &Report) -> Vec<Row> {
                 units::interval(peer.ratio, peer.ratio_low, peer.ratio_high),
                 units::count(peer.allocs),
             ]);
+        }
+    }
+    rows
+}
+
+/// A row per experiment, and under it one per figure with its goal.
+fn experiment_rows(experiments: &[ExperimentReport], colours: Colours) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for experiment in experiments {
+        rows.push(vec![format!("  {}", experiment.id)]);
+        for figure in &experiment.figures {
+            let mut row = vec![
+                format!("    {}", figure.name),
+                units::of(&figure.unit, figure.value),
+            ];
+            if let Some(goal) = &figure.goal {
+                let met = goal.met == Some(true);
+                row.push(goal.goal.clone());
+                row.push(colours.verdict(met, if met { "met" } else { "NOT met" }));
+            }
+            rows.push(row);
         }
     }
     rows
@@ -249,6 +279,11 @@ rustc 1.95.0, commit 0123456789ab with uncommitted changes
 bench            before    after        ratio [95 %]  allocations  instructions
 pool/1k         43.2 ns  3.50 ns  12.3x [11.9, 12.8]    2.00 -> 0          17.0
   glibc malloc  6.30 ns           1.80x [1.75, 1.85]         1.00
+
+Experiments
+  cache/hit_ratio
+    zipf 0.9, lru     70 %
+    zipf 0.9, ours  71.2 %  >= 69 %  met
 
 Goals
   pool/1k  >= 1.7x glibc malloc  met: 1.80x (5.9 % to spare)
