@@ -11,12 +11,6 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The most places a front may have.
-pub const FRONT_PLACES_MAX: usize = 1 << 16;
-
-/// Places of a thread's front unless said otherwise: room for a node's few dozen hot keys, in 4 KiB.
-pub const FRONT_PLACES_DEFAULT: usize = 64;
-
 pub(crate) type Weigher<K, V> = Box<dyn Fn(&K, &V) -> u32 + Send + Sync>;
 pub(crate) type Loader<K, V> = Arc<dyn Fn(&K) -> Option<V> + Send + Sync>;
 
@@ -47,7 +41,7 @@ pub struct CacheBuilder<K, V, S = DefaultHasher, T = CoarseTime> {
     stale: Option<Duration>,
     negative_ttl: Option<Duration>,
     jitter: f64,
-    front_places: usize,
+    has_front: bool,
     policy: Policy,
     weigher: Option<Weigher<K, V>>,
     loader: Option<Loader<K, V>>,
@@ -64,7 +58,7 @@ impl<K, V, S: Default> CacheBuilder<K, V, S> {
             stale: None,
             negative_ttl: None,
             jitter: 0.0,
-            front_places: FRONT_PLACES_DEFAULT,
+            has_front: true,
             policy: Policy::default(),
             weigher: None,
             loader: None,
@@ -110,7 +104,7 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
             stale: self.stale,
             negative_ttl: self.negative_ttl,
             jitter: self.jitter,
-            front_places: self.front_places,
+            has_front: self.has_front,
             policy: self.policy,
             weigher: self.weigher,
             loader: self.loader,
@@ -180,12 +174,12 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
         self
     }
 
-    /// How many values each thread keeps at hand, rounded up to a power of two; 0 for none, at most [`FRONT_PLACES_MAX`].
+    /// Whether each thread keeps [`FRONT_PLACES`](crate::FRONT_PLACES) values at hand; yes unless said otherwise.
     ///
-    /// They stay in memory until the place is used otherwise or the thread ends, even after they were invalidated. So: none for values that
+    /// They stay in memory until the place is used otherwise or the thread ends, even after they were invalidated. So: not for values that
     /// must go when they are invalidated, such as connections.
-    pub fn front_places(mut self, places: usize) -> Self {
-        self.front_places = places;
+    pub fn front(mut self, has_front: bool) -> Self {
+        self.has_front = has_front;
         self
     }
 
@@ -196,12 +190,6 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
         if !(0.0..=0.9).contains(&self.jitter) {
             return Err(CacheError::Jitter {
                 requested: self.jitter,
-            });
-        }
-        if self.front_places > FRONT_PLACES_MAX {
-            return Err(CacheError::FrontPlaces {
-                requested: self.front_places,
-                places_max: FRONT_PLACES_MAX,
             });
         }
         let nanos = |setting, duration: Option<Duration>| {
@@ -217,7 +205,7 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
             stale: nanos("stale_while_revalidate", self.stale)?.unwrap_or(0),
             negative_ttl: nanos("negative_ttl", self.negative_ttl)?,
             jitter: self.jitter,
-            front_places: self.front_places,
+            has_front: self.has_front,
             policy: self.policy,
         })
     }

@@ -6,7 +6,7 @@ use crate::flight::{Flight, Outcome};
 use crate::local;
 use crate::policy::{Evictor, Policy};
 use crate::reader::CacheReader;
-use crate::shard::{self, SHARDS_MAX, Store};
+use crate::shard::{self, Store};
 use crate::stats::{CacheStats, Count, Counters};
 use crate::time::{CoarseTime, Time};
 use perf_atomics::DefaultHasher;
@@ -65,7 +65,7 @@ pub(crate) struct Rules {
     pub(crate) stale: u64,
     pub(crate) negative_ttl: Option<u64>,
     pub(crate) jitter: f64,
-    pub(crate) front_places: usize,
+    pub(crate) has_front: bool,
     pub(crate) policy: Policy,
 }
 
@@ -115,10 +115,7 @@ where
         time: T,
     ) -> TtlCache<K, V, S, T> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let shards = usize::try_from(rules.capacity / 16)
-            .unwrap_or(SHARDS_MAX)
-            .clamp(1, SHARDS_MAX);
-        let store = Arc::new(Store::new(shards));
+        let store = Arc::new(Store::new());
         TtlCache {
             shared: Arc::new(Self {
                 id: NEXT.fetch_add(1, Ordering::Relaxed),
@@ -333,25 +330,24 @@ where
     S: BuildHasher,
     T: Time,
 {
-    /// A reader with places of its own: the fastest way to read hot keys. One per task or thread.
+    /// A reader with 64 places of its own: the fastest way to read hot keys. One per task or thread.
     #[must_use]
     pub fn reader(&self) -> CacheReader<K, V, S, T>
     where
         S: Clone,
         T: Clone,
     {
-        self.reader_of(self.shared.rules.front_places.max(1))
+        CacheReader::new(self.clone())
     }
 
-    /// A reader that keeps `places` values at hand, rounded up to a power of two and limited to
-    /// [`FRONT_PLACES_MAX`](crate::FRONT_PLACES_MAX).
+    /// A reader that keeps `N` values at hand: a power of two from 2 to 65 536, or it does not compile.
     #[must_use]
-    pub fn reader_of(&self, places: usize) -> CacheReader<K, V, S, T>
+    pub fn reader_of<const N: usize>(&self) -> CacheReader<K, V, S, T, N>
     where
         S: Clone,
         T: Clone,
     {
-        CacheReader::new(self.clone(), places)
+        CacheReader::new(self.clone())
     }
 
     /// A copy of the value of a key; a stale one too, within its window. For values that are dear to clone, put them in an `Arc`, or
@@ -400,15 +396,13 @@ where
     {
         let shared = &*self.shared;
         let hash = shared.hasher.hash_one(key);
-        let places = shared.rules.front_places;
-        if places > 0
-            && let Some(mut lease) = local::lease::<K, V>(shared.id, places)
+        if shared.rules.has_front
+            && let Some(mut lease) = local::lease::<K, V>(shared.id)
             && let Some(front) = lease.front()
         {
             let stamp = shared.store.stamp(hash).current();
-            let now = shared.time.now().as_nanos();
             if let Some(value) = front
-                .find(hash, key, stamp, now)
+                .find(hash, key, stamp, shared.time.at_hand())
                 .and_then(|at| front.value(at))
             {
                 shared.counters.one(Count::Hits);
@@ -440,9 +434,8 @@ where
         };
         shared.counters.one(Count::Hits);
         let result = read(value);
-        let places = shared.rules.front_places;
-        if places > 0
-            && let Some(mut lease) = local::lease::<K, V>(shared.id, places)
+        if shared.rules.has_front
+            && let Some(mut lease) = local::lease::<K, V>(shared.id)
             && let Some(front) = lease.front()
         {
             // Under the stamp that was read before the entry was fetched, whatever `read` has done meanwhile.

@@ -19,13 +19,6 @@ pub enum CacheError {
         /// What was asked for; allowed are 0.0 to 0.9.
         requested: f64,
     },
-    /// More places per thread than a front may have.
-    FrontPlaces {
-        /// What was asked for.
-        requested: usize,
-        /// The most that are allowed.
-        places_max: usize,
-    },
     /// The manager has as many caches as it takes.
     TooManyCaches {
         /// How many it takes.
@@ -60,10 +53,6 @@ impl fmt::Display for CacheError {
             Self::Jitter { requested } => {
                 write!(f, "jitter of {requested}: allowed is a share of the TTL from 0.0 to 0.9")
             }
-            Self::FrontPlaces { requested, places_max } => write!(
-                f,
-                "front of {requested} places per thread: allowed are 0 to {places_max}; each pins a value"
-            ),
             Self::TooManyCaches { caches_max } => write!(
                 f,
                 "this manager has {caches_max} caches, the most it takes: drop some, or make a second manager"

@@ -24,9 +24,10 @@ mod shard;
 mod stats;
 mod time;
 
-pub use builder::{CacheBuilder, FRONT_PLACES_DEFAULT, FRONT_PLACES_MAX};
+pub use builder::CacheBuilder;
 pub use cache::TtlCache;
 pub use error::CacheError;
+pub use local::FRONT_PLACES;
 pub use perf_atomics::DefaultHasher;
 pub use policy::Policy;
 pub use reader::CacheReader;

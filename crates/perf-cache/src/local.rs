@@ -7,6 +7,9 @@ use crate::front::Front;
 use std::any::Any;
 use std::cell::Cell;
 
+/// How many values of a cache each thread keeps at hand: room for a node's few dozen hot keys, in 2 KiB.
+pub const FRONT_PLACES: usize = 64;
+
 /// How many caches have a front on a thread at once. Those whose ids share their lowest bits take turns.
 const SLOTS: usize = 8;
 /// Reads of other caches that a slot's cache survives, so that two in turn do not make a new front at each read.
@@ -35,7 +38,7 @@ pub(crate) struct Lease<K: 'static, V: 'static> {
 
 /// This thread's front of a cache. `None` while it is out, in another cache's slot, or at the end of the thread.
 #[inline]
-pub(crate) fn lease<K: 'static, V: 'static>(cache: u64, places: usize) -> Option<Lease<K, V>> {
+pub(crate) fn lease<K: 'static, V: 'static>(cache: u64) -> Option<Lease<K, V>> {
     let front = SLOTS_OF_THREAD
         .try_with(|slots| {
             let slot = &slots[cache as usize % SLOTS];
@@ -44,7 +47,7 @@ pub(crate) fn lease<K: 'static, V: 'static>(cache: u64, places: usize) -> Option
         .ok()?;
     let front = match front {
         Some(front) => front?,
-        None => claim::<K, V>(cache, places)?,
+        None => claim::<K, V>(cache)?,
     };
     Some(Lease {
         cache,
@@ -54,7 +57,7 @@ pub(crate) fn lease<K: 'static, V: 'static>(cache: u64, places: usize) -> Option
 }
 
 #[cold]
-fn claim<K: 'static, V: 'static>(cache: u64, places: usize) -> Option<Box<dyn Any>> {
+fn claim<K: 'static, V: 'static>(cache: u64) -> Option<Box<dyn Any>> {
     let replaced = SLOTS_OF_THREAD
         .try_with(|slots| {
             let slot = &slots[cache as usize % SLOTS];
@@ -69,12 +72,12 @@ fn claim<K: 'static, V: 'static>(cache: u64, places: usize) -> Option<Box<dyn An
         .ok()??;
     // The other cache's values: code of the user.
     drop(replaced);
-    Some(Box::new(Front::<K, V>::new(places)))
+    Some(Box::new(Front::<K, V, FRONT_PLACES>::new()))
 }
 
 impl<K, V> Lease<K, V> {
     #[inline]
-    pub(crate) fn front(&mut self) -> Option<&mut Front<K, V>> {
+    pub(crate) fn front(&mut self) -> Option<&mut Front<K, V, FRONT_PLACES>> {
         self.front.as_mut()?.downcast_mut()
     }
 }

@@ -1,11 +1,11 @@
 //! A reader with a front of its own.
 
 use crate::cache::{Look, TtlCache};
-use crate::front::{At, Front};
-use crate::shard::{Stamp, shard_index};
+use crate::front::Front;
+use crate::local::FRONT_PLACES;
+use crate::shard::{Stamps, shard_index};
 use crate::stats::Count;
 use crate::time::{CoarseTime, Time};
-use crate::builder::FRONT_PLACES_MAX;
 use perf_atomics::DefaultHasher;
 use std::borrow::Borrow;
 use std::fmt;
@@ -30,15 +30,15 @@ use std::sync::Arc;
 /// assert_eq!(reader.get(&7), None);
 /// # Ok::<(), perf_cache::CacheError>(())
 /// ```
-pub struct CacheReader<K, V, S = DefaultHasher, T = CoarseTime>
+pub struct CacheReader<K, V, S = DefaultHasher, T = CoarseTime, const N: usize = FRONT_PLACES>
 where
     K: Hash + Eq + Send + Sync + 'static,
     V: Send + Sync + 'static,
     S: BuildHasher,
     T: Time,
 {
-    front: Front<K, V>,
-    stamps: Arc<[Stamp]>,
+    front: Front<K, V, N>,
+    stamps: Arc<Stamps>,
     hasher: S,
     time: T,
     /// Not yet told to the cache.
@@ -46,20 +46,20 @@ where
     cache: TtlCache<K, V, S, T>,
 }
 
-impl<K, V, S, T> CacheReader<K, V, S, T>
+impl<K, V, S, T, const N: usize> CacheReader<K, V, S, T, N>
 where
     K: Hash + Eq + Send + Sync + 'static,
     V: Send + Sync + 'static,
     S: BuildHasher,
     T: Time,
 {
-    pub(crate) fn new(cache: TtlCache<K, V, S, T>, places: usize) -> Self
+    pub(crate) fn new(cache: TtlCache<K, V, S, T>) -> Self
     where
         S: Clone,
         T: Clone,
     {
         Self {
-            front: Front::new(places.min(FRONT_PLACES_MAX)),
+            front: Front::new(),
             stamps: Arc::clone(&cache.shared.store.stamps),
             hasher: cache.shared.hasher.clone(),
             time: cache.shared.time.clone(),
@@ -76,20 +76,19 @@ where
         Q: ?Sized + Hash + Eq,
     {
         let hash = self.hasher.hash_one(key);
-        let stamp = self.stamps[shard_index(hash, self.stamps.len())].current();
-        let now = self.time.now().as_nanos();
-        let at = if let Some(at) = self.front.find(hash, key, stamp, now) {
-            self.hits += 1;
-            at
-        } else {
-            self.fetch(hash, key)?
-        };
-        self.front.value(at)
+        let stamp = self.stamps[shard_index(hash)].current();
+        match self.front.find(hash, key, stamp, self.time.at_hand()) {
+            Some(at) => {
+                self.hits += 1;
+                self.front.value(at)
+            }
+            None => self.fetch(hash, key),
+        }
     }
 
     #[cold]
     #[inline(never)]
-    fn fetch<Q>(&mut self, hash: u64, key: &Q) -> Option<At>
+    fn fetch<Q>(&mut self, hash: u64, key: &Q) -> Option<&V>
     where
         K: Borrow<Q>,
         Q: ?Sized + Hash + Eq,
@@ -114,7 +113,7 @@ where
         let until = shared.safe_until(&entry);
         let (at, old) = self.front.keep(entry, stamp, until);
         drop(old);
-        Some(at)
+        self.front.value(at)
     }
 
     /// The cache it reads.
@@ -131,7 +130,7 @@ where
     }
 }
 
-impl<K, V, S, T> Drop for CacheReader<K, V, S, T>
+impl<K, V, S, T, const N: usize> Drop for CacheReader<K, V, S, T, N>
 where
     K: Hash + Eq + Send + Sync + 'static,
     V: Send + Sync + 'static,
@@ -143,7 +142,7 @@ where
     }
 }
 
-impl<K, V, S, T> fmt::Debug for CacheReader<K, V, S, T>
+impl<K, V, S, T, const N: usize> fmt::Debug for CacheReader<K, V, S, T, N>
 where
     K: Hash + Eq + Send + Sync + 'static,
     V: Send + Sync + 'static,

@@ -16,8 +16,8 @@ use std::collections::hash_map;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
-/// The most shards: enough that the threads of a large machine seldom meet in one. quick_cache and moka take similar numbers.
-pub(crate) const SHARDS_MAX: usize = 64;
+/// Enough that the threads of a machine with a few dozen cores seldom meet in one; 8 KiB per cache.
+pub(crate) const SHARDS: usize = 32;
 
 /// A new tick of the policy after so many births per entry held: a sixteenth of the capacity is
 /// how exactly the order of reads is known to the policy. See `docs/design/perf-cache.md`.
@@ -86,6 +86,8 @@ struct Inner<K, V> {
     births: u64,
 }
 
+pub(crate) type Stamps = [Stamp; SHARDS];
+
 /// What the policy must know of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Token {
@@ -105,7 +107,7 @@ pub(crate) enum Joined<K, V> {
 #[derive(Debug)]
 pub(crate) struct Store<K, V> {
     /// Beside the shards, so that a front can keep them at hand.
-    pub(crate) stamps: Arc<[Stamp]>,
+    pub(crate) stamps: Arc<Stamps>,
     shards: Box<[Shard<K, V>]>,
     /// Entries that the policy threw out while it held its own locks; dropped when it no longer does.
     graveyard: Mutex<Vec<Arc<Entry<K, V>>>>,
@@ -118,16 +120,14 @@ pub(crate) struct Store<K, V> {
 
 /// Where a hash's shard is.
 #[inline]
-pub(crate) fn shard_index(hash: u64, shards: usize) -> usize {
-    // Other bits than the table's and the front's, which take the lowest and the highest.
-    (hash >> 40) as usize & (shards - 1)
+pub(crate) fn shard_index(hash: u64) -> usize {
+    // Other bits than the table's and the front's.
+    (hash >> 40) as usize % SHARDS
 }
 
 impl<K, V> Store<K, V> {
-    /// `shards` is rounded up to a power of two.
-    pub(crate) fn new(shards: usize) -> Self {
-        let shards = shards.clamp(1, SHARDS_MAX).next_power_of_two();
-        let stamp = |_| Stamp {
+    pub(crate) fn new() -> Self {
+        let stamp = |_: usize| Stamp {
             stamp: AtomicU64::new(0),
             tick: 0.into(),
         };
@@ -139,8 +139,8 @@ impl<K, V> Store<K, V> {
             }),
         };
         Self {
-            stamps: (0..shards).map(stamp).collect(),
-            shards: (0..shards).map(shard).collect(),
+            stamps: Arc::new(std::array::from_fn(stamp)),
+            shards: (0..SHARDS).map(shard).collect(),
             graveyard: Mutex::new(Vec::new()),
             len: 0.into(),
             weight: 0.into(),
@@ -151,12 +151,12 @@ impl<K, V> Store<K, V> {
 
     #[inline]
     pub(crate) fn stamp(&self, hash: u64) -> &Stamp {
-        &self.stamps[shard_index(hash, self.stamps.len())]
+        &self.stamps[shard_index(hash)]
     }
 
     #[inline]
     fn shard(&self, hash: u64) -> &Shard<K, V> {
-        &self.shards[shard_index(hash, self.shards.len())]
+        &self.shards[shard_index(hash)]
     }
 
     /// The entry of a hash, whatever its key.

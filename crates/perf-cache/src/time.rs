@@ -16,6 +16,12 @@ pub trait Time: Send + Sync + 'static {
     /// The time, at most [`lag_max`](Self::lag_max) behind.
     fn now(&self) -> CoarseInstant;
 
+    /// The same if it can be had at once, for the hot path; it takes the long way when not.
+    #[inline]
+    fn at_hand(&self) -> Option<CoarseInstant> {
+        Some(self.now())
+    }
+
     /// The time, exactly.
     fn precise(&self) -> CoarseInstant;
 
@@ -40,6 +46,11 @@ impl Time for CoarseTime {
     #[inline]
     fn now(&self) -> CoarseInstant {
         CLOCK.now()
+    }
+
+    #[inline]
+    fn at_hand(&self) -> Option<CoarseInstant> {
+        CLOCK.written()
     }
 
     fn precise(&self) -> CoarseInstant {
