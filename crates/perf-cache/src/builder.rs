@@ -1,0 +1,227 @@
+//! The settings of a cache.
+
+use crate::CacheError;
+use crate::cache::{Rules, Shared, TtlCache};
+use crate::error::longer_than_zero;
+use crate::policy::Policy;
+use crate::time::{CoarseTime, Time};
+use perf_atomics::DefaultHasher;
+use std::fmt;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(crate) type Weigher<K, V> = Box<dyn Fn(&K, &V) -> u32 + Send + Sync>;
+pub(crate) type Loader<K, V> = Arc<dyn Fn(&K) -> Option<V> + Send + Sync>;
+
+/// Makes a [`TtlCache`]. What is not set costs nothing.
+///
+/// ```
+/// use perf_cache::{Policy, TtlCache};
+/// use std::time::Duration;
+///
+/// let cache: TtlCache<u64, String> = TtlCache::builder(64 << 20) // 64 MiB, with the weigher below
+///     .ttl(Duration::from_secs(30))
+///     .jitter(0.1)
+///     .idle(Duration::from_secs(10))
+///     .stale_while_revalidate(Duration::from_secs(30))
+///     .refresh_with(|key| Some(format!("node {key}")))
+///     .negative_ttl(Duration::from_secs(1))
+///     .weigher(|_, text: &String| u32::try_from(text.len()).unwrap_or(u32::MAX))
+///     .policy(Policy::TinyLfu)
+///     .build()?;
+/// assert_eq!(cache.get_or_compute(&1, || "node 1".to_owned()), "node 1");
+/// # Ok::<(), perf_cache::CacheError>(())
+/// ```
+#[must_use]
+pub struct CacheBuilder<K, V, S = DefaultHasher, T = CoarseTime> {
+    capacity: u64,
+    ttl: Option<Duration>,
+    idle: Option<Duration>,
+    stale: Option<Duration>,
+    negative_ttl: Option<Duration>,
+    jitter: f64,
+    has_front: bool,
+    policy: Policy,
+    weigher: Option<Weigher<K, V>>,
+    loader: Option<Loader<K, V>>,
+    hasher: S,
+    time: T,
+}
+
+impl<K, V, S: Default> CacheBuilder<K, V, S> {
+    pub(crate) fn new(capacity: u64) -> Self {
+        Self {
+            capacity,
+            ttl: None,
+            idle: None,
+            stale: None,
+            negative_ttl: None,
+            jitter: 0.0,
+            has_front: true,
+            policy: Policy::default(),
+            weigher: None,
+            loader: None,
+            hasher: S::default(),
+            time: CoarseTime,
+        }
+    }
+}
+
+impl<K, V, S, T> CacheBuilder<K, V, S, T> {
+    /// Builds the cache.
+    ///
+    /// # Errors
+    /// [`CacheError`] names the first setting that is out of its limits.
+    pub fn build(self) -> Result<TtlCache<K, V, S, T>, CacheError>
+    where
+        K: Hash + Eq + Send + Sync + 'static,
+        V: Send + Sync + 'static,
+        T: Time,
+    {
+        let rules = self.rules()?;
+        self.time.start();
+        Ok(Shared::start(rules, self.weigher, self.loader, self.hasher, self.time))
+    }
+
+    /// Another time: [`PreciseTime`](crate::PreciseTime), or a [`ManualTime`](crate::ManualTime) for tests.
+    pub fn time<N: Time>(self, time: N) -> CacheBuilder<K, V, S, N> {
+        self.with(|hasher, _| (hasher, time))
+    }
+
+    /// Another hasher: it must spread keys over all 64 bits, as foldhash, ahash and SipHash do. Where keys come from outside,
+    /// `std::hash::RandomState`.
+    pub fn hasher<H>(self, hasher: H) -> CacheBuilder<K, V, H, T> {
+        self.with(|_, time| (hasher, time))
+    }
+
+    fn with<H, N>(self, change: impl FnOnce(S, T) -> (H, N)) -> CacheBuilder<K, V, H, N> {
+        let (hasher, time) = change(self.hasher, self.time);
+        CacheBuilder {
+            capacity: self.capacity,
+            ttl: self.ttl,
+            idle: self.idle,
+            stale: self.stale,
+            negative_ttl: self.negative_ttl,
+            jitter: self.jitter,
+            has_front: self.has_front,
+            policy: self.policy,
+            weigher: self.weigher,
+            loader: self.loader,
+            hasher,
+            time,
+        }
+    }
+
+    /// How long a value is fresh. Without it, for ever. At the end of time (584 years) it saturates.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    /// A value that nobody reads for this long ends. Reads from a front count within an eighth of it: such a
+    /// value may end up to an eighth early, never late.
+    pub fn idle(mut self, idle: Duration) -> Self {
+        self.idle = Some(idle);
+        self
+    }
+
+    /// Shortens each TTL by a random share of up to `share` (0.0 to 0.9), so that what was cached together does not end together.
+    /// It never lengthens one.
+    pub fn jitter(mut self, share: f64) -> Self {
+        self.jitter = share;
+        self
+    }
+
+    /// After its TTL a value is served for `window` more, while one computation replaces it.
+    ///
+    /// With [`refresh_with`](Self::refresh_with) the computation runs in the background and no reader waits at all. Without, one of the callers of
+    /// `get_or_compute` computes it, and the others get the stale value at once.
+    pub fn stale_while_revalidate(mut self, window: Duration) -> Self {
+        self.stale = Some(window);
+        self
+    }
+
+    /// How to compute a stale value anew, in the background; `None` keeps the stale one for now.
+    ///
+    /// Runs on up to four threads shared by all caches, in order of demand, with up to 1024 refreshes waiting; beyond these
+    /// a value stays stale and the next reader asks again.
+    pub fn refresh_with(
+        mut self,
+        load: impl Fn(&K) -> Option<V> + Send + Sync + 'static,
+    ) -> Self {
+        self.loader = Some(Arc::new(load));
+        self
+    }
+
+    /// The error of a failed computation is the answer for so long, without computing again. A refresh that failed is
+    /// not tried again for so long (without this setting, a second).
+    pub fn negative_ttl(mut self, ttl: Duration) -> Self {
+        self.negative_ttl = Some(ttl);
+        self
+    }
+
+    /// What a value weighs; the capacity is in the same unit. Zero counts as one. What is heavier than the
+    /// capacity is returned and not kept. Without it each value weighs one.
+    pub fn weigher(mut self, weigh: impl Fn(&K, &V) -> u32 + Send + Sync + 'static) -> Self {
+        self.weigher = Some(Box::new(weigh));
+        self
+    }
+
+    /// What is thrown out at capacity.
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Whether each thread keeps [`FRONT_PLACES`](crate::FRONT_PLACES) values at hand; yes unless said otherwise.
+    ///
+    /// They stay in memory until the place is used otherwise or the thread ends, even after they were invalidated. So: not for values that
+    /// must go when they are invalidated, such as connections.
+    pub fn front(mut self, has_front: bool) -> Self {
+        self.has_front = has_front;
+        self
+    }
+
+    fn rules(&self) -> Result<Rules, CacheError> {
+        if self.capacity == 0 {
+            return Err(CacheError::ZeroCapacity);
+        }
+        if !(0.0..=0.9).contains(&self.jitter) {
+            return Err(CacheError::Jitter {
+                requested: self.jitter,
+            });
+        }
+        let nanos = |setting, duration: Option<Duration>| {
+            duration
+                .map(|duration| longer_than_zero(setting, duration))
+                .transpose()
+                .map(|duration| duration.map(as_nanos))
+        };
+        Ok(Rules {
+            capacity: self.capacity,
+            ttl: nanos("ttl", self.ttl)?.unwrap_or(u64::MAX),
+            idle: nanos("idle", self.idle)?,
+            stale: nanos("stale_while_revalidate", self.stale)?.unwrap_or(0),
+            negative_ttl: nanos("negative_ttl", self.negative_ttl)?,
+            jitter: self.jitter,
+            has_front: self.has_front,
+            policy: self.policy,
+        })
+    }
+}
+
+/// 584 years fit; longer is as long.
+pub(crate) fn as_nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl<K, V, S, T> fmt::Debug for CacheBuilder<K, V, S, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CacheBuilder")
+            .field("capacity", &self.capacity)
+            .field("ttl", &self.ttl)
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
+    }
+}

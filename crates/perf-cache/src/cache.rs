@@ -1,0 +1,643 @@
+//! `TtlCache`: reads, writes and upkeep. Computations are in `compute.rs`.
+
+use crate::builder::{CacheBuilder, Loader, Weigher};
+use crate::entry::{Content, Entry, Failure, Freshness};
+use crate::flight::{Flight, Outcome};
+use crate::local;
+use crate::policy::{Evictor, Policy};
+use crate::reader::CacheReader;
+use crate::shard::{self, Store};
+use crate::stats::{CacheStats, Count, Counters};
+use crate::time::{CoarseTime, Time};
+use perf_atomics::DefaultHasher;
+use std::borrow::Borrow;
+use std::fmt;
+use std::hash::{BuildHasher, Hash};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Values that are expensive to compute, each kept for a time to live. Clones are the same cache.
+///
+/// | | cost |
+/// |---|---|
+/// | [`CacheReader::get`] of a hot key | the hash, two loads, one place of the reader's own; no lock, no read-modify-write, no reference count |
+/// | [`get`](Self::get), [`with`](Self::with) of a hot key | the same, by way of a thread-local |
+/// | of another key | a shared lock on one of up to 64 shards, a look-up, a reference count |
+/// | [`insert`](Self::insert), a computed value | a lock on the shard, and moka's insertion |
+///
+/// No code of yours (hashing, comparing, cloning, dropping, computing, weighing) runs under a lock or while a thread-local is borrowed. Two keys with
+/// the same 64-bit hash take turns.
+///
+/// **Invalidation.** A read that begins after [`invalidate`](Self::invalidate), [`insert`](Self::insert) or any other change has returned does not
+/// see what was there before, on any thread that has learned of the return; and a computation that began before an invalidation is not kept, though those
+/// who already waited for it get it.
+///
+/// **Expiry.** A value that is older than its TTL is not served, except in the window of stale-while-revalidate. This holds
+/// however far the coarse clock is behind within its bound: near its end a value is judged by the exact time.
+///
+/// **Capacity.** moka decides what goes. It does so in batches, so the weight held may exceed the capacity by 1/32 and 16, and by what
+/// is being inserted just now. What fronts and readers pin comes on top.
+///
+/// ```
+/// use perf_cache::TtlCache;
+/// use std::time::Duration;
+///
+/// let cache: TtlCache<String, u64> = TtlCache::builder(10_000).ttl(Duration::from_secs(60)).build()?;
+///
+/// let size = cache.get_or_compute("n1", || 4096); // computed once, however many ask at once
+/// assert_eq!((size, cache.get("n1")), (4096, Some(4096)));
+///
+/// cache.invalidate("n1");
+/// assert_eq!(cache.get("n1"), None);
+/// # Ok::<(), perf_cache::CacheError>(())
+/// ```
+pub struct TtlCache<K, V, S = DefaultHasher, T = CoarseTime> {
+    pub(crate) shared: Arc<Shared<K, V, S, T>>,
+}
+
+/// The settings, in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    pub(crate) capacity: u64,
+    pub(crate) ttl: u64,
+    pub(crate) idle: Option<u64>,
+    pub(crate) stale: u64,
+    pub(crate) negative_ttl: Option<u64>,
+    pub(crate) jitter: f64,
+    pub(crate) has_front: bool,
+    pub(crate) policy: Policy,
+}
+
+pub(crate) struct Shared<K, V, S, T> {
+    /// Tells this cache's fronts from others'.
+    id: u64,
+    pub(crate) rules: Rules,
+    /// Nanoseconds by which the coarse clock may be behind.
+    lag: u64,
+    pub(crate) store: Arc<Store<K, V>>,
+    pub(crate) hasher: S,
+    pub(crate) time: T,
+    pub(crate) evictor: Evictor<K, V>,
+    pub(crate) counters: Counters,
+    weigher: Option<Weigher<K, V>>,
+    pub(crate) loader: Option<Loader<K, V>>,
+    next_entry: AtomicU64,
+}
+
+/// What a look into the shared table found.
+pub(crate) enum Look<K, V> {
+    Fresh(Arc<Entry<K, V>>),
+    Stale(Arc<Entry<K, V>>),
+    Failed(Failure),
+    Nothing,
+}
+
+impl<K, V, S: Default> TtlCache<K, V, S> {
+    /// Begins to make a cache of this capacity: so many values, or so much weight with a
+    /// [`weigher`](CacheBuilder::weigher).
+    pub fn builder(capacity: u64) -> CacheBuilder<K, V, S> {
+        CacheBuilder::new(capacity)
+    }
+}
+
+impl<K, V, S, T> Shared<K, V, S, T>
+where
+    K: Send + Sync + 'static,
+    V: Send + Sync + 'static,
+    T: Time,
+{
+    pub(crate) fn start(
+        rules: Rules,
+        weigher: Option<Weigher<K, V>>,
+        loader: Option<Loader<K, V>>,
+        hasher: S,
+        time: T,
+    ) -> TtlCache<K, V, S, T> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let store = Arc::new(Store::new());
+        TtlCache {
+            shared: Arc::new(Self {
+                id: NEXT.fetch_add(1, Ordering::Relaxed),
+                rules,
+                lag: crate::builder::as_nanos(time.lag_max()),
+                store: Arc::clone(&store),
+                hasher,
+                time,
+                evictor: Evictor::new(store, rules.capacity, rules.policy),
+                counters: Counters::new(),
+                weigher,
+                loader,
+                next_entry: AtomicU64::new(0),
+            }),
+        }
+    }
+}
+
+impl<K, V, S, T: Time> Shared<K, V, S, T> {
+    pub(crate) fn precise(&self) -> u64 {
+        self.time.precise().as_nanos()
+    }
+
+    /// The TTL less its jitter.
+    fn jittered(&self, ttl: u64, salt: u64) -> u64 {
+        if self.rules.jitter == 0.0 {
+            return ttl;
+        }
+        // SplitMix64's finalizer (Steele, Lea, Flood, OOPSLA 2014) of a number that is never used twice.
+        let mut bits = salt.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^= bits >> 31;
+        let share = (bits >> 11) as f64 / (1u64 << 53) as f64;
+        ttl - (ttl as f64 * self.rules.jitter * share) as u64
+    }
+
+    /// An entry of a value, weighed; not in the table yet.
+    pub(crate) fn entry(&self, key: K, hash: u64, value: V, ttl: u64) -> Arc<Entry<K, V>> {
+        let weight = self.weigher.as_ref().map_or(1, |weigh| weigh(&key, &value));
+        let id = self.next_entry.fetch_add(1, Ordering::Relaxed);
+        let now = self.precise();
+        let fresh_until = now.saturating_add(self.jittered(ttl, id ^ hash));
+        Arc::new(Entry {
+            hash,
+            key,
+            content: Content::Value(value),
+            id,
+            weight: weight.max(1),
+            fresh_until,
+            ends: fresh_until.saturating_add(self.rules.stale),
+            read_at: now.into(),
+            tick: 0.into(),
+            retry_at: 0.into(),
+        })
+    }
+
+    /// An entry of a failure, to be remembered for `ttl`.
+    pub(crate) fn failed_entry(
+        &self,
+        key: K,
+        hash: u64,
+        failure: Failure,
+        ttl: u64,
+    ) -> Arc<Entry<K, V>> {
+        let now = self.precise();
+        let ends = now.saturating_add(ttl);
+        Arc::new(Entry {
+            hash,
+            key,
+            content: Content::Failed(failure),
+            id: self.next_entry.fetch_add(1, Ordering::Relaxed),
+            weight: 1,
+            fresh_until: ends,
+            ends,
+            read_at: now.into(),
+            tick: 0.into(),
+            retry_at: 0.into(),
+        })
+    }
+
+    /// Whether an entry may be kept at all; counts one that is too heavy.
+    pub(crate) fn fits(&self, entry: &Entry<K, V>) -> bool {
+        let fits = u64::from(entry.weight) <= self.rules.capacity;
+        if !fits {
+            self.counters.one(Count::Rejected);
+        }
+        fits
+    }
+
+    /// What an entry is good for now.
+    pub(crate) fn judge(&self, entry: &Entry<K, V>) -> Freshness {
+        let coarse = self.time.now().as_nanos().saturating_add(self.lag);
+        let fresh_until = entry.fresh_until.min(entry.idle_end(self.rules.idle));
+        if coarse < fresh_until {
+            Freshness::Fresh
+        } else {
+            entry.freshness(self.precise(), self.rules.idle)
+        }
+    }
+
+    /// Up to when on the coarse clock a front may serve an entry.
+    pub(crate) fn safe_until(&self, entry: &Entry<K, V>) -> u64 {
+        let mut until = entry.fresh_until;
+        if let Some(idle) = self.rules.idle {
+            // A front's reads reach the entry an eighth of the idle time late, at most.
+            let look_again = self.time.now().as_nanos().saturating_add(idle / 8);
+            until = until.min(entry.idle_end(Some(idle))).min(look_again);
+        }
+        until.saturating_sub(self.lag)
+    }
+}
+
+impl<K, V, S, T> Shared<K, V, S, T>
+where
+    K: Send + Sync + 'static,
+    V: Send + Sync + 'static,
+    T: Time,
+{
+    /// Notes that an entry was read.
+    #[inline]
+    pub(crate) fn touch(&self, entry: &Entry<K, V>) {
+        if self.rules.idle.is_some() {
+            let now = self.time.now().as_nanos();
+            // A store per reading of the clock, so that readers do not write all the time.
+            if entry.read_at.load(Ordering::Relaxed) < now {
+                entry.read_at.store(now, Ordering::Relaxed);
+            }
+        }
+        let tick = self.store.stamp(entry.hash).tick();
+        if entry.tick.load(Ordering::Relaxed) != tick {
+            entry.tick.store(tick, Ordering::Relaxed);
+            self.evictor.read(entry);
+        }
+    }
+
+    /// What an entry of the table is for a reader of `key`.
+    pub(crate) fn classify<Q>(&self, entry: Arc<Entry<K, V>>, key: &Q) -> Look<K, V>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Eq,
+    {
+        if entry.key.borrow() != key {
+            return Look::Nothing;
+        }
+        match (self.judge(&entry), &entry.content) {
+            (Freshness::Ended, _) | (Freshness::Stale, Content::Failed(_)) => {
+                if let Some(taken) = self.store.take_ended(&entry) {
+                    self.evictor.took(taken.hash);
+                }
+                Look::Nothing
+            }
+            (_, Content::Failed(failure)) => Look::Failed(Arc::clone(failure)),
+            (Freshness::Fresh, _) => {
+                self.touch(&entry);
+                Look::Fresh(entry)
+            }
+            (Freshness::Stale, _) => {
+                self.touch(&entry);
+                Look::Stale(entry)
+            }
+        }
+    }
+
+    /// Looks into the shared table, and says under which stamp a front may keep what was found.
+    pub(crate) fn look<Q>(&self, hash: u64, key: &Q) -> (u64, Look<K, V>)
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Eq,
+    {
+        let (stamp, entry) = self.store.get_stamped(hash);
+        let look = entry.map_or(Look::Nothing, |entry| self.classify(entry, key));
+        (stamp, look)
+    }
+
+    /// Puts an entry in, whatever is under way.
+    pub(crate) fn put(&self, entry: Arc<Entry<K, V>>) {
+        let (hash, weight) = (entry.hash, entry.weight);
+        if self.fits(&entry) {
+            self.store.put(entry);
+            self.evictor.wrote(hash, weight);
+        } else if self.store.take(hash, |_| true).is_some() {
+            // The value before it is outdated all the same.
+            self.evictor.took(hash);
+        }
+    }
+
+    /// Ends a computation with an entry: kept if it may be, and given to all who wait.
+    pub(crate) fn land(&self, flight: &Arc<Flight<K, V>>, entry: &Arc<Entry<K, V>>, outcome: Outcome<K, V>) {
+        let (hash, weight) = (entry.hash, entry.weight);
+        let kept = self.fits(entry).then(|| Arc::clone(entry));
+        let is_kept = kept.is_some();
+        if self.store.land(flight, hash, kept) && is_kept {
+            self.evictor.wrote(hash, weight);
+        }
+        flight.settle(outcome);
+    }
+
+    fn take(&self, entry: &Arc<Entry<K, V>>) -> bool {
+        let taken = self.store.take(entry.hash, |held| Arc::ptr_eq(held, entry));
+        if taken.is_some() {
+            self.evictor.took(entry.hash);
+        }
+        taken.is_some()
+    }
+}
+
+impl<K, V, S, T> TtlCache<K, V, S, T>
+where
+    K: Hash + Eq + Send + Sync + 'static,
+    V: Send + Sync + 'static,
+    S: BuildHasher,
+    T: Time,
+{
+    /// A reader with 64 places of its own: the fastest way to read hot keys. One per task or thread.
+    #[must_use]
+    pub fn reader(&self) -> CacheReader<K, V, S, T>
+    where
+        S: Clone,
+        T: Clone,
+    {
+        CacheReader::new(self.clone())
+    }
+
+    /// A reader that keeps `N` values at hand: a power of two from 2 to 65 536, or it does not compile.
+    #[must_use]
+    pub fn reader_of<const N: usize>(&self) -> CacheReader<K, V, S, T, N>
+    where
+        S: Clone,
+        T: Clone,
+    {
+        CacheReader::new(self.clone())
+    }
+
+    /// A copy of the value of a key; a stale one too, within its window. For values that are dear to clone, put them in an `Arc`, or
+    /// use [`with`](Self::with).
+    #[inline]
+    pub fn get<Q>(&self, key: &Q) -> Option<V>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq,
+        V: Clone,
+    {
+        self.with(key, V::clone)
+    }
+
+    /// Runs `read` on the value of a key, without a copy of it and, for a hot key, without touching its reference count.
+    #[inline]
+    pub fn with<Q, R>(&self, key: &Q, read: impl FnOnce(&V) -> R) -> Option<R>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq,
+    {
+        match self.with_fresh(key, read) {
+            Ok(result) => Some(result),
+            Err((_, Look::Stale(entry), read)) => {
+                self.shared.counters.one(Count::StaleHits);
+                entry.value().map(read)
+            }
+            Err((_, look, _)) => {
+                let count = match look {
+                    Look::Failed(_) => Count::NegativeHits,
+                    _ => Count::Misses,
+                };
+                self.shared.counters.one(count);
+                None
+            }
+        }
+    }
+
+    /// Runs `read` on a fresh value, or says what else there is, with the hash. Counts hits only.
+    #[inline]
+    pub(crate) fn with_fresh<Q, R, F>(&self, key: &Q, read: F) -> Result<R, (u64, Look<K, V>, F)>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq,
+        F: FnOnce(&V) -> R,
+    {
+        let shared = &*self.shared;
+        let hash = shared.hasher.hash_one(key);
+        if shared.rules.has_front
+            && let Some(mut lease) = local::lease::<K, V>(shared.id)
+            && let Some(front) = lease.front()
+        {
+            let stamp = shared.store.stamp(hash).current();
+            if let Some(value) = front
+                .find(hash, key, stamp, shared.time.at_hand())
+                .and_then(|at| front.value(at))
+            {
+                shared.counters.one(Count::Hits);
+                return Ok(read(value));
+            }
+        }
+        self.with_fresh_shared(hash, key, read)
+    }
+
+    #[inline(never)]
+    fn with_fresh_shared<Q, R, F>(
+        &self,
+        hash: u64,
+        key: &Q,
+        read: F,
+    ) -> Result<R, (u64, Look<K, V>, F)>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq,
+        F: FnOnce(&V) -> R,
+    {
+        let shared = &*self.shared;
+        let (stamp, look) = shared.look(hash, key);
+        let Look::Fresh(entry) = look else {
+            return Err((hash, look, read));
+        };
+        let Some(value) = entry.value() else {
+            return Err((hash, Look::Nothing, read));
+        };
+        shared.counters.one(Count::Hits);
+        let result = read(value);
+        if shared.rules.has_front
+            && let Some(mut lease) = local::lease::<K, V>(shared.id)
+            && let Some(front) = lease.front()
+        {
+            // Under the stamp that was read before the entry was fetched, whatever `read` has done meanwhile.
+            let (_, old) = front.keep(Arc::clone(&entry), stamp, shared.safe_until(&entry));
+            drop(lease);
+            drop(old);
+        }
+        Ok(result)
+    }
+
+    /// Whether there is a value for a key, stale ones included. Counts nothing and tells the policy nothing.
+    pub fn contains<Q>(&self, key: &Q) -> bool
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq,
+    {
+        let shared = &*self.shared;
+        shared
+            .store
+            .get(shared.hasher.hash_one(key))
+            .is_some_and(|entry| {
+                entry.key.borrow() == key
+                    && entry.value().is_some()
+                    && shared.judge(&entry) != Freshness::Ended
+            })
+    }
+
+    /// Puts a value in, in the place of what was there. A computation under way for the key is not kept when it ends.
+    pub fn insert(&self, key: K, value: V) {
+        self.insert_nanos(key, value, self.shared.rules.ttl);
+    }
+
+    /// The same with a TTL of its own. A TTL of zero invalidates the key.
+    pub fn insert_with_ttl(&self, key: K, value: V, ttl: Duration) {
+        if ttl.is_zero() {
+            self.invalidate(&key);
+        } else {
+            self.insert_nanos(key, value, crate::builder::as_nanos(ttl));
+        }
+    }
+
+    fn insert_nanos(&self, key: K, value: V, ttl: u64) {
+        let hash = self.shared.hasher.hash_one(&key);
+        self.shared.put(self.shared.entry(key, hash, value, ttl));
+    }
+
+    /// Takes a key out. Returns whether there was an entry, be it a value or a cached error. A computation under way for the key is not
+    /// kept when it ends.
+    pub fn invalidate<Q>(&self, key: &Q) -> bool
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq,
+    {
+        self.invalidate_entry(key, |_| true)
+    }
+
+    /// Takes a key out if `matches` says so of its value. A computation under way for the key is not kept either way.
+    pub fn invalidate_if<Q>(&self, key: &Q, matches: impl Fn(&V) -> bool) -> bool
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq,
+    {
+        self.invalidate_entry(key, |entry| entry.value().is_some_and(&matches))
+    }
+
+    fn invalidate_entry<Q>(&self, key: &Q, matches: impl Fn(&Entry<K, V>) -> bool) -> bool
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq,
+    {
+        let shared = &*self.shared;
+        let hash = shared.hasher.hash_one(key);
+        loop {
+            // Compared outside of the lock; if the entry was replaced meanwhile, the new one is looked at.
+            let held = shared.store.get(hash);
+            let ours = held.filter(|entry| entry.key.borrow() == key && matches(entry));
+            let taken = shared
+                .store
+                .take(hash, |held| ours.as_ref().is_some_and(|ours| Arc::ptr_eq(ours, held)));
+            match (ours, taken) {
+                (Some(_), None) => {}
+                (None, _) => return false,
+                (Some(_), Some(_)) => {
+                    shared.evictor.took(hash);
+                    return true;
+                }
+            }
+        }
+    }
+
+    /// Takes out every value for which `matches` says so, and returns how many. Linear in the number of entries; what is inserted meanwhile may be missed.
+    pub fn invalidate_where(&self, mut matches: impl FnMut(&K, &V) -> bool) -> usize {
+        self.take_where(|entry| entry.value().is_some_and(|value| matches(&entry.key, value)))
+    }
+
+    /// Takes out what has ended, and returns how many. Linear in the number of entries. [`CacheManager`](crate::CacheManager) does it in the background.
+    pub fn cleanup_expired(&self) -> usize {
+        let shared = &*self.shared;
+        let now = shared.precise();
+        let idle = shared.rules.idle;
+        let mut count = 0;
+        for index in 0..shared.store.shard_count() {
+            for entry in shared.store.entries(index) {
+                if entry.freshness(now, idle) == Freshness::Ended
+                    && let Some(taken) = shared.store.take_ended(&entry)
+                {
+                    shared.evictor.took(taken.hash);
+                    count += 1;
+                }
+            }
+        }
+        shared.evictor.settle();
+        count
+    }
+
+    fn take_where(&self, mut matches: impl FnMut(&Entry<K, V>) -> bool) -> usize {
+        let shared = &*self.shared;
+        let mut count = 0;
+        for index in 0..shared.store.shard_count() {
+            for entry in shared.store.entries(index) {
+                count += usize::from(matches(&entry) && shared.take(&entry));
+            }
+        }
+        count
+    }
+
+    /// Takes everything out. Computations under way are not kept when they end.
+    pub fn clear(&self) {
+        let shared = &*self.shared;
+        for index in 0..shared.store.shard_count() {
+            for entry in shared.store.drain(index) {
+                shared.evictor.took(entry.hash);
+            }
+        }
+    }
+
+    /// How many entries are held: also ended ones that nobody has met yet, and cached errors.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.shared.store.len()
+    }
+
+    /// Whether no entry is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What the entries held weigh.
+    #[must_use]
+    pub fn weight(&self) -> u64 {
+        self.shared.store.weight()
+    }
+
+    /// The capacity it was made with.
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        self.shared.rules.capacity
+    }
+
+    /// The policy in force: of an adaptive cache the one chosen last.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        match self.shared.evictor.kind() {
+            crate::policy::Kind::TinyLfu => Policy::TinyLfu,
+            crate::policy::Kind::Lru => Policy::Lru,
+        }
+    }
+
+    /// What the cache has done so far. One load per thread and count.
+    #[must_use]
+    pub fn stats(&self) -> CacheStats {
+        CacheStats {
+            evictions: self.shared.store.evictions(),
+            policy_switches: self.shared.evictor.switches(),
+            len: self.len(),
+            weight: self.weight(),
+            ..self.shared.counters.read()
+        }
+    }
+}
+
+impl<K, V, S, T> Clone for TtlCache<K, V, S, T> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl<K, V, S, T> fmt::Debug for TtlCache<K, V, S, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TtlCache")
+            .field("capacity", &self.shared.rules.capacity)
+            .field("len", &self.shared.store.len())
+            .field("evictor", &self.shared.evictor)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Ends a computation without a word.
+pub(crate) fn abandon<K, V, S, T>(shared: &Shared<K, V, S, T>, flight: &Arc<Flight<K, V>>, hash: u64) {
+    shared.counters.one(Count::Abandoned);
+    shard::abandon(&shared.store, flight, hash);
+}

@@ -1,0 +1,448 @@
+//! One computation per key, however many ask at once.
+//!
+//! Who misses joins the flight of the key's hash, or begins one and leads it. The leader looks into the table a second time, since
+//! another flight may have landed between its miss and its joining; then computes with nothing locked, puts the
+//! value in and settles the flight. A leader that panics or is cancelled abandons the flight, and every follower starts over:
+//! the first of them leads.
+
+use crate::background;
+use crate::cache::{Look, Shared, TtlCache, abandon};
+use crate::depth;
+use crate::entry::{Entry, Failure};
+use crate::flight::{Flight, Follower, Outcome};
+use crate::shard::Joined;
+use crate::stats::Count;
+use crate::time::Time;
+use std::borrow::Borrow;
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::hash::{BuildHasher, Hash};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// A refresh that failed is tried again after so long, unless `negative_ttl` says otherwise: a second.
+const RETRY_NANOS: u64 = 1_000_000_000;
+
+/// The right and duty to compute.
+struct Lead<K, V, S, T>
+where
+    K: Send + Sync + 'static,
+    V: Send + Sync + 'static,
+    T: Time,
+{
+    shared: Arc<Shared<K, V, S, T>>,
+    flight: Arc<Flight<K, V>>,
+    hash: u64,
+    is_landed: bool,
+}
+
+/// What one who found nothing does.
+enum Begin<K, V, S, T>
+where
+    K: Send + Sync + 'static,
+    V: Send + Sync + 'static,
+    T: Time,
+{
+    /// Computes for all, unless the entry that the table holds by now will do.
+    Lead(Lead<K, V, S, T>, Option<Arc<Entry<K, V>>>),
+    /// Waits.
+    Follow(Follower<K, V>),
+    /// Computes for itself: it is inside a computation, there are too many waiters, or another key of the same hash is being computed.
+    Alone,
+}
+
+impl<K, V, S, T> Lead<K, V, S, T>
+where
+    K: Clone + Send + Sync + 'static,
+    V: Send + Sync + 'static,
+    T: Time,
+{
+    /// Keeps a value, gives it to all who wait, and gives it back.
+    fn finish(mut self, value: V) -> V
+    where
+        V: Clone,
+    {
+        let shared = Arc::clone(&self.shared);
+        let result = value.clone();
+        let entry = shared.entry(self.flight.key.clone(), self.hash, value, shared.rules.ttl);
+        self.is_landed = true;
+        shared.land(&self.flight, &entry, Outcome::Value(Arc::clone(&entry)));
+        result
+    }
+
+    /// The same where nobody asks for the value.
+    fn finish_unseen(mut self, value: V) {
+        let shared = Arc::clone(&self.shared);
+        let entry = shared.entry(self.flight.key.clone(), self.hash, value, shared.rules.ttl);
+        self.is_landed = true;
+        shared.land(&self.flight, &entry, Outcome::Value(Arc::clone(&entry)));
+    }
+
+    /// Gives a failure to all who wait; keeps it for the negative TTL if there is one and `is_kept`.
+    fn fail(mut self, failure: Failure, is_kept: bool) {
+        let shared = Arc::clone(&self.shared);
+        shared.counters.one(Count::Failures);
+        let entry = shared.rules.negative_ttl.filter(|_| is_kept).map(|ttl| {
+            let key = self.flight.key.clone();
+            shared.failed_entry(key, self.hash, Arc::clone(&failure), ttl)
+        });
+        self.is_landed = true;
+        let outcome = Outcome::Failed(failure);
+        if let Some(entry) = entry {
+            shared.land(&self.flight, &entry, outcome);
+        } else {
+            shared.store.land(&self.flight, self.hash, None);
+            self.flight.settle(outcome);
+        }
+    }
+
+    /// What it leads to is there already: whoever follows looks again.
+    fn cede(mut self) {
+        self.is_landed = true;
+        self.shared.store.land(&self.flight, self.hash, None);
+        self.flight.settle(Outcome::Abandoned);
+    }
+}
+
+impl<K, V, S, T> Drop for Lead<K, V, S, T>
+where
+    K: Send + Sync + 'static,
+    V: Send + Sync + 'static,
+    T: Time,
+{
+    fn drop(&mut self) {
+        if !self.is_landed {
+            abandon(&self.shared, &self.flight, self.hash);
+        }
+    }
+}
+
+/// What to do about a miss or a stale value, after the look.
+enum Step<K, V, S, T, E>
+where
+    K: Send + Sync + 'static,
+    V: Send + Sync + 'static,
+    T: Time,
+{
+    Value(Arc<Entry<K, V>>),
+    Error(Arc<E>),
+    /// Compute; while a stale value may be served, an error falls back to it.
+    Compute(Option<Lead<K, V, S, T>>, Option<Arc<Entry<K, V>>>),
+    Wait(Follower<K, V>),
+    Again,
+}
+
+impl<K, V, S, T> TtlCache<K, V, S, T>
+where
+    K: Clone + Hash + Eq + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    S: BuildHasher + Send + Sync + 'static,
+    T: Time,
+{
+    /// The value of a key; computed by `compute` if there is none, once for all who ask meanwhile.
+    ///
+    /// | when | then |
+    /// |---|---|
+    /// | others compute this key | the caller blocks until they have, and gets their value |
+    /// | `compute` panics | the panic goes on in this caller; exactly one of those who wait computes next, with its own `compute` |
+    /// | the key is invalidated meanwhile | callers from before get the value, it is not kept, and later callers compute anew |
+    /// | called inside of a computation, of this cache or another | it never waits: a key that others compute is computed here too, and not kept |
+    /// | more than 65 536 wait already | the same |
+    /// | stale, within the window | see [`stale_while_revalidate`](crate::CacheBuilder::stale_while_revalidate) |
+    ///
+    /// A computation that never ends holds up those who ask for its key, and no others.
+    pub fn get_or_compute<Q>(&self, key: &Q, compute: impl FnOnce() -> V) -> V
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq + ToOwned<Owned = K>,
+    {
+        match self.try_get_or_compute(key, || Ok::<V, Infallible>(compute())) {
+            Ok(value) => value,
+            Err(never) => match *never {},
+        }
+    }
+
+    /// [`get_or_compute`](Self::get_or_compute) for a computation that may fail. Its error goes to all who wait, as it is; with a
+    /// [`negative_ttl`](crate::CacheBuilder::negative_ttl) also to those who ask within that time.
+    ///
+    /// One who asks with another type of error than that of the computation it waits for cannot be given it, and computes next.
+    ///
+    /// # Errors
+    /// What `compute` returned. While a stale value may be served, that is served instead.
+    pub fn try_get_or_compute<Q, E>(
+        &self,
+        key: &Q,
+        compute: impl FnOnce() -> Result<V, E>,
+    ) -> Result<V, Arc<E>>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq + ToOwned<Owned = K>,
+        E: Send + Sync + 'static,
+    {
+        let (hash, mut look) = match self.with_fresh(key, V::clone) {
+            Ok(value) => return Ok(value),
+            Err((hash, look, _)) => (hash, look),
+        };
+        let mut is_first = true;
+        loop {
+            match self.step::<Q, E>(hash, key, look, is_first) {
+                Step::Value(entry) => {
+                    if let Some(value) = entry.value() {
+                        return Ok(value.clone());
+                    }
+                }
+                Step::Error(error) => return Err(error),
+                Step::Compute(lead, stale) => {
+                    self.shared.counters.one(Count::Computations);
+                    let inside = depth::enter();
+                    let computed = compute();
+                    drop(inside);
+                    return finish(lead, stale, computed);
+                }
+                Step::Wait(follower) => {
+                    if let Some(result) = settled(follower.wait()) {
+                        return result;
+                    }
+                }
+                Step::Again => {}
+            }
+            is_first = false;
+            look = self.shared.look(hash, key).1;
+        }
+    }
+
+    /// [`get_or_compute`](Self::get_or_compute) for a task: it waits without blocking the thread, for computations of threads and of tasks alike.
+    ///
+    /// When the future is dropped before it is ready, exactly one of those who wait computes next. A computation that awaits another task which asks for the same
+    /// key cannot be recognised, and waits for itself.
+    pub async fn get_or_compute_async<Q, F>(&self, key: &Q, compute: impl FnOnce() -> F) -> V
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq + ToOwned<Owned = K>,
+        F: Future<Output = V>,
+    {
+        let compute = || async { Ok::<V, Infallible>(compute().await) };
+        match self.try_get_or_compute_async(key, compute).await {
+            Ok(value) => value,
+            Err(never) => match *never {},
+        }
+    }
+
+    /// [`try_get_or_compute`](Self::try_get_or_compute) for a task.
+    ///
+    /// # Errors
+    /// What `compute` returned. While a stale value may be served, that is served instead.
+    pub async fn try_get_or_compute_async<Q, E, F>(
+        &self,
+        key: &Q,
+        compute: impl FnOnce() -> F,
+    ) -> Result<V, Arc<E>>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq + ToOwned<Owned = K>,
+        E: Send + Sync + 'static,
+        F: Future<Output = Result<V, E>>,
+    {
+        let (hash, mut look) = match self.with_fresh(key, V::clone) {
+            Ok(value) => return Ok(value),
+            Err((hash, look, _)) => (hash, look),
+        };
+        let mut is_first = true;
+        loop {
+            match self.step::<Q, E>(hash, key, look, is_first) {
+                Step::Value(entry) => {
+                    if let Some(value) = entry.value() {
+                        return Ok(value.clone());
+                    }
+                }
+                Step::Error(error) => return Err(error),
+                Step::Compute(lead, stale) => {
+                    self.shared.counters.one(Count::Computations);
+                    let inside = depth::enter();
+                    let mut future = pin!(compute());
+                    drop(inside);
+                    let computed = poll_fn(|context| {
+                        let _inside = depth::enter();
+                        future.as_mut().poll(context)
+                    });
+                    let computed = computed.await;
+                    return finish(lead, stale, computed);
+                }
+                Step::Wait(follower) => {
+                    if let Some(result) = settled(follower.await) {
+                        return result;
+                    }
+                }
+                Step::Again => {}
+            }
+            is_first = false;
+            look = self.shared.look(hash, key).1;
+        }
+    }
+
+    fn step<Q, E>(
+        &self,
+        hash: u64,
+        key: &Q,
+        look: Look<K, V>,
+        is_first: bool,
+    ) -> Step<K, V, S, T, E>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq + ToOwned<Owned = K>,
+        E: Send + Sync + 'static,
+    {
+        let counters = &self.shared.counters;
+        match look {
+            Look::Fresh(entry) => {
+                counters.one(Count::Hits);
+                return Step::Value(entry);
+            }
+            Look::Stale(entry) => {
+                counters.one(Count::StaleHits);
+                return self.revalidate(hash, key, entry);
+            }
+            Look::Failed(failure) => {
+                if let Ok(error) = failure.downcast::<E>() {
+                    counters.one(Count::NegativeHits);
+                    return Step::Error(error);
+                }
+            }
+            Look::Nothing => {}
+        }
+        if is_first {
+            counters.one(Count::Misses);
+        }
+        match self.begin(hash, key) {
+            Begin::Follow(follower) => Step::Wait(follower),
+            Begin::Alone => Step::Compute(None, None),
+            Begin::Lead(lead, None) => Step::Compute(Some(lead), None),
+            Begin::Lead(lead, Some(entry)) => match self.shared.classify(entry, key) {
+                Look::Fresh(_) | Look::Stale(_) => {
+                    lead.cede();
+                    Step::Again
+                }
+                Look::Failed(failure) if failure.is::<E>() => {
+                    lead.cede();
+                    Step::Again
+                }
+                Look::Failed(_) | Look::Nothing => Step::Compute(Some(lead), None),
+            },
+        }
+    }
+
+    /// Somebody computes a stale value anew; everybody else gets it as it is.
+    fn revalidate<Q, E>(
+        &self,
+        hash: u64,
+        key: &Q,
+        stale: Arc<Entry<K, V>>,
+    ) -> Step<K, V, S, T, E>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq + ToOwned<Owned = K>,
+    {
+        let now = self.shared.precise();
+        if now < stale.retry_at.load(Ordering::Relaxed) || self.shared.store.flight(hash).is_some()
+        {
+            return Step::Value(stale);
+        }
+        let Begin::Lead(lead, held) = self.begin(hash, key) else {
+            return Step::Value(stale);
+        };
+        if !held.is_some_and(|held| Arc::ptr_eq(&held, &stale)) {
+            // Replaced or gone meanwhile.
+            lead.cede();
+            return Step::Value(stale);
+        }
+        let pause = self.shared.rules.negative_ttl.unwrap_or(RETRY_NANOS);
+        stale.retry_at.store(now.saturating_add(pause), Ordering::Relaxed);
+        let Some(loader) = self.shared.loader.clone() else {
+            return Step::Compute(Some(lead), Some(stale));
+        };
+        background::submit(Box::new(move || {
+            lead.shared.counters.one(Count::Computations);
+            let inside = depth::enter();
+            let value = loader(&lead.flight.key);
+            drop(inside);
+            match value {
+                Some(value) => lead.finish_unseen(value),
+                None => lead.fail(Arc::new(Unavailable), false),
+            }
+        }));
+        Step::Value(stale)
+    }
+
+    fn begin<Q>(&self, hash: u64, key: &Q) -> Begin<K, V, S, T>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq + ToOwned<Owned = K>,
+    {
+        let shared = &self.shared;
+        let under_way = match shared.store.flight(hash) {
+            Some(under_way) => under_way,
+            None => {
+                let flight = Arc::new(Flight::new(key.to_owned()));
+                match shared.store.join(hash, &flight) {
+                    Joined::Lead(flight, held) => {
+                        let lead = Lead {
+                            shared: Arc::clone(shared),
+                            flight,
+                            hash,
+                            is_landed: false,
+                        };
+                        return Begin::Lead(lead, held);
+                    }
+                    Joined::Under(under_way) => under_way,
+                }
+            }
+        };
+        if depth::is_inside() || under_way.key.borrow() != key {
+            return Begin::Alone;
+        }
+        under_way.try_enter().map_or(Begin::Alone, Begin::Follow)
+    }
+}
+
+/// The error of a refresh that said no.
+#[derive(Debug)]
+struct Unavailable;
+
+/// What a follower gets; `None` if it must ask again, because nobody computed or the error is of another type.
+fn settled<K, V: Clone, E: Send + Sync + 'static>(
+    outcome: Outcome<K, V>,
+) -> Option<Result<V, Arc<E>>> {
+    match outcome {
+        Outcome::Value(entry) => entry.value().cloned().map(Ok),
+        Outcome::Failed(failure) => failure.downcast::<E>().ok().map(Err),
+        Outcome::Abandoned => None,
+    }
+}
+
+/// Ends a computation that has returned.
+fn finish<K, V, S, T, E>(
+    lead: Option<Lead<K, V, S, T>>,
+    stale: Option<Arc<Entry<K, V>>>,
+    computed: Result<V, E>,
+) -> Result<V, Arc<E>>
+where
+    K: Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    T: Time,
+    E: Send + Sync + 'static,
+{
+    match (computed, lead) {
+        (Ok(value), Some(lead)) => Ok(lead.finish(value)),
+        (Ok(value), None) => Ok(value),
+        (Err(error), lead) => {
+            let error = Arc::new(error);
+            if let Some(lead) = lead {
+                lead.fail(Arc::clone(&error) as Failure, stale.is_none());
+            }
+            // Better an old answer than none, while it is allowed.
+            let fallback = stale.as_ref().and_then(|stale| stale.value().cloned());
+            fallback.map_or(Err(error), Ok)
+        }
+    }
+}

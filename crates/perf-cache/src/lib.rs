@@ -1,0 +1,53 @@
+#![doc = include_str!("../README.md")]
+#![cfg_attr(
+    feature = "document-features",
+    doc = "## Feature flags of this version"
+)]
+#![cfg_attr(feature = "document-features", doc = document_features::document_features!())]
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+mod background;
+mod builder;
+mod cache;
+mod compute;
+mod decisions;
+mod depth;
+mod entry;
+mod error;
+mod flight;
+mod front;
+mod local;
+mod manager;
+#[cfg(feature = "metrics")]
+mod metrics;
+mod peers;
+mod placement;
+mod policy;
+mod primitive;
+mod reader;
+mod shadow;
+mod shard;
+mod stats;
+mod summary;
+mod time;
+mod value;
+
+pub use builder::CacheBuilder;
+pub use cache::TtlCache;
+pub use decisions::PlacementDecisionCache;
+pub use error::CacheError;
+pub use local::FRONT_PLACES;
+pub use manager::{CACHES_MAX, CacheManager, CleanupTask, Managed};
+#[cfg(feature = "metrics")]
+pub use metrics::CacheMetrics;
+pub use peers::PeerConnectionCache;
+pub use perf_atomics::DefaultHasher;
+pub use placement::{
+    AVOID_MAX, LABELS_MAX, Label, NODES_MAX, NodeCapacity, PlacementIndex, Requirements, Strategy,
+};
+pub use policy::Policy;
+pub use reader::CacheReader;
+pub use stats::CacheStats;
+pub use summary::{ResourceSummary, ResourceSummaryCache};
+pub use time::{CoarseTime, ManualTime, PreciseTime, Time};
+pub use value::{CachedValue, ValueBuilder, ValueReader};

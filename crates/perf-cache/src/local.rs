@@ -1,0 +1,100 @@
+//! The fronts of a thread, for reads through a shared cache.
+//!
+//! A front is taken out of its slot while it is used, so nothing is borrowed when keys are compared or values are read, cloned and dropped.
+//! A read within such a read finds the slot empty and goes to the shared table.
+
+use crate::front::Front;
+use std::any::Any;
+use std::cell::Cell;
+
+/// How many values of a cache each thread keeps at hand: room for a node's few dozen hot keys, in 2 KiB.
+pub const FRONT_PLACES: usize = 64;
+
+/// How many caches have a front on a thread at once. Those whose ids share their lowest bits take turns.
+const SLOTS: usize = 8;
+/// Reads of other caches that a slot's cache survives, so that two in turn do not make a new front at each read.
+const EVICT_AFTER: u32 = 1024;
+
+struct Slot {
+    /// The cache whose front is or belongs here; zero is none.
+    cache: Cell<u64>,
+    front: Cell<Option<Box<dyn Any>>>,
+    pressure: Cell<u32>,
+}
+
+thread_local! {
+    static SLOTS_OF_THREAD: [Slot; SLOTS] = const {
+        [const { Slot { cache: Cell::new(0), front: Cell::new(None), pressure: Cell::new(0) } }; SLOTS]
+    };
+}
+
+/// A front that is out of its slot; goes back when dropped.
+pub(crate) struct Lease<K: 'static, V: 'static> {
+    cache: u64,
+    /// Taken only by `drop`.
+    front: Option<Box<dyn Any>>,
+    types: std::marker::PhantomData<(K, V)>,
+}
+
+/// This thread's front of a cache. `None` while it is out, in another cache's slot, or at the end of the thread.
+#[inline]
+pub(crate) fn lease<K: 'static, V: 'static>(cache: u64) -> Option<Lease<K, V>> {
+    let front = SLOTS_OF_THREAD
+        .try_with(|slots| {
+            let slot = &slots[cache as usize % SLOTS];
+            (slot.cache.get() == cache).then(|| slot.front.take())
+        })
+        .ok()?;
+    let front = match front {
+        Some(front) => front?,
+        None => claim::<K, V>(cache)?,
+    };
+    Some(Lease {
+        cache,
+        front: Some(front),
+        types: std::marker::PhantomData,
+    })
+}
+
+#[cold]
+fn claim<K: 'static, V: 'static>(cache: u64) -> Option<Box<dyn Any>> {
+    let replaced = SLOTS_OF_THREAD
+        .try_with(|slots| {
+            let slot = &slots[cache as usize % SLOTS];
+            if slot.cache.get() != 0 && slot.pressure.get() < EVICT_AFTER {
+                slot.pressure.set(slot.pressure.get() + 1);
+                return None;
+            }
+            slot.pressure.set(0);
+            slot.cache.set(cache);
+            Some(slot.front.take())
+        })
+        .ok()??;
+    // The other cache's values: code of the user.
+    drop(replaced);
+    Some(Box::new(Front::<K, V, FRONT_PLACES>::new()))
+}
+
+impl<K, V> Lease<K, V> {
+    #[inline]
+    pub(crate) fn front(&mut self) -> Option<&mut Front<K, V, FRONT_PLACES>> {
+        self.front.as_mut()?.downcast_mut()
+    }
+}
+
+impl<K, V> Drop for Lease<K, V> {
+    #[inline]
+    fn drop(&mut self) {
+        let front = self.front.take();
+        let cache = self.cache;
+        let replaced = SLOTS_OF_THREAD.try_with(|slots| {
+            let slot = &slots[cache as usize % SLOTS];
+            if slot.cache.get() == cache {
+                slot.front.replace(front)
+            } else {
+                front
+            }
+        });
+        drop(replaced);
+    }
+}

@@ -1,0 +1,10 @@
+//! Which nodes fit a VM, and which is best.
+
+mod block;
+mod index;
+mod labels;
+mod requirements;
+
+pub use index::{NODES_MAX, NodeCapacity, PlacementIndex};
+pub use labels::{LABELS_MAX, Label};
+pub use requirements::{AVOID_MAX, Requirements, Strategy};

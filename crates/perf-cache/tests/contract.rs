@@ -1,0 +1,590 @@
+//! What the public interface promises, one thread.
+
+use perf_cache::{
+    CacheError, CachedValue, FRONT_PLACES, ManualTime, Policy, PreciseTime, TtlCache,
+};
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+const SECOND: Duration = Duration::from_secs(1);
+const CENTURIES: Duration = Duration::from_secs(60 * 60 * 24 * 365 * 500);
+
+fn plain(capacity: u64) -> TtlCache<u64, u64> {
+    TtlCache::builder(capacity).build().unwrap()
+}
+
+type Timed = TtlCache<u64, u64, perf_cache::DefaultHasher, ManualTime>;
+
+#[test]
+fn settings_out_of_their_limits_are_refused_by_name() {
+    let refused = |builder: perf_cache::CacheBuilder<u64, u64>| builder.build().unwrap_err();
+    assert!(matches!(
+        refused(TtlCache::builder(0)),
+        CacheError::ZeroCapacity
+    ));
+    for (setting, error) in [
+        ("ttl", refused(TtlCache::builder(1).ttl(Duration::ZERO))),
+        ("idle", refused(TtlCache::builder(1).idle(Duration::ZERO))),
+        (
+            "stale_while_revalidate",
+            refused(TtlCache::builder(1).stale_while_revalidate(Duration::ZERO)),
+        ),
+        (
+            "negative_ttl",
+            refused(TtlCache::builder(1).negative_ttl(Duration::ZERO)),
+        ),
+    ] {
+        assert!(error.to_string().contains(setting), "{error}");
+    }
+    for share in [-0.1, 0.91, f64::NAN] {
+        let error = refused(TtlCache::builder(1).jitter(share));
+        assert!(error.to_string().contains("0.0 to 0.9"), "{error}");
+    }
+}
+
+#[test]
+fn a_value_lives_exactly_as_long_as_its_ttl_with_any_lag_of_the_clock() {
+    for lag in [Duration::ZERO, Duration::from_millis(50), 10 * SECOND] {
+        let time = ManualTime::with_lag(lag);
+        time.advance(100 * SECOND);
+        let cache: Timed = TtlCache::builder(10)
+            .ttl(60 * SECOND)
+            .time(time.clone())
+            .build()
+            .unwrap();
+        let mut reader = cache.reader();
+        cache.insert(1, 10);
+        let last = 60 * SECOND - Duration::from_nanos(1);
+        for step in [SECOND, 49 * SECOND, last - 50 * SECOND] {
+            time.advance(step);
+            assert_eq!((cache.get(&1), reader.get(&1)), (Some(10), Some(&10)));
+        }
+        time.advance(Duration::from_nanos(1));
+        assert_eq!(reader.get(&1), None, "lag {lag:?}");
+        assert_eq!(cache.get(&1), None, "lag {lag:?}");
+    }
+}
+
+#[test]
+fn a_ttl_of_centuries_and_none_at_all_do_not_end() {
+    for builder in [TtlCache::builder(2), TtlCache::builder(2).ttl(Duration::MAX)] {
+        let time = ManualTime::new();
+        let cache: Timed = builder
+            .stale_while_revalidate(Duration::MAX)
+            .idle(Duration::MAX)
+            .time(time.clone())
+            .build()
+            .unwrap();
+        cache.insert(1, 1);
+        cache.insert_with_ttl(2, 2, CENTURIES);
+        time.advance(CENTURIES - SECOND);
+        assert_eq!((cache.get(&1), cache.get(&2)), (Some(1), Some(2)));
+    }
+}
+
+#[test]
+fn a_ttl_of_its_own_and_one_of_zero() {
+    let time = ManualTime::new();
+    let cache: Timed = TtlCache::builder(10).ttl(10 * SECOND).time(time.clone()).build().unwrap();
+    cache.insert_with_ttl(1, 1, 20 * SECOND);
+    time.advance(15 * SECOND);
+    assert_eq!(cache.get(&1), Some(1));
+    cache.insert_with_ttl(1, 2, Duration::ZERO);
+    assert_eq!(cache.get(&1), None);
+}
+
+#[test]
+fn jitter_only_shortens_and_spreads() {
+    let time = ManualTime::new();
+    let cache: Timed = TtlCache::builder(1000)
+        .ttl(100 * SECOND)
+        .jitter(0.5)
+        .time(time.clone())
+        .build()
+        .unwrap();
+    (0..1000).for_each(|key| cache.insert(key, key));
+    let alive = || (0..1000).filter(|key| cache.contains(key)).count();
+    time.advance(49 * SECOND);
+    assert_eq!(alive(), 1000);
+    time.advance(26 * SECOND);
+    let half = alive();
+    assert!((400..600).contains(&half), "{half} of 1000 outlived half of the jitter");
+    time.advance(25 * SECOND);
+    assert_eq!(alive(), 0);
+}
+
+#[test]
+fn what_nobody_reads_ends_and_what_is_read_stays() {
+    let time = ManualTime::new();
+    let cache: Timed = TtlCache::builder(10).idle(8 * SECOND).time(time.clone()).build().unwrap();
+    let mut reader = cache.reader();
+    cache.insert(1, 1);
+    cache.insert(2, 2);
+    cache.insert(3, 3);
+    for _ in 0..20 {
+        time.advance(SECOND);
+        assert_eq!((cache.get(&1), reader.get(&2)), (Some(1), Some(&2)));
+    }
+    assert_eq!(cache.get(&3), None);
+    time.advance(8 * SECOND);
+    assert_eq!((cache.get(&1), reader.get(&2)), (None, None));
+}
+
+#[test]
+fn weights_fill_the_capacity_and_what_is_too_heavy_is_not_kept() {
+    let cache: TtlCache<u64, u32> = TtlCache::builder(1000)
+        .weigher(|_, weight: &u32| *weight)
+        .policy(Policy::Lru)
+        .build()
+        .unwrap();
+    cache.insert(1, 0);
+    assert_eq!(cache.weight(), 1);
+    cache.insert(1, 400);
+    assert_eq!(cache.weight(), 400);
+    // The former value is outdated, even though the new one is not kept.
+    cache.insert(1, 1001);
+    assert_eq!((cache.get(&1), cache.weight()), (None, 0));
+    assert_eq!(cache.get_or_compute(&2, || u32::MAX), u32::MAX);
+    assert_eq!(cache.get(&2), None);
+    assert_eq!(cache.stats().rejected, 2);
+    for key in 10..500 {
+        cache.insert(key, 90);
+        assert!(cache.weight() <= 1000 + 1000 / 32 + 16 + 90, "{}", cache.weight());
+    }
+    cache.cleanup_expired();
+    assert!(cache.weight() <= 1000);
+    assert!(cache.stats().evictions > 400);
+}
+
+#[test]
+fn a_cache_of_one_place_works() {
+    for policy in [Policy::Adaptive, Policy::Lru, Policy::TinyLfu] {
+        let cache: TtlCache<u64, u64> = TtlCache::builder(1).policy(policy).build().unwrap();
+        for key in 0..1000 {
+            assert_eq!(cache.get_or_compute(&key, || key + 1), key + 1);
+            assert!(cache.len() <= 18, "{}", cache.len());
+        }
+        cache.cleanup_expired();
+        assert!(cache.len() <= 1);
+    }
+}
+
+#[test]
+fn changes_are_seen_at_once_through_every_way_of_reading() {
+    let cache = plain(1000);
+    let mut reader = cache.reader();
+    for key in 0..200 {
+        cache.insert(key, key);
+        assert_eq!((cache.get(&key), reader.get(&key).copied()), (Some(key), Some(key)));
+        cache.insert(key, key + 1);
+        assert_eq!((cache.get(&key), reader.get(&key).copied()), (Some(key + 1), Some(key + 1)));
+    }
+    assert!(cache.invalidate(&7));
+    assert!(!cache.invalidate(&7));
+    assert_eq!((cache.get(&7), reader.get(&7)), (None, None));
+    assert!(!cache.invalidate_if(&8, |value| *value == 0));
+    assert!(cache.invalidate_if(&8, |value| *value == 9));
+    assert_eq!((cache.get(&8), reader.get(&8)), (None, None));
+    assert_eq!(cache.invalidate_where(|key, _| key % 2 == 0), 99);
+    for key in 0..200 {
+        let expected = (key % 2 == 1 && key != 7).then_some(key + 1);
+        assert_eq!((cache.get(&key), reader.get(&key).copied()), (expected, expected));
+    }
+    cache.clear();
+    assert!(cache.is_empty());
+    assert_eq!((cache.get(&11), reader.get(&11)), (None, None));
+    assert_eq!(cache.weight(), 0);
+}
+
+#[test]
+fn keys_are_looked_up_by_what_they_borrow_as() {
+    let cache: TtlCache<String, usize> = TtlCache::builder(10).build().unwrap();
+    assert_eq!(cache.get_or_compute("node", || 4), 4);
+    assert_eq!(cache.with("node", |value| value + 1), Some(5));
+    assert_eq!(cache.reader().get("node"), Some(&4));
+    assert!(cache.contains("node"));
+    assert!(cache.invalidate("node"));
+}
+
+/// A hasher by which all keys are one.
+#[derive(Clone, Copy, Default)]
+struct Same;
+
+impl std::hash::Hasher for Same {
+    fn finish(&self) -> u64 {
+        7
+    }
+
+    fn write(&mut self, _: &[u8]) {}
+}
+
+impl std::hash::BuildHasher for Same {
+    type Hasher = Self;
+
+    fn build_hasher(&self) -> Self {
+        *self
+    }
+}
+
+#[test]
+fn keys_of_one_hash_are_never_mistaken_for_each_other() {
+    let cache: TtlCache<u64, u64, Same> = TtlCache::builder(100).build().unwrap();
+    let mut reader = cache.reader();
+    for key in 0..100 {
+        assert_eq!(cache.get_or_compute(&key, || key), key);
+        assert_eq!((cache.get(&key), reader.get(&key)), (Some(key), Some(&key)));
+        assert_eq!((cache.get(&(key + 1)), reader.get(&(key + 1))), (None, None));
+        assert!(!cache.invalidate(&(key + 1)));
+        assert_eq!(cache.get(&key), Some(key));
+    }
+    assert_eq!(cache.len(), 1);
+    // A computation of one key while another one of the hash is computed.
+    assert_eq!(cache.get_or_compute(&500, || cache.get_or_compute(&501, || 1) + 1), 2);
+}
+
+#[test]
+fn errors_are_shared_and_remembered_for_their_time() {
+    let time = ManualTime::new();
+    let cache: Timed = TtlCache::builder(10)
+        .negative_ttl(SECOND)
+        .time(time.clone())
+        .build()
+        .unwrap();
+    let attempts = Cell::new(0);
+    let attempt = || {
+        cache.try_get_or_compute(&1, || {
+            attempts.set(attempts.get() + 1);
+            if attempts.get() < 3 { Err(attempts.get()) } else { Ok(9) }
+        })
+    };
+    assert_eq!(*attempt().unwrap_err(), 1);
+    assert_eq!(*attempt().unwrap_err(), 1);
+    assert_eq!(cache.get(&1), None);
+    assert!(!cache.contains(&1));
+    // Another type of error, and a computation that cannot fail, are not held up.
+    assert_eq!(cache.try_get_or_compute(&1, || Ok::<_, String>(5)).unwrap(), 5);
+    assert!(cache.invalidate(&1));
+    assert_eq!(*attempt().unwrap_err(), 2);
+    time.advance(SECOND);
+    assert_eq!(attempt().unwrap(), 9);
+    let stats = cache.stats();
+    assert_eq!((stats.failures, stats.computations, stats.negative_hits), (2, 4, 2));
+}
+
+#[test]
+fn without_a_negative_ttl_each_call_computes() {
+    let cache = plain(10);
+    for attempt in 0..3 {
+        assert_eq!(*cache.try_get_or_compute(&1, || Err::<u64, _>(attempt)).unwrap_err(), attempt);
+    }
+    assert_eq!(cache.get_or_compute(&1, || 4), 4);
+}
+
+#[test]
+fn stale_values_are_served_while_one_caller_computes() {
+    let time = ManualTime::new();
+    let cache: Timed = TtlCache::builder(10)
+        .ttl(10 * SECOND)
+        .stale_while_revalidate(10 * SECOND)
+        .time(time.clone())
+        .build()
+        .unwrap();
+    cache.insert(1, 1);
+    time.advance(10 * SECOND);
+    assert_eq!(cache.get(&1), Some(1));
+    let mut reader = cache.reader();
+    assert_eq!(reader.get(&1), Some(&1));
+    // The one who computes sees what others see meanwhile.
+    let computed = cache.get_or_compute(&1, || {
+        assert_eq!(cache.get(&1), Some(1));
+        assert_eq!(cache.get_or_compute(&1, || unreachable!("it is being computed")), 1);
+        2
+    });
+    assert_eq!((computed, cache.get(&1), reader.get(&1)), (2, Some(2), Some(&2)));
+    // An error falls back to the stale value, and is not tried again at once.
+    time.advance(15 * SECOND);
+    assert_eq!(cache.try_get_or_compute(&1, || Err("down")).unwrap(), 2);
+    assert_eq!(cache.get_or_compute(&1, || unreachable!("it has failed just now")), 2);
+    time.advance(SECOND);
+    assert_eq!(cache.get_or_compute(&1, || 3), 3);
+    time.advance(20 * SECOND);
+    assert_eq!((cache.get(&1), reader.get(&1)), (None, None));
+    assert!(cache.stats().stale_hits >= 5);
+}
+
+#[test]
+fn stale_values_are_replaced_in_the_background() {
+    let time = ManualTime::new();
+    let loads = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&loads);
+    let cache: Timed = TtlCache::builder(10)
+        .ttl(10 * SECOND)
+        .stale_while_revalidate(10 * SECOND)
+        .refresh_with(move |key| {
+            assert_eq!(*key, 1);
+            match counted.fetch_add(1, Ordering::SeqCst) {
+                0 => None,
+                1 => panic!("a load that panics is one that failed"),
+                _ => Some(2),
+            }
+        })
+        .time(time.clone())
+        .build()
+        .unwrap();
+    cache.insert(1, 1);
+    time.advance(10 * SECOND);
+    let never = || unreachable!("nobody waits while there is a stale value");
+    let mut seen = cache.get_or_compute(&1, never);
+    let mut attempts = 0;
+    while seen == 1 {
+        // A failed attempt is followed by another a second later. Ends when the third has come; if it never did, the value would end.
+        let done = loads.load(Ordering::SeqCst);
+        let is_under_way = cache.stats().computations > (done as u64);
+        if !is_under_way && done > attempts {
+            attempts = done;
+            time.advance(SECOND);
+        }
+        std::thread::yield_now();
+        seen = cache.get_or_compute(&1, never);
+    }
+    assert_eq!(seen, 2);
+    assert_eq!(loads.load(Ordering::SeqCst), 3);
+}
+
+#[test]
+fn computations_that_use_the_same_cache_work() {
+    let cache = plain(100);
+    // Another key, the same key, and the key through a chain of others.
+    let sum = cache.get_or_compute(&1, || cache.get_or_compute(&2, || 2) + 1);
+    assert_eq!((sum, cache.get(&2)), (3, Some(2)));
+    let nested = cache.get_or_compute(&3, || cache.get_or_compute(&3, || 7) + 1);
+    assert_eq!((nested, cache.get(&3)), (8, Some(8)));
+    cache.get_or_compute(&4, || {
+        cache.insert(5, 5);
+        cache.invalidate(&4);
+        cache.clear();
+        cache.cleanup_expired();
+        0
+    });
+    // Invalidated meanwhile: not kept.
+    assert_eq!(cache.get(&4), None);
+    assert_eq!(cache.get_or_compute(&6, || { cache.insert(6, 1); 2 }), 2);
+    assert_eq!(cache.get(&6), Some(1));
+}
+
+/// A key and value whose every operation uses the cache.
+struct Nosy(u64, Option<TtlCache<Nosy, Nosy>>);
+
+impl Nosy {
+    fn look(&self) {
+        thread_local! {
+            static DEPTH: Cell<u32> = const { Cell::new(0) };
+        }
+        // What it looks at looks again: twice is enough.
+        if let Some(cache) = &self.1
+            && DEPTH.get() < 2
+        {
+            DEPTH.set(DEPTH.get() + 1);
+            cache.with(&Nosy(1_000_000, None), |_| ());
+            cache.contains(&Nosy(self.0, None));
+            cache.with(&Nosy(self.0, None), |_| ());
+            DEPTH.set(DEPTH.get() - 1);
+        }
+    }
+}
+
+impl PartialEq for Nosy {
+    fn eq(&self, other: &Self) -> bool {
+        self.look();
+        self.0 == other.0
+    }
+}
+
+impl Eq for Nosy {}
+
+impl std::hash::Hash for Nosy {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.look();
+        self.0.hash(state);
+    }
+}
+
+impl Clone for Nosy {
+    fn clone(&self) -> Self {
+        self.look();
+        Nosy(self.0, self.1.clone())
+    }
+}
+
+impl Drop for Nosy {
+    fn drop(&mut self) {
+        self.look();
+    }
+}
+
+#[test]
+fn code_of_the_user_may_use_the_cache_from_anywhere() {
+    let cache: TtlCache<Nosy, Nosy> = TtlCache::builder(20)
+        .policy(Policy::Lru)
+        .weigher(|key: &Nosy, _: &Nosy| {
+            key.look();
+            1
+        })
+        .build()
+        .unwrap();
+    let nosy = |key| Nosy(key, Some(cache.clone()));
+    let mut reader = cache.reader();
+    for round in 0..200 {
+        cache.insert(nosy(round), nosy(round));
+        cache.insert(nosy(round), nosy(round + 1));
+        let value = cache.get_or_compute(&nosy(round / 2), || nosy(3));
+        drop(value);
+        cache.with(&nosy(round), |value| value.look());
+        assert_eq!(reader.get(&nosy(round)).map(|value| value.0), Some(round + 1));
+        cache.invalidate(&nosy(round / 3));
+    }
+    cache.invalidate_where(|key, _| {
+        key.look();
+        key.0 % 2 == 0
+    });
+    cache.cleanup_expired();
+    drop(reader);
+    cache.clear();
+    assert!(cache.is_empty());
+}
+
+#[test]
+fn the_end_of_a_thread_may_use_the_cache() {
+    struct Late(TtlCache<u64, u64>);
+    impl Drop for Late {
+        fn drop(&mut self) {
+            assert_eq!(self.0.get(&1), Some(1));
+            assert_eq!(self.0.get_or_compute(&2, || 2), 2);
+            self.0.insert(3, 3);
+            self.0.invalidate(&4);
+        }
+    }
+    thread_local! {
+        static LATE: std::cell::RefCell<Option<Late>> = const { std::cell::RefCell::new(None) };
+    }
+    let cache = plain(10);
+    cache.insert(1, 1);
+    let of_thread = cache.clone();
+    std::thread::spawn(move || {
+        LATE.with(|late| *late.borrow_mut() = Some(Late(of_thread.clone())));
+        assert_eq!(of_thread.get(&1), Some(1));
+    })
+    .join()
+    .unwrap();
+    assert_eq!((cache.get(&2), cache.get(&3)), (Some(2), Some(3)));
+}
+
+#[test]
+fn a_front_pins_no_more_than_its_places() {
+    let cache: TtlCache<u64, Arc<()>> = TtlCache::builder(10_000).build().unwrap();
+    let mut reader = cache.reader_of::<128>();
+    let values: Vec<Arc<()>> = (0..2000).map(|_| Arc::new(())).collect();
+    for (key, value) in (0..).zip(&values) {
+        cache.insert(key, Arc::clone(value));
+        assert!(cache.get(&key).is_some());
+        assert!(reader.get(&key).is_some());
+    }
+    cache.clear();
+    let pinned = values.iter().filter(|value| Arc::strong_count(value) > 1).count();
+    assert!(pinned <= FRONT_PLACES + 128, "{pinned}");
+    assert!(pinned > 128, "the front keeps something: {pinned}");
+    drop(reader);
+    let pinned = values.iter().filter(|value| Arc::strong_count(value) > 1).count();
+    assert!(pinned <= FRONT_PLACES, "{pinned}");
+}
+
+#[test]
+fn without_a_front_nothing_is_pinned() {
+    let cache: TtlCache<u64, Arc<()>> = TtlCache::builder(100).front(false).build().unwrap();
+    let value = Arc::new(());
+    cache.insert(1, Arc::clone(&value));
+    assert!(cache.get(&1).is_some());
+    cache.invalidate(&1);
+    assert_eq!(Arc::strong_count(&value), 1);
+}
+
+#[test]
+fn many_caches_share_the_slots_of_a_thread() {
+    let caches: Vec<TtlCache<u64, u64>> = (0..40).map(|_| plain(10)).collect();
+    for round in 0..3000 {
+        for (index, cache) in caches.iter().enumerate() {
+            let key = round % 3;
+            let expected = key + index as u64;
+            assert_eq!(cache.get_or_compute(&key, || expected), expected);
+        }
+    }
+}
+
+#[test]
+fn statistics_add_up() {
+    let cache = plain(10);
+    let mut reader = cache.reader();
+    assert_eq!(cache.get(&1), None);
+    cache.get_or_compute(&1, || 1);
+    for _ in 0..10 {
+        cache.get(&1);
+        reader.get(&1);
+    }
+    drop(reader);
+    let stats = cache.stats();
+    assert_eq!((stats.hits, stats.misses, stats.computations), (20, 2, 1));
+    assert_eq!((stats.len, stats.weight), (1, 1));
+    assert_eq!(stats.hit_ratio(), Some(20.0 / 22.0));
+}
+
+#[test]
+fn one_value_has_all_of_it() {
+    let time = ManualTime::new();
+    let value: CachedValue<u64, ManualTime> = CachedValue::<u64>::builder()
+        .ttl(10 * SECOND)
+        .stale_while_revalidate(10 * SECOND)
+        .negative_ttl(SECOND)
+        .jitter(0.0)
+        .front(true)
+        .time(time.clone())
+        .build()
+        .unwrap();
+    let mut reader = value.reader();
+    assert_eq!((value.get(), reader.get()), (None, None));
+    assert_eq!(*value.try_get_or_compute(|| Err("down")).unwrap_err(), "down");
+    assert_eq!(*value.try_get_or_compute(|| Ok::<_, &str>(1)).unwrap_err(), "down");
+    time.advance(SECOND);
+    assert_eq!(value.get_or_compute(|| 1), 1);
+    assert_eq!((value.get(), reader.get(), value.with(|value| value + 1)), (Some(1), Some(&1), Some(2)));
+    time.advance(10 * SECOND - Duration::from_nanos(1));
+    assert_eq!(reader.get(), Some(&1));
+    time.advance(Duration::from_nanos(1));
+    assert_eq!(reader.get(), Some(&1), "stale");
+    value.set(2);
+    assert_eq!(reader.get(), Some(&2));
+    time.advance(20 * SECOND);
+    assert_eq!(reader.get(), None);
+    assert_eq!(value.get(), None);
+    value.set(3);
+    assert!(value.invalidate());
+    assert_eq!(reader.get(), None);
+    value.set(4);
+    time.advance(20 * SECOND);
+    assert!(value.cleanup_expired());
+    drop(reader);
+    let stats = value.stats();
+    assert_eq!((stats.computations, stats.failures, stats.negative_hits), (2, 1, 1));
+}
+
+#[test]
+fn the_precise_time_does_without_threads() {
+    let cache: TtlCache<u64, u64, perf_cache::DefaultHasher, PreciseTime> = TtlCache::builder(10)
+        .ttl(CENTURIES)
+        .time(PreciseTime)
+        .build()
+        .unwrap();
+    cache.insert(1, 1);
+    assert_eq!((cache.get(&1), cache.reader().get(&1)), (Some(1), Some(&1)));
+}

@@ -1,0 +1,53 @@
+//! What is thrown out at capacity, on generated traces.
+
+#[path = "common/traces.rs"]
+mod traces;
+
+use perf_cache::Policy;
+use traces::{CAPACITY, TRACES, Way, lru_hits, our_hits, tiny_lfu_hits};
+
+const ACCESSES: usize = 300_000;
+
+/// Hits of all in percent of the accesses.
+fn percent(hits: u64) -> f64 {
+    hits as f64 * 100.0 / ACCESSES as f64
+}
+
+#[test]
+fn the_adaptive_policy_is_within_a_point_of_the_better_one_whatever_the_front() {
+    let mut missed = Vec::new();
+    for (name, make) in TRACES {
+        let trace = make(ACCESSES);
+        let lru = percent(lru_hits(&trace, CAPACITY));
+        let tiny_lfu = percent(tiny_lfu_hits(&trace, CAPACITY));
+        for way in [Way::Shared, Way::Front, Way::Reader] {
+            let (hits, switches) = our_hits(&trace, CAPACITY, Policy::Adaptive, way);
+            let ours = percent(hits);
+            println!("{name:14} LRU {lru:6.2} TinyLFU {tiny_lfu:6.2} ours {ours:6.2} ({way:?}, {switches} switches)");
+            if ours < lru.max(tiny_lfu) - 1.0 {
+                missed.push((name, way, ours));
+            }
+        }
+    }
+    assert!(missed.is_empty(), "{missed:?}");
+}
+
+#[test]
+fn the_fixed_policies_are_within_a_point_of_what_they_are_named_after() {
+    let mut missed = Vec::new();
+    for (name, make) in TRACES {
+        let trace = make(ACCESSES);
+        for (policy, expected) in [
+            (Policy::Lru, lru_hits(&trace, CAPACITY)),
+            (Policy::TinyLfu, tiny_lfu_hits(&trace, CAPACITY)),
+        ] {
+            let (hits, _) = our_hits(&trace, CAPACITY, policy, Way::Shared);
+            let (ours, expected) = (percent(hits), percent(expected));
+            println!("{name:14} {policy:?} expected {expected:6.2} ours {ours:6.2}");
+            if ours < expected - 1.0 {
+                missed.push((name, policy, ours));
+            }
+        }
+    }
+    assert!(missed.is_empty(), "{missed:?}");
+}
