@@ -23,6 +23,7 @@ macro_rules! no_peers {
 pub mod atomics;
 pub mod metrics;
 pub mod pool;
+pub mod transport;
 
 /// All cases in the order in which tables show them.
 #[must_use]
@@ -31,6 +32,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(atomics::cases());
     cases.extend(pool::cases());
     cases.extend(metrics::cases());
+    cases.extend(transport::cases());
     cases.extend(mix::cases());
     cases
 }
