@@ -5,6 +5,7 @@
 
 pub mod case;
 pub mod cases;
+pub mod experiment;
 pub mod headline;
 pub mod mix;
 pub mod protocol;

@@ -8,6 +8,7 @@
 //! | `prepare <case> <path>` | `ok`: the path's state is built and kept |
 //! | `run <case> <path> <iters>` | `ok <ns> <operations>`, in the counting worker `ok <ns> <operations> <allocations> <bytes>` |
 //! | `drop` | `ok`: all prepared state is gone |
+//! | `experiment <id> <quick \| full>` | the lines of [`figures`], then `ok` |
 //!
 //! `<path>` is `before`, `after` or a peer's name. A request that cannot be served is answered with
 //! `error <why>`. A worker ends when its standard input does, also in the middle of a run.
@@ -15,6 +16,7 @@
 use std::fmt::{self, Write};
 
 use crate::case::{Allocator, Case, Goal};
+use crate::experiment::{Bound, Depth, Experiment, Figure};
 use crate::headline::{Headline, Measure};
 
 /// What the worker is asked for.
@@ -28,6 +30,8 @@ pub enum Request<'a> {
     Run(Address<'a>, u64),
     /// Forget all prepared state.
     Drop,
+    /// Run the experiment of the given id.
+    Experiment(&'a str, Depth),
 }
 
 /// A path of a case.
@@ -61,6 +65,8 @@ impl<'a> Request<'a> {
                 Ok(iters) => Ok(Self::Run(Address { case, path }, iters)),
                 Err(_) => Err(format!("not a number of iterations: {iters:?}")),
             },
+            ["experiment", id, "quick"] => Ok(Self::Experiment(id, Depth::Quick)),
+            ["experiment", id, "full"] => Ok(Self::Experiment(id, Depth::Full)),
             _ => Err(format!("not a request: {line:?}")),
         }
     }
@@ -74,17 +80,27 @@ impl<'a> Request<'a> {
 /// goal      ratio <against> <at least>                              of the case above
 /// goal      instructions <at most>
 /// goal      allocations <at most>
+/// experiment <id> <about>
 /// headline  <claim> <promised> time <case>
 /// headline  <claim> <promised> allocations <whole> <rest>
 /// ```
 #[must_use]
-pub fn describe(cases: &[Case], supporting: &[Case], headlines: &[Headline]) -> String {
+pub fn describe(
+    cases: &[Case],
+    supporting: &[Case],
+    experiments: &[Experiment],
+    headlines: &[Headline],
+) -> String {
     let mut lines = String::new();
     for case in cases {
         describe_case(&mut lines, case, "shown");
     }
     for case in supporting {
         describe_case(&mut lines, case, "supporting");
+    }
+    for experiment in experiments {
+        let Experiment { id, about, .. } = experiment;
+        push(&mut lines, format_args!("experiment\t{id}\t{about}"));
     }
     for headline in headlines {
         let Headline {
@@ -99,6 +115,33 @@ pub fn describe(cases: &[Case], supporting: &[Case], headlines: &[Headline]) -> 
         push(
             &mut lines,
             format_args!("headline\t{claim}\t{promised_reduction}\t{measure}"),
+        );
+    }
+    lines
+}
+
+/// Writes what an experiment found.
+///
+/// ```text
+/// figure    <name> <unit> <value>
+/// figure    <name> <unit> <value> <at_least | at_most> <bound>
+/// ```
+#[must_use]
+pub fn figures(figures: &[Figure]) -> String {
+    let mut lines = String::new();
+    for figure in figures {
+        let Figure {
+            name, value, goal, ..
+        } = figure;
+        let unit = figure.unit.name();
+        let bound = match goal {
+            None => String::new(),
+            Some(Bound::AtLeast(least)) => format!("\tat_least\t{least}"),
+            Some(Bound::AtMost(most)) => format!("\tat_most\t{most}"),
+        };
+        push(
+            &mut lines,
+            format_args!("figure\t{name}\t{unit}\t{value}{bound}"),
         );
     }
     lines
@@ -140,6 +183,7 @@ fn push(lines: &mut String, line: fmt::Arguments<'_>) {
 mod tests {
     use super::*;
     use crate::case::{path, timed};
+    use crate::experiment::Unit;
 
     #[test]
     fn requests_parse_and_anything_else_is_refused() {
@@ -149,6 +193,10 @@ mod tests {
         };
         assert_eq!(Request::parse("list"), Ok(Request::List));
         assert_eq!(Request::parse("drop"), Ok(Request::Drop));
+        assert_eq!(
+            Request::parse("experiment\tcache/hit_ratio\tfull"),
+            Ok(Request::Experiment("cache/hit_ratio", Depth::Full))
+        );
         assert_eq!(
             Request::parse("prepare\tpool/1k\tglibc malloc"),
             Ok(Request::Prepare(address))
@@ -164,9 +212,26 @@ mod tests {
             "run\ta\tb\t-1",
             "list\tx",
             "prepare\ta",
+            "experiment\ta\tslow",
         ] {
             assert!(Request::parse(wrong).is_err(), "{wrong:?} was taken");
         }
+    }
+
+    #[test]
+    fn a_figure_has_its_goal_behind_it() {
+        let figure = |name| Figure::new(name, 0.5, Unit::Share);
+        let found = [
+            figure("lru"),
+            figure("ours").expected(Bound::AtLeast(0.25)),
+            figure("misses").expected(Bound::AtMost(2.0)),
+        ];
+        assert_eq!(
+            figures(&found),
+            "figure\tlru\tshare\t0.5\n\
+             figure\tours\tshare\t0.5\tat_least\t0.25\n\
+             figure\tmisses\tshare\t0.5\tat_most\t2\n"
+        );
     }
 
     #[test]
@@ -195,8 +260,13 @@ mod tests {
             promised_reduction: 0.5,
             measure: Measure::Time { case: "pool/1k" },
         };
+        let experiment = Experiment {
+            id: "cache/hit_ratio",
+            about: "traces",
+            measure: |_| Ok(Vec::new()),
+        };
         assert_eq!(
-            describe(&[case], &[], &[headline]),
+            describe(&[case], &[], &[experiment], &[headline]),
             "case\tpool/1k\t2\tshown\ta buffer\n\
              path\tbefore\tsystem\n\
              path\tafter\tsystem\n\
@@ -204,6 +274,7 @@ mod tests {
              goal\tratio\tmimalloc\t1.5\n\
              goal\tinstructions\t6\n\
              goal\tallocations\t0\n\
+             experiment\tcache/hit_ratio\ttraces\n\
              headline\tbuffers\t0.5\ttime\tpool/1k\n"
         );
     }

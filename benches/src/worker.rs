@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 
 use crate::case::{Allocator, Case, Path, Run};
+use crate::experiment::{Depth, Experiment};
 use crate::protocol::{self, Address, Request};
 use crate::{cases, headline, team};
 
@@ -38,13 +39,15 @@ pub fn serve(heap: Heap) -> ExitCode {
     let mut shown = cases::all();
     let mut supporting = headline::supporting();
     supporting.extend(cases::internal());
-    if let Some(problem) = first_problem(shown.iter().chain(&supporting)) {
+    let experiments = cases::experiments();
+    let problem = first_problem(shown.iter().chain(&supporting), &experiments);
+    if let Some(problem) = problem {
         eprintln!("{problem}");
         return ExitCode::FAILURE;
     }
-    let description = protocol::describe(&shown, &supporting, &headline::all());
+    let description = protocol::describe(&shown, &supporting, &experiments, &headline::all());
     shown.append(&mut supporting);
-    let mut worker = Worker::new(heap, shown, description);
+    let mut worker = Worker::new(heap, shown, experiments, description);
     for line in requests() {
         let reply = match Request::parse(&line).and_then(|request| worker.answer(request)) {
             Ok(reply) => reply,
@@ -72,7 +75,10 @@ fn requests() -> Receiver<String> {
     receiver
 }
 
-fn first_problem<'a>(cases: impl Iterator<Item = &'a Case>) -> Option<String> {
+fn first_problem<'a>(
+    cases: impl Iterator<Item = &'a Case>,
+    experiments: &[Experiment],
+) -> Option<String> {
     let mut ids = Vec::new();
     for case in cases {
         if let Err(problem) = case.check() {
@@ -83,6 +89,12 @@ fn first_problem<'a>(cases: impl Iterator<Item = &'a Case>) -> Option<String> {
         }
         ids.push(case.id);
     }
+    for experiment in experiments {
+        if ids.contains(&experiment.id) {
+            return Some(format!("experiment `{}` is listed twice", experiment.id));
+        }
+        ids.push(experiment.id);
+    }
     None
 }
 
@@ -90,15 +102,22 @@ fn first_problem<'a>(cases: impl Iterator<Item = &'a Case>) -> Option<String> {
 struct Worker {
     heap: Heap,
     cases: Vec<Case>,
+    experiments: Vec<Experiment>,
     description: String,
     prepared: BTreeMap<(String, String), Run>,
 }
 
 impl Worker {
-    fn new(heap: Heap, cases: Vec<Case>, description: String) -> Self {
+    fn new(
+        heap: Heap,
+        cases: Vec<Case>,
+        experiments: Vec<Experiment>,
+        description: String,
+    ) -> Self {
         Self {
             heap,
             cases,
+            experiments,
             description,
             prepared: BTreeMap::new(),
         }
@@ -117,7 +136,15 @@ impl Worker {
                 self.prepared.clear();
                 Ok("ok".to_owned())
             }
+            Request::Experiment(id, depth) => self.experiment(id, depth),
         }
+    }
+
+    fn experiment(&self, id: &str, depth: Depth) -> Result<String, String> {
+        let experiment = self.experiments.iter().find(|other| other.id == id);
+        let experiment = experiment.ok_or_else(|| format!("there is no experiment `{id}`"))?;
+        let figures = (experiment.measure)(depth)?;
+        Ok(format!("{}ok", protocol::figures(&figures)))
     }
 
     fn path(&self, address: Address<'_>) -> Result<&Path, String> {
@@ -170,6 +197,7 @@ fn key(address: Address<'_>) -> (String, String) {
 mod tests {
     use super::*;
     use crate::case::{path, timed};
+    use crate::experiment::{Figure, Unit};
     use crate::team::{Member, Team};
     use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -204,7 +232,15 @@ mod tests {
             peers: vec![peer],
             goals: Vec::new(),
         };
-        Worker::new(heap, vec![case], "described\n".to_owned())
+        let experiment = Experiment {
+            id: "fake/figures",
+            about: "as many as asked for",
+            measure: |depth| match depth {
+                Depth::Quick => Ok(vec![Figure::new("one", 1.0, Unit::Count)]),
+                Depth::Full => Err("out of luck".to_owned()),
+            },
+        };
+        Worker::new(heap, vec![case], vec![experiment], "described\n".to_owned())
     }
 
     fn ask(worker: &mut Worker, line: &str) -> Result<String, String> {
@@ -229,6 +265,21 @@ mod tests {
     }
 
     #[test]
+    fn an_experiment_answers_with_its_figures_or_its_error() {
+        let mut worker = worker(Heap::Plain(Allocator::System));
+        assert_eq!(
+            ask(&mut worker, "experiment\tfake/figures\tquick").as_deref(),
+            Ok("figure\tone\tcount\t1\nok")
+        );
+        assert_eq!(
+            ask(&mut worker, "experiment\tfake/figures\tfull"),
+            Err("out of luck".to_owned())
+        );
+        let unknown = ask(&mut worker, "experiment\tfake/one\tquick");
+        assert!(unknown.is_err_and(|why| why.contains("no experiment `fake/one`")));
+    }
+
+    #[test]
     fn the_counting_worker_reports_what_the_run_allocated() {
         let mut worker = worker(Heap::Counting(so_far));
         ask(&mut worker, "prepare\tfake/one\tbefore").expect("there is such a path");
@@ -249,9 +300,13 @@ mod tests {
 
     #[test]
     fn a_problem_in_the_list_is_named() {
-        let cases = worker(Heap::Counting(so_far)).cases;
-        assert_eq!(first_problem(cases.iter()), None);
-        let twice = first_problem(cases.iter().chain(&cases));
+        let worker = worker(Heap::Counting(so_far));
+        let (cases, experiments) = (worker.cases, worker.experiments);
+        assert_eq!(first_problem(cases.iter(), &experiments), None);
+        let twice = first_problem(cases.iter().chain(&cases), &[]);
+        assert!(twice.is_some_and(|problem| problem.contains("listed twice")));
+        let both = [experiments.clone(), experiments].concat();
+        let twice = first_problem(cases.iter(), &both);
         assert!(twice.is_some_and(|problem| problem.contains("listed twice")));
     }
 

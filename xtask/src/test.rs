@@ -10,8 +10,28 @@ use anyhow::Result;
 use crate::step;
 use crate::workspace::{self, Workspace};
 
-/// What makes the crates' `primitive` modules use loom in place of std.
-const LOOM_FLAGS: [&str; 2] = ["--cfg", "perf_loom"];
+/// A test target that needs the whole tree built under a cfg of its own, where a crate has it.
+struct Special {
+    /// The file `tests/<name>.rs`, and the name of its target directory.
+    name: &'static str,
+    cfg: &'static str,
+    what: &'static str,
+}
+
+const SPECIAL: [Special; 2] = [
+    // Makes the crates' `primitive` modules use loom in place of std.
+    Special {
+        name: "loom",
+        cfg: "perf_loom",
+        what: "loom tests",
+    },
+    // Compiles the seeded faults in, which the simulations have to find.
+    Special {
+        name: "mutants",
+        cfg: "perf_mutants",
+        what: "mutants",
+    },
+];
 
 pub(crate) fn run() -> Result<()> {
     let start = Instant::now();
@@ -19,10 +39,13 @@ pub(crate) fn run() -> Result<()> {
     let mut tests = workspace::cargo();
     tests.args(["test", "--workspace", "--all-features"]);
     step::run("unit, integration and doc tests", &mut tests)?;
-    for package in &workspace.packages {
-        if package.directory().join("tests/loom.rs").is_file() {
-            let mut loom = loom_test(&workspace, &package.name);
-            step::run(&format!("loom tests of {}", package.name), &mut loom)?;
+    for special in &SPECIAL {
+        let file = format!("tests/{}.rs", special.name);
+        for package in &workspace.packages {
+            if package.directory().join(&file).is_file() {
+                let mut test = special_test(special, &workspace, &package.name);
+                step::run(&format!("{} of {}", special.what, package.name), &mut test)?;
+            }
         }
     }
     eprintln!(
@@ -32,32 +55,33 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// A release build, since loom walks through many thousand interleavings; in a directory of its own,
+/// A release build, since these walk through many thousand runs; in a directory of its own,
 /// since other flags would make every other build start over.
-fn loom_test(workspace: &Workspace, package: &str) -> Command {
+fn special_test(special: &Special, workspace: &Workspace, package: &str) -> Command {
     let mut command = workspace::cargo();
-    let (name, flags) = with_loom(|name| env::var_os(name));
+    let (name, flags) = with_cfg(special.cfg, |name| env::var_os(name));
     command
-        .args(["test", "--release", "--package", package, "--test", "loom"])
+        .args(["test", "--release", "--package", package])
+        .args(["--test", special.name])
         .arg("--target-dir")
-        .arg(workspace.target.join("loom"))
+        .arg(workspace.target.join(special.name))
         .env(name, flags);
     command
 }
 
 /// Appends to the flags that are in force, wherever they come from.
-fn with_loom(variable: impl Fn(&str) -> Option<OsString>) -> (&'static str, OsString) {
+fn with_cfg(cfg: &str, variable: impl Fn(&str) -> Option<OsString>) -> (&'static str, OsString) {
     // Cargo looks at the encoded form first and then ignores the other.
     for (name, separator) in [("CARGO_ENCODED_RUSTFLAGS", "\x1f"), ("RUSTFLAGS", " ")] {
         if let Some(mut flags) = variable(name).filter(|flags| !flags.is_empty()) {
-            for flag in LOOM_FLAGS {
+            for flag in ["--cfg", cfg] {
                 flags.push(separator);
                 flags.push(flag);
             }
             return (name, flags);
         }
     }
-    ("RUSTFLAGS", LOOM_FLAGS.join(" ").into())
+    ("RUSTFLAGS", format!("--cfg {cfg}").into())
 }
 
 #[cfg(test)]
@@ -66,11 +90,13 @@ mod tests {
 
     #[test]
     fn flags_in_force_are_kept() {
-        let none = with_loom(|_| None);
+        let with_loom =
+            |variable: &dyn Fn(&str) -> Option<OsString>| with_cfg("perf_loom", variable);
+        let none = with_loom(&|_| None);
         assert_eq!(none, ("RUSTFLAGS", "--cfg perf_loom".into()));
-        let plain = with_loom(|name| (name == "RUSTFLAGS").then(|| "-Cdebuginfo=1".into()));
+        let plain = with_loom(&|name| (name == "RUSTFLAGS").then(|| "-Cdebuginfo=1".into()));
         assert_eq!(plain, ("RUSTFLAGS", "-Cdebuginfo=1 --cfg perf_loom".into()));
-        let encoded = with_loom(|_| Some("-C\x1fdebuginfo=1".into()));
+        let encoded = with_loom(&|_| Some("-C\x1fdebuginfo=1".into()));
         let expected = "-C\x1fdebuginfo=1\x1f--cfg\x1fperf_loom".into();
         assert_eq!(encoded, ("CARGO_ENCODED_RUSTFLAGS", expected));
     }

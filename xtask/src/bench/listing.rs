@@ -6,6 +6,7 @@ use anyhow::{Context, Result, anyhow, bail};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Listing {
     pub(crate) cases: Vec<Case>,
+    pub(crate) experiments: Vec<Experiment>,
     pub(crate) headlines: Vec<Headline>,
 }
 
@@ -40,6 +41,13 @@ pub(crate) enum Goal {
     Ratio { against: String, at_least: f64 },
     Instructions(f64),
     Allocations(f64),
+}
+
+/// Something that finds figures of its own.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Experiment {
+    pub(crate) id: String,
+    pub(crate) about: String,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -118,6 +126,10 @@ impl Listing {
             }),
             ["goal", "instructions", most] => last?.goals.push(Goal::Instructions(most.parse()?)),
             ["goal", "allocations", most] => last?.goals.push(Goal::Allocations(most.parse()?)),
+            ["experiment", id, about] => self.experiments.push(Experiment {
+                id: id.to_owned(),
+                about: about.to_owned(),
+            }),
             ["headline", claim, promised, "time", case] => {
                 let case = case.to_owned();
                 self.push_headline(claim, promised, Measure::Time { case })?;
@@ -157,6 +169,7 @@ goal\tallocations\t0
 case\tmix/rest\t1\tsupporting\tthe rest
 path\tbefore\tsystem
 path\tafter\tsystem
+experiment\tcache/hit_ratio\ttraces
 headline\tbuffer allocations\t0.5\tallocations\tpool/1k\tmix/rest
 headline\tlock contention\t0.6\ttime\tpool/1k";
 
@@ -191,6 +204,11 @@ headline\tlock contention\t0.6\ttime\tpool/1k";
             [ratio, Goal::Instructions(6.0), Goal::Allocations(0.0)]
         );
         assert!(listing.cases[1].supporting);
+        let experiment = Experiment {
+            id: "cache/hit_ratio".to_owned(),
+            about: "traces".to_owned(),
+        };
+        assert_eq!(listing.experiments, [experiment]);
         assert_eq!(listing.headlines.len(), 2);
         assert_eq!(
             listing.headlines[1].measure,

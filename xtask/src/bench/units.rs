@@ -38,6 +38,30 @@ pub(crate) fn count(per_operation: f64) -> String {
     }
 }
 
+/// A figure of an experiment in the unit that `perf_benches::experiment::Unit` names.
+pub(crate) fn of(unit: &str, value: f64) -> String {
+    match unit {
+        "ns" => time(value),
+        "share" => percent(value),
+        "ratio" => factor(value),
+        "per_second" => format!("{}/s", thousands(value)),
+        "bytes_per_second" => format!("{}B/s", thousands(value)),
+        _ if value == value.round() => format!("{value:.0}"),
+        _ => three_digits(value),
+    }
+}
+
+/// Three significant digits with a decimal prefix: `12.3 k`, `1.20 G`.
+fn thousands(value: f64) -> String {
+    let (value, prefix) = match value {
+        _ if value < 999.5 => (value, ""),
+        _ if value < 999.5e3 => (value / 1e3, "k"),
+        _ if value < 999.5e6 => (value / 1e6, "M"),
+        _ => (value / 1e9, "G"),
+    };
+    format!("{} {prefix}", three_digits(value))
+}
+
 /// A share: `70 %`, `99.9 %`, `375 %`.
 pub(crate) fn percent(share: f64) -> String {
     let percent = share * 100.0;
@@ -78,6 +102,23 @@ mod tests {
         ];
         for (ns, text) in expected {
             assert_eq!(time(ns), text);
+        }
+    }
+
+    #[test]
+    fn figures_are_written_in_their_unit() {
+        let expected = [
+            ("ns", 1_500.0, "1.50 us"),
+            ("share", 0.712, "71.2 %"),
+            ("ratio", 12.34, "12.3x"),
+            ("count", 1_000.0, "1000"),
+            ("count", 0.5, "0.50"),
+            ("per_second", 12_345.0, "12.3 k/s"),
+            ("per_second", 12.0, "12.0 /s"),
+            ("bytes_per_second", 1.2e9, "1.20 GB/s"),
+        ];
+        for (unit, value, text) in expected {
+            assert_eq!(of(unit, value), text);
         }
     }
 

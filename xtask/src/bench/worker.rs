@@ -13,6 +13,8 @@ use super::listing::Listing;
 
 /// Longest wait for one reply. A sample takes milliseconds; preparing a case may take seconds.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(120);
+/// Longest wait for an experiment's first figure: it runs whole before it answers.
+const EXPERIMENT_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a worker may take to end once its input is closed, before it is killed.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 /// Lines a worker may be ahead of its reader: a listing.
@@ -83,14 +85,8 @@ impl Worker {
     /// Asks what there is to measure.
     pub(crate) fn list(&mut self) -> Result<Listing> {
         self.send("list")?;
-        let mut lines = Vec::new();
-        loop {
-            let line = self.receive("list")?;
-            if line == "ok" {
-                return Listing::parse(lines.iter().map(String::as_str));
-            }
-            lines.push(line);
-        }
+        let lines = self.lines_until_ok("list", REPLY_TIMEOUT)?;
+        Listing::parse(lines.iter().map(String::as_str))
     }
 
     /// Has a path's state built.
@@ -112,6 +108,15 @@ impl Worker {
         let wall_ns = start.elapsed().as_nanos() as f64;
         let sample = reply.and_then(|reply| parse_sample(&reply)).context(what)?;
         Ok(Sample { wall_ns, ..sample })
+    }
+
+    /// Runs an experiment and returns the lines that say what it found.
+    pub(crate) fn experiment(&mut self, id: &str, quick: bool) -> Result<Vec<String>> {
+        let depth = if quick { "quick" } else { "full" };
+        let what = format!("running `{id}`");
+        self.send(&format!("experiment\t{id}\t{depth}"))
+            .and_then(|()| self.lines_until_ok(&what, EXPERIMENT_TIMEOUT))
+            .context(what)
     }
 
     /// Lets the worker end and waits for it.
@@ -138,12 +143,31 @@ impl Worker {
         }
     }
 
+    /// Receives the lines of one reply without the `ok` behind them.
+    fn lines_until_ok(&mut self, what: &str, timeout: Duration) -> Result<Vec<String>> {
+        let mut lines = Vec::new();
+        loop {
+            let line = self.receive_within(what, timeout)?;
+            if line == "ok" {
+                return Ok(lines);
+            }
+            if line.starts_with("error\t") {
+                ok_fields(&line)?;
+            }
+            lines.push(line);
+        }
+    }
+
     fn receive(&mut self, what: &str) -> Result<String> {
-        match self.lines.recv_timeout(REPLY_TIMEOUT) {
+        self.receive_within(what, REPLY_TIMEOUT)
+    }
+
+    fn receive_within(&mut self, what: &str, timeout: Duration) -> Result<String> {
+        match self.lines.recv_timeout(timeout) {
             Ok(line) => Ok(line),
             Err(RecvTimeoutError::Disconnected) => Err(self.died()),
             Err(RecvTimeoutError::Timeout) => {
-                bail!("the worker did not answer within {REPLY_TIMEOUT:?} ({what})")
+                bail!("the worker did not answer within {timeout:?} ({what})")
             }
         }
     }
@@ -278,6 +302,23 @@ mod tests {
         for part in ["`after` of `pool/1k`", "exit status: 7", "out of luck"] {
             assert!(text.contains(part), "{text}");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn an_experiments_lines_or_its_error_are_returned() -> Result<()> {
+        let mut worker = shell("read line; printf 'figure\\tx\\nok\\n'; read line; exit 0")?;
+        assert_eq!(worker.experiment("cache/hit_ratio", true)?, ["figure\tx"]);
+        worker.end()?;
+        let mut worker = shell("read line; printf 'error\\tout of luck\\n'; read line")?;
+        let error = worker
+            .experiment("cache/hit_ratio", false)
+            .expect_err("so it said");
+        let text = format!("{error:#}");
+        assert!(
+            text.contains("cache/hit_ratio") && text.contains("out of luck"),
+            "{text}"
+        );
         Ok(())
     }
 
