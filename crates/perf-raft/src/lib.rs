@@ -30,6 +30,23 @@ pub use transport::{
 /// The state of a node, published without locks: of `perf-atomics`.
 pub use perf_atomics::{RaftStatus, Role};
 
+/// Lets tests choose a deliberate fault. Not a public interface.
+#[cfg(any(perf_mutants, perf_loom))]
+#[doc(hidden)]
+pub mod __mutants {
+    /// Switches one fault on, or all off, for the whole process.
+    pub fn set(name: Option<&'static str>) {
+        crate::primitive::mutant::set(name);
+    }
+}
+
+/// What `tests/loom.rs` models. Exists under `--cfg perf_loom` only.
+#[cfg(perf_loom)]
+#[doc(hidden)]
+pub mod __loom {
+    pub use crate::shell::slot::Slot;
+}
+
 /// Names a Raft group. Part of every message and every key of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupId(pub u64);

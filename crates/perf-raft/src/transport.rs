@@ -167,11 +167,12 @@ impl Transport for ChannelTransport {
     }
 }
 
-/// Frames of a node in the order in which they were made, encoded. Equal appends to several peers are encoded once.
+/// Encodes frames in the order in which they were made, and empties the list. Equal appends to several peers are encoded once if
+/// `share` says so; they then name no receiver.
 ///
 /// `send` gets the receiver, the class and the bytes, and says whether it took them; the receivers it refused are
 /// given to `refused`.
-pub(crate) fn encode_each(
+pub fn encode_frames(
     frames: &mut Vec<Frame>,
     share: bool,
     mut send: impl FnMut(OutboundMessage) -> bool,

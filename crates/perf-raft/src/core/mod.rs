@@ -20,6 +20,7 @@ mod snapshots;
 mod validate;
 mod view;
 
+pub use crate::transport::encode_frames;
 pub use outputs::{ApplyJob, Outputs, Reply};
 pub use requests::MembershipChange;
 

@@ -9,7 +9,7 @@ use crate::codec::Frame;
 use crate::core::{ApplyJob, Core, Outputs, Reply};
 use crate::error::{ProposeError, StopReason};
 use crate::log::{LogStore, run_jobs};
-use crate::transport::{Transport, encode_each};
+use crate::transport::{Transport, encode_frames};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use perf_atomics::{RaftStatus, Snapshot};
@@ -192,7 +192,7 @@ impl Driver {
         }
         let transport = &self.transport;
         let refused = &mut self.scratch.refused;
-        encode_each(
+        encode_frames(
             &mut self.scratch.out.frames,
             transport.shares_frames(),
             |message| transport.send(message).is_ok(),

@@ -6,7 +6,8 @@ use std::task::{Poll, Waker};
 
 /// The place of one answer: given once, taken once.
 #[derive(Debug)]
-pub(crate) struct Slot<A> {
+#[cfg_attr(not(perf_loom), allow(unreachable_pub))]
+pub struct Slot<A> {
     state: Mutex<State<A>>,
 }
 
@@ -19,14 +20,14 @@ enum State<A> {
 }
 
 impl<A> Slot<A> {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             state: Mutex::new(State::Empty),
         }
     }
 
     /// Gives the answer and returns whom to wake, outside of the lock.
-    pub(crate) fn answer(&self, answer: A) -> Option<Waker> {
+    pub fn answer(&self, answer: A) -> Option<Waker> {
         let before = std::mem::replace(&mut *self.state.lock(), State::Answered(answer));
         match before {
             State::Waiting(waker) if !mutant::is("slot_forgets_waker") => Some(waker),
@@ -35,7 +36,7 @@ impl<A> Slot<A> {
     }
 
     /// Takes the answer if it is there, else waits for it.
-    pub(crate) fn poll(&self, waker: &Waker) -> Poll<A> {
+    pub fn poll(&self, waker: &Waker) -> Poll<A> {
         let mut state = self.state.lock();
         match std::mem::replace(&mut *state, State::Empty) {
             State::Answered(answer) => Poll::Ready(answer),
