@@ -1,0 +1,257 @@
+//! Frames from and to peers.
+
+use super::snapshots::{Assembly, Progress, Transfer};
+use super::{Core, validate};
+use crate::codec::{self, Body, ChunkAck, Frame, FrameHeader, SnapshotChunk};
+use crate::dedup::Delivery;
+use raft::eraftpb::{Message, MessageType};
+use raft::{ProgressState, SnapshotStatus};
+
+/// Raft's mark of an election that the leader itself asked for.
+const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
+
+impl<T> Core<T> {
+    /// A frame from a peer. Those that came before, are for others or could not be from a correct peer are dropped and counted.
+    pub fn receive(&mut self, frame: Frame) {
+        self.stats.messages_received += 1;
+        let Frame { header, body } = frame;
+        let for_us = (header.to == self.id || header.to == 0) && header.group == self.group;
+        if !for_us || header.from == 0 || header.from == self.id {
+            self.stats.messages_invalid += 1;
+            return;
+        }
+        // Urgent frames overtake others, so each class is a stream of its own.
+        let class = body.class();
+        let connection = super::mix(header.session ^ class as u64);
+        let delivery = self.dedup.check_frame(connection, header.sequence, || {
+            content_hash(header.from, &body)
+        });
+        if delivery != Delivery::Fresh {
+            self.stats.messages_duplicate += 1;
+            return;
+        }
+        match body {
+            Body::Raft(message) => self.receive_message(header.from, message),
+            Body::Chunk(chunk) => self.receive_chunk(header, *chunk),
+            Body::Ack(ack) => self.receive_ack(header.from, ack),
+        }
+    }
+
+    fn receive_message(&mut self, from: u64, mut message: Message) {
+        let sound = message.from == from && validate::check(&message, self.id).is_ok();
+        // Snapshots come in parts.
+        if !sound
+            || message.get_msg_type() == MessageType::MsgSnapshot
+            || self.contradicts_log(&message)
+        {
+            self.stats.messages_invalid += 1;
+            return;
+        }
+        message.to = self.id;
+        if self.must_ignore(&message) {
+            return;
+        }
+        if !message.entries.is_empty() {
+            if self.is_behind() && message.get_msg_type() == MessageType::MsgAppend {
+                self.stats.appends_refused += 1;
+                return;
+            }
+            codec::detach_payloads(message.mut_entries());
+        }
+        // What raft-rs says no to is of no use here: an answer from a node that left.
+        let _ = self.node.step(message);
+        self.draw_timeout();
+    }
+
+    /// What only a node whose disk lost data, or a lying peer, brings about; raft-rs panics on it.
+    fn contradicts_log(&self, message: &Message) -> bool {
+        let log = &self.node.raft.raft_log;
+        match message.get_msg_type() {
+            MessageType::MsgHeartbeat => {
+                message.term >= self.node.raft.term && message.commit > log.last_index()
+            }
+            _ => false,
+        }
+    }
+
+    fn must_ignore(&self, message: &Message) -> bool {
+        match message.get_msg_type() {
+            // A leader from before this node's restart may hold a lease that this node promised to respect.
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
+                self.ticks < self.silent_ticks && message.context != CAMPAIGN_TRANSFER
+            }
+            // raft-rs would campaign, which it cannot while a snapshot is being restored.
+            MessageType::MsgTimeoutNow => self.restoring.is_some(),
+            _ => false,
+        }
+    }
+
+    /// Whether more entries would go beyond what a follower may hold.
+    fn is_behind(&self) -> bool {
+        let unapplied = self.handed.saturating_sub(self.applied);
+        unapplied > 2 * self.options.unapplied_entries_max
+            || self.node.store().bytes() > 2 * self.options.log_bytes_max
+    }
+
+    fn receive_chunk(&mut self, header: FrameHeader, mut chunk: SnapshotChunk) {
+        let from = header.from;
+        let sound = chunk.message.from == from
+            && chunk.message.get_msg_type() == MessageType::MsgSnapshot
+            && validate::check(&chunk.message, self.id).is_ok();
+        if !sound {
+            self.stats.messages_invalid += 1;
+            return;
+        }
+        chunk.message.to = self.id;
+        let index = chunk.message.get_snapshot().get_metadata().index;
+        if index <= self.node.raft.raft_log.committed || chunk.message.term < self.node.raft.term {
+            // Of no use: Raft says how far this node is.
+            let received = chunk.total_bytes;
+            let transfer = chunk.transfer;
+            let _ = self.node.step(chunk.message);
+            self.draw_timeout();
+            self.send_ack(
+                from,
+                ChunkAck {
+                    transfer,
+                    received,
+                    refused: false,
+                },
+            );
+            return;
+        }
+        let bytes_max = self.options.snapshot_bytes_max;
+        let assembled = Assembly::take(&mut self.assembly, from, header.session, chunk, bytes_max);
+        self.send_ack(from, assembled.ack);
+        if let Some((message, data)) = assembled.complete {
+            self.stats.snapshots_received += 1;
+            let _ = self.node.step(message);
+            let accepted = self
+                .node
+                .snap()
+                .is_some_and(|snapshot| snapshot.get_metadata().index == index);
+            if accepted {
+                self.arrived = Some((index, data));
+            }
+            self.draw_timeout();
+        }
+    }
+
+    fn send_ack(&mut self, to: u64, ack: ChunkAck) {
+        let frame = self.frame(to, Body::Ack(ack));
+        self.out.frames.push(frame);
+    }
+
+    fn receive_ack(&mut self, from: u64, ack: ChunkAck) {
+        let Some(place) = self
+            .transfers
+            .iter()
+            .position(|transfer| transfer.to == from)
+        else {
+            return;
+        };
+        match self.transfers[place].acked(ack) {
+            Progress::Going => self.send_chunks(place),
+            Progress::Done => {
+                self.transfers.swap_remove(place);
+                self.stats.snapshots_sent += 1;
+                self.node.report_snapshot(from, SnapshotStatus::Finish);
+            }
+            Progress::Failed => {
+                self.transfers.swap_remove(place);
+                self.node.report_snapshot(from, SnapshotStatus::Failure);
+            }
+        }
+    }
+
+    /// Parts of all transfers that their windows allow.
+    pub(super) fn send_all_chunks(&mut self) {
+        if self.persisted_hard_state.0 != self.node.raft.term {
+            return;
+        }
+        for place in 0..self.transfers.len() {
+            self.send_chunks(place);
+        }
+    }
+
+    fn send_chunks(&mut self, place: usize) {
+        let (bytes, window) = (
+            self.options.snapshot_chunk_bytes,
+            self.options.snapshot_window_chunks,
+        );
+        let mut chunks = Vec::new();
+        let transfer = &mut self.transfers[place];
+        let to = transfer.to;
+        transfer.next_chunks(bytes, window, |chunk| chunks.push(chunk));
+        for chunk in chunks {
+            let frame = self.frame(to, Body::Chunk(Box::new(chunk)));
+            self.out.frames.push(frame);
+        }
+    }
+
+    pub(super) fn frame(&mut self, to: u64, body: Body) -> Frame {
+        self.sequence += 1;
+        self.stats.messages_sent += 1;
+        let header = FrameHeader {
+            to,
+            from: self.id,
+            group: self.group,
+            session: self.session,
+            sequence: self.sequence,
+        };
+        Frame { header, body }
+    }
+
+    /// Makes frames of messages. A snapshot becomes a transfer, whose parts are sent as the peer takes them.
+    pub(super) fn frames_of(&mut self, messages: Vec<Message>) -> Vec<Frame> {
+        let mut frames = Vec::with_capacity(messages.len());
+        for message in messages {
+            if message.get_msg_type() == MessageType::MsgSnapshot {
+                self.begin_transfer(message);
+            } else {
+                frames.push(self.frame(message.to, Body::Raft(message)));
+            }
+        }
+        frames
+    }
+
+    fn begin_transfer(&mut self, message: Message) {
+        let to = message.to;
+        let index = message.get_snapshot().get_metadata().index;
+        self.transfers.retain(|transfer| transfer.to != to);
+        let stored = self
+            .node
+            .store()
+            .snapshot()
+            .filter(|stored| stored.metadata.index == index);
+        let Some(data) = stored.map(|stored| stored.data.clone()) else {
+            // Replaced since Raft asked for it.
+            self.node.report_snapshot(to, SnapshotStatus::Failure);
+            return;
+        };
+        self.transfer_count += 1;
+        self.transfers
+            .push(Transfer::new(self.transfer_count, message, data));
+    }
+
+    /// The lowest index a peer in the middle of a snapshot will need next.
+    pub(super) fn lowest_transfer(&self) -> Option<u64> {
+        let snapshots = self
+            .node
+            .raft
+            .prs()
+            .iter()
+            .filter(|(_, progress)| progress.state == ProgressState::Snapshot);
+        let waiting = snapshots.map(|(_, progress)| progress.pending_snapshot);
+        waiting
+            .chain(self.transfers.iter().map(|transfer| transfer.index))
+            .min()
+    }
+}
+
+/// For the mutant that takes equal content for a repeated delivery.
+fn content_hash(from: u64, body: &Body) -> u64 {
+    let mut hash = crc32fast::Hasher::new();
+    hash.update(format!("{from} {body:?}").as_bytes());
+    u64::from(hash.finalize())
+}

@@ -1,0 +1,607 @@
+//! A Raft node without clock, thread, disk or socket.
+//!
+//! [`Core`] takes inputs (messages, proposals, ticks, "persisted up to", "applied up to") and yields [`Outputs`] (frames to
+//! send, jobs for the log, jobs for the state machine, answers). The runtime drives it with tokio, the tests with a
+//! simulated world: the same code, the same order of things.
+//!
+//! A driver calls any inputs, then [`Core::poll`], then does what the outputs say, and so on:
+//!
+//! - frames may be sent at once: whatever must be durable first is held back until [`Core::persisted`];
+//! - log jobs go through [`run_jobs`](crate::log::run_jobs) in order, as many at a time as there are;
+//! - jobs for the state machine are done in order.
+
+mod messages;
+mod outputs;
+mod pending;
+mod reads;
+mod ready;
+mod requests;
+mod snapshots;
+mod validate;
+mod view;
+
+pub use crate::transport::encode_frames;
+pub use outputs::{ApplyJob, Outputs, Reply};
+pub use requests::MembershipChange;
+
+use crate::GroupId;
+use crate::codec::Frame;
+use crate::dedup::MessageDedup;
+use crate::error::{LeaderHint, ProposeError, ReadError, StartError, StopReason};
+use crate::log::{LogJob, LogState, StoredSnapshot};
+use crate::options::RaftOptions;
+use bytes::Bytes;
+use pending::{Lost, PendingProposals};
+use perf_atomics::{RaftStatus, Role};
+use raft::eraftpb::{ConfState, SnapshotMetadata};
+use raft::{Config, RawNode, StateRole};
+use reads::Reads;
+use snapshots::{Assembly, Progress, Transfer};
+use std::collections::VecDeque;
+use view::LogView;
+
+/// Streams of peers whose recent frames are remembered, four for each run of a peer.
+const SESSIONS_MAX: usize = 256;
+
+/// What a core starts from.
+#[derive(Clone, Debug)]
+pub struct CoreConfig {
+    /// This node's id, not 0.
+    pub id: u64,
+    /// The group.
+    pub group: GroupId,
+    /// Bounds and periods.
+    pub options: RaftOptions,
+    /// Random, different for each start: election timeouts and the session of its frames come from it.
+    pub seed: u64,
+}
+
+/// Counts of what a core did. All grow from 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CoreStats {
+    /// Proposals that got a place in the log.
+    pub proposals: u64,
+    /// Steps of Raft that proposed them: `proposals / proposal_batches` is the mean batch.
+    pub proposal_batches: u64,
+    /// Entries given to the state machine.
+    pub entries_applied: u64,
+    /// Jobs for the state machine that applied them.
+    pub apply_batches: u64,
+    /// Reads confirmed by a quorum.
+    pub read_rounds: u64,
+    /// Frames from peers.
+    pub messages_received: u64,
+    /// Frames to peers.
+    pub messages_sent: u64,
+    /// Frames that came a second time.
+    pub messages_duplicate: u64,
+    /// Frames that no correct peer sends.
+    pub messages_invalid: u64,
+    /// Appends refused because the state machine or the log is too far behind.
+    pub appends_refused: u64,
+    /// Elections this node began.
+    pub elections: u64,
+    /// Changes of the leader seen.
+    pub leader_changes: u64,
+    /// Snapshots made and durable.
+    pub snapshots_made: u64,
+    /// Snapshots the state machine could not make, or too large ones.
+    pub snapshots_failed: u64,
+    /// Snapshots sent whole.
+    pub snapshots_sent: u64,
+    /// Snapshots received whole.
+    pub snapshots_received: u64,
+}
+
+/// What waits for jobs to be durable.
+#[derive(Debug)]
+struct AfterPersist {
+    /// The job it waits for.
+    sequence: u64,
+    /// The `Ready` of raft-rs it belongs to.
+    number: u64,
+    frames: Vec<Frame>,
+    /// The term and vote that are durable then.
+    hard_state: Option<(u64, u64)>,
+    /// The snapshot to restore then.
+    install: Option<StoredSnapshot>,
+}
+
+/// A snapshot of our own between the state machine and the disk.
+#[derive(Debug)]
+enum Making {
+    No,
+    /// The state machine makes it.
+    Asked,
+    /// The log saves it, by this job.
+    Saving(u64, StoredSnapshot),
+}
+
+/// A change of membership or a transfer that is going on.
+#[derive(Debug)]
+struct Change<T> {
+    token: T,
+    deadline_tick: u64,
+    kind: ChangeKind,
+}
+
+#[derive(Debug)]
+enum ChangeKind {
+    /// Proposed at this index and term; entered once applied.
+    Membership {
+        index: u64,
+        term: u64,
+        entered: bool,
+    },
+    Transfer {
+        to: u64,
+        term: u64,
+    },
+}
+
+/// A Raft node without clock, thread, disk or socket. `T` is what answers are addressed by.
+pub struct Core<T> {
+    id: u64,
+    group: GroupId,
+    options: RaftOptions,
+    node: RawNode<LogView>,
+    seed: u64,
+    session: u64,
+    sequence: u64,
+    ticks: u64,
+    now_ns: u64,
+    /// Counts changes of role, term and leader: election timeouts are drawn anew for each.
+    epoch: u64,
+    seen: (StateRole, u64, u64),
+    /// Ticks during which this node votes for nobody, as the lease of a leader from before its start may hold.
+    silent_ticks: u64,
+    dedup: MessageDedup,
+    pending: PendingProposals<T>,
+    reads: Reads<T>,
+    changes: Vec<Change<T>>,
+    snapshot_waiters: Vec<T>,
+    after_persist: VecDeque<AfterPersist>,
+    last_job: u64,
+    persisted_job: u64,
+    persisted_hard_state: (u64, u64),
+    /// What the state machine has been given, and what it has done.
+    handed: u64,
+    applied: u64,
+    /// The index of the snapshot that the state machine is being restored from.
+    restoring: Option<u64>,
+    /// Memberships by the index they hold from.
+    conf_states: VecDeque<(u64, ConfState)>,
+    making: Making,
+    transfers: Vec<Transfer>,
+    transfer_count: u64,
+    assembly: Option<Assembly>,
+    /// A snapshot that arrived whole and is being given to Raft.
+    arrived: Option<(u64, Bytes)>,
+    lease_until_ns: u64,
+    lease_renewed_tick: u64,
+    /// No lease in this term: leadership may be handed over by a message still on its way.
+    lease_void_term: u64,
+    out: Outputs<T>,
+    stats: CoreStats,
+    defect: Option<&'static str>,
+}
+
+impl<T> std::fmt::Debug for Core<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core")
+            .field("group", &self.group)
+            .field("status", &self.status())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The state of a group's first members, before anything happened: entry 1 counts as applied and holds the membership.
+///
+/// All first members must start from the same voters and the same snapshot of the empty state machine.
+#[must_use]
+pub fn bootstrap_state(voters: &[u64], empty_state_machine: Bytes) -> LogState {
+    let mut metadata = SnapshotMetadata {
+        index: 1,
+        term: 1,
+        ..Default::default()
+    };
+    let mut voters = voters.to_vec();
+    voters.sort_unstable();
+    voters.dedup();
+    metadata.mut_conf_state().voters = voters;
+    LogState {
+        hard_state: raft::eraftpb::HardState {
+            term: 1,
+            commit: 1,
+            ..Default::default()
+        },
+        snapshot: Some(StoredSnapshot {
+            metadata,
+            data: empty_state_machine,
+        }),
+        compacted: (1, 1),
+        entries: Vec::new(),
+    }
+}
+
+impl<T> Core<T> {
+    /// A node that starts from what its log holds; an empty state is a node that waits to be added to a group.
+    ///
+    /// If there is a snapshot, the first output restores it.
+    ///
+    /// # Errors
+    /// [`StartError`] if an option is out of range or the state contradicts itself.
+    pub fn new(config: CoreConfig, state: LogState) -> Result<Self, StartError> {
+        let CoreConfig {
+            id,
+            group,
+            options,
+            seed,
+        } = config;
+        options.check()?;
+        if id == 0 {
+            return Err(StartError::Options {
+                option: "id",
+                reason: "0 stands for no node".to_owned(),
+            });
+        }
+        let view = LogView::load(group, state)?;
+        let hard_state = view.initial_hard_state().clone();
+        let snapshot = view.snapshot().cloned();
+        let applied = view.snapshot_index();
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let node = RawNode::new(&raft_config(id, applied, &options), view, &logger);
+        let node = node.map_err(|error| StartError::Inconsistent {
+            group: group.0,
+            reason: error.to_string(),
+        })?;
+        let conf_state = snapshot
+            .as_ref()
+            .map(|snapshot| snapshot.metadata.get_conf_state().clone());
+        // A group that was never up has no lease to respect.
+        let was_up = hard_state.term > 1 || hard_state.vote != 0;
+        let silent_ticks = if options.lease_reads && was_up {
+            options.election_ticks as u64
+        } else {
+            0
+        };
+        let mut core = Self {
+            id,
+            group,
+            seed,
+            session: mix(seed ^ 0x5E55_1011),
+            sequence: 0,
+            ticks: 0,
+            now_ns: 0,
+            epoch: 0,
+            seen: (StateRole::Follower, hard_state.term, 0),
+            silent_ticks,
+            dedup: MessageDedup::new(SESSIONS_MAX),
+            pending: PendingProposals::new(),
+            reads: Reads::new(),
+            changes: Vec::new(),
+            snapshot_waiters: Vec::new(),
+            after_persist: VecDeque::new(),
+            last_job: 0,
+            persisted_job: 0,
+            persisted_hard_state: (hard_state.term, hard_state.vote),
+            handed: applied,
+            applied,
+            restoring: None,
+            defect: None,
+            conf_states: conf_state
+                .map(|state| (applied, state))
+                .into_iter()
+                .collect(),
+            making: Making::No,
+            transfers: Vec::new(),
+            transfer_count: 0,
+            assembly: None,
+            arrived: None,
+            lease_until_ns: 0,
+            lease_renewed_tick: 0,
+            lease_void_term: 0,
+            out: Outputs::default(),
+            stats: CoreStats::default(),
+            options,
+            node,
+        };
+        core.draw_timeout();
+        if let Some(snapshot) = snapshot {
+            core.restoring = Some(applied);
+            core.out.apply_jobs.push(ApplyJob::Restore(snapshot));
+        }
+        Ok(core)
+    }
+
+    /// Time passes by one [`RaftOptions::tick`]. `now_ns` is this node's monotonic clock, for leases.
+    ///
+    /// A driver must never tick faster than the clock, not even to catch up: others' leases rely on it.
+    pub fn tick(&mut self, now_ns: u64) {
+        self.ticks += 1;
+        self.set_now(now_ns);
+        // While a snapshot is restored the log and the state machine are apart, and raft-rs may not campaign.
+        if self.restoring.is_none() {
+            self.node.tick();
+            self.draw_timeout();
+        }
+        self.tick_waiters();
+        self.tick_transfers();
+    }
+
+    /// The clock, for inputs between ticks.
+    pub fn set_now(&mut self, now_ns: u64) {
+        self.now_ns = self.now_ns.max(now_ns);
+    }
+
+    /// A peer did not take a message.
+    pub fn unreachable(&mut self, peer: u64) {
+        self.node.report_unreachable(peer);
+    }
+
+    /// The state machine is at `index`, as an [`ApplyJob`] said. For [`ApplyJob::Apply`] and [`ApplyJob::Restore`].
+    pub fn applied(&mut self, index: u64) {
+        if index < self.applied {
+            return;
+        }
+        self.applied = index;
+        if self.restoring.is_some_and(|snapshot| index >= snapshot) {
+            self.restoring = None;
+        }
+        let log = &self.node.raft.raft_log;
+        let limit = log.committed.min(log.persisted);
+        if index >= log.applied && index <= limit {
+            self.node.advance_apply_to(index);
+        }
+    }
+
+    /// The state machine made a snapshot when it was at `index`, or could not.
+    pub fn snapshot_made(&mut self, index: u64, data: Option<Bytes>) {
+        if !matches!(self.making, Making::Asked) {
+            return;
+        }
+        self.making = Making::No;
+        let term = self.node.store().term_at(index);
+        let conf_state = self
+            .conf_states
+            .iter()
+            .rev()
+            .find(|(from, _)| *from <= index);
+        let fits = |data: &Bytes| data.len() <= self.options.snapshot_bytes_max;
+        let (Some(data), Some(term), Some((_, conf_state))) = (data.filter(fits), term, conf_state)
+        else {
+            self.stats.snapshots_failed += 1;
+            return;
+        };
+        let mut metadata = SnapshotMetadata {
+            index,
+            term,
+            ..Default::default()
+        };
+        metadata.set_conf_state(conf_state.clone());
+        let snapshot = StoredSnapshot { metadata, data };
+        let sequence = self.push_job(LogJob {
+            snapshot: Some(snapshot.clone()),
+            ..Default::default()
+        });
+        self.making = Making::Saving(sequence, snapshot);
+    }
+
+    /// What the node knows of itself.
+    #[must_use]
+    pub fn status(&self) -> RaftStatus {
+        let raft = &self.node.raft;
+        let is_learner = raft.prs().get(self.id).is_some() && !raft.promotable();
+        RaftStatus {
+            role: match raft.state {
+                StateRole::Leader => Role::Leader,
+                StateRole::Candidate => Role::Candidate,
+                StateRole::PreCandidate => Role::PreCandidate,
+                StateRole::Follower if is_learner => Role::Learner,
+                StateRole::Follower => Role::Follower,
+            },
+            term: raft.term,
+            leader_id: raft.leader_id,
+            node_id: self.id,
+            commit_index: raft.raft_log.committed,
+            applied_index: self.applied,
+        }
+    }
+
+    /// What it did so far.
+    #[must_use]
+    pub fn stats(&self) -> CoreStats {
+        self.stats
+    }
+
+    /// The present membership.
+    #[must_use]
+    pub fn membership(&self) -> ConfState {
+        self.conf_states
+            .back()
+            .map(|(_, state)| state.clone())
+            .unwrap_or_default()
+    }
+
+    /// First and last index of the log.
+    #[must_use]
+    pub fn log_range(&self) -> (u64, u64) {
+        (
+            self.node.store().first(),
+            self.node.raft.raft_log.last_index(),
+        )
+    }
+
+    /// The term of an entry, if the log still has it.
+    #[must_use]
+    pub fn log_term(&self, index: u64) -> Option<u64> {
+        self.node.store().term_at(index)
+    }
+
+    /// Bytes of the log in memory.
+    #[must_use]
+    pub fn log_bytes(&self) -> usize {
+        self.node.store().bytes()
+    }
+
+    /// Proposals without an answer.
+    #[must_use]
+    pub fn proposals_waiting(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Says what is wrong if the core found its state contradictory: end the node then.
+    #[must_use]
+    pub fn defect(&self) -> Option<&'static str> {
+        self.defect
+    }
+
+    /// The options it was made with.
+    #[must_use]
+    pub fn options(&self) -> &RaftOptions {
+        &self.options
+    }
+
+    /// Ends the node: everything that waits is answered with the reason, also what is in `apply_jobs`.
+    pub fn stop(&mut self, reason: &StopReason, out: &mut Outputs<T>) {
+        self.take_outputs(out);
+        let failed = || Reply::Failed(ProposeError::Stopped(reason.clone()));
+        let read_failed = || Reply::ReadFailed(ReadError::Stopped(reason.clone()));
+        out.replies
+            .extend(self.reads.drain().map(|token| (token, read_failed())));
+        // Whether these will be applied nobody here can tell.
+        out.replies.extend(
+            self.pending
+                .drain()
+                .map(|token| (token, Reply::Failed(ProposeError::Unknown))),
+        );
+        out.replies.extend(
+            self.changes
+                .drain(..)
+                .map(|change| (change.token, failed())),
+        );
+        out.replies.extend(
+            self.snapshot_waiters
+                .drain(..)
+                .map(|token| (token, failed())),
+        );
+    }
+
+    fn take_outputs(&mut self, out: &mut Outputs<T>) {
+        out.frames.append(&mut self.out.frames);
+        out.log_jobs.append(&mut self.out.log_jobs);
+        out.apply_jobs.append(&mut self.out.apply_jobs);
+        out.replies.append(&mut self.out.replies);
+    }
+
+    fn hint(&self) -> LeaderHint {
+        LeaderHint::of(self.node.raft.leader_id)
+    }
+
+    fn is_leader(&self) -> bool {
+        self.node.raft.state == StateRole::Leader
+    }
+
+    fn push_job(&mut self, mut job: LogJob) -> u64 {
+        self.last_job += 1;
+        (job.sequence, job.group) = (self.last_job, self.group);
+        self.out.log_jobs.push(job);
+        self.last_job
+    }
+
+    /// Sets the election timeout of raft-rs, which draws its own from the thread's generator: the same inputs must have
+    /// the same outputs.
+    fn draw_timeout(&mut self) {
+        self.note_role();
+        let ticks = self.options.election_ticks;
+        let chance = mix(self.seed ^ mix(self.id) ^ mix(self.epoch).rotate_left(17));
+        let timeout = ticks + usize::try_from(chance % ticks as u64).unwrap_or(0);
+        self.node.raft.set_randomized_election_timeout(timeout);
+    }
+
+    /// Answers requests whose time is over.
+    fn tick_waiters(&mut self) {
+        let replies = &mut self.out.replies;
+        let round_ticks = self.options.election_ticks as u64;
+        self.pending.tick(self.ticks, |token, lost| {
+            replies.push((token, lost_reply(lost)))
+        });
+        self.reads
+            .tick(self.ticks, round_ticks, 4 * round_ticks, |token, result| {
+                replies.push((token, read_reply(result)));
+            });
+        let ticks = self.ticks;
+        for change in self
+            .changes
+            .extract_if(.., |change| change.deadline_tick <= ticks)
+        {
+            let error = match change.kind {
+                ChangeKind::Membership { .. } => ProposeError::Unknown,
+                ChangeKind::Transfer { .. } => ProposeError::ProposalDropped,
+            };
+            replies.push((change.token, Reply::Failed(error)));
+        }
+    }
+
+    fn tick_transfers(&mut self) {
+        let patience = self.options.election_ticks;
+        let mut failed = Vec::new();
+        let raft = &self.node.raft;
+        self.transfers.retain_mut(|transfer| {
+            let progress = raft.prs().get(transfer.to);
+            let wanted =
+                progress.is_some_and(|progress| progress.state == raft::ProgressState::Snapshot);
+            if !wanted || raft.state != StateRole::Leader {
+                return false;
+            }
+            let going = transfer.tick(patience) != Progress::Failed;
+            if !going {
+                failed.push(transfer.to);
+            }
+            going
+        });
+        for peer in failed {
+            self.node
+                .report_snapshot(peer, raft::SnapshotStatus::Failure);
+        }
+    }
+}
+
+fn raft_config(id: u64, applied: u64, options: &RaftOptions) -> Config {
+    Config {
+        id,
+        applied,
+        election_tick: options.election_ticks,
+        heartbeat_tick: options.heartbeat_ticks,
+        max_size_per_msg: options.message_bytes_max as u64,
+        max_inflight_msgs: options.inflight_messages_max,
+        check_quorum: true,
+        pre_vote: true,
+        max_uncommitted_size: options.uncommitted_bytes_max as u64,
+        max_committed_size_per_ready: options.message_bytes_max as u64 * 4,
+        ..Config::default()
+    }
+}
+
+fn lost_reply(lost: Lost) -> Reply {
+    Reply::Failed(match lost {
+        Lost::Dropped => ProposeError::ProposalDropped,
+        Lost::Unknown => ProposeError::Unknown,
+    })
+}
+
+fn read_reply(result: Result<u64, ReadError>) -> Reply {
+    match result {
+        Ok(index) => Reply::Read(index),
+        Err(error) => Reply::ReadFailed(error),
+    }
+}
+
+/// splitmix64's finaliser: <https://prng.di.unimi.it/splitmix64.c>.
+fn mix(value: u64) -> u64 {
+    let mut z = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}

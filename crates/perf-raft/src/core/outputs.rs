@@ -1,0 +1,79 @@
+//! What the core asks its driver to do.
+
+use crate::codec::Frame;
+use crate::error::{ProposeError, ReadError};
+use crate::log::{LogJob, StoredSnapshot};
+use crate::state_machine::Command;
+use raft::eraftpb::ConfState;
+
+/// Work for the state machine, to be done in order.
+#[derive(Debug)]
+pub enum ApplyJob<T> {
+    /// Apply the commands, then tell [`Core::applied`](super::Core::applied) the index.
+    Apply {
+        /// Commands, maybe none: Raft's own entries count too.
+        commands: Vec<Command>,
+        /// Who waits for the response of a command: place in `commands` and token, growing.
+        waiting: Vec<(usize, T)>,
+        /// The state machine is at this index afterwards.
+        index: u64,
+    },
+    /// Restore the snapshot, then tell [`Core::applied`](super::Core::applied) its index.
+    Restore(StoredSnapshot),
+    /// Make a snapshot and give it to [`Core::snapshot_made`](super::Core::snapshot_made).
+    Snapshot,
+}
+
+/// An answer to a request.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Reply {
+    /// No proposal, membership change or transfer came of it.
+    Failed(ProposeError),
+    /// A read may go ahead, the state machine being at this index.
+    Read(u64),
+    /// A read may not.
+    ReadFailed(ReadError),
+    /// The membership is this now.
+    Membership(ConfState),
+    /// The other node leads.
+    Transferred,
+    /// A snapshot at this index is durable.
+    Snapshot(u64),
+}
+
+/// What the core asks its driver to do. All lists are in order and to be emptied by the driver.
+#[derive(Debug)]
+pub struct Outputs<T> {
+    /// Frames to send, each to the node in its header. What cannot be sent may be dropped; tell
+    /// [`Core::unreachable`](super::Core::unreachable).
+    pub frames: Vec<Frame>,
+    /// Jobs for the log, to be done in order; then [`Core::persisted`](super::Core::persisted).
+    pub log_jobs: Vec<LogJob>,
+    /// Jobs for the state machine.
+    pub apply_jobs: Vec<ApplyJob<T>>,
+    /// Answers. Those to proposals that are applied come with [`ApplyJob::Apply`].
+    pub replies: Vec<(T, Reply)>,
+}
+
+impl<T> Default for Outputs<T> {
+    fn default() -> Self {
+        Self {
+            frames: Vec::new(),
+            log_jobs: Vec::new(),
+            apply_jobs: Vec::new(),
+            replies: Vec::new(),
+        }
+    }
+}
+
+impl<T> Outputs<T> {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+            && self.log_jobs.is_empty()
+            && self.apply_jobs.is_empty()
+            && self.replies.is_empty()
+    }
+}

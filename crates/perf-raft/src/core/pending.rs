@@ -1,0 +1,178 @@
+//! Proposals between the log and their commit.
+
+use std::collections::{BTreeMap, VecDeque};
+
+/// What waits for the entry at an index.
+#[derive(Debug)]
+struct Pending<T> {
+    index: u64,
+    token: T,
+}
+
+/// Proposals of this node that have an index and no answer.
+///
+/// Those of the present leadership are in the order of their indexes. Once leadership is lost they become orphans: the next
+/// leader may still commit them, so they wait a while for what becomes of their index.
+#[derive(Debug)]
+pub(super) struct PendingProposals<T> {
+    term: u64,
+    present: VecDeque<Pending<T>>,
+    orphans: BTreeMap<(u64, u64), (T, u64)>,
+}
+
+/// What is known of a proposal that will have no response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lost {
+    /// Another entry is committed in its place.
+    Dropped,
+    /// Nobody knows.
+    Unknown,
+}
+
+impl<T> PendingProposals<T> {
+    pub(super) fn new() -> Self {
+        Self {
+            term: 0,
+            present: VecDeque::new(),
+            orphans: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.present.len() + self.orphans.len()
+    }
+
+    /// Indexes must grow within a term.
+    pub(super) fn push(&mut self, term: u64, index: u64, token: T) {
+        debug_assert!(self.present.is_empty() || self.term == term);
+        self.term = term;
+        self.present.push_back(Pending { index, token });
+    }
+
+    /// Leadership is lost: whatever has no answer by `deadline_tick` gets `Unknown`.
+    pub(super) fn orphan(&mut self, deadline_tick: u64) {
+        for pending in self.present.drain(..) {
+            self.orphans
+                .insert((pending.index, self.term), (pending.token, deadline_tick));
+        }
+    }
+
+    /// An entry is committed: returns who waits for it, and gives those whose place it took to `lost`.
+    pub(super) fn committed(
+        &mut self,
+        index: u64,
+        term: u64,
+        mut lost: impl FnMut(T, Lost),
+    ) -> Option<T> {
+        let mut found = None;
+        while self
+            .present
+            .front()
+            .is_some_and(|pending| pending.index <= index)
+        {
+            let Some(pending) = self.present.pop_front() else {
+                break;
+            };
+            if pending.index == index && self.term == term {
+                found = Some(pending.token);
+            } else {
+                lost(pending.token, Lost::Dropped);
+            }
+        }
+        while let Some(entry) = self.orphans.first_entry() {
+            let &(orphan_index, orphan_term) = entry.key();
+            if orphan_index > index {
+                break;
+            }
+            let (token, _) = entry.remove();
+            if (orphan_index, orphan_term) == (index, term) {
+                found = Some(token);
+            } else {
+                lost(token, Lost::Dropped);
+            }
+        }
+        found
+    }
+
+    /// A snapshot holds everything up to an index: whether it holds these nobody knows.
+    pub(super) fn skipped_to(&mut self, index: u64, mut lost: impl FnMut(T, Lost)) {
+        while self
+            .orphans
+            .first_key_value()
+            .is_some_and(|(key, _)| key.0 <= index)
+        {
+            if let Some((_, (token, _))) = self.orphans.pop_first() {
+                lost(token, Lost::Unknown);
+            }
+        }
+    }
+
+    pub(super) fn tick(&mut self, tick: u64, mut lost: impl FnMut(T, Lost)) {
+        if self.orphans.is_empty() {
+            return;
+        }
+        let expired: Vec<(u64, u64)> = self
+            .orphans
+            .iter()
+            .filter(|(_, (_, deadline))| *deadline <= tick)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in expired {
+            if let Some((token, _)) = self.orphans.remove(&key) {
+                lost(token, Lost::Unknown);
+            }
+        }
+    }
+
+    /// Takes everything apart: the node has stopped.
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = T> {
+        let orphans = std::mem::take(&mut self.orphans)
+            .into_values()
+            .map(|(token, _)| token);
+        self.present
+            .drain(..)
+            .map(|pending| pending.token)
+            .chain(orphans)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_orphan_is_found_by_its_term_and_dropped_by_another() {
+        let mut pending = PendingProposals::new();
+        pending.push(3, 10, 'a');
+        pending.push(3, 11, 'b');
+        pending.orphan(100);
+        pending.push(5, 10, 'x'); // the node leads again, over a shorter log
+        let mut lost = Vec::new();
+        assert_eq!(
+            pending.committed(10, 3, |token, how| lost.push((token, how))),
+            Some('a')
+        );
+        assert_eq!(lost, [('x', Lost::Dropped)]);
+        assert_eq!(
+            pending.committed(11, 5, |token, how| lost.push((token, how))),
+            None
+        );
+        assert_eq!(lost, [('x', Lost::Dropped), ('b', Lost::Dropped)]);
+        assert_eq!(pending.len(), 0);
+    }
+
+    #[test]
+    fn what_nobody_knows_is_said_so_in_time() {
+        let mut pending = PendingProposals::new();
+        for index in 1..=3 {
+            pending.push(1, index, index);
+        }
+        pending.orphan(7);
+        let mut lost = Vec::new();
+        pending.skipped_to(1, |token, how| lost.push((token, how)));
+        pending.tick(6, |token, how| lost.push((token, how)));
+        assert_eq!(lost, [(1, Lost::Unknown)]);
+        pending.tick(7, |token, how| lost.push((token, how)));
+        assert_eq!(lost.len(), 3);
+    }
+}

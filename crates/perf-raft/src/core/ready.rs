@@ -1,0 +1,406 @@
+//! The drive loop: what Raft wants done, in the order that keeps its promises.
+//!
+//! A leader's messages leave at once, beside its own write of the same entries (Ongaro's thesis, 10.2.1). Everything a
+//! follower or candidate says about its log or its vote waits for the write. What is committed goes to the state machine.
+
+use super::{AfterPersist, ApplyJob, ChangeKind, Core, Making, Outputs, Reply, lost_reply};
+use crate::codec::{convert, wire};
+use crate::error::ProposeError;
+use crate::log::{LogJob, StoredSnapshot};
+use crate::primitive::mutant;
+use crate::state_machine::Command;
+use prost::Message as _;
+use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message, MessageType};
+use raft::{Ready, StateRole};
+
+impl<T> Core<T> {
+    /// Moves everything there is to do into `out`, behind what it holds.
+    pub fn poll(&mut self, out: &mut Outputs<T>) {
+        self.draw_timeout();
+        self.begin_reads();
+        while self.node.has_ready() {
+            self.handle_ready();
+            self.draw_timeout();
+            self.begin_reads();
+        }
+        let applied = self.applied;
+        let replies = &mut self.out.replies;
+        self.reads.take_ready(applied, |token, result| {
+            replies.push((token, super::read_reply(result)))
+        });
+        self.send_all_chunks();
+        self.consider_snapshot();
+        self.take_outputs(out);
+    }
+
+    /// All jobs up to `sequence` are durable.
+    pub fn persisted(&mut self, sequence: u64) {
+        self.persisted_job = self.persisted_job.max(sequence);
+        while self
+            .after_persist
+            .front()
+            .is_some_and(|after| after.sequence <= self.persisted_job)
+        {
+            let Some(after) = self.after_persist.pop_front() else {
+                break;
+            };
+            self.is_durable(after);
+        }
+        let saved = matches!(&self.making, Making::Saving(job, _) if *job <= self.persisted_job);
+        if saved
+            && let Making::Saving(_, snapshot) = std::mem::replace(&mut self.making, Making::No)
+        {
+            self.snapshot_saved(snapshot);
+        }
+    }
+
+    fn is_durable(&mut self, after: AfterPersist) {
+        if let Some(hard_state) = after.hard_state {
+            self.persisted_hard_state = hard_state;
+        }
+        self.node.on_persist_ready(after.number);
+        for mut frame in after.frames {
+            // Numbered as they leave, so that those that did not wait do not make these look old.
+            self.sequence += 1;
+            frame.header.sequence = self.sequence;
+            self.out.frames.push(frame);
+        }
+        if let Some(snapshot) = after.install {
+            self.out.apply_jobs.push(ApplyJob::Restore(snapshot));
+        }
+    }
+
+    fn handle_ready(&mut self) {
+        let mut ready = self.node.ready();
+        let early = ready.take_messages();
+        let late = ready.take_persisted_messages();
+        let committed = ready.take_committed_entries();
+        let read_states = ready.take_read_states();
+        let number = ready.number();
+        let snapshot = self.take_snapshot(&ready);
+        let entries = ready.take_entries();
+        let hard_state = ready.hs().cloned();
+        let must_persist = ready.must_sync();
+
+        if let Some(snapshot) = &snapshot {
+            self.node.mut_store().install(snapshot.clone());
+            self.log_replaced(snapshot);
+        }
+        self.node.mut_store().append(&entries);
+        self.node.advance_append_async(ready);
+
+        // A single voter leads before its vote is durable; nobody may hear of that term yet.
+        let term_is_durable = self.persisted_hard_state.0 == self.node.raft.term;
+        let early = self.frames_of(early);
+        let mut held = self.frames_of_held(late, term_is_durable);
+        if term_is_durable {
+            self.out.frames.extend(early);
+        } else {
+            held.extend(early);
+        }
+        let vote = hard_state.as_ref().map(|state| (state.term, state.vote));
+        let install = snapshot.clone();
+        let mut sequence = self.last_job;
+        if must_persist {
+            sequence = self.push_job(LogJob {
+                replaces_log: snapshot.is_some(),
+                snapshot,
+                entries,
+                hard_state,
+                ..Default::default()
+            });
+        }
+        let after = AfterPersist {
+            sequence,
+            number,
+            frames: held,
+            // A hard state that was not written holds the durable term and vote too.
+            hard_state: vote,
+            install,
+        };
+        let premature = mutant::is("ack_before_persist");
+        if sequence <= self.persisted_job || premature {
+            self.is_durable(after);
+        } else {
+            self.after_persist.push_back(after);
+        }
+        self.hand_over(committed);
+        for state in read_states {
+            self.read_round_done(&state.request_ctx, state.index);
+        }
+    }
+
+    /// What a follower or candidate says waits, except that it heard the leader: an answer to a heartbeat says
+    /// nothing about the log, and a slow disk must not cost the leader its office.
+    fn frames_of_held(
+        &mut self,
+        messages: Vec<Message>,
+        term_is_durable: bool,
+    ) -> Vec<crate::codec::Frame> {
+        if messages.is_empty() {
+            return Vec::new();
+        }
+        let urgent = |message: &Message| {
+            term_is_durable && message.get_msg_type() == MessageType::MsgHeartbeatResponse
+        };
+        let (now, later): (Vec<Message>, Vec<Message>) = messages.into_iter().partition(urgent);
+        let now = self.frames_of(now);
+        self.out.frames.extend(now);
+        self.frames_of(later)
+    }
+
+    /// Notes changes of role, term and leader since the last look.
+    pub(super) fn note_role(&mut self) {
+        let raft = &self.node.raft;
+        let now = (raft.state, raft.term, raft.leader_id);
+        if now == self.seen {
+            return;
+        }
+        let (role_before, term_before, leader_before) = std::mem::replace(&mut self.seen, now);
+        self.epoch += 1;
+        let (role, term, leader) = now;
+        if role != role_before && matches!(role, StateRole::Candidate | StateRole::PreCandidate) {
+            self.stats.elections += u64::from(role_before != StateRole::PreCandidate);
+        }
+        let office_lost =
+            role_before == StateRole::Leader && (role != StateRole::Leader || term != term_before);
+        if office_lost {
+            let deadline = self.ticks + 2 * self.options.election_ticks as u64;
+            self.pending.orphan(deadline);
+            self.lease_until_ns = 0;
+            self.transfers.clear();
+        }
+        if leader != leader_before || term != term_before {
+            self.stats.leader_changes += u64::from(leader != 0);
+            self.reads.leader_changed();
+            self.settle_transfers(leader, term);
+        }
+    }
+
+    fn settle_transfers(&mut self, leader: u64, term: u64) {
+        let settled = self.changes.extract_if(.., |change| {
+            matches!(change.kind, ChangeKind::Transfer { term: began, .. } if leader != 0 && term > began)
+        });
+        for change in settled {
+            let reply = match change.kind {
+                ChangeKind::Transfer { to, .. } if to == leader => Reply::Transferred,
+                _ => Reply::Failed(ProposeError::ProposalDropped),
+            };
+            self.out.replies.push((change.token, reply));
+        }
+    }
+
+    /// The snapshot that Raft accepted, with the data that arrived for it.
+    fn take_snapshot(&mut self, ready: &Ready) -> Option<StoredSnapshot> {
+        let metadata = ready.snapshot().get_metadata();
+        if metadata.index == 0 {
+            // Raft had no use for what arrived.
+            self.arrived = None;
+            return None;
+        }
+        let arrived = self
+            .arrived
+            .take()
+            .filter(|(index, _)| *index == metadata.index);
+        if arrived.is_none() {
+            self.defect = Some("Raft accepted a snapshot whose data did not arrive");
+        }
+        Some(StoredSnapshot {
+            metadata: metadata.clone(),
+            data: arrived.map(|(_, data)| data).unwrap_or_default(),
+        })
+    }
+
+    fn log_replaced(&mut self, snapshot: &StoredSnapshot) {
+        let index = snapshot.metadata.index;
+        self.restoring = Some(index);
+        self.handed = index;
+        self.conf_states.clear();
+        self.conf_states
+            .push_back((index, snapshot.metadata.get_conf_state().clone()));
+        let replies = &mut self.out.replies;
+        self.pending
+            .skipped_to(index, |token, lost| replies.push((token, lost_reply(lost))));
+    }
+
+    /// Gives committed entries to the state machine, and those of Raft's own to Raft.
+    fn hand_over(&mut self, committed: Vec<Entry>) {
+        let Some(last) = committed.last() else {
+            return;
+        };
+        let index = last.index;
+        let mut commands = Vec::with_capacity(committed.len());
+        let mut waiting = Vec::new();
+        for entry in committed {
+            let (at, term) = (entry.index, entry.term);
+            let mut entered = None;
+            let replies = &mut self.out.replies;
+            let token = self.pending.committed(at, term, |token, lost| {
+                replies.push((token, lost_reply(lost)))
+            });
+            match entry.entry_type {
+                EntryType::EntryNormal if !entry.data.is_empty() => {
+                    if let Some(token) = token {
+                        waiting.push((commands.len(), token));
+                    }
+                    commands.push(Command {
+                        index: at,
+                        term,
+                        data: entry.data,
+                    });
+                }
+                // A leader's first entry, or a change of membership that Raft refused.
+                EntryType::EntryNormal => {}
+                EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
+                    let change = conf_change(&entry);
+                    entered = self.enter_membership(at, &change);
+                }
+            }
+            if !self.changes.is_empty() {
+                self.settle_changes(at, term, entered.as_ref());
+            }
+        }
+        self.handed = index;
+        self.stats.entries_applied += commands.len() as u64;
+        self.stats.apply_batches += 1;
+        self.out.apply_jobs.push(ApplyJob::Apply {
+            commands,
+            waiting,
+            index,
+        });
+    }
+
+    /// Enters the membership of a committed change, and returns it unless the change is impossible.
+    fn enter_membership(
+        &mut self,
+        index: u64,
+        change: &ConfChangeV2,
+    ) -> Option<raft::eraftpb::ConfState> {
+        let entered = self.node.apply_conf_change(change).ok();
+        if let Some(state) = &entered {
+            self.lease_until_ns = 0;
+            self.conf_states.push_back((index, state.clone()));
+        }
+        let raft = &self.node.raft;
+        if raft.state == StateRole::Leader && !raft.promotable() {
+            // Removed while it led: raft-rs would go on and stumble over its own absence.
+            let term = raft.term;
+            self.node.raft.become_follower(term, 0);
+        }
+        entered
+    }
+
+    /// Answers changes of membership: `entered` is the membership from `index` on, or `None` if there is nothing new.
+    fn settle_changes(
+        &mut self,
+        index: u64,
+        term: u64,
+        entered: Option<&raft::eraftpb::ConfState>,
+    ) {
+        for change in &mut self.changes {
+            if let ChangeKind::Membership {
+                index: at,
+                term: of,
+                entered: inside,
+            } = &mut change.kind
+                && (*at, *of) == (index, term)
+            {
+                *inside = entered.is_some();
+            }
+        }
+        let is_whole = entered.is_some_and(|state| state.voters_outgoing.is_empty());
+        let settled = self.changes.extract_if(.., |change| match change.kind {
+            ChangeKind::Membership {
+                index: at,
+                term: of,
+                entered: inside,
+            } => {
+                (inside && is_whole)
+                    || (!inside && at <= index && (at < index || of != term || entered.is_none()))
+            }
+            ChangeKind::Transfer { .. } => false,
+        });
+        for change in settled {
+            let entered_it = matches!(change.kind, ChangeKind::Membership { entered: true, .. });
+            let reply = match entered {
+                Some(state) if entered_it => Reply::Membership(state.clone()),
+                _ => Reply::Failed(ProposeError::ProposalDropped),
+            };
+            self.out.replies.push((change.token, reply));
+        }
+    }
+
+    /// Asks for a snapshot when the log is long, or when a peer needs one.
+    fn consider_snapshot(&mut self) {
+        let view = self.node.store();
+        let wanted = view.take_wanted() || !self.snapshot_waiters.is_empty();
+        let entries = self.applied.saturating_sub(view.snapshot_index());
+        let long = entries >= self.options.snapshot_entries
+            || (view.bytes() >= self.options.snapshot_log_bytes
+                && entries > self.options.log_entries_kept / 2);
+        let huge = view.bytes() >= self.options.log_bytes_max / 2 && entries > 0;
+        if wanted || long || huge {
+            self.ask_for_snapshot();
+        }
+    }
+
+    fn snapshot_saved(&mut self, snapshot: StoredSnapshot) {
+        let index = snapshot.metadata.index;
+        if index < self.node.store().snapshot_index() {
+            return;
+        }
+        self.stats.snapshots_made += 1;
+        self.node.mut_store().set_snapshot(snapshot);
+        let waiters = self
+            .snapshot_waiters
+            .drain(..)
+            .map(|token| (token, Reply::Snapshot(index)));
+        self.out.replies.extend(waiters);
+        let crowded = self.node.store().bytes() >= self.options.snapshot_log_bytes;
+        let kept = if crowded {
+            0
+        } else {
+            self.options.log_entries_kept
+        };
+        let mut limit = index.saturating_sub(kept);
+        if !crowded && let Some(lowest) = self.lowest_transfer() {
+            limit = limit.min(lowest);
+        }
+        if let Some(compacted) = self.node.mut_store().compact(limit) {
+            self.push_job(LogJob {
+                compacted: Some(compacted),
+                ..Default::default()
+            });
+        }
+        // The latest membership at or before the snapshot must stay.
+        while self
+            .conf_states
+            .get(1)
+            .is_some_and(|(from, _)| *from <= index)
+        {
+            self.conf_states.pop_front();
+        }
+    }
+}
+
+/// The change in a committed entry. Raft checked it when it was proposed; what cannot be read changes nothing.
+fn conf_change(entry: &Entry) -> ConfChangeV2 {
+    let read = match entry.entry_type {
+        EntryType::EntryConfChange => wire::ConfChange::decode(entry.data.clone())
+            .map_err(Into::into)
+            .and_then(|change| {
+                let single = convert::conf_change_single(change.change_type, change.node_id)?;
+                Ok(ConfChangeV2 {
+                    changes: vec![single].into(),
+                    ..Default::default()
+                })
+            }),
+        _ => wire::ConfChangeV2::decode(entry.data.clone())
+            .map_err(Into::into)
+            .and_then(convert::conf_change),
+    };
+    read.unwrap_or_else(|_: crate::codec::CodecError| ConfChangeV2 {
+        transition: raft::eraftpb::ConfChangeTransition::Explicit,
+        ..Default::default()
+    })
+}

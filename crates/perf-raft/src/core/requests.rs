@@ -1,0 +1,366 @@
+//! What clients ask for.
+
+use super::{Change, ChangeKind, Core, Making, Reply, read_reply};
+use crate::batch::ProposalBatch;
+use crate::error::{ProposeError, ReadError};
+use crate::primitive::mutant;
+use bytes::Bytes;
+use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2};
+
+/// A step of a change of the membership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MembershipChange {
+    /// The node gets a vote. If it is new, it first gets the log.
+    AddVoter(u64),
+    /// The node gets the log and no vote; a voter loses its vote.
+    AddLearner(u64),
+    /// The node leaves.
+    Remove(u64),
+}
+
+impl MembershipChange {
+    fn node(self) -> u64 {
+        match self {
+            Self::AddVoter(id) | Self::AddLearner(id) | Self::Remove(id) => id,
+        }
+    }
+
+    fn to_single(self) -> ConfChangeSingle {
+        let change_type = match self {
+            Self::AddVoter(_) => ConfChangeType::AddNode,
+            Self::AddLearner(_) => ConfChangeType::AddLearnerNode,
+            Self::Remove(_) => ConfChangeType::RemoveNode,
+        };
+        ConfChangeSingle {
+            change_type,
+            node_id: self.node(),
+            ..Default::default()
+        }
+    }
+}
+
+impl<T> Core<T> {
+    /// Proposes all of `batch` in as few steps as [`RaftOptions::message_bytes_max`](crate::RaftOptions::message_bytes_max)
+    /// allows. Each token gets one answer: with its command when that is applied, or as a reply.
+    pub fn propose(&mut self, batch: &mut Vec<(Bytes, T)>) {
+        if batch.is_empty() {
+            return;
+        }
+        if !self.is_leader() {
+            let hint = self.hint();
+            self.refuse(batch, |_| ProposeError::NotLeader { hint });
+            return;
+        }
+        if let Some((what, limit)) = self.full() {
+            self.refuse(batch, |_| ProposeError::Busy { what, limit });
+            return;
+        }
+        let room = self
+            .options
+            .proposals_max
+            .saturating_sub(self.pending.len());
+        let limit = self.options.proposals_max as u64;
+        let mut gathered = ProposalBatch::new(self.options.message_bytes_max / 2);
+        let mut tokens = Vec::with_capacity(batch.len());
+        for (data, token) in batch.drain(..) {
+            let refused = if data.is_empty() {
+                Some(ProposeError::Empty)
+            } else if data.len() > self.options.proposal_bytes_max {
+                Some(ProposeError::TooLarge {
+                    bytes: data.len(),
+                    limit: self.options.proposal_bytes_max,
+                })
+            } else if self.out_of_room(tokens.len(), room) {
+                Some(ProposeError::Busy {
+                    what: "proposals that wait",
+                    limit,
+                })
+            } else {
+                None
+            };
+            if let Some(error) = refused {
+                self.out.replies.push((token, Reply::Failed(error)));
+                continue;
+            }
+            if let Err(data) = gathered.push(data) {
+                self.propose_gathered(&mut gathered, &mut tokens);
+                // An empty batch takes any proposal.
+                let _ = gathered.push(data);
+            }
+            tokens.push(token);
+        }
+        self.propose_gathered(&mut gathered, &mut tokens);
+    }
+
+    fn out_of_room(&self, gathered: usize, room_at_start: usize) -> bool {
+        gathered >= room_at_start || self.pending.len() + gathered >= self.options.proposals_max
+    }
+
+    /// The bound that is reached, if one is.
+    fn full(&self) -> Option<(&'static str, u64)> {
+        let unapplied = self.handed.saturating_sub(self.applied);
+        if unapplied > self.options.unapplied_entries_max {
+            return Some((
+                "entries that are not applied",
+                self.options.unapplied_entries_max,
+            ));
+        }
+        if self.node.store().bytes() > self.options.log_bytes_max {
+            return Some(("bytes of the log", self.options.log_bytes_max as u64));
+        }
+        None
+    }
+
+    fn refuse(&mut self, batch: &mut Vec<(Bytes, T)>, error: impl Fn(&Bytes) -> ProposeError) {
+        let failed = batch
+            .drain(..)
+            .map(|(data, token)| (token, Reply::Failed(error(&data))));
+        self.out.replies.extend(failed);
+    }
+
+    fn propose_gathered(&mut self, gathered: &mut ProposalBatch, tokens: &mut Vec<T>) {
+        let count = tokens.len() as u64;
+        let bytes = gathered.bytes();
+        match gathered.propose(&mut self.node) {
+            Ok(None) => {}
+            Ok(Some(indexes)) => {
+                self.stats.proposals += count;
+                self.stats.proposal_batches += 1;
+                let term = self.node.raft.term;
+                for (index, token) in indexes.zip(tokens.drain(..)) {
+                    self.pending.push(term, index, token);
+                }
+            }
+            Err(_) => {
+                let limit = self.options.uncommitted_bytes_max;
+                let full = self.node.raft.uncommitted_size().saturating_add(bytes) > limit;
+                let error = if full {
+                    ProposeError::Busy {
+                        what: "bytes of uncommitted proposals",
+                        limit: limit as u64,
+                    }
+                } else {
+                    ProposeError::ProposalDropped
+                };
+                let failed = tokens
+                    .drain(..)
+                    .map(|token| (token, Reply::Failed(error.clone())));
+                self.out.replies.extend(failed);
+            }
+        }
+    }
+
+    /// Asks for a linearizable read: answered with [`Reply::Read`] once the state machine is at least as far as the group was
+    /// when it was asked. On a follower the leader is asked.
+    pub fn read(&mut self, token: T) {
+        if self.reads.len() >= self.options.reads_max {
+            let error = ReadError::Busy {
+                what: "reads that wait",
+                limit: self.options.reads_max as u64,
+            };
+            self.out.replies.push((token, Reply::ReadFailed(error)));
+            return;
+        }
+        self.reads.push(token, self.ticks);
+    }
+
+    /// Asks for a linearizable read without a round trip: only a leader whose lease holds can say yes.
+    pub fn lease_read(&mut self, token: T) {
+        if !self.has_lease() {
+            self.out
+                .replies
+                .push((token, Reply::ReadFailed(ReadError::NoLease)));
+            return;
+        }
+        let index = self.node.raft.raft_log.committed;
+        self.reads.push_confirmed(token, index, self.ticks);
+    }
+
+    /// Whether a quorum heard of this leader so recently that none of it votes for another yet.
+    fn has_lease(&self) -> bool {
+        let leads =
+            self.options.lease_reads && self.is_leader() && self.node.raft.commit_to_current_term();
+        if mutant::is("lease_without_quorum") {
+            return leads;
+        }
+        leads && self.lease_void_term != self.node.raft.term && self.now_ns < self.lease_until_ns
+    }
+
+    /// How long after a round began no member of its quorum votes for another. The first tick after a heartbeat may come
+    /// at once, so one tick is not counted.
+    pub(super) fn lease_ns(&self) -> u64 {
+        let ticks = (self.options.election_ticks as u64).saturating_sub(1);
+        let tick_ns = u64::try_from(self.options.tick.as_nanos()).unwrap_or(u64::MAX);
+        let percent = u64::from(100 - self.options.clock_drift_max_percent.min(99));
+        ticks.saturating_mul(tick_ns) / 100 * percent
+    }
+
+    /// Changes the membership: one step directly, several at once by joint consensus, which is left by itself. Answered with
+    /// [`Reply::Membership`] once the group is in the new one.
+    pub fn change_membership(&mut self, changes: &[MembershipChange], token: T) {
+        let refusal = self.refuse_change(changes);
+        if let Some(error) = refusal {
+            self.out.replies.push((token, Reply::Failed(error)));
+            return;
+        }
+        let change = ConfChangeV2 {
+            changes: changes
+                .iter()
+                .map(|change| change.to_single())
+                .collect::<Vec<_>>()
+                .into(),
+            ..Default::default()
+        };
+        let index = self.node.raft.raft_log.last_index() + 1;
+        let term = self.node.raft.term;
+        if self.node.propose_conf_change(Vec::new(), change).is_err() {
+            self.out
+                .replies
+                .push((token, Reply::Failed(ProposeError::ProposalDropped)));
+            return;
+        }
+        self.changes.push(Change {
+            token,
+            deadline_tick: self.ticks + 10 * self.options.election_ticks as u64,
+            kind: ChangeKind::Membership {
+                index,
+                term,
+                entered: false,
+            },
+        });
+    }
+
+    fn refuse_change(&self, changes: &[MembershipChange]) -> Option<ProposeError> {
+        let refused = |reason| Some(ProposeError::Refused { reason });
+        if !self.is_leader() {
+            return Some(ProposeError::NotLeader { hint: self.hint() });
+        }
+        if changes.is_empty() || changes.iter().any(|change| change.node() == 0) {
+            return refused("a change needs at least one step, and 0 is no node");
+        }
+        let mut nodes: Vec<u64> = changes.iter().map(|change| change.node()).collect();
+        nodes.sort_unstable();
+        if nodes.windows(2).any(|pair| pair[0] == pair[1]) {
+            return refused("a node may be in a change only once");
+        }
+        let leaves = |change: &MembershipChange| matches!(change, MembershipChange::Remove(id) | MembershipChange::AddLearner(id) if *id == self.id);
+        if changes.iter().any(leaves) {
+            return refused("a leader does not remove itself: transfer the leadership first");
+        }
+        let voters = &self.membership().voters;
+        let removed = |id: &u64| {
+            changes.iter().any(|change| {
+                change.node() == *id && !matches!(change, MembershipChange::AddVoter(_))
+            })
+        };
+        let added = changes
+            .iter()
+            .any(|change| matches!(change, MembershipChange::AddVoter(_)));
+        if voters.iter().all(removed) && !added {
+            return refused("a group needs a voter");
+        }
+        if self.node.raft.has_pending_conf() || !self.membership().voters_outgoing.is_empty() {
+            return refused("another change of the membership is going on: wait for it");
+        }
+        None
+    }
+
+    /// Hands the leadership to a voter. Answered with [`Reply::Transferred`] once it leads, or as dropped after two election
+    /// timeouts. Proposals are dropped meanwhile.
+    pub fn transfer_leader(&mut self, to: u64, token: T) {
+        let refusal = if !self.is_leader() {
+            Some(ProposeError::NotLeader { hint: self.hint() })
+        } else if !self.membership().voters.contains(&to) {
+            Some(ProposeError::Refused {
+                reason: "only a voter can lead",
+            })
+        } else {
+            None
+        };
+        if let Some(error) = refusal {
+            self.out.replies.push((token, Reply::Failed(error)));
+            return;
+        }
+        if to == self.id {
+            self.out.replies.push((token, Reply::Transferred));
+            return;
+        }
+        let term = self.node.raft.term;
+        // The word to campaign may arrive at any time from now on, and those who hear it do not respect a lease.
+        self.lease_void_term = term;
+        self.node.transfer_leader(to);
+        self.changes.push(Change {
+            token,
+            deadline_tick: self.ticks + 2 * self.options.election_ticks as u64,
+            kind: ChangeKind::Transfer { to, term },
+        });
+    }
+
+    /// Asks for a snapshot now. Answered with [`Reply::Snapshot`] once one is durable.
+    pub fn make_snapshot(&mut self, token: T) {
+        self.snapshot_waiters.push(token);
+        self.ask_for_snapshot();
+    }
+
+    pub(super) fn ask_for_snapshot(&mut self) {
+        let has_conf_state = !self.conf_states.is_empty();
+        if matches!(self.making, Making::No) && self.restoring.is_none() && has_conf_state {
+            self.making = Making::Asked;
+            self.out.apply_jobs.push(super::ApplyJob::Snapshot);
+        }
+    }
+
+    /// Begins rounds for reads that wait, and renews the lease.
+    pub(super) fn begin_reads(&mut self) {
+        let raft = &self.node.raft;
+        let leads = self.is_leader();
+        if leads && !raft.commit_to_current_term() {
+            return;
+        }
+        let renew = leads
+            && self.options.lease_reads
+            && !self.reads.has_rounds()
+            && self.ticks >= self.lease_renewed_tick + self.options.heartbeat_ticks as u64;
+        if !renew && !self.reads.wants_round() {
+            return;
+        }
+        if !leads && raft.leader_id == 0 {
+            let hint = self.hint();
+            let replies = &mut self.out.replies;
+            self.reads.refuse_waiting(hint, |token, result| {
+                replies.push((token, read_reply(result)))
+            });
+            return;
+        }
+        self.lease_renewed_tick = self.ticks;
+        let number = self.reads.begin_round(self.ticks, self.now_ns, raft.term);
+        // Unique over restarts: an answer to an earlier run's round must not confirm one of this run.
+        let mut context = Vec::with_capacity(16);
+        context.extend_from_slice(&self.session.to_le_bytes());
+        context.extend_from_slice(&number.to_le_bytes());
+        self.node.read_index(context);
+    }
+
+    pub(super) fn read_round_done(&mut self, context: &[u8], index: u64) {
+        let Some((session, number)) = context.split_first_chunk::<8>() else {
+            return;
+        };
+        let Some(number) = number.first_chunk::<8>() else {
+            return;
+        };
+        if u64::from_le_bytes(*session) != self.session {
+            return;
+        }
+        let Some((issued_ns, term)) = self.reads.round_done(u64::from_le_bytes(*number), index)
+        else {
+            return;
+        };
+        self.stats.read_rounds += 1;
+        if self.is_leader() && term == self.node.raft.term {
+            self.lease_until_ns = self
+                .lease_until_ns
+                .max(issued_ns.saturating_add(self.lease_ns()));
+        }
+    }
+}

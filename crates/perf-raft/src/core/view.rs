@@ -1,0 +1,239 @@
+//! The log as Raft sees it: all of it in memory, from the last compaction on.
+
+use crate::GroupId;
+use crate::error::StartError;
+use crate::log::{LogState, StoredSnapshot};
+use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use raft::{GetEntriesContext, RaftState, Storage, StorageError};
+use std::cell::Cell;
+use std::collections::VecDeque;
+
+/// What an entry takes beside its payload, for the bound on bytes.
+const ENTRY_BYTES: usize = size_of::<Entry>();
+
+pub(crate) fn entry_bytes(entry: &Entry) -> usize {
+    ENTRY_BYTES + entry.data.len() + entry.context.len()
+}
+
+/// Entries since the last compaction, the latest snapshot, and what Raft starts from.
+#[derive(Debug, Default)]
+pub(crate) struct LogView {
+    entries: VecDeque<Entry>,
+    bytes: usize,
+    /// Index and term of the last entry that is gone.
+    compacted: (u64, u64),
+    hard_state: HardState,
+    conf_state: ConfState,
+    snapshot: Option<StoredSnapshot>,
+    /// Raft asked for a snapshot that there is not.
+    wanted: Cell<bool>,
+}
+
+impl LogView {
+    pub(crate) fn load(group: GroupId, state: LogState) -> Result<Self, StartError> {
+        let wrong = |reason: String| StartError::Inconsistent {
+            group: group.0,
+            reason,
+        };
+        let mut next = state.compacted.0 + 1;
+        let mut term = state.compacted.1;
+        for entry in &state.entries {
+            if entry.index != next || entry.term < term {
+                return Err(wrong(format!(
+                    "entry {} of term {} where index {next} and at least term {term} are due",
+                    entry.index, entry.term
+                )));
+            }
+            (next, term) = (next + 1, entry.term);
+        }
+        let mut hard_state = state.hard_state;
+        let mut conf_state = ConfState::default();
+        if let Some(snapshot) = &state.snapshot {
+            let index = snapshot.metadata.index;
+            if index < state.compacted.0 || index >= next {
+                return Err(wrong(format!(
+                    "the snapshot is at {index}, the log from {} to {}",
+                    state.compacted.0,
+                    next - 1
+                )));
+            }
+            conf_state = snapshot.metadata.get_conf_state().clone();
+            // The commit index is not written each time it grows; what is in a snapshot was committed.
+            hard_state.commit = hard_state.commit.max(index);
+        } else if state.compacted.0 > 0 {
+            return Err(wrong(format!(
+                "entries up to {} are gone and there is no snapshot",
+                state.compacted.0
+            )));
+        }
+        hard_state.commit = hard_state.commit.min(next - 1);
+        hard_state.term = hard_state.term.max(term);
+        Ok(Self {
+            bytes: state.entries.iter().map(entry_bytes).sum(),
+            entries: state.entries.into(),
+            compacted: state.compacted,
+            hard_state,
+            conf_state,
+            snapshot: state.snapshot,
+            wanted: Cell::new(false),
+        })
+    }
+
+    pub(crate) fn initial_hard_state(&self) -> &HardState {
+        &self.hard_state
+    }
+
+    pub(crate) fn first(&self) -> u64 {
+        self.compacted.0 + 1
+    }
+
+    pub(crate) fn last(&self) -> u64 {
+        self.compacted.0 + self.entries.len() as u64
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn compacted(&self) -> (u64, u64) {
+        self.compacted
+    }
+
+    pub(crate) fn snapshot(&self) -> Option<&StoredSnapshot> {
+        self.snapshot.as_ref()
+    }
+
+    pub(crate) fn snapshot_index(&self) -> u64 {
+        self.snapshot
+            .as_ref()
+            .map_or(0, |snapshot| snapshot.metadata.index)
+    }
+
+    /// Whether Raft asked for a snapshot since the last call.
+    pub(crate) fn take_wanted(&self) -> bool {
+        self.wanted.replace(false)
+    }
+
+    fn place(&self, index: u64) -> Option<usize> {
+        let place = index.checked_sub(self.first())?;
+        usize::try_from(place)
+            .ok()
+            .filter(|&place| place < self.entries.len())
+    }
+
+    pub(crate) fn term_at(&self, index: u64) -> Option<u64> {
+        if index == self.compacted.0 {
+            return Some(self.compacted.1);
+        }
+        self.place(index).map(|place| self.entries[place].term)
+    }
+
+    /// Appends entries in the place of all from the first one's index on.
+    pub(crate) fn append(&mut self, entries: &[Entry]) {
+        let Some(first) = entries.first() else {
+            return;
+        };
+        if let Some(place) = self.place(first.index) {
+            let gone = self.entries.drain(place..);
+            self.bytes -= gone.map(|entry| entry_bytes(&entry)).sum::<usize>();
+        }
+        debug_assert_eq!(first.index, self.last() + 1);
+        self.bytes += entries.iter().map(entry_bytes).sum::<usize>();
+        self.entries.extend(entries.iter().cloned());
+    }
+
+    /// A snapshot from the leader takes the place of the log.
+    pub(crate) fn install(&mut self, snapshot: StoredSnapshot) {
+        self.entries.clear();
+        self.bytes = 0;
+        self.compacted = (snapshot.metadata.index, snapshot.metadata.term);
+        self.snapshot = Some(snapshot);
+    }
+
+    /// A snapshot of our own is durable.
+    pub(crate) fn set_snapshot(&mut self, snapshot: StoredSnapshot) {
+        self.snapshot = Some(snapshot);
+    }
+
+    /// Forgets entries up to `index`; returns what is now [`compacted`](Self::compacted) if that changed.
+    pub(crate) fn compact(&mut self, index: u64) -> Option<(u64, u64)> {
+        let index = index.min(self.snapshot_index());
+        let term = self.place(index).map(|place| self.entries[place].term)?;
+        let gone = usize::try_from(index - self.compacted.0).ok()?;
+        let gone = self.entries.drain(..gone);
+        self.bytes -= gone.map(|entry| entry_bytes(&entry)).sum::<usize>();
+        self.compacted = (index, term);
+        Some(self.compacted)
+    }
+}
+
+impl Storage for LogView {
+    fn initial_state(&self) -> raft::Result<RaftState> {
+        Ok(RaftState::new(
+            self.hard_state.clone(),
+            self.conf_state.clone(),
+        ))
+    }
+
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        max_size: impl Into<Option<u64>>,
+        _context: GetEntriesContext,
+    ) -> raft::Result<Vec<Entry>> {
+        if low < self.first() {
+            return Err(raft::Error::Store(StorageError::Compacted));
+        }
+        if high > self.last() + 1 || low >= high {
+            return Err(raft::Error::Store(StorageError::Unavailable));
+        }
+        let start = usize::try_from(low - self.first()).unwrap_or(usize::MAX);
+        let end = usize::try_from(high - self.first()).unwrap_or(usize::MAX);
+        let limit = max_size.into().unwrap_or(u64::MAX);
+        let mut bytes = 0;
+        // As raft's own storage does: at least one entry, then as many as the limit allows.
+        let fitting = self.entries.range(start..end).take_while(|entry| {
+            let first = bytes == 0;
+            bytes += crate::codec::encoded_entry_len(entry) as u64;
+            first || bytes <= limit
+        });
+        Ok(fitting.cloned().collect())
+    }
+
+    fn term(&self, index: u64) -> raft::Result<u64> {
+        self.term_at(index).ok_or_else(|| {
+            let error = if index < self.first() {
+                StorageError::Compacted
+            } else {
+                StorageError::Unavailable
+            };
+            raft::Error::Store(error)
+        })
+    }
+
+    fn first_index(&self) -> raft::Result<u64> {
+        Ok(self.first())
+    }
+
+    fn last_index(&self) -> raft::Result<u64> {
+        Ok(self.last())
+    }
+
+    /// Only the metadata: the core sends the data in parts.
+    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+        match &self.snapshot {
+            Some(stored) if stored.metadata.index > 0 && stored.metadata.index >= request_index => {
+                let mut snapshot = Snapshot::default();
+                snapshot.set_metadata(stored.metadata.clone());
+                Ok(snapshot)
+            }
+            _ => {
+                self.wanted.set(true);
+                Err(raft::Error::Store(
+                    StorageError::SnapshotTemporarilyUnavailable,
+                ))
+            }
+        }
+    }
+}

@@ -1,0 +1,52 @@
+#![doc = include_str!("../README.md")]
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+pub mod batch;
+pub mod codec;
+pub mod core;
+pub mod dedup;
+mod error;
+pub mod forward;
+pub mod inbound;
+pub mod log;
+mod options;
+mod primitive;
+mod shell;
+mod state_machine;
+mod transport;
+
+pub use crate::core::MembershipChange;
+pub use error::{LeaderHint, ProposeError, ReadError, StartError, StopReason};
+#[cfg(feature = "durable")]
+pub use log::{EngineLog, EngineLogOptions};
+pub use log::{LogError, LogStore, MemoryLog};
+pub use options::{ApplyMode, RaftOptions};
+pub use shell::{Inbox, RaftHandle, RaftNode, RaftNodeBuilder, RaftStats, StageStats};
+pub use state_machine::{Command, StateMachine, StateMachineError};
+pub use transport::{
+    ChannelNetwork, ChannelTransport, DeliverError, OutboundMessage, SendError, Transport,
+};
+
+/// The state of a node, published without locks: of `perf-atomics`.
+pub use perf_atomics::{RaftStatus, Role};
+
+/// Lets tests choose a deliberate fault. Not a public interface.
+#[cfg(any(perf_mutants, perf_loom))]
+#[doc(hidden)]
+pub mod __mutants {
+    /// Switches one fault on, or all off, for the whole process.
+    pub fn set(name: Option<&'static str>) {
+        crate::primitive::mutant::set(name);
+    }
+}
+
+/// What `tests/loom.rs` models. Exists under `--cfg perf_loom` only.
+#[cfg(perf_loom)]
+#[doc(hidden)]
+pub mod __loom {
+    pub use crate::shell::slot::Slot;
+}
+
+/// Names a Raft group. Part of every message and every key of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupId(pub u64);

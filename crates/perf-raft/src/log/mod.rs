@@ -1,0 +1,131 @@
+//! Where a node keeps its log.
+
+#[cfg(feature = "durable")]
+mod engine;
+mod memory;
+mod runner;
+
+#[cfg(feature = "durable")]
+pub use engine::{EngineLog, EngineLogOptions};
+pub use memory::MemoryLog;
+pub use runner::run_jobs;
+
+use crate::GroupId;
+use bytes::Bytes;
+use raft::eraftpb::{Entry, HardState, SnapshotMetadata};
+use std::path::PathBuf;
+
+/// A snapshot of the state machine with its place in the log.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StoredSnapshot {
+    /// Index, term and membership.
+    pub metadata: SnapshotMetadata,
+    /// What the state machine made.
+    pub data: Bytes,
+}
+
+/// What a node has to do to its log, in the order of `sequence`.
+///
+/// The parts of one job take effect in the order of the fields.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LogJob {
+    /// Counts the jobs of a run from 1.
+    pub sequence: u64,
+    /// Whose log.
+    pub group: GroupId,
+    /// A snapshot that was saved before by [`LogStore::save_snapshot`], to be recorded as the latest.
+    pub snapshot: Option<StoredSnapshot>,
+    /// The snapshot came from the leader and takes the place of the whole log: all entries go.
+    pub replaces_log: bool,
+    /// Entries up to this index go; the index and the term of its entry are kept.
+    pub compacted: Option<(u64, u64)>,
+    /// Entries to append. They take the place of all entries from the first one's index on.
+    pub entries: Vec<Entry>,
+    /// The new hard state.
+    pub hard_state: Option<HardState>,
+}
+
+/// What a log holds when a node starts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LogState {
+    /// The latest hard state.
+    pub hard_state: HardState,
+    /// The latest snapshot, none before a node that joins gets its first.
+    pub snapshot: Option<StoredSnapshot>,
+    /// Index and term of the last entry that is gone.
+    pub compacted: (u64, u64),
+    /// All entries after it.
+    pub entries: Vec<Entry>,
+}
+
+/// Where the logs of one or several groups are kept.
+///
+/// One thread calls it. Errors of [`save_snapshot`](Self::save_snapshot) and [`write`](Self::write) end the node; neither is called
+/// again after one.
+pub trait LogStore: Send + 'static {
+    /// Reads what is there, `None` if nothing was ever written for the group.
+    ///
+    /// # Errors
+    /// [`LogError`] if it cannot be read or is not sound. A torn tail is no error: it is cut off.
+    fn load(&mut self, group: GroupId) -> Result<Option<LogState>, LogError>;
+
+    /// Makes the data of a snapshot durable. It counts only once a job refers to it.
+    ///
+    /// # Errors
+    /// [`LogError`], after which nothing of it may count.
+    fn save_snapshot(&mut self, group: GroupId, snapshot: &StoredSnapshot) -> Result<(), LogError>;
+
+    /// Writes the jobs in their order, at once; with `sync` they are durable when it returns.
+    ///
+    /// # Errors
+    /// [`LogError`]; it is unknown then what is durable.
+    fn write(&mut self, jobs: &[LogJob], sync: bool) -> Result<(), LogError>;
+
+    /// Whether the log is gone with the process. Then writes take no thread of their own.
+    fn is_volatile(&self) -> bool {
+        false
+    }
+}
+
+/// What is wrong with a log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LogError {
+    /// Damage that is not a torn tail: sound records follow it, or a file is missing. Nothing was changed.
+    #[error(
+        "{file} is damaged at offset {offset} ({reason}), and it is no torn tail: restore this node from a snapshot or a healthy node"
+    )]
+    Corrupted {
+        /// The damaged file.
+        file: PathBuf,
+        /// Where the damage starts.
+        offset: u64,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// The disk did not confirm that data is durable. It is never asked again: the kernel may have dropped the data and would
+    /// confirm it falsely.
+    #[error("{file}: fsync failed ({reason}): check the disk, then restart the node")]
+    Sync {
+        /// The file.
+        file: PathBuf,
+        /// What the system says.
+        reason: String,
+    },
+    /// Something else went wrong with a file.
+    #[error("{file}: {action} failed ({reason})")]
+    Io {
+        /// The file or folder.
+        file: PathBuf,
+        /// What was to be done.
+        action: &'static str,
+        /// What the system says.
+        reason: String,
+    },
+    /// The store is used in a way it does not support.
+    #[error("{reason}")]
+    Unsupported {
+        /// How, and what to do.
+        reason: String,
+    },
+}

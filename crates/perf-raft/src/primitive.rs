@@ -1,0 +1,57 @@
+//! The concurrency primitives of this crate, so that loom can stand in for the real ones, and its deliberate faults.
+
+#[cfg(not(perf_loom))]
+pub(crate) use parking_lot::Mutex;
+
+#[cfg(perf_loom)]
+pub(crate) use on_loom::Mutex;
+
+#[cfg(perf_loom)]
+mod on_loom {
+    /// loom's mutex with the signature of parking_lot's.
+    #[derive(Debug, Default)]
+    pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(loom::sync::Mutex::new(value))
+        }
+
+        pub(crate) fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
+            self.0
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+        }
+    }
+}
+
+/// Deliberate faults that the simulation and the loom tests must find. In shipped code there are none.
+pub(crate) mod mutant {
+    /// Whether the fault of this name is switched on: never, so the branch is compiled away.
+    #[cfg(not(any(perf_mutants, perf_loom)))]
+    #[inline(always)]
+    pub(crate) const fn is(_name: &str) -> bool {
+        false
+    }
+
+    #[cfg(any(perf_mutants, perf_loom))]
+    pub(crate) use switched::{is, set};
+
+    #[cfg(any(perf_mutants, perf_loom))]
+    mod switched {
+        use std::sync::Mutex;
+
+        static CHOSEN: Mutex<Option<&'static str>> = Mutex::new(None);
+
+        pub(crate) fn is(name: &str) -> bool {
+            CHOSEN.lock().is_ok_and(|chosen| *chosen == Some(name))
+        }
+
+        /// Switches one fault on, or all off. Process-wide: tests that choose must not overlap.
+        pub(crate) fn set(name: Option<&'static str>) {
+            if let Ok(mut chosen) = CHOSEN.lock() {
+                *chosen = name;
+            }
+        }
+    }
+}

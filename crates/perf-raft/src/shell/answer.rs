@@ -1,0 +1,97 @@
+//! How an answer finds its way to whoever asked.
+
+use super::slot::{Answerer, LastResort, Slot};
+use crate::core::Reply;
+use crate::error::ProposeError;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::task::Waker;
+
+/// What a slot may hold.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// Of the state machine.
+    Response(Bytes),
+    /// Of the core.
+    Reply(Reply),
+    /// Of a batch, in its order.
+    Batch(Vec<Result<Bytes, ProposeError>>),
+    /// The node is gone.
+    Gone,
+}
+
+impl LastResort for Answer {
+    fn last_resort() -> Self {
+        Self::Gone
+    }
+}
+
+/// What the core addresses answers by.
+#[derive(Debug)]
+pub(crate) enum Token {
+    One(Answerer<Answer>),
+    /// A place in a batch.
+    Many(Arc<Batch>, usize),
+}
+
+/// Gathers the answers of a batch, so that its client is woken once.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    state: Mutex<BatchState>,
+}
+
+#[derive(Debug)]
+struct BatchState {
+    results: Vec<Result<Bytes, ProposeError>>,
+    missing: usize,
+    answerer: Option<Answerer<Answer>>,
+}
+
+impl Batch {
+    pub(crate) fn new(len: usize, slot: Arc<Slot<Answer>>) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::new(BatchState {
+                // What gets no answer of its own because the node is gone may have been applied.
+                results: vec![Err(ProposeError::Unknown); len],
+                missing: len,
+                answerer: Some(Answerer::new(slot)),
+            }),
+        })
+    }
+
+    fn answer(&self, place: usize, result: Result<Bytes, ProposeError>) -> Option<Waker> {
+        let mut state = self.state.lock();
+        if let Some(slot) = state.results.get_mut(place) {
+            *slot = result;
+        }
+        state.missing = state.missing.saturating_sub(1);
+        if state.missing > 0 {
+            return None;
+        }
+        let results = std::mem::take(&mut state.results);
+        let answerer = state.answerer.take();
+        drop(state);
+        answerer.and_then(|answerer| answerer.answer(Answer::Batch(results)))
+    }
+}
+
+impl Token {
+    /// Gives a response of the state machine; returns whom to wake.
+    pub(crate) fn respond(self, response: Bytes) -> Option<Waker> {
+        match self {
+            Self::One(answerer) => answerer.answer(Answer::Response(response)),
+            Self::Many(batch, place) => batch.answer(place, Ok(response)),
+        }
+    }
+
+    /// Gives an answer of the core; returns whom to wake.
+    pub(crate) fn reply(self, reply: Reply) -> Option<Waker> {
+        match (self, reply) {
+            (Self::One(answerer), reply) => answerer.answer(Answer::Reply(reply)),
+            (Self::Many(batch, place), Reply::Failed(error)) => batch.answer(place, Err(error)),
+            // Batches hold proposals alone.
+            (Self::Many(batch, place), _) => batch.answer(place, Err(ProposeError::Unknown)),
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! The task that drives Raft: takes all that waits, lets the core decide, and does what it says.
+
+use super::answer::Token;
+use super::apply::{Applier, ApplyQueue, Outcome, panic_message};
+use super::log_thread::LogThread;
+use super::mailbox::{Mailbox, Reports, Request};
+use super::stats::{RaftStats, StageStats};
+use crate::codec::Frame;
+use crate::core::{ApplyJob, Core, Outputs, Reply};
+use crate::error::{ProposeError, StopReason};
+use crate::log::{LogStore, run_jobs};
+use crate::transport::{Transport, encode_frames};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use perf_atomics::{RaftStatus, Snapshot};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Instant;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+
+/// Messages taken in one turn, before proposals and ticks have theirs.
+const MESSAGES_PER_TURN: usize = 512;
+
+/// Where log jobs go.
+pub(crate) enum LogSide {
+    /// A log in memory: done at once.
+    Inline(Box<dyn LogStore>, StageStats),
+    Thread(LogThread),
+}
+
+/// Where jobs for the state machine go.
+pub(crate) enum ApplySide {
+    Inline(Box<Applier>),
+    Task(Arc<ApplyQueue>),
+}
+
+/// What the handle reads.
+#[derive(Debug)]
+pub(crate) struct Published {
+    pub(crate) status: Snapshot<RaftStatus>,
+    pub(crate) stats: Mutex<RaftStats>,
+}
+
+pub(crate) struct Driver {
+    pub(crate) core: Core<Token>,
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) log: LogSide,
+    pub(crate) apply: ApplySide,
+    pub(crate) published: Arc<Published>,
+    pub(crate) ended: watch::Sender<Option<StopReason>>,
+    pub(crate) start: Instant,
+    pub(crate) last_status: RaftStatus,
+    pub(crate) scratch: Scratch,
+    #[cfg(feature = "metrics")]
+    pub(crate) metrics: Option<crate::metrics::Recorder>,
+}
+
+/// Lists that are used again in each turn.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    out: Outputs<Token>,
+    proposals: Vec<(Bytes, Token)>,
+    messages: Vec<Frame>,
+    reports: Reports,
+    wakers: Vec<Waker>,
+    refused: Vec<u64>,
+    propose: StageStats,
+}
+
+impl Driver {
+    /// Drives the node until it is told to stop or cannot go on.
+    pub(crate) async fn run(mut self) {
+        let mut ticker = interval(self.core.options().tick);
+        // Never faster than the clock, not even to catch up: leases of others rely on it.
+        ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticker.reset();
+        let mailbox = Arc::clone(&self.mailbox);
+        let mut tick = false;
+        let mut more = true;
+        let reason = loop {
+            if !more {
+                tokio::select! {
+                    biased;
+                    _ = ticker.tick() => tick = true,
+                    () = mailbox.rung() => {}
+                }
+            }
+            let turn = catch_unwind(AssertUnwindSafe(|| self.turn(tick)));
+            tick = false;
+            match turn {
+                Ok(Ok(left)) => more = left,
+                Ok(Err(reason)) => break reason,
+                Err(panic) => break StopReason::Core(panic_message(&*panic).into()),
+            }
+            if more {
+                tokio::task::yield_now().await;
+            }
+        };
+        self.stop(reason).await;
+    }
+
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// One turn; whether messages are left.
+    fn turn(&mut self, tick: bool) -> Result<bool, StopReason> {
+        let now_ns = self.now_ns();
+        self.core.set_now(now_ns);
+        if tick {
+            self.core.tick(now_ns);
+        }
+        self.take_reports()?;
+        let more = self
+            .mailbox
+            .take_messages(&mut self.scratch.messages, MESSAGES_PER_TURN);
+        for frame in self.scratch.messages.drain(..) {
+            self.core.receive(frame);
+        }
+        self.mailbox.take_proposals(&mut self.scratch.proposals);
+        if !self.scratch.proposals.is_empty() {
+            self.scratch.propose.add(
+                self.scratch.proposals.len() as u64,
+                std::time::Duration::ZERO,
+            );
+            self.core.propose(&mut self.scratch.proposals);
+        }
+        self.settle()?;
+        self.publish(tick);
+        Ok(more)
+    }
+
+    fn take_reports(&mut self) -> Result<(), StopReason> {
+        let mut reports = std::mem::take(&mut self.scratch.reports);
+        self.mailbox.take_reports(&mut reports);
+        if let Some(reason) = reports.failure.take() {
+            return Err(reason);
+        }
+        if reports.persisted > 0 {
+            self.core.persisted(std::mem::take(&mut reports.persisted));
+        }
+        if reports.applied > 0 {
+            self.core.applied(std::mem::take(&mut reports.applied));
+        }
+        if let Some((index, data)) = reports.snapshot.take() {
+            self.core.snapshot_made(index, data);
+        }
+        for request in reports.requests.drain(..) {
+            match request {
+                Request::Read(token) => self.core.read(token),
+                Request::LeaseRead(token) => self.core.lease_read(token),
+                Request::ChangeMembership(changes, token) => {
+                    self.core.change_membership(&changes, token)
+                }
+                Request::TransferLeader(to, token) => self.core.transfer_leader(to, token),
+                Request::Snapshot(token) => self.core.make_snapshot(token),
+                Request::Stop => return Err(StopReason::Shutdown),
+            }
+        }
+        self.scratch.reports = reports;
+        Ok(())
+    }
+
+    /// Does what the core says until it says nothing more.
+    fn settle(&mut self) -> Result<(), StopReason> {
+        loop {
+            self.core.poll(&mut self.scratch.out);
+            if let Some(defect) = self.core.defect() {
+                return Err(StopReason::Core(defect.into()));
+            }
+            if self.scratch.out.is_empty() {
+                return Ok(());
+            }
+            self.send_frames();
+            self.write_log()?;
+            self.run_apply_jobs()?;
+            for (token, reply) in self.scratch.out.replies.drain(..) {
+                self.scratch.wakers.extend(token.reply(reply));
+            }
+            for waker in self.scratch.wakers.drain(..) {
+                waker.wake();
+            }
+        }
+    }
+
+    fn send_frames(&mut self) {
+        if self.scratch.out.frames.is_empty() {
+            return;
+        }
+        let transport = &self.transport;
+        let refused = &mut self.scratch.refused;
+        encode_frames(
+            &mut self.scratch.out.frames,
+            transport.shares_frames(),
+            |message| transport.send(message).is_ok(),
+            |peer| {
+                if !refused.contains(&peer) {
+                    refused.push(peer);
+                }
+            },
+        );
+        for peer in refused.drain(..) {
+            self.core.unreachable(peer);
+        }
+    }
+
+    fn write_log(&mut self) -> Result<(), StopReason> {
+        let jobs = &mut self.scratch.out.log_jobs;
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        match &mut self.log {
+            LogSide::Thread(thread) => thread.push(jobs),
+            LogSide::Inline(log, stats) => {
+                let sequence = run_jobs(log.as_mut(), jobs)
+                    .map_err(|error| StopReason::Log(Arc::new(error)))?;
+                stats.add(jobs.len() as u64, std::time::Duration::ZERO);
+                jobs.clear();
+                self.core.persisted(sequence);
+            }
+        }
+        Ok(())
+    }
+
+    fn run_apply_jobs(&mut self) -> Result<(), StopReason> {
+        let jobs = &mut self.scratch.out.apply_jobs;
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        match &mut self.apply {
+            ApplySide::Task(queue) => queue.push(jobs.drain(..)),
+            ApplySide::Inline(applier) => {
+                for job in jobs.drain(..) {
+                    match applier.run(job)? {
+                        Outcome::Applied(index) => self.core.applied(index),
+                        Outcome::Snapshot(index, data) => self.core.snapshot_made(index, data),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes the status if it changed, and the statistics at each tick.
+    fn publish(&mut self, tick: bool) {
+        let status = self.core.status();
+        if status != self.last_status {
+            self.last_status = status;
+            self.published.status.publish(status);
+        }
+        if tick {
+            self.publish_stats();
+        }
+    }
+
+    fn publish_stats(&mut self) {
+        let mut propose = self.scratch.propose;
+        propose.waiting = self.mailbox.proposals_waiting() as u64;
+        let log = match &self.log {
+            LogSide::Inline(_, stats) => *stats,
+            LogSide::Thread(thread) => thread.stats(),
+        };
+        let mut apply = match &self.apply {
+            ApplySide::Inline(applier) => applier.stats,
+            ApplySide::Task(queue) => *queue.stats.lock(),
+        };
+        apply.waiting = self.last_status.apply_lag();
+        let stats = RaftStats {
+            status: self.last_status,
+            core: self.core.stats(),
+            propose,
+            log,
+            apply,
+            proposals_in_log: self.core.proposals_waiting() as u64,
+            log_bytes: self.core.log_bytes() as u64,
+        };
+        #[cfg(feature = "metrics")]
+        if let Some(metrics) = &mut self.metrics {
+            metrics.record(&stats);
+        }
+        *self.published.stats.lock() = stats;
+    }
+
+    /// Answers everything that waits and ends the log and the state machine.
+    async fn stop(mut self, reason: StopReason) {
+        self.transport.stop();
+        self.mailbox.close(&reason);
+        // Core may be what panicked: then its answers of last resort have to do.
+        let mut out = std::mem::take(&mut self.scratch.out);
+        let stopped = catch_unwind(AssertUnwindSafe(|| self.core.stop(&reason, &mut out)));
+        drop(stopped);
+        for job in out.apply_jobs.drain(..) {
+            if let ApplyJob::Apply { waiting, .. } = job {
+                let unknown = || Reply::Failed(ProposeError::Unknown);
+                out.replies
+                    .extend(waiting.into_iter().map(|(_, token)| (token, unknown())));
+            }
+        }
+        for (token, reply) in out.replies.drain(..) {
+            if let Some(waker) = token.reply(reply) {
+                waker.wake();
+            }
+        }
+        self.last_status = RaftStatus {
+            role: perf_atomics::Role::Follower,
+            leader_id: 0,
+            ..self.core.status()
+        };
+        self.published.status.publish(self.last_status);
+        self.publish_stats();
+        if let ApplySide::Task(queue) = &self.apply {
+            queue.close();
+        }
+        let Self { log, ended, .. } = self;
+        match log {
+            LogSide::Thread(thread) => thread.close().await,
+            LogSide::Inline(log, _) => drop(log),
+        }
+        ended.send_replace(Some(reason));
+    }
+}

@@ -1,0 +1,263 @@
+//! What clients hold.
+
+use super::answer::{Answer, Token};
+use super::drive::Published;
+use super::mailbox::{Inbox, Mailbox, Request};
+use super::slot::{Answerer, Slot};
+use super::stats::RaftStats;
+use crate::GroupId;
+use crate::core::{MembershipChange, Reply};
+use crate::error::{ProposeError, ReadError, StopReason};
+use crate::transport::DeliverError;
+use bytes::Bytes;
+use perf_atomics::RaftStatus;
+use raft::eraftpb::ConfState;
+use std::future::{Future, poll_fn};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// A running node, as its clients see it. Clones are cheap and all the same node.
+///
+/// The node runs until [`shutdown`](Self::shutdown) or the end of its runtime, whether there are handles or not. Every request gets an
+/// answer, whatever happens to the node.
+#[derive(Clone, Debug)]
+pub struct RaftHandle {
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) published: Arc<Published>,
+    pub(crate) ended: watch::Receiver<Option<StopReason>>,
+}
+
+/// A slot that goes back when its waiter is done or gives up.
+struct Waiting<'a> {
+    slot: Option<Arc<Slot<Answer>>>,
+    mailbox: &'a Mailbox,
+}
+
+impl Waiting<'_> {
+    async fn answer(&mut self) -> Answer {
+        poll_fn(|context| match &self.slot {
+            Some(slot) => slot.poll(context.waker()),
+            None => std::task::Poll::Ready(Answer::Gone),
+        })
+        .await
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            self.mailbox.recycle(slot);
+        }
+    }
+}
+
+impl RaftHandle {
+    /// Proposes a command and waits for the state machine's response to it, on this node.
+    ///
+    /// Durable on a quorum by then. Many callers' proposals go through Raft as one batch; a call allocates nothing in steady state.
+    /// Dropping the future does not take the proposal back.
+    ///
+    /// # Errors
+    /// [`ProposeError`], which says whether the command may have been applied.
+    pub async fn propose(&self, data: Bytes) -> Result<Bytes, ProposeError> {
+        let slot = self.mailbox.propose(data)?;
+        match self.wait(slot).await {
+            Answer::Response(response) => Ok(response),
+            Answer::Reply(Reply::Failed(error)) => Err(error),
+            _ => Err(ProposeError::Unknown),
+        }
+    }
+
+    /// Proposes several commands, in their order, for one wake-up when all have their answers. They are applied in this order, others'
+    /// commands maybe between them; some may fail where others do not.
+    ///
+    /// # Errors
+    /// [`ProposeError`] if none of them was queued; else one result for each.
+    pub async fn propose_batch(
+        &self,
+        batch: Vec<Bytes>,
+    ) -> Result<Vec<Result<Bytes, ProposeError>>, ProposeError> {
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        let slot = self.mailbox.propose_batch(batch)?;
+        match self.wait(slot).await {
+            Answer::Batch(results) => Ok(results),
+            Answer::Reply(Reply::Failed(error)) => Err(error),
+            _ => Err(ProposeError::Unknown),
+        }
+    }
+
+    /// Waits until a read of this node's state machine is linearizable: it then shows everything that was acknowledged anywhere
+    /// before the call. Returns the state machine's index. On a follower it costs one more message to the leader and back.
+    ///
+    /// Reads that come together share one round of heartbeats.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn read_index(&self) -> Result<u64, ReadError> {
+        self.read(Request::Read).await
+    }
+
+    /// The same without a round of messages, on a leader that heard of a quorum so recently that no other can lead yet.
+    ///
+    /// Relies on clocks: [`RaftOptions::clock_drift_max_percent`](crate::RaftOptions::clock_drift_max_percent) must hold. Needs
+    /// [`RaftOptions::lease_reads`](crate::RaftOptions::lease_reads) on all nodes.
+    ///
+    /// # Errors
+    /// [`ReadError::NoLease`] where there is none: use [`read_index`](Self::read_index) then.
+    pub async fn lease_read(&self) -> Result<u64, ReadError> {
+        self.read(Request::LeaseRead).await
+    }
+
+    /// Role, term, leader, commit and applied index at one moment: a few loads, never a lock.
+    #[inline]
+    #[must_use]
+    pub fn status(&self) -> RaftStatus {
+        self.published.status.read()
+    }
+
+    /// What the stages of the node did, as of its last tick.
+    #[must_use]
+    pub fn stats(&self) -> RaftStats {
+        *self.published.stats.lock()
+    }
+
+    /// Changes the membership, several nodes at once by joint consensus. Returns the new one once the group is in it.
+    ///
+    /// Start new nodes without [`bootstrap`](crate::RaftNodeBuilder::bootstrap) and make them reachable first; add them as learners until they
+    /// have caught up if their lag must not cost the group its quorum.
+    ///
+    /// # Errors
+    /// [`ProposeError`].
+    pub async fn change_membership(
+        &self,
+        changes: Vec<MembershipChange>,
+    ) -> Result<ConfState, ProposeError> {
+        let answer = self
+            .ask(|token| Request::ChangeMembership(changes, token))
+            .await;
+        match answer? {
+            Answer::Reply(Reply::Membership(state)) => Ok(state),
+            Answer::Reply(Reply::Failed(error)) => Err(error),
+            _ => Err(ProposeError::Unknown),
+        }
+    }
+
+    /// Hands the leadership to a voter and waits until it leads. Proposals are dropped meanwhile.
+    ///
+    /// # Errors
+    /// [`ProposeError::ProposalDropped`] if it does not lead within two election timeouts, and others.
+    pub async fn transfer_leader(&self, to: u64) -> Result<(), ProposeError> {
+        match self.ask(|token| Request::TransferLeader(to, token)).await? {
+            Answer::Reply(Reply::Transferred) => Ok(()),
+            Answer::Reply(Reply::Failed(error)) => Err(error),
+            _ => Err(ProposeError::Unknown),
+        }
+    }
+
+    /// Makes a snapshot now and waits until it is durable; the log before it may go. Returns its index.
+    ///
+    /// # Errors
+    /// [`ProposeError`] if the node stops.
+    pub async fn snapshot(&self) -> Result<u64, ProposeError> {
+        match self.ask(Request::Snapshot).await? {
+            Answer::Reply(Reply::Snapshot(index)) => Ok(index),
+            Answer::Reply(Reply::Failed(error)) => Err(error),
+            _ => Err(ProposeError::Unknown),
+        }
+    }
+
+    /// Takes a frame from a peer, for transports of your own: the same as [`Inbox::deliver`].
+    ///
+    /// # Errors
+    /// As [`Inbox::deliver`].
+    pub fn deliver(&self, frame: Bytes) -> Result<(), DeliverError> {
+        self.inbox().deliver(frame)
+    }
+
+    /// Where frames from peers come in.
+    #[must_use]
+    pub fn inbox(&self) -> Inbox {
+        Inbox {
+            mailbox: Arc::clone(&self.mailbox),
+        }
+    }
+
+    /// This node's id.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.mailbox.id
+    }
+
+    /// The group.
+    #[must_use]
+    pub fn group(&self) -> GroupId {
+        self.mailbox.group
+    }
+
+    /// Stops the node: what waits is answered, what the log has taken is written, and its files are closed when this returns.
+    /// A leader should [`transfer_leader`](Self::transfer_leader) first.
+    pub async fn shutdown(&self) {
+        // The bound on requests does not hold for this one.
+        let _ = self.mailbox.request(Request::Stop);
+        self.stopped().await;
+    }
+
+    /// Waits for the end of the node and says why it ended.
+    pub async fn stopped(&self) -> StopReason {
+        let mut ended = self.ended.clone();
+        let reason = ended.wait_for(Option::is_some).await;
+        // An error means that the task is gone with its runtime.
+        reason
+            .ok()
+            .and_then(|reason| reason.clone())
+            .unwrap_or(StopReason::Shutdown)
+    }
+
+    async fn wait(&self, slot: Arc<Slot<Answer>>) -> Answer {
+        let mut waiting = Waiting {
+            slot: Some(slot),
+            mailbox: &self.mailbox,
+        };
+        waiting.answer().await
+    }
+
+    fn ask(
+        &self,
+        request: impl FnOnce(Token) -> Request,
+    ) -> impl Future<Output = Result<Answer, ProposeError>> {
+        let slot = self.mailbox.slot();
+        let request = request(Token::One(Answerer::new(Arc::clone(&slot))));
+        let asked = match self.mailbox.closed() {
+            Some(reason) => Err(ProposeError::Stopped(reason)),
+            None => self
+                .mailbox
+                .request(request)
+                .map_err(|_| ProposeError::Busy {
+                    what: "requests that wait",
+                    limit: self.mailbox.requests_max() as u64,
+                }),
+        };
+        async move {
+            asked?;
+            match self.wait(slot).await {
+                Answer::Gone => Err(ProposeError::Stopped(
+                    self.mailbox.closed().unwrap_or(StopReason::Shutdown),
+                )),
+                answer => Ok(answer),
+            }
+        }
+    }
+
+    async fn read(&self, request: impl FnOnce(Token) -> Request) -> Result<u64, ReadError> {
+        match self.ask(request).await {
+            Ok(Answer::Reply(Reply::Read(index))) => Ok(index),
+            Ok(Answer::Reply(Reply::ReadFailed(error))) => Err(error),
+            Ok(_) => Err(ReadError::TimedOut),
+            Err(ProposeError::Busy { what, limit }) => Err(ReadError::Busy { what, limit }),
+            Err(ProposeError::Stopped(reason)) => Err(ReadError::Stopped(reason)),
+            Err(_) => Err(ReadError::TimedOut),
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! What waits for the task that drives Raft.
+
+use super::answer::{Answer, Batch, Token};
+use super::slot::{Answerer, Slot};
+use crate::GroupId;
+use crate::codec::Frame;
+use crate::core::MembershipChange;
+use crate::error::{ProposeError, StopReason};
+use crate::inbound::{InboundLimits, InboundQueues};
+use crate::options::RaftOptions;
+use crate::transport::DeliverError;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::fmt;
+use std::sync::Arc;
+use tokio::sync::Notify;
+
+/// A request that is no proposal.
+#[derive(Debug)]
+pub(crate) enum Request {
+    Read(Token),
+    LeaseRead(Token),
+    ChangeMembership(Vec<MembershipChange>, Token),
+    TransferLeader(u64, Token),
+    Snapshot(Token),
+    Stop,
+}
+
+/// Proposals that wait, and slots for their answers.
+#[derive(Debug, Default)]
+struct Proposals {
+    waiting: Vec<(Bytes, Token)>,
+    bytes: usize,
+    free: Vec<Arc<Slot<Answer>>>,
+    closed: Option<StopReason>,
+}
+
+/// What is reported back to the driving task. Later reports take the place of earlier ones.
+#[derive(Debug, Default)]
+pub(crate) struct Reports {
+    pub(crate) persisted: u64,
+    pub(crate) applied: u64,
+    pub(crate) snapshot: Option<(u64, Option<Bytes>)>,
+    pub(crate) failure: Option<StopReason>,
+    pub(crate) requests: Vec<Request>,
+}
+
+/// What waits for the task that drives Raft: proposals, messages, reports, each behind a lock that is held for a moment, and one
+/// bell. The bell is rung when something comes to where nothing was, so a burst rings once.
+pub(crate) struct Mailbox {
+    pub(crate) id: u64,
+    pub(crate) group: GroupId,
+    proposals: Mutex<Proposals>,
+    inbound: Mutex<InboundQueues<Frame>>,
+    reports: Mutex<Reports>,
+    bell: Notify,
+    proposals_max: usize,
+    proposal_bytes_max: usize,
+    queue_bytes_max: usize,
+    requests_max: usize,
+}
+
+impl fmt::Debug for Mailbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mailbox")
+            .field("id", &self.id)
+            .field("group", &self.group)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Mailbox {
+    pub(crate) fn new(id: u64, group: GroupId, options: &RaftOptions) -> Self {
+        let limits = InboundLimits {
+            messages_max: options.inbound_messages_max,
+            bytes_max: options.inbound_bytes_max,
+            ..InboundLimits::default()
+        };
+        Self {
+            id,
+            group,
+            proposals: Mutex::default(),
+            inbound: Mutex::new(InboundQueues::new(limits)),
+            reports: Mutex::default(),
+            bell: Notify::new(),
+            proposals_max: options.proposals_max,
+            proposal_bytes_max: options.proposal_bytes_max,
+            queue_bytes_max: options.uncommitted_bytes_max,
+            requests_max: options.reads_max,
+        }
+    }
+
+    pub(crate) async fn rung(&self) {
+        self.bell.notified().await;
+    }
+
+    pub(crate) fn ring(&self) {
+        self.bell.notify_one();
+    }
+
+    /// Queues a proposal and returns where its answer will be.
+    pub(crate) fn propose(&self, data: Bytes) -> Result<Arc<Slot<Answer>>, ProposeError> {
+        self.check(&data)?;
+        let mut proposals = self.proposals.lock();
+        let slot = self.admit(&mut proposals, 1, data.len())?;
+        let was_empty = proposals.waiting.is_empty();
+        let token = Token::One(Answerer::new(Arc::clone(&slot)));
+        proposals.waiting.push((data, token));
+        drop(proposals);
+        if was_empty {
+            self.ring();
+        }
+        Ok(slot)
+    }
+
+    /// Queues proposals that have one answer together: all of them or none.
+    pub(crate) fn propose_batch(
+        &self,
+        batch: Vec<Bytes>,
+    ) -> Result<Arc<Slot<Answer>>, ProposeError> {
+        for data in &batch {
+            self.check(data)?;
+        }
+        let bytes = batch.iter().map(Bytes::len).sum();
+        let mut proposals = self.proposals.lock();
+        let slot = self.admit(&mut proposals, batch.len(), bytes)?;
+        let was_empty = proposals.waiting.is_empty();
+        let gathered = Batch::new(batch.len(), Arc::clone(&slot));
+        let tokens = (0..batch.len()).map(|place| Token::Many(Arc::clone(&gathered), place));
+        proposals.waiting.extend(batch.into_iter().zip(tokens));
+        drop(proposals);
+        if was_empty {
+            self.ring();
+        }
+        Ok(slot)
+    }
+
+    fn check(&self, data: &Bytes) -> Result<(), ProposeError> {
+        if data.is_empty() {
+            return Err(ProposeError::Empty);
+        }
+        if data.len() > self.proposal_bytes_max {
+            return Err(ProposeError::TooLarge {
+                bytes: data.len(),
+                limit: self.proposal_bytes_max,
+            });
+        }
+        Ok(())
+    }
+
+    fn admit(
+        &self,
+        proposals: &mut Proposals,
+        count: usize,
+        bytes: usize,
+    ) -> Result<Arc<Slot<Answer>>, ProposeError> {
+        if let Some(reason) = &proposals.closed {
+            return Err(ProposeError::Stopped(reason.clone()));
+        }
+        if proposals.waiting.len().saturating_add(count) > self.proposals_max {
+            return Err(ProposeError::Busy {
+                what: "proposals that wait",
+                limit: self.proposals_max as u64,
+            });
+        }
+        if proposals.bytes.saturating_add(bytes) > self.queue_bytes_max && proposals.bytes > 0 {
+            return Err(ProposeError::Busy {
+                what: "bytes of proposals that wait",
+                limit: self.queue_bytes_max as u64,
+            });
+        }
+        proposals.bytes += bytes;
+        Ok(proposals
+            .free
+            .pop()
+            .unwrap_or_else(|| Arc::new(Slot::new())))
+    }
+
+    /// A slot for a request that is no proposal.
+    pub(crate) fn slot(&self) -> Arc<Slot<Answer>> {
+        let free = self.proposals.lock().free.pop();
+        free.unwrap_or_else(|| Arc::new(Slot::new()))
+    }
+
+    /// Takes a slot back, unless its answer may still come.
+    pub(crate) fn recycle(&self, mut slot: Arc<Slot<Answer>>) {
+        if Arc::get_mut(&mut slot).is_none() {
+            return;
+        }
+        slot.clear();
+        let mut proposals = self.proposals.lock();
+        if proposals.free.len() < self.proposals_max {
+            proposals.free.push(slot);
+        }
+    }
+
+    /// Swaps what waits with an empty list.
+    pub(crate) fn take_proposals(&self, empty: &mut Vec<(Bytes, Token)>) {
+        let mut proposals = self.proposals.lock();
+        std::mem::swap(&mut proposals.waiting, empty);
+        proposals.bytes = 0;
+    }
+
+    pub(crate) fn proposals_waiting(&self) -> usize {
+        self.proposals.lock().waiting.len()
+    }
+
+    /// Asks something. At the bound the token comes back.
+    pub(crate) fn request(&self, request: Request) -> Result<(), Request> {
+        let mut reports = self.reports.lock();
+        if reports.requests.len() >= self.requests_max && !matches!(request, Request::Stop) {
+            return Err(request);
+        }
+        reports.requests.push(request);
+        drop(reports);
+        self.ring();
+        Ok(())
+    }
+
+    pub(crate) fn requests_max(&self) -> usize {
+        self.requests_max
+    }
+
+    pub(crate) fn report(&self, change: impl FnOnce(&mut Reports)) {
+        change(&mut self.reports.lock());
+        self.ring();
+    }
+
+    pub(crate) fn take_reports(&self, empty: &mut Reports) {
+        let mut reports = self.reports.lock();
+        std::mem::swap(&mut *reports, empty);
+    }
+
+    pub(crate) fn deliver(&self, bytes: usize, frame: Frame) -> Result<(), DeliverError> {
+        let class = frame.body.class();
+        let mut inbound = self.inbound.lock();
+        let was_empty = inbound.is_empty();
+        inbound
+            .push(class, bytes, frame)
+            .map_err(|_| DeliverError::Full)?;
+        drop(inbound);
+        if was_empty {
+            self.ring();
+        }
+        Ok(())
+    }
+
+    /// Moves up to `limit` messages into `to`, most urgent first; whether there are more.
+    pub(crate) fn take_messages(&self, to: &mut Vec<Frame>, limit: usize) -> bool {
+        let mut inbound = self.inbound.lock();
+        while to.len() < limit {
+            let Some(frame) = inbound.pop() else {
+                return false;
+            };
+            to.push(frame);
+        }
+        !inbound.is_empty()
+    }
+
+    /// Takes no more proposals; what waits is dropped, which answers it.
+    pub(crate) fn close(&self, reason: &StopReason) {
+        let mut proposals = self.proposals.lock();
+        proposals.closed = Some(reason.clone());
+        let waiting = std::mem::take(&mut proposals.waiting);
+        drop(proposals);
+        for (_, token) in waiting {
+            let stopped = crate::core::Reply::Failed(ProposeError::Stopped(reason.clone()));
+            if let Some(waker) = token.reply(stopped) {
+                waker.wake();
+            }
+        }
+        let mut reports = Reports::default();
+        self.take_reports(&mut reports);
+    }
+
+    pub(crate) fn closed(&self) -> Option<StopReason> {
+        self.proposals.lock().closed.clone()
+    }
+}
+
+/// Where a node's messages come in.
+#[derive(Clone, Debug)]
+pub struct Inbox {
+    pub(crate) mailbox: Arc<Mailbox>,
+}
+
+impl Inbox {
+    /// Takes a frame as a peer's [`Transport`](crate::Transport) got it: decodes it here, in the caller's task, and queues it by its
+    /// urgency. Never blocks.
+    ///
+    /// # Errors
+    /// [`DeliverError`]; drop the frame then, Raft sends again what matters.
+    pub fn deliver(&self, frame: Bytes) -> Result<(), DeliverError> {
+        let bytes = frame.len();
+        self.take(bytes, Frame::decode(frame)?)
+    }
+
+    /// Takes a decoded frame.
+    ///
+    /// # Errors
+    /// As [`deliver`](Self::deliver).
+    pub fn deliver_frame(&self, frame: Frame) -> Result<(), DeliverError> {
+        self.take(frame.encoded_len(), frame)
+    }
+
+    fn take(&self, bytes: usize, frame: Frame) -> Result<(), DeliverError> {
+        let header = &frame.header;
+        if (header.to != 0 && header.to != self.mailbox.id) || header.group != self.mailbox.group {
+            return Err(DeliverError::Misdirected {
+                to: header.to,
+                group: header.group.0,
+            });
+        }
+        if self.mailbox.closed().is_some() {
+            return Err(DeliverError::Stopped);
+        }
+        self.mailbox.deliver(bytes, frame)
+    }
+
+    /// The node's id.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.mailbox.id
+    }
+
+    /// The node's group.
+    #[must_use]
+    pub fn group(&self) -> GroupId {
+        self.mailbox.group
+    }
+}

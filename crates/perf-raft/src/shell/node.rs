@@ -1,0 +1,266 @@
+//! Puts a node together.
+
+use super::apply::{Applier, ApplyQueue};
+use super::drive::{ApplySide, Driver, LogSide, Published, Scratch};
+use super::handle::RaftHandle;
+use super::log_thread::LogThread;
+use super::mailbox::{Inbox, Mailbox};
+use super::stats::{RaftStats, StageStats};
+use crate::GroupId;
+use crate::core::{Core, CoreConfig, bootstrap_state};
+use crate::error::StartError;
+use crate::log::{LogJob, LogState, LogStore, run_jobs};
+use crate::options::{ApplyMode, RaftOptions};
+use crate::state_machine::StateMachine;
+use crate::transport::Transport;
+use parking_lot::Mutex;
+use perf_atomics::Snapshot;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::watch;
+
+/// A node of a Raft group. See [`builder`](Self::builder).
+#[derive(Debug)]
+pub struct RaftNode;
+
+impl RaftNode {
+    /// Begins a node with an id that is unique in its group, not 0.
+    ///
+    /// ```
+    /// # use bytes::Bytes;
+    /// # use perf_raft::{Command, StateMachine, StateMachineError};
+    /// # struct Log(Vec<Bytes>);
+    /// # impl StateMachine for Log {
+    /// #     fn apply(&mut self, batch: &[Command], responses: &mut Vec<Bytes>) {
+    /// #         responses.extend(batch.iter().map(|command| command.data.clone()));
+    /// #     }
+    /// #     fn snapshot(&mut self) -> Result<Bytes, StateMachineError> { Ok(Bytes::new()) }
+    /// #     fn restore(&mut self, _: Bytes) -> Result<(), StateMachineError> { Ok(()) }
+    /// # }
+    /// use perf_raft::{ChannelNetwork, GroupId, MemoryLog, RaftNode};
+    ///
+    /// # tokio::runtime::Builder::new_multi_thread().enable_time().build()?.block_on(async {
+    /// let network = ChannelNetwork::new();
+    /// let node = RaftNode::builder(1)
+    ///     .group(GroupId(7))
+    ///     .log_store(MemoryLog::new())
+    ///     .transport(network.transport(1))
+    ///     .state_machine(Log(Vec::new()))
+    ///     .bootstrap([1])
+    ///     .start()
+    ///     .await?;
+    /// while !node.status().is_leader() {
+    ///     tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    /// }
+    /// assert_eq!(node.propose(Bytes::from_static(b"hello")).await?, "hello");
+    /// node.shutdown().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn builder(id: u64) -> RaftNodeBuilder {
+        RaftNodeBuilder {
+            id,
+            group: GroupId(1),
+            options: RaftOptions::default(),
+            log: None,
+            transport: None,
+            machine: None,
+            voters: Vec::new(),
+            seed: None,
+            #[cfg(feature = "metrics")]
+            metrics: None,
+        }
+    }
+}
+
+/// A node that is being put together.
+#[must_use = "a builder does nothing until `start`"]
+pub struct RaftNodeBuilder {
+    id: u64,
+    group: GroupId,
+    options: RaftOptions,
+    log: Option<Box<dyn LogStore>>,
+    transport: Option<Arc<dyn Transport>>,
+    machine: Option<Box<dyn StateMachine>>,
+    voters: Vec<u64>,
+    seed: Option<u64>,
+    #[cfg(feature = "metrics")]
+    metrics: Option<crate::metrics::Recorder>,
+}
+
+impl std::fmt::Debug for RaftNodeBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RaftNodeBuilder")
+            .field("id", &self.id)
+            .field("group", &self.group)
+            .finish_non_exhaustive()
+    }
+}
+
+impl RaftNodeBuilder {
+    /// The group; 1 if none is given.
+    pub fn group(mut self, group: GroupId) -> Self {
+        self.group = group;
+        self
+    }
+
+    /// Where the log is kept. Needed.
+    pub fn log_store(mut self, log: impl LogStore) -> Self {
+        self.log = Some(Box::new(log));
+        self
+    }
+
+    /// How messages get to peers. Needed.
+    pub fn transport(mut self, transport: impl Transport) -> Self {
+        self.transport = Some(Arc::new(transport));
+        self
+    }
+
+    /// What is replicated. Needed.
+    pub fn state_machine(mut self, machine: impl StateMachine) -> Self {
+        self.machine = Some(Box::new(machine));
+        self
+    }
+
+    /// Bounds and periods.
+    pub fn options(mut self, options: RaftOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// The first members of a new group. Give it on each of them alike, and on none that joins later. Without effect
+    /// once the log holds anything, so it may stay in the code.
+    pub fn bootstrap(mut self, voters: impl IntoIterator<Item = u64>) -> Self {
+        self.voters = voters.into_iter().collect();
+        self
+    }
+
+    /// Where election timeouts come from; random by default.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Records the node's figures with these instruments at each tick.
+    #[cfg(feature = "metrics")]
+    pub fn metrics(mut self, metrics: Arc<crate::RaftMetrics>) -> Self {
+        self.metrics = Some(crate::metrics::Recorder::new(metrics));
+        self
+    }
+
+    /// Reads the log, restores the state machine and starts the node's tasks on the present runtime.
+    ///
+    /// # Errors
+    /// [`StartError`]: something is missing or out of range, or the log is not sound.
+    pub async fn start(self) -> Result<RaftHandle, StartError> {
+        let missing = |what| StartError::Missing { what };
+        let Self {
+            id,
+            group,
+            options,
+            voters,
+            ..
+        } = self;
+        options.check()?;
+        let mut log = self.log.ok_or_else(|| missing("log_store"))?;
+        let transport = self.transport.ok_or_else(|| missing("transport"))?;
+        let machine = self.machine.ok_or_else(|| missing("state_machine"))?;
+        let seed = self
+            .seed
+            .unwrap_or_else(|| RandomState::new().hash_one((id, group)));
+        let mut applier = Applier::new(machine);
+        // Reading a long log takes a while; other tasks of this thread shall not wait for it.
+        let loaded = tokio::task::spawn_blocking(move || {
+            let state = load(log.as_mut(), group, &voters, &mut applier);
+            state.map(|state| (log, applier, state))
+        });
+        let (log, applier, state) = loaded
+            .await
+            .map_err(|error| StartError::StateMachine(error.to_string()))??;
+        let config = CoreConfig {
+            id,
+            group,
+            options: options.clone(),
+            seed,
+        };
+        let core = Core::new(config, state)?;
+        let mailbox = Arc::new(Mailbox::new(id, group, &options));
+        let inbox = Inbox {
+            mailbox: Arc::clone(&mailbox),
+        };
+        transport
+            .start(inbox)
+            .map_err(|error| StartError::Transport(error.to_string()))?;
+        let log = if log.is_volatile() {
+            LogSide::Inline(log, StageStats::default())
+        } else {
+            LogSide::Thread(LogThread::start(log, Arc::clone(&mailbox))?)
+        };
+        let apply = match options.apply {
+            ApplyMode::Inline => ApplySide::Inline(Box::new(applier)),
+            ApplyMode::Task => {
+                let queue = Arc::new(ApplyQueue::default());
+                tokio::spawn(Arc::clone(&queue).drive(applier, Arc::clone(&mailbox)));
+                ApplySide::Task(queue)
+            }
+        };
+        let status = core.status();
+        let published = Arc::new(Published {
+            status: Snapshot::new(status),
+            stats: Mutex::new(RaftStats::default()),
+        });
+        let (end, ended) = watch::channel(None);
+        let driver = Driver {
+            core,
+            mailbox: Arc::clone(&mailbox),
+            transport,
+            log,
+            apply,
+            published: Arc::clone(&published),
+            ended: end,
+            start: Instant::now(),
+            last_status: status,
+            scratch: Scratch::default(),
+            #[cfg(feature = "metrics")]
+            metrics: self.metrics,
+        };
+        tokio::spawn(driver.run());
+        Ok(RaftHandle {
+            mailbox,
+            published,
+            ended,
+        })
+    }
+}
+
+/// What the log holds, or the beginning of a group, made durable.
+fn load(
+    log: &mut dyn LogStore,
+    group: GroupId,
+    voters: &[u64],
+    applier: &mut Applier,
+) -> Result<LogState, StartError> {
+    if let Some(state) = log.load(group)? {
+        return Ok(state);
+    }
+    if voters.is_empty() {
+        return Ok(LogState::default());
+    }
+    let empty = applier
+        .snapshot_at_start()
+        .map_err(StartError::StateMachine)?;
+    let state = bootstrap_state(voters, empty);
+    let job = LogJob {
+        sequence: 0,
+        group,
+        snapshot: state.snapshot.clone(),
+        replaces_log: true,
+        hard_state: Some(state.hard_state.clone()),
+        ..Default::default()
+    };
+    run_jobs(log, &mut [job])?;
+    Ok(state)
+}

@@ -1,0 +1,58 @@
+//! Deliberate faults of the core and of the way to the log, each of which the simulation must find within 200 seeds.
+//!
+//! `RUSTFLAGS="--cfg perf_mutants" cargo test -p perf-raft --release --all-features --test mutants`
+#![cfg(perf_mutants)]
+
+mod world;
+
+use std::panic::catch_unwind;
+use std::sync::Mutex;
+
+const SEEDS: u64 = 200;
+
+/// The switch is the process's: one mutant at a time.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Runs seeds until one shows the fault. A panic of raft-rs over what the fault led to shows it too.
+fn is_caught(mutant: &'static str) {
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    perf_raft::__mutants::set(Some(mutant));
+    let found = (0..SEEDS).find_map(|seed| match catch_unwind(|| world::run(seed)) {
+        Ok(Ok(_)) => None,
+        Ok(Err(violation)) => Some((seed, violation)),
+        Err(_) => Some((seed, "a panic".to_owned())),
+    });
+    perf_raft::__mutants::set(None);
+    let (seed, violation) = found.unwrap_or_else(|| panic!("{mutant}: not found within {SEEDS} seeds"));
+    println!("{mutant}: seed {seed}: {violation}");
+}
+
+#[test]
+fn an_answer_before_the_disk_is_found() {
+    is_caught("ack_before_persist");
+}
+
+#[test]
+fn a_skipped_fsync_is_found() {
+    is_caught("fsync_skipped");
+}
+
+#[test]
+fn reordered_log_jobs_are_found() {
+    is_caught("log_jobs_reordered");
+}
+
+#[test]
+fn a_lease_without_a_quorum_is_found() {
+    is_caught("lease_without_quorum");
+}
+
+#[test]
+fn deduplication_by_content_is_found() {
+    is_caught("dedup_by_content");
+}
+
+#[test]
+fn a_snapshot_recorded_before_its_data_is_durable_is_found() {
+    is_caught("snapshot_before_data");
+}

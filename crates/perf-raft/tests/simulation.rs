@@ -1,0 +1,70 @@
+//! Groups of three and five nodes in a simulated world, one history for each seed.
+//!
+//! `cargo xtask sim raft --seeds N` runs any number of them.
+
+mod world;
+
+use std::env;
+
+fn number(name: &str, default: u64) -> u64 {
+    let value = env::var(name).ok();
+    value.map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name} is no number: {value}")))
+}
+
+#[test]
+fn groups_stay_sound_in_a_bad_world() {
+    let start = number("PERF_SIM_START", 0);
+    let seeds = number("PERF_SIM_SEEDS", 200);
+    let mut sum = world::Coverage::default();
+    for seed in start..start + seeds {
+        match world::run(seed) {
+            Ok(coverage) => add(&mut sum, coverage),
+            Err(violation) => panic!("seed {seed}: {violation}\nagain: cargo xtask sim raft --start {seed} --seeds 1"),
+        }
+    }
+    println!("{seeds} seeds from {start}: {sum:?}");
+    if seeds >= 100 {
+        // A simulation that meets nothing proves nothing.
+        for (what, count) in [
+            ("writes", sum.writes_acked),
+            ("reads", sum.reads),
+            ("lease reads", sum.lease_reads),
+            ("unknown outcomes", sum.unknown),
+            ("refusals", sum.refused),
+            ("crashes", sum.crashes),
+            ("fsync errors", sum.fsync_errors),
+            ("lost writes of the log", sum.jobs_lost),
+            ("partitions", sum.partitions),
+            ("installed snapshots", sum.snapshots_installed),
+            ("membership changes", sum.memberships),
+            ("transfers", sum.transfers),
+            ("leaders", sum.leaders),
+        ] {
+            assert!(count >= seeds / 10, "{what}: only {count} in {seeds} seeds");
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_is_the_same_history() {
+    for seed in [3, 4] {
+        assert_eq!(world::run(seed), world::run(seed));
+    }
+}
+
+fn add(sum: &mut world::Coverage, one: world::Coverage) {
+    sum.writes_acked += one.writes_acked;
+    sum.reads += one.reads;
+    sum.lease_reads += one.lease_reads;
+    sum.unknown += one.unknown;
+    sum.refused += one.refused;
+    sum.crashes += one.crashes;
+    sum.fsync_errors += one.fsync_errors;
+    sum.jobs_lost += one.jobs_lost;
+    sum.partitions += one.partitions;
+    sum.snapshots_installed += one.snapshots_installed;
+    sum.memberships += one.memberships;
+    sum.transfers += one.transfers;
+    sum.leaders += one.leaders;
+    sum.duplicates += one.duplicates;
+}

@@ -1,0 +1,728 @@
+//! A simulated world around the real core: virtual time, disks that lose what was not synced, a network that loses, repeats,
+//! reorders and cuts, clocks that drift. One seed is one history.
+
+pub(crate) mod disk;
+pub(crate) mod history;
+mod machine;
+pub(crate) mod random;
+
+use bytes::Bytes;
+use disk::SimDisk;
+use history::{History, Kind};
+use machine::Machine;
+use perf_raft::core::{ApplyJob, Core, CoreConfig, Outputs, Reply, bootstrap_state, encode_frames};
+use perf_raft::codec::Frame;
+use perf_raft::inbound::{InboundLimits, InboundQueues};
+use perf_raft::log::{LogJob, run_jobs};
+use perf_raft::{GroupId, LogStore, MembershipChange, ProposeError, RaftOptions, Role, StopReason};
+use random::Random;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::cmp::Reverse;
+use std::time::Duration;
+
+const MS: u64 = 1_000_000;
+const TICK_NS: u64 = 10 * MS;
+const GROUP: GroupId = GroupId(3);
+/// Faults happen until then; afterwards the world heals.
+const FAULTS_UNTIL: u64 = 5_000 * MS;
+/// No more requests after this.
+const REQUESTS_UNTIL: u64 = 7_500 * MS;
+const END: u64 = 9_500 * MS;
+const CLIENTS: u64 = 5;
+const KEYS: u64 = 3;
+
+/// What is wrong with a run.
+pub(crate) type Violation = String;
+
+/// What a token of the core stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Op {
+    /// Of the history.
+    Client(usize),
+    Admin,
+}
+
+#[derive(Debug)]
+enum Event {
+    Tick(u64, u64),
+    Deliver(u64, Bytes),
+    LogDone(u64, u64),
+    ApplyDone(u64, u64),
+    Client(u64),
+    Fault,
+    Restart(u64),
+    Admin,
+}
+
+struct Node {
+    core: Option<Core<Op>>,
+    /// Counts starts, so that events of an earlier run are ignored.
+    run: u64,
+    disk: SimDisk,
+    machine: Machine,
+    log_jobs: Vec<LogJob>,
+    log_busy: Option<Vec<LogJob>>,
+    apply_jobs: Vec<ApplyJob<Op>>,
+    apply_busy: bool,
+    inbound: InboundQueues<Frame>,
+    clock_permille: u64,
+    clock_offset: u64,
+    paused_until: u64,
+}
+
+/// Counts over a run, to see that the simulation meets what it is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Coverage {
+    pub(crate) writes_acked: u64,
+    pub(crate) reads: u64,
+    pub(crate) lease_reads: u64,
+    pub(crate) unknown: u64,
+    pub(crate) refused: u64,
+    pub(crate) crashes: u64,
+    pub(crate) fsync_errors: u64,
+    pub(crate) jobs_lost: u64,
+    pub(crate) partitions: u64,
+    pub(crate) snapshots_installed: u64,
+    pub(crate) memberships: u64,
+    pub(crate) transfers: u64,
+    pub(crate) leaders: u64,
+    pub(crate) duplicates: u64,
+    pub(crate) trace: u64,
+}
+
+pub(crate) struct World {
+    random: Random,
+    now: u64,
+    order: u64,
+    events: BinaryHeap<Reverse<(u64, u64)>>,
+    bodies: BTreeMap<u64, Event>,
+    nodes: BTreeMap<u64, Node>,
+    options: RaftOptions,
+    cut: BTreeSet<(u64, u64)>,
+    calm: bool,
+    fsync_error_at: Option<u64>,
+    history: History,
+    leaders: BTreeMap<u64, u64>,
+    applied: BTreeMap<u64, (u64, Bytes)>,
+    coverage: Coverage,
+    violation: Option<Violation>,
+    next_value: u64,
+    admin_waits: bool,
+}
+
+fn options() -> RaftOptions {
+    let mut options = RaftOptions::default();
+    options.tick = Duration::from_nanos(TICK_NS);
+    options.lease_reads = true;
+    options.snapshot_entries = 25;
+    options.log_entries_kept = 5;
+    options.snapshot_chunk_bytes = 40;
+    options.snapshot_window_chunks = 2;
+    options.message_bytes_max = 2048;
+    options.inflight_messages_max = 8;
+    options
+}
+
+/// Runs one seed; odd ones have three nodes, even ones five.
+pub(crate) fn run(seed: u64) -> Result<Coverage, Violation> {
+    let count = if seed % 2 == 1 { 3 } else { 5 };
+    let mut world = World::new(seed, count);
+    world.live();
+    let outcome = match world.violation.take() {
+        Some(violation) => Err(violation),
+        None => world.judge(),
+    };
+    outcome.map(|()| world.coverage).map_err(|violation| format!("{violation} (at {} ms of {count} nodes)", world.now / MS))
+}
+
+impl World {
+    fn new(seed: u64, count: u64) -> Self {
+        let mut random = Random::new(seed);
+        let voters: Vec<u64> = (1..=count).collect();
+        let state = bootstrap_state(&voters, Machine::default().snapshot());
+        let mut nodes = BTreeMap::new();
+        for &id in &voters {
+            let node = Node {
+                core: None,
+                run: 0,
+                disk: SimDisk::new(state.clone()),
+                machine: Machine::default(),
+                log_jobs: Vec::new(),
+                log_busy: None,
+                apply_jobs: Vec::new(),
+                apply_busy: false,
+                inbound: InboundQueues::new(InboundLimits::default()),
+                // Within the drift of 10 % between any two.
+                clock_permille: 955 + random.below(91),
+                clock_offset: random.below(1_000_000 * MS),
+                paused_until: 0,
+            };
+            nodes.insert(id, node);
+        }
+        let mut world = Self {
+            random,
+            now: 0,
+            order: 0,
+            events: BinaryHeap::new(),
+            bodies: BTreeMap::new(),
+            nodes,
+            options: options(),
+            cut: BTreeSet::new(),
+            calm: false,
+            fsync_error_at: None,
+            history: History::default(),
+            leaders: BTreeMap::new(),
+            applied: BTreeMap::new(),
+            coverage: Coverage::default(),
+            violation: None,
+            next_value: 0,
+            admin_waits: false,
+        };
+        for id in voters {
+            world.start(id);
+        }
+        for client in 0..CLIENTS {
+            world.at(200 * MS, Event::Client(client));
+        }
+        world.at(300 * MS, Event::Fault);
+        world.at(400 * MS, Event::Admin);
+        world
+    }
+
+    fn at(&mut self, after: u64, event: Event) {
+        self.order += 1;
+        self.events.push(Reverse((self.now + after, self.order)));
+        self.bodies.insert(self.order, event);
+    }
+
+    fn fail(&mut self, violation: impl Into<String>) {
+        self.violation.get_or_insert(violation.into());
+    }
+
+    fn live(&mut self) {
+        while let Some(Reverse((time, order))) = self.events.pop() {
+            if time > END || self.violation.is_some() {
+                return;
+            }
+            self.now = time;
+            if !self.calm && time >= FAULTS_UNTIL {
+                self.heal();
+            }
+            if let Some(event) = self.bodies.remove(&order) {
+                self.happen(event);
+            }
+        }
+    }
+
+    fn happen(&mut self, event: Event) {
+        let target = match event {
+            Event::Tick(id, _) | Event::LogDone(id, _) | Event::ApplyDone(id, _) | Event::Deliver(id, _) => Some(id),
+            _ => None,
+        };
+        if let Some(id) = target {
+            let paused_until = self.nodes[&id].paused_until;
+            if paused_until > self.now {
+                let rest = paused_until - self.now;
+                self.at(rest, event);
+                return;
+            }
+        }
+        match event {
+            Event::Tick(id, run) if self.is_running(id, run) => {
+                let now_ns = self.local_now(id);
+                self.with_core(id, |core, _| core.tick(now_ns));
+                // Late at times, never early.
+                let late = if self.random.one_in(20) { self.random.below(TICK_NS) } else { 0 };
+                let period = TICK_NS * 1000 / self.nodes[&id].clock_permille + 1;
+                self.at(period + late, Event::Tick(id, run));
+            }
+            Event::Deliver(id, bytes) => self.deliver(id, bytes),
+            Event::LogDone(id, run) if self.is_running(id, run) => self.log_done(id),
+            Event::ApplyDone(id, run) if self.is_running(id, run) => self.apply_done(id),
+            Event::Client(client) => self.client(client),
+            Event::Fault => self.fault(),
+            Event::Restart(id) => self.start(id),
+            Event::Admin => self.admin(),
+            _ => {}
+        }
+    }
+
+    fn is_running(&self, id: u64, run: u64) -> bool {
+        let node = &self.nodes[&id];
+        node.core.is_some() && node.run == run
+    }
+
+    fn local_now(&self, id: u64) -> u64 {
+        let node = &self.nodes[&id];
+        node.clock_offset + self.now / 1000 * node.clock_permille
+    }
+
+    fn start(&mut self, id: u64) {
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        if node.core.is_some() {
+            return;
+        }
+        node.run += 1;
+        let state = match node.disk.load(GROUP) {
+            Ok(state) => state.unwrap_or_default(),
+            Err(error) => {
+                self.fail(format!("node {id} cannot start again: {error}"));
+                return;
+            }
+        };
+        let config = CoreConfig {
+            id,
+            group: GROUP,
+            options: self.options.clone(),
+            seed: self.random.next(),
+        };
+        match Core::new(config, state) {
+            Ok(core) => node.core = Some(core),
+            Err(error) => {
+                self.fail(format!("node {id} cannot start again: {error}"));
+                return;
+            }
+        }
+        node.machine = Machine::default();
+        node.inbound = InboundQueues::new(InboundLimits::default());
+        (node.log_jobs, node.log_busy, node.apply_jobs, node.apply_busy) = (Vec::new(), None, Vec::new(), false);
+        let run = node.run;
+        let first = self.random.below(TICK_NS);
+        self.at(first, Event::Tick(id, run));
+        self.with_core(id, |_, _| ());
+    }
+
+    /// Gives input to a core and does what it says.
+    fn with_core<R>(&mut self, id: u64, input: impl FnOnce(&mut Core<Op>, &mut Node) -> R) -> Option<R> {
+        let now_ns = self.local_now(id);
+        let node = self.nodes.get_mut(&id)?;
+        let mut core = node.core.take()?;
+        core.set_now(now_ns);
+        let result = input(&mut core, node);
+        let mut out = Outputs::default();
+        core.poll(&mut out);
+        let status = core.status();
+        if let Some(defect) = core.defect() {
+            self.fail(format!("node {id}: {defect}"));
+        }
+        let node = self.nodes.get_mut(&id)?;
+        node.core = Some(core);
+        if status.role == Role::Leader {
+            let leader = *self.leaders.entry(status.term).or_insert(id);
+            if leader != id {
+                self.fail(format!("nodes {leader} and {id} both lead term {}", status.term));
+            }
+        }
+        self.coverage.trace = self.coverage.trace.rotate_left(5)
+            ^ status.term.wrapping_mul(31)
+            ^ status.commit_index.wrapping_mul(17)
+            ^ status.applied_index
+            ^ self.now;
+        self.do_outputs(id, &mut out);
+        Some(result)
+    }
+
+    fn do_outputs(&mut self, id: u64, out: &mut Outputs<Op>) {
+        let mut sent = Vec::new();
+        encode_frames(
+            &mut out.frames,
+            true,
+            |message| {
+                sent.push((message.to, message.frame));
+                true
+            },
+            |_| {},
+        );
+        for (to, frame) in sent {
+            self.send(id, to, frame);
+        }
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.log_jobs.append(&mut out.log_jobs);
+            node.apply_jobs.append(&mut out.apply_jobs);
+        }
+        self.begin_log(id);
+        self.begin_apply(id);
+        for (op, reply) in out.replies.drain(..) {
+            self.reply(id, op, reply);
+        }
+    }
+
+    fn send(&mut self, from: u64, to: u64, frame: Bytes) {
+        if !self.nodes.contains_key(&to) || self.cut.contains(&(from, to)) {
+            return;
+        }
+        let copies = if self.calm {
+            1
+        } else if self.random.one_in(20) {
+            0
+        } else if self.random.one_in(15) {
+            self.coverage.duplicates += 1;
+            2
+        } else {
+            1
+        };
+        for _ in 0..copies {
+            let slow = !self.calm && self.random.one_in(25);
+            let delay = if slow { self.random.below(250 * MS) } else { 200_000 + self.random.below(3 * MS) };
+            self.at(delay, Event::Deliver(to, frame.clone()));
+        }
+    }
+
+    fn deliver(&mut self, id: u64, bytes: Bytes) {
+        if self.nodes[&id].core.is_none() {
+            return;
+        }
+        let Ok(frame) = Frame::decode(bytes) else {
+            self.fail("a frame does not come back");
+            return;
+        };
+        self.with_core(id, |core, node| {
+            let class = frame.body.class();
+            // At the bound it is lost, as in the runtime.
+            let _ = node.inbound.push(class, 100, frame);
+            while let Some(frame) = node.inbound.pop() {
+                core.receive(frame);
+            }
+        });
+    }
+
+    fn begin_log(&mut self, id: u64) {
+        let delay = if self.random.one_in(15) { self.random.below(60 * MS) } else { 100_000 + self.random.below(4 * MS) };
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        if node.log_busy.is_some() || node.log_jobs.is_empty() {
+            return;
+        }
+        node.log_busy = Some(std::mem::take(&mut node.log_jobs));
+        let run = node.run;
+        self.at(delay, Event::LogDone(id, run));
+    }
+
+    fn log_done(&mut self, id: u64) {
+        let fails = self.fsync_error_at == Some(id);
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        let Some(mut jobs) = node.log_busy.take() else {
+            return;
+        };
+        node.disk.fail_next_sync = fails;
+        match run_jobs(&mut node.disk, &mut jobs) {
+            Ok(sequence) => {
+                self.with_core(id, |core, _| core.persisted(sequence));
+            }
+            Err(error) => {
+                self.fsync_error_at = None;
+                self.coverage.fsync_errors += 1;
+                self.stop(id, &StopReason::Log(std::sync::Arc::new(error)));
+                let after = 100 * MS + self.random.below(800 * MS);
+                self.at(after, Event::Restart(id));
+            }
+        }
+    }
+
+    fn begin_apply(&mut self, id: u64) {
+        let delay = if self.random.one_in(20) { self.random.below(40 * MS) } else { 50_000 };
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        if node.apply_busy || node.apply_jobs.is_empty() {
+            return;
+        }
+        node.apply_busy = true;
+        let run = node.run;
+        self.at(delay, Event::ApplyDone(id, run));
+    }
+
+    fn apply_done(&mut self, id: u64) {
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        node.apply_busy = false;
+        if node.apply_jobs.is_empty() {
+            return;
+        }
+        match node.apply_jobs.remove(0) {
+            ApplyJob::Apply { commands, waiting, index } => {
+                let mut waiting = waiting.into_iter().peekable();
+                for (place, command) in commands.iter().enumerate() {
+                    let seen = (command.term, command.data.clone());
+                    let known = self.applied.entry(command.index).or_insert_with(|| seen.clone());
+                    if *known != seen {
+                        let known = known.clone();
+                        self.fail(format!("node {id} applies {seen:?} at {}, another applied {known:?}", command.index));
+                        return;
+                    }
+                    let node = self.nodes.get_mut(&id).expect("it is there");
+                    let response = node.machine.apply(command);
+                    if let Some((_, op)) = waiting.next_if(|(at, _)| *at == place)
+                        && let Op::Client(op) = op
+                    {
+                        self.coverage.writes_acked += 1;
+                        self.history.returned(op, self.now, response);
+                    }
+                }
+                let node = self.nodes.get_mut(&id).expect("it is there");
+                node.machine.index = index;
+                self.with_core(id, |core, _| core.applied(index));
+            }
+            ApplyJob::Restore(snapshot) => {
+                let index = snapshot.metadata.index;
+                if !node.machine.restore(&snapshot.data) {
+                    self.fail(format!("node {id} got a snapshot at {index} that is none"));
+                    return;
+                }
+                if index > 1 {
+                    self.coverage.snapshots_installed += 1;
+                }
+                node.machine.index = index;
+                self.with_core(id, |core, _| core.applied(index));
+            }
+            ApplyJob::Snapshot => {
+                let (index, data) = (node.machine.index, node.machine.snapshot());
+                self.with_core(id, |core, _| core.snapshot_made(index, Some(data)));
+            }
+        }
+        self.begin_apply(id);
+    }
+
+    fn reply(&mut self, id: u64, op: Op, reply: Reply) {
+        let Op::Client(op) = op else {
+            self.admin_waits = false;
+            self.coverage.memberships += u64::from(matches!(reply, Reply::Membership(_)));
+            self.coverage.transfers += u64::from(matches!(reply, Reply::Transferred));
+            return;
+        };
+        match reply {
+            Reply::Read(_) => {
+                let value = self.nodes[&id].machine.get(self.history.key(op));
+                self.coverage.reads += 1;
+                self.coverage.lease_reads += u64::from(self.history.is_lease(op));
+                self.history.returned(op, self.now, value);
+            }
+            Reply::Failed(ProposeError::Unknown | ProposeError::Stopped(_)) => {
+                self.coverage.unknown += 1;
+                self.history.unknown(op);
+            }
+            Reply::Failed(_) | Reply::ReadFailed(_) => {
+                self.coverage.refused += 1;
+                self.history.had_no_effect(op);
+            }
+            other => self.fail(format!("a client got {other:?}")),
+        }
+    }
+
+    /// A client that waits for nothing asks for something, at a node that it believes to lead or at any.
+    fn client(&mut self, client: u64) {
+        if self.now > REQUESTS_UNTIL {
+            return;
+        }
+        let pause = MS + self.random.below(if self.calm { 20 * MS } else { 60 * MS });
+        self.at(pause, Event::Client(client));
+        if self.history.is_waiting(client) && !self.history.gave_up(client, self.now, 1_500 * MS) {
+            return;
+        }
+        let ids: Vec<u64> = self.nodes.keys().copied().collect();
+        let leads = |id: &&u64| self.nodes[id].core.as_ref().is_some_and(|core| core.status().role == Role::Leader);
+        let leaders: Vec<u64> = ids.iter().filter(leads).copied().collect();
+        let candidates = if self.random.one_in(4) || leaders.is_empty() { &ids } else { &leaders };
+        let id = candidates[self.random.index(candidates.len())];
+        if self.nodes[&id].core.is_none() || self.nodes[&id].paused_until > self.now {
+            return;
+        }
+        let key = self.random.below(KEYS);
+        let kind = match self.random.below(5) {
+            0 => Kind::Read { lease: false },
+            1 => Kind::Read { lease: true },
+            _ => {
+                self.next_value += 1;
+                Kind::Swap(self.next_value)
+            }
+        };
+        let op = self.history.invoke(client, key, kind, self.now);
+        self.with_core(id, |core, _| match kind {
+            Kind::Swap(value) => core.propose(&mut vec![(Machine::command(key, value), Op::Client(op))]),
+            Kind::Read { lease: true } => core.lease_read(Op::Client(op)),
+            Kind::Read { lease: false } => core.read(Op::Client(op)),
+        });
+    }
+
+    fn fault(&mut self) {
+        if self.calm {
+            return;
+        }
+        let pause = 50 * MS + self.random.below(500 * MS);
+        self.at(pause, Event::Fault);
+        let ids: Vec<u64> = self.nodes.keys().copied().collect();
+        let id = ids[self.random.index(ids.len())];
+        match self.random.below(12) {
+            0..=2 => self.crash(id),
+            3 => {
+                // The power fails for all.
+                for id in ids {
+                    self.crash(id);
+                }
+            }
+            4 => self.fsync_error_at = Some(id),
+            5 => {
+                let other = ids[self.random.index(ids.len())];
+                self.cut.insert((id, other));
+                self.coverage.partitions += 1;
+            }
+            6 => {
+                self.cut.extend(ids.iter().flat_map(|&other| [(id, other), (other, id)]));
+                self.coverage.partitions += 1;
+            }
+            7 => {
+                // A side with more or fewer than half.
+                let size = 1 + self.random.index(ids.len() - 1);
+                let across = |a: u64, b: u64| (ids.iter().position(|&x| x == a) < Some(size)) != (ids.iter().position(|&x| x == b) < Some(size));
+                let pairs = ids.iter().flat_map(|&a| ids.iter().map(move |&b| (a, b)));
+                let crossing: Vec<(u64, u64)> = pairs.filter(|&(a, b)| across(a, b)).collect();
+                self.cut.extend(crossing);
+                self.coverage.partitions += 1;
+            }
+            8 | 9 => self.cut.clear(),
+            10 => {
+                let until = self.now + self.random.below(500 * MS);
+                if let Some(node) = self.nodes.get_mut(&id) {
+                    node.paused_until = until;
+                }
+            }
+            _ => {
+                self.with_core(id, |core, _| core.make_snapshot(Op::Admin));
+            }
+        }
+    }
+
+    fn crash(&mut self, id: u64) {
+        let chance = self.random.next();
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        if node.core.take().is_none() {
+            return;
+        }
+        self.coverage.crashes += 1;
+        // A write under way may be there in part.
+        if let Some(jobs) = node.log_busy.take() {
+            node.disk.write_unsynced(&jobs);
+        }
+        self.coverage.jobs_lost += node.disk.crash(chance);
+        let waiting = std::mem::take(&mut node.apply_jobs);
+        drop(waiting);
+        self.history.node_died(self.now);
+        let after = 20 * MS + self.random.below(900 * MS);
+        self.at(after, Event::Restart(id));
+    }
+
+    /// The node ends itself, and answers what waits.
+    fn stop(&mut self, id: u64, reason: &StopReason) {
+        let chance = self.random.next();
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        let Some(mut core) = node.core.take() else {
+            return;
+        };
+        self.coverage.jobs_lost += node.disk.crash(chance);
+        let mut out = Outputs::default();
+        core.stop(reason, &mut out);
+        out.apply_jobs.extend(std::mem::take(&mut node.apply_jobs));
+        for job in out.apply_jobs {
+            if let ApplyJob::Apply { waiting, .. } = job {
+                for (_, op) in waiting {
+                    self.reply(id, op, Reply::Failed(ProposeError::Unknown));
+                }
+            }
+        }
+        for (op, reply) in out.replies {
+            self.reply(id, op, reply);
+        }
+    }
+
+    fn admin(&mut self) {
+        if self.calm {
+            return;
+        }
+        let pause = 200 * MS + self.random.below(600 * MS);
+        self.at(pause, Event::Admin);
+        let leads = |node: &Node| node.core.as_ref().is_some_and(|core| core.status().role == Role::Leader);
+        let Some((&id, node)) = self.nodes.iter().find(|(_, node)| leads(node)) else {
+            return;
+        };
+        let Some(membership) = node.core.as_ref().map(Core::membership) else {
+            return;
+        };
+        let all: Vec<u64> = self.nodes.keys().copied().collect();
+        let other = all[self.random.index(all.len())];
+        if self.random.one_in(3) {
+            self.with_core(id, |core, _| core.transfer_leader(other, Op::Admin));
+            return;
+        }
+        let voters = membership.voters.len();
+        let is_voter = membership.voters.contains(&other);
+        let mut changes = match self.random.below(3) {
+            _ if !is_voter => vec![MembershipChange::AddVoter(other)],
+            0 if voters > 2 => vec![MembershipChange::Remove(other)],
+            1 if voters > 2 => vec![MembershipChange::AddLearner(other)],
+            _ => return,
+        };
+        // Two at once: joint consensus.
+        let second = all[self.random.index(all.len())];
+        if second != other && self.random.one_in(2) && !membership.voters.contains(&second) {
+            changes.push(MembershipChange::AddVoter(second));
+        }
+        self.with_core(id, |core, _| core.change_membership(&changes, Op::Admin));
+    }
+
+    fn heal(&mut self) {
+        self.calm = true;
+        self.cut.clear();
+        self.fsync_error_at = None;
+        for node in self.nodes.values_mut() {
+            node.paused_until = 0;
+        }
+    }
+
+    /// What must hold once the world has healed.
+    fn judge(&mut self) -> Result<(), Violation> {
+        self.coverage.leaders = self.leaders.len() as u64;
+        if !self.history.acked_after(FAULTS_UNTIL + 1_500 * MS) {
+            return Err("no write was acknowledged after the world healed".to_owned());
+        }
+        if let Some(op) = self.history.still_waiting(END - 1_000 * MS) {
+            return Err(format!("a client waits for ever: {op}"));
+        }
+        let leads = |node: &&Node| node.core.as_ref().is_some_and(|core| core.status().role == Role::Leader);
+        let leader = self.nodes.values().filter(leads).max_by_key(|node| node.core.as_ref().map(|core| core.status().term));
+        let core = leader.and_then(|node| node.core.as_ref()).ok_or("there is no leader")?;
+        let membership = core.membership();
+        let members = membership.voters.iter().chain(&membership.learners);
+        let committed = core.status().commit_index;
+        let mut reference: Option<&Machine> = None;
+        for id in members {
+            let node = &self.nodes[id];
+            let core = node.core.as_ref().ok_or(format!("node {id} is down"))?;
+            if node.machine.index != committed {
+                return Err(format!("node {id} is at {} of {committed} long after the world healed", node.machine.index));
+            }
+            let same = reference.is_none_or(|machine| machine.state == node.machine.state);
+            if !same {
+                return Err(format!("the state machine of node {id} differs"));
+            }
+            reference = Some(&node.machine);
+            let (first, last) = core.log_range();
+            let common = self.applied.iter().filter(|(index, _)| (first..=last.min(committed)).contains(index));
+            for (&index, (term, _)) in common {
+                if core.log_term(index) != Some(*term) {
+                    return Err(format!("the log of node {id} has another entry at {index}"));
+                }
+            }
+        }
+        self.history.check()
+    }
+}
