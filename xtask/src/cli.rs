@@ -19,6 +19,7 @@ Commands:
   gate-test whether `bench --gate` judges right on this machine
   test      unit, integration, doc and loom tests, and the mutants of the simulations
   sim       a crate's simulation over many seeds
+  cluster   nodes built on all crates, under load, killed and checked
   lint      formatting, clippy, docs, and this workspace's own rules
   features  build every crate with no feature, each feature alone, and all
   package   what would be published: file lists and a dry run
@@ -92,6 +93,22 @@ A seed that fails is printed with the command that runs it again.
   --start SEED  the first of them, 0 without it
 ";
 
+const CLUSTER_HELP: &str = "\
+Usage: cargo xtask cluster [--nodes N] [--for SECONDS] [--clients C] [--chaos] [--naive] [--compare] [--keep]
+
+Builds the node of crates/perf-kit/examples/vm-node, starts a cluster of it on this machine, puts it under
+load, and checks that every acknowledged write is there and that all answers have an order. Prints throughput,
+latency percentiles, CPU per request, failover times and a line per node.
+
+  --nodes N      3 without it
+  --for SECONDS  how long the load lasts, 10 without it
+  --clients C    requests at once, 64 without it
+  --chaos        kill nodes with SIGKILL meanwhile and restart them
+  --naive        the node the way one writes it first
+  --compare      the naive node, then the other one, and the ratios
+  --keep         leave the data, certificates and logs of the run
+";
+
 /// Seeds of a simulation when nothing else is asked for.
 const SIM_SEEDS: u64 = 1_000;
 
@@ -148,6 +165,8 @@ pub(crate) enum Command {
     GateTest(GateTestOptions),
     Test,
     Sim(sim::Options),
+    /// With what the example itself understands.
+    Cluster(Vec<OsString>),
     Lint,
     Features {
         measure: bool,
@@ -211,6 +230,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
         "gate-test" => parse_gate_test(parser),
         "release" => parse_release(parser),
         "sim" => parse_sim(parser),
+        "cluster" => parse_cluster(parser),
         "lint" => parse_flags(parser, LINT_HELP, None, |_| Command::Lint),
         "features" => parse_flags(parser, FEATURES_HELP, Some("measure"), |measure| {
             Command::Features { measure }
@@ -336,6 +356,27 @@ fn parse_sim(mut parser: lexopt::Parser) -> Result<Command> {
     Ok(Command::Sim(sim::Options { name, seeds, start }))
 }
 
+/// Looks at the options here too, so that a wrong one is found before anything is built.
+fn parse_cluster(mut parser: lexopt::Parser) -> Result<Command> {
+    let mut arguments = Vec::new();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Short('h') | Long("help") => return Ok(Command::Help(CLUSTER_HELP)),
+            Long(flag @ ("chaos" | "naive" | "compare" | "keep")) => {
+                arguments.push(format!("--{flag}").into());
+            }
+            Long(name @ ("nodes" | "for" | "clients")) => {
+                let flag = format!("--{name}");
+                let value: u64 = parser.value()?.parse()?;
+                arguments.push(flag.into());
+                arguments.push(value.to_string().into());
+            }
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Command::Cluster(arguments))
+}
+
 /// Parses the arguments of a command that takes one flag or nothing.
 fn parse_flags(
     mut parser: lexopt::Parser,
@@ -435,6 +476,9 @@ mod tests {
         });
         let line = "release perf-pool minor --dry-run";
         assert_eq!(parsed(line).ok(), Some(release));
+        let cluster = ["--for", "20", "--chaos"].map(OsString::from);
+        let cluster = Command::Cluster(cluster.into());
+        assert_eq!(parsed("cluster --for 20 --chaos").ok(), Some(cluster));
         let dirty = Command::Package { allow_dirty: true };
         assert_eq!(parsed("package --allow-dirty").ok(), Some(dirty));
         let clean = Command::Ci { allow_dirty: false };
@@ -466,6 +510,8 @@ mod tests {
             ("test now", "now"),
             ("release perf-pool", "a level"),
             ("release perf-pool big", "big"),
+            ("cluster --for ever", "ever"),
+            ("cluster --fast", "--fast"),
             ("sim", "name of a crate"),
             ("sim raft --seeds 0", "at least 1"),
             ("sim raft --seeds many", "many"),

@@ -6,6 +6,7 @@ mod bench;
 mod checks;
 mod ci;
 mod cli;
+mod cluster;
 mod features;
 mod links;
 mod lint;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Command::GateTest(options) => bench::run_gate_test(&options),
         Command::Test => test::run(),
         Command::Sim(options) => sim::run(&options),
+        Command::Cluster(arguments) => cluster::run(&arguments),
         Command::Lint => lint::run(),
         Command::Features { measure } => features::run(measure),
         Command::Package { allow_dirty } => package::run(allow_dirty),

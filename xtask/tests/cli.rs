@@ -32,6 +32,7 @@ fn help_goes_to_standard_output() {
         "gate-test",
         "test",
         "sim",
+        "cluster",
         "release",
         "lint",
         "features",

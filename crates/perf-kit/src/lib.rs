@@ -7,6 +7,10 @@
 #[doc(inline)]
 pub use perf_atomics as atomics;
 
+#[cfg(feature = "cache")]
+#[doc(inline)]
+pub use perf_cache as cache;
+
 #[cfg(feature = "metrics")]
 #[doc(inline)]
 pub use perf_metrics as metrics;
@@ -14,6 +18,14 @@ pub use perf_metrics as metrics;
 #[cfg(feature = "pool")]
 #[doc(inline)]
 pub use perf_pool as pool;
+
+#[cfg(feature = "raft")]
+#[doc(inline)]
+pub use perf_raft as raft;
+
+#[cfg(feature = "transport")]
+#[doc(inline)]
+pub use perf_transport as transport;
 
 #[cfg(feature = "performance_simple")]
 pub mod performance_simple;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use perf_kit::atomics::{RaftStatus, Role};
-use perf_kit::metrics::Operation;
+use perf_kit::metrics::node::Operation;
 use serde::Serialize;
 
 use crate::inventory::HostState;

@@ -1,7 +1,9 @@
 //! Errors as clients see them: a status, a code for programs, and a sentence that says what to do.
 
+use axum::extract::Request;
 use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
@@ -17,6 +19,10 @@ pub(crate) struct ApiError {
     /// Where to ask instead.
     leader: Option<String>,
 }
+
+/// The leader's address, on its way to the header `Location`.
+#[derive(Clone)]
+struct Leader(String);
 
 #[derive(Serialize)]
 struct Body<'a> {
@@ -193,14 +199,22 @@ impl IntoResponse for ApiError {
                 .headers_mut()
                 .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        if let Some(leader) = self.leader {
+            response.extensions_mut().insert(Leader(leader));
+        }
         response
     }
 }
 
-/// Adds the path to the leader's address, since a redirect needs the whole.
-pub(super) fn redirect(mut response: Response, leader: &str, path: &str) -> Response {
-    if let Ok(location) = HeaderValue::try_from(format!("http://{leader}{path}")) {
-        response.headers_mut().insert(header::LOCATION, location);
+/// Adds the place of the same path at the leader to answers that name one, since a redirect needs the whole.
+pub(super) async fn add_location(request: Request, next: Next) -> Response {
+    let uri = request.uri().clone();
+    let mut response = next.run(request).await;
+    if let Some(Leader(leader)) = response.extensions_mut().remove::<Leader>() {
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        if let Ok(location) = HeaderValue::try_from(format!("http://{leader}{path}")) {
+            response.headers_mut().insert(header::LOCATION, location);
+        }
     }
     response
 }

@@ -8,9 +8,10 @@ use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use perf_kit::metrics::Operation;
+use perf_kit::metrics::node::Operation;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
@@ -44,6 +45,7 @@ pub(crate) fn router(backend: Backend) -> Router {
         .fallback(|| async { ApiError::no_route() })
         .method_not_allowed_fallback(|| async { ApiError::wrong_method() })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn(error::add_location))
         .with_state(Arc::new(backend))
 }
 

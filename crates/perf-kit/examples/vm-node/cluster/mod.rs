@@ -65,16 +65,11 @@ async fn run_one(options: &Options, naive: bool) -> Result<Report> {
             Err(anyhow::anyhow!("interrupted; the nodes are ended"))
         }
     };
-    if options.keep || result.is_err() && !options.keep && keep_on_failure() {
+    if options.keep {
         let kept = directory.keep();
         eprintln!("kept: {}", kept.display());
     }
     result
-}
-
-/// Set by whoever wants to look at the logs of a run that failed.
-fn keep_on_failure() -> bool {
-    std::env::var_os("VM_NODE_KEEP_FAILED").is_some()
 }
 
 async fn run_in(options: &Options, naive: bool, directory: PathBuf) -> Result<Report> {

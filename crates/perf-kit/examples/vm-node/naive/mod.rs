@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use perf_kit::metrics::{LabelSet as _, Operation};
+use perf_kit::metrics::LabelSet as _;
+use perf_kit::metrics::node::Operation;
 use prost::Message as _;
 use protobuf::Message as _;
 use raft::eraftpb::{
@@ -63,8 +64,6 @@ struct Shared {
     commit_index: u64,
     applied_index: u64,
     requests: u64,
-    /// Times of the last writes, for the percentiles.
-    write_ms: Vec<f64>,
     stopped: Option<String>,
     round_robin: u64,
 }
@@ -75,6 +74,7 @@ pub(crate) struct NaiveNode {
     shared: Arc<RwLock<Shared>>,
     events: mpsc::Sender<Event>,
     metrics: Arc<NaiveMetrics>,
+    /// Times of the last writes, for the percentiles.
     recent: Arc<Mutex<Vec<f64>>>,
 }
 
@@ -297,8 +297,15 @@ impl NaiveNode {
         shared.stopped.is_none() && shared.leader != 0
     }
 
+    /// Resolves when the loop has ended.
+    pub(crate) async fn stopped(&self) -> String {
+        self.events.closed().await;
+        let stopped = self.shared.read().await.stopped.clone();
+        stopped.unwrap_or_else(|| "its loop has ended".to_owned())
+    }
+
     pub(crate) fn record(&self, operation: Operation, is_done: bool, took: Duration) {
-        self.metrics.record(operation.label(), is_done, took);
+        self.metrics.record(operation.value(), is_done, took);
     }
 
     pub(crate) fn metrics(&self) -> String {

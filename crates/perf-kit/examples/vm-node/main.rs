@@ -1,0 +1,87 @@
+//! A control-plane node: an inventory of microVMs, replicated by Raft, durable, with its peers behind mutual TLS
+//! and its clients on HTTP. `docs/NODE.md` builds it step by step.
+//!
+//! ```text
+//! cargo run --release -p perf-kit --features full --example vm-node -- cluster --for 20 --chaos
+//! ```
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result};
+use tokio::net::TcpListener;
+
+mod api;
+mod backend;
+mod certificates;
+mod cli;
+mod cluster;
+mod inventory;
+mod machine;
+mod naive;
+mod network;
+mod node;
+mod placement;
+mod view;
+
+use backend::Backend;
+use cli::{Command, Serve};
+
+fn main() -> Result<()> {
+    let command = cli::parse(lexopt::Parser::from_env())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    match command {
+        Command::Help(text) => {
+            print!("{text}");
+            Ok(())
+        }
+        Command::Certificates { directory, nodes } => certificates::make(&directory, 1..=nodes),
+        Command::Serve(options) => runtime.block_on(serve(options)),
+        Command::Cluster(options) => runtime.block_on(cluster::run(options)),
+    }
+}
+
+/// Runs a node until Ctrl-C or until it stops by itself.
+async fn serve(options: Serve) -> Result<()> {
+    let own = options.peers.iter().find(|host| host.id == options.id);
+    let address: SocketAddr = own.context("this node is not among the peers")?.http.parse()?;
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}"))?;
+    let (backend, stopped) = start(&options).await?;
+    eprintln!("node {} answers on http://{address}/", options.id);
+    let service = axum::serve(
+        axum::serve::ListenerExt::tap_io(listener, |stream| {
+            // Without it an answer waits for the client's acknowledgement of the one before.
+            let _ = stream.set_nodelay(true);
+        }),
+        api::router(backend.clone()),
+    );
+    tokio::select! {
+        result = service => result.context("the HTTP server failed")?,
+        reason = stopped => anyhow::bail!("the node stopped: {reason}"),
+        signal = tokio::signal::ctrl_c() => signal.context("cannot listen for Ctrl-C")?,
+    }
+    if let Backend::Fast(node) = &backend {
+        node.shutdown().await;
+    }
+    Ok(())
+}
+
+type Stopped = std::pin::Pin<Box<dyn Future<Output = String> + Send>>;
+
+/// Starts the node, and returns what resolves when it stops by itself.
+async fn start(options: &Serve) -> Result<(Backend, Stopped)> {
+    if options.naive {
+        let node = naive::NaiveNode::start(options).await?;
+        let watched = std::sync::Arc::clone(&node);
+        let stopped = Box::pin(async move { watched.stopped().await });
+        return Ok((Backend::Naive(node), stopped));
+    }
+    let node = node::FastNode::start(options).await?;
+    let watched = std::sync::Arc::clone(&node);
+    let stopped = Box::pin(async move { watched.stopped().await });
+    Ok((Backend::Fast(node), stopped))
+}
