@@ -1,0 +1,195 @@
+//! Nodes of the example as processes, and a client that sends exactly what it is told.
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// How long a cluster may take to have a leader, on a machine that does much else.
+const LEADER_MAX: Duration = Duration::from_secs(60);
+/// How long an answer may take.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+
+/// Three nodes; they and their files are gone when it is dropped.
+pub(crate) struct Cluster {
+    directory: tempfile::TempDir,
+    peers: Vec<(u64, String, String)>,
+    children: Vec<Option<Child>>,
+}
+
+/// An answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+/// The example, which cargo builds before it runs the tests of the package.
+fn program() -> PathBuf {
+    let test = std::env::current_exe().expect("this program has a path");
+    let profile = test.parent().and_then(|deps| deps.parent());
+    let path = profile
+        .expect("tests are in target/<profile>/deps")
+        .join("examples")
+        .join(format!("vm-node{}", std::env::consts::EXE_SUFFIX));
+    assert!(
+        path.is_file(),
+        "{} is not there: `cargo test -p perf-kit --all-features` builds it, a test alone does not",
+        path.display()
+    );
+    path
+}
+
+impl Cluster {
+    pub(crate) fn start() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory can be made");
+        let listeners: Vec<TcpListener> = (0..6)
+            .map(|_| TcpListener::bind("127.0.0.1:0").expect("loopback is there"))
+            .collect();
+        let address = |place: usize| {
+            let address = listeners[place].local_addr().expect("it is bound");
+            address.to_string()
+        };
+        let peers = (0..3)
+            .map(|place| (place as u64 + 1, address(2 * place), address(2 * place + 1)))
+            .collect();
+        drop(listeners);
+        let made = Command::new(program())
+            .arg("certificates")
+            .arg(directory.path().join("certificates"))
+            .status();
+        assert!(made.is_ok_and(|status| status.success()));
+        let mut cluster = Self {
+            directory,
+            peers,
+            children: vec![None, None, None],
+        };
+        for id in 1..=3 {
+            cluster.restart(id);
+        }
+        cluster
+    }
+
+    pub(crate) fn restart(&mut self, id: u64) {
+        let folder = self.directory.path();
+        let mut command = Command::new(program());
+        command.args(["serve", "--id", &id.to_string()]);
+        for (id, raft, http) in &self.peers {
+            command.args(["--peer", &format!("{id}={raft},{http}")]);
+        }
+        let child = command
+            .arg("--data")
+            .arg(folder.join(format!("node-{id}")))
+            .arg("--certificates")
+            .arg(folder.join("certificates"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the program can be started");
+        self.children[id as usize - 1] = Some(child);
+    }
+
+    pub(crate) fn kill(&mut self, id: u64) {
+        if let Some(mut child) = self.children[id as usize - 1].take() {
+            child.kill().expect("it runs");
+            child.wait().expect("it was started here");
+        }
+    }
+
+    pub(crate) fn address(&self, id: u64) -> &str {
+        &self.peers[id as usize - 1].2
+    }
+
+    /// The id of a leader that a majority agrees on and that knows all three hosts.
+    pub(crate) fn leader(&self) -> u64 {
+        let start = Instant::now();
+        while start.elapsed() < LEADER_MAX {
+            let statuses: Vec<Value> = (1..=3)
+                .filter_map(|id| try_send(self.address(id), "GET", "/status", "").ok())
+                .map(|answer| answer.json())
+                .collect();
+            let leader = statuses.iter().find(|status| {
+                status["role"] == "leader"
+                    && status["hosts"].as_array().is_some_and(|hosts| hosts.len() == 3)
+            });
+            if let Some(leader) = leader {
+                let agree = statuses
+                    .iter()
+                    .filter(|status| status["leader"] == leader["node"])
+                    .count();
+                if agree >= 2 {
+                    return leader["node"].as_u64().expect("it is a number");
+                }
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("no leader within {LEADER_MAX:?}");
+    }
+
+    /// Sends a request to a node.
+    pub(crate) fn send(&self, id: u64, method: &str, path: &str, body: &str) -> Answer {
+        try_send(self.address(id), method, path, body)
+            .unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for id in 1..=3 {
+            self.kill(id);
+        }
+    }
+}
+
+/// One request on a connection of its own.
+pub(crate) fn try_send(
+    address: &str,
+    method: &str,
+    path: &str,
+    body: &str,
+) -> std::io::Result<Answer> {
+    send_claiming(address, method, path, body, body.len())
+}
+
+/// The same with another `Content-Length`.
+pub(crate) fn send_claiming(
+    address: &str,
+    method: &str,
+    path: &str,
+    body: &str,
+    length: usize,
+) -> std::io::Result<Answer> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(ANSWER_MAX))?;
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\
+         content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+    )?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    let (head, body) = text
+        .split_once("\r\n\r\n")
+        .ok_or_else(|| std::io::Error::other("no answer"))?;
+    let status = head
+        .split_whitespace()
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .ok_or_else(|| std::io::Error::other("no status"))?;
+    Ok(Answer {
+        status,
+        head: head.to_lowercase(),
+        body: body.to_owned(),
+    })
+}
