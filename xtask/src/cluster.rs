@@ -56,6 +56,9 @@ mod tests {
     fn the_arguments_are_passed_on() {
         let arguments = ["--for", "20", "--chaos"].map(OsString::from);
         let line = step::command_line(&cluster(&arguments));
-        assert!(line.ends_with("--example vm-node -- cluster --for 20 --chaos"), "{line}");
+        assert!(
+            line.ends_with("--example vm-node -- cluster --for 20 --chaos"),
+            "{line}"
+        );
     }
 }

@@ -206,7 +206,9 @@ where
                 }
                 *shadow = Some(Shadow::new(self.capacity, self.store.len(), self.kind()));
             }
-            shadow.as_mut().and_then(|shadow| shadow.access(hash, weight))
+            shadow
+                .as_mut()
+                .and_then(|shadow| shadow.access(hash, weight))
         };
         if let Some(kind) = better {
             self.switch(kind);

@@ -8,7 +8,11 @@ use std::env;
 
 fn number(name: &str, default: u64) -> u64 {
     let value = env::var(name).ok();
-    value.map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name} is no number: {value}")))
+    value.map_or(default, |value| {
+        value
+            .parse()
+            .unwrap_or_else(|_| panic!("{name} is no number: {value}"))
+    })
 }
 
 #[test]
@@ -19,7 +23,9 @@ fn groups_stay_sound_in_a_bad_world() {
     for seed in start..start + seeds {
         match world::run(seed) {
             Ok(coverage) => add(&mut sum, coverage),
-            Err(violation) => panic!("seed {seed}: {violation}\nagain: cargo xtask sim raft --start {seed} --seeds 1"),
+            Err(violation) => panic!(
+                "seed {seed}: {violation}\nagain: cargo xtask sim raft --start {seed} --seeds 1"
+            ),
         }
     }
     println!("{seeds} seeds from {start}: {sum:?}");

@@ -15,7 +15,9 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::server::{ClientStreamingService, Grpc, NamedService, StreamingService, UnaryService};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Server, ServerTlsConfig};
+use tonic::transport::{
+    Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Server, ServerTlsConfig,
+};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::drive::{self, Arrivals, Caller, Sender};
@@ -157,7 +159,9 @@ pub(super) async fn channel(secure: bool, arrivals: Arc<Arrivals>) -> Channel {
         let config = ServerTlsConfig::new()
             .identity(Identity::from_pem(own.chain, own.key))
             .client_ca_root(Certificate::from_pem(own.authority));
-        server = server.tls_config(config).expect("certificates made here are sound");
+        server = server
+            .tls_config(config)
+            .expect("certificates made here are sound");
     }
     let incoming = TcpListenerStream::new(listener).map(|stream| {
         stream.and_then(|stream| {
@@ -165,7 +169,11 @@ pub(super) async fn channel(secure: bool, arrivals: Arc<Arrivals>) -> Channel {
             Ok(stream)
         })
     });
-    tokio::spawn(server.add_service(Echo { arrivals }).serve_with_incoming(incoming));
+    tokio::spawn(
+        server
+            .add_service(Echo { arrivals })
+            .serve_with_incoming(incoming),
+    );
     let scheme = if secure { "https" } else { "http" };
     let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
         .expect("an address is a URI")
@@ -178,7 +186,9 @@ pub(super) async fn channel(secure: bool, arrivals: Arc<Arrivals>) -> Channel {
             .domain_name(SERVER_NAME)
             .ca_certificate(Certificate::from_pem(own.authority))
             .identity(Identity::from_pem(own.chain, own.key));
-        endpoint = endpoint.tls_config(config).expect("certificates made here are sound");
+        endpoint = endpoint
+            .tls_config(config)
+            .expect("certificates made here are sound");
     }
     for _ in 0..100 {
         if let Ok(channel) = endpoint.connect().await {

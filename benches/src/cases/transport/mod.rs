@@ -107,7 +107,10 @@ fn plain() -> Vec<Case> {
         case(
             "transport/oneway_64k",
             "messages of 64 KiB without replies, as fast as they go",
-            (grpc::streamed::<65_536, false>, ours::one_way::<65_536, false>),
+            (
+                grpc::streamed::<65_536, false>,
+                ours::one_way::<65_536, false>,
+            ),
             with(raw(raw::bulk), peers::one_way::<65_536>(false)),
             &[
                 ratio(RAW, 0.9),
@@ -120,10 +123,7 @@ fn plain() -> Vec<Case> {
             "messages of 64 bytes without replies, as fast as they go",
             (grpc::streamed::<64, false>, ours::one_way::<64, false>),
             peers::one_way::<64>(false),
-            &[
-                ratio("LengthDelimitedCodec", 2.0),
-                Goal::Allocations(0.01),
-            ],
+            &[ratio("LengthDelimitedCodec", 2.0), Goal::Allocations(0.01)],
         ),
     ]
 }
@@ -158,7 +158,10 @@ fn secure() -> Vec<Case> {
         case(
             "transport/oneway_64k_tls",
             "messages of 64 KiB without replies under mutual TLS",
-            (grpc::streamed::<65_536, true>, ours::one_way::<65_536, true>),
+            (
+                grpc::streamed::<65_536, true>,
+                ours::one_way::<65_536, true>,
+            ),
             peers::one_way::<65_536>(true),
             &[ratio("before", 2.0), Goal::Allocations(0.1)],
         ),

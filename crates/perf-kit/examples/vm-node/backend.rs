@@ -113,12 +113,7 @@ impl Backend {
     }
 
     /// Chooses a host for a VM; `None` where none has room.
-    pub(crate) async fn place(
-        &self,
-        size: Size,
-        apart: &str,
-        strategy: Strategy,
-    ) -> Option<u64> {
+    pub(crate) async fn place(&self, size: Size, apart: &str, strategy: Strategy) -> Option<u64> {
         match self {
             Self::Fast(node) => node.place(size, apart, strategy),
             Self::Naive(node) => node.place(size, apart, strategy).await,

@@ -34,8 +34,14 @@ pub(crate) fn make(directory: &Path, nodes: impl IntoIterator<Item = u64>) -> an
     for node in nodes {
         let key = KeyPair::generate()?;
         let certificate = CertificateParams::new(vec![name(node)])?.signed_by(&key, &authority)?;
-        fs::write(directory.join(format!("node-{node}.pem")), certificate.pem())?;
-        fs::write(directory.join(format!("node-{node}.key")), key.serialize_pem())?;
+        fs::write(
+            directory.join(format!("node-{node}.pem")),
+            certificate.pem(),
+        )?;
+        fs::write(
+            directory.join(format!("node-{node}.key")),
+            key.serialize_pem(),
+        )?;
     }
     Ok(())
 }
@@ -54,7 +60,10 @@ impl Identity {
         let read = |name: String| -> io::Result<Vec<u8>> {
             let path: PathBuf = directory.join(name);
             fs::read(&path).map_err(|error| {
-                io::Error::new(error.kind(), format!("cannot read {}: {error}", path.display()))
+                io::Error::new(
+                    error.kind(),
+                    format!("cannot read {}: {error}", path.display()),
+                )
             })
         };
         Ok(Self {

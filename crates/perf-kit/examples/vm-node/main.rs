@@ -46,7 +46,10 @@ fn main() -> Result<()> {
 /// Runs a node until Ctrl-C or until it stops by itself.
 async fn serve(options: Serve) -> Result<()> {
     let own = options.peers.iter().find(|host| host.id == options.id);
-    let address: SocketAddr = own.context("this node is not among the peers")?.http.parse()?;
+    let address: SocketAddr = own
+        .context("this node is not among the peers")?
+        .http
+        .parse()?;
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on {address}"))?;

@@ -27,13 +27,15 @@ impl TransportNetwork {
     pub(crate) fn routes(&self, mut router: Router) -> Router {
         for (_, method, priority) in CLASSES {
             let inbox = Arc::clone(&self.inbox);
-            router = router
-                .with_priority(SERVICE, method, priority)
-                .one_way(SERVICE, method, move |message| {
+            router = router.with_priority(SERVICE, method, priority).one_way(
+                SERVICE,
+                method,
+                move |message| {
                     if let Some(inbox) = inbox.get() {
                         let _ = inbox.deliver(message.into_payload());
                     }
-                });
+                },
+            );
         }
         router
     }

@@ -229,13 +229,18 @@ impl FastNode {
     pub(crate) async fn add_member(&self, host: Host) -> Result<(), Refusal> {
         let id = host.id;
         // First the address, on every node; then the vote.
-        self.write(format!("{:032x}", rand::random::<u128>()), Action::Host(host))
-            .await?;
+        self.write(
+            format!("{:032x}", rand::random::<u128>()),
+            Action::Host(host),
+        )
+        .await?;
         let change = vec![MembershipChange::AddVoter(id)];
         match tokio::time::timeout(ANSWER_MAX, self.raft.change_membership(change)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(self.refusal(error)),
-            Err(_) => Err(Refusal::OutcomeUnknown("the change is under way".to_owned())),
+            Err(_) => Err(Refusal::OutcomeUnknown(
+                "the change is under way".to_owned(),
+            )),
         }
     }
 

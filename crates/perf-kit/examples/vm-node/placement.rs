@@ -77,9 +77,7 @@ impl Placements {
                 // A remembered turn is nobody's turn.
                 return decide();
             }
-            return self
-                .decisions
-                .place_at(&needs, choice, generation, decide);
+            return self.decisions.place_at(&needs, choice, generation, decide);
         }
         // Each VM of a group changes the answer for the next one: not remembered.
         let mut hosts = self.hosts.write();

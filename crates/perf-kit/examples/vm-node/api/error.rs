@@ -68,6 +68,14 @@ impl ApiError {
         )
     }
 
+    pub(super) fn too_large() -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too_large",
+            "the body is longer than 64 KiB, and no request needs that much",
+        )
+    }
+
     pub(super) fn no_route() -> Self {
         Self::new(
             StatusCode::NOT_FOUND,
@@ -174,11 +182,7 @@ impl From<BytesRejection> for ApiError {
     fn from(rejection: BytesRejection) -> Self {
         let status = rejection.status();
         if status == StatusCode::PAYLOAD_TOO_LARGE {
-            return Self::new(
-                status,
-                "too_large",
-                "the body is longer than 64 KiB, and no request needs that much",
-            );
+            return Self::too_large();
         }
         Self::new(status, "malformed", rejection.body_text())
     }

@@ -6,9 +6,9 @@ use std::time::Instant;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::middleware;
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use perf_kit::metrics::node::Operation;
@@ -46,7 +46,18 @@ pub(crate) fn router(backend: Backend) -> Router {
         .method_not_allowed_fallback(|| async { ApiError::wrong_method() })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn(error::add_location))
+        .layer(middleware::from_fn(refuse_long))
         .with_state(Arc::new(backend))
+}
+
+/// Answers a request that announces a long body before the body comes; one that does not say is cut off by the limit.
+async fn refuse_long(request: Request, next: Next) -> Response {
+    let length = request.headers().get(header::CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if length.is_some_and(|length| length > BODY_BYTES_MAX) {
+        return ApiError::too_large().into_response();
+    }
+    next.run(request).await
 }
 
 type Shared = State<Arc<Backend>>;
@@ -161,7 +172,15 @@ async fn start_vm(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    change(backend, name, &headers, body, Operation::Start, Action::Start).await
+    change(
+        backend,
+        name,
+        &headers,
+        body,
+        Operation::Start,
+        Action::Start,
+    )
+    .await
 }
 
 async fn stop_vm(
@@ -179,7 +198,15 @@ async fn delete_vm(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    change(backend, name, &headers, body, Operation::Delete, Action::Delete).await
+    change(
+        backend,
+        name,
+        &headers,
+        body,
+        Operation::Delete,
+        Action::Delete,
+    )
+    .await
 }
 
 /// A change of one VM.

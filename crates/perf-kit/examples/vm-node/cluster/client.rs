@@ -140,7 +140,11 @@ impl Client {
     pub(super) async fn list(&mut self) -> Result<Vec<VmReply>> {
         let answer = self.request(Method::GET, "/vms", Bytes::new()).await?;
         if answer.status != StatusCode::OK {
-            bail!("{}: {}", answer.status, String::from_utf8_lossy(&answer.body));
+            bail!(
+                "{}: {}",
+                answer.status,
+                String::from_utf8_lossy(&answer.body)
+            );
         }
         Ok(serde_json::from_slice::<ListReply>(&answer.body)?.vms)
     }

@@ -112,17 +112,29 @@ mod tests {
     fn a_lost_write_is_found() {
         use Request::{Create, Get};
         let created = operation(Create, Some(true), 0, 10);
-        assert!(is_linearizable(&[created, operation(Get, Some(true), 20, 30)]));
-        assert!(!is_linearizable(&[created, operation(Get, Some(false), 20, 30)]));
+        assert!(is_linearizable(&[
+            created,
+            operation(Get, Some(true), 20, 30)
+        ]));
+        assert!(!is_linearizable(&[
+            created,
+            operation(Get, Some(false), 20, 30)
+        ]));
         // While the create is under way, either answer is right.
-        assert!(is_linearizable(&[created, operation(Get, Some(false), 5, 30)]));
+        assert!(is_linearizable(&[
+            created,
+            operation(Get, Some(false), 5, 30)
+        ]));
     }
 
     #[test]
     fn what_nobody_knows_may_happen_late_or_never() {
         use Request::{Create, Get};
         let unknown = operation(Create, None, 0, 10);
-        assert!(is_linearizable(&[unknown, operation(Get, Some(false), 20, 30)]));
+        assert!(is_linearizable(&[
+            unknown,
+            operation(Get, Some(false), 20, 30)
+        ]));
         assert!(is_linearizable(&[
             unknown,
             operation(Get, Some(false), 20, 30),
@@ -169,9 +181,18 @@ mod tests {
         let mut operations = Vec::new();
         for round in 0..500_u64 {
             let at = round * 100;
-            let request = if round % 2 == 0 { Request::Create } else { Request::Delete };
+            let request = if round % 2 == 0 {
+                Request::Create
+            } else {
+                Request::Delete
+            };
             operations.push(operation(request, Some(true), at, at + 50));
-            operations.push(operation(Request::Stop, Some(round % 2 == 0), at + 10, at + 90));
+            operations.push(operation(
+                Request::Stop,
+                Some(round % 2 == 0),
+                at + 10,
+                at + 90,
+            ));
         }
         assert!(is_linearizable(&operations));
     }

@@ -129,7 +129,9 @@ impl Load {
     }
 
     fn found(&self) -> std::sync::MutexGuard<'_, Found> {
-        self.found.lock().expect("no client panics while it holds it")
+        self.found
+            .lock()
+            .expect("no client panics while it holds it")
     }
 
     fn now_ns(&self) -> u64 {
@@ -139,7 +141,8 @@ impl Load {
     /// From now on waits for the first acknowledged write that began later.
     pub(super) fn watch(&self) {
         self.watched_ack_ns.store(0, Ordering::Release);
-        self.watched_from_ns.store(self.now_ns().max(1), Ordering::Release);
+        self.watched_from_ns
+            .store(self.now_ns().max(1), Ordering::Release);
     }
 
     /// How long it took until then, if it was.
@@ -261,7 +264,8 @@ impl Worker {
     /// A VM's life. Nobody else knows its name, so every answer is known in advance.
     async fn own_vm(&mut self, made: u64) {
         let name = format!("c{}-{made}", self.number);
-        let is_kept = made.is_multiple_of(KEPT_EVERY) && self.load.found().expected.len() < KEPT_MAX;
+        let is_kept =
+            made.is_multiple_of(KEPT_EVERY) && self.load.found().expected.len() < KEPT_MAX;
         let life = [
             (Request::Create, false),
             (Request::Start, true),
@@ -285,7 +289,8 @@ impl Worker {
                 (Some(is_done), _) => is_done,
             };
             if !is_right {
-                let wrong = format!("`{name}`: {request:?} was answered as if it had not been made");
+                let wrong =
+                    format!("`{name}`: {request:?} was answered as if it had not been made");
                 self.load.found().wrong.push(wrong);
                 return;
             }

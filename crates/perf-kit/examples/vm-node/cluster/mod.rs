@@ -74,7 +74,11 @@ async fn run_one(options: &Options, naive: bool) -> Result<Report> {
 
 async fn run_in(options: &Options, naive: bool, directory: PathBuf) -> Result<Report> {
     let kind = if naive { "naive" } else { "perf-kit" };
-    note(&format!("{} {kind} nodes in {}", options.nodes, directory.display()));
+    note(&format!(
+        "{} {kind} nodes in {}",
+        options.nodes,
+        directory.display()
+    ));
     let nodes = Arc::new(Nodes::start(&directory, options.nodes, naive).await?);
     let first = nodes.wait_for_leader(LEADER_MAX).await?;
     note(&format!("node {first} leads"));
@@ -124,7 +128,8 @@ async fn run_in(options: &Options, naive: bool, directory: PathBuf) -> Result<Re
 async fn progress(load: &Load, start: Instant, length: Duration) {
     const WIDTH: usize = 30;
     let is_terminal = std::io::stderr().is_terminal();
-    let mut tick = tokio::time::interval(Duration::from_millis(if is_terminal { 200 } else { 5000 }));
+    let mut tick =
+        tokio::time::interval(Duration::from_millis(if is_terminal { 200 } else { 5000 }));
     let mut last = (Instant::now(), 0);
     while start.elapsed() < length {
         tokio::select! {

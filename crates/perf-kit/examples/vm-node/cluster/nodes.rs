@@ -73,7 +73,10 @@ impl Nodes {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["serve", "--id", &id.to_string()]);
         for peer in &self.peers {
-            command.args(["--peer", &format!("{}={},{}", peer.id, peer.raft, peer.http)]);
+            command.args([
+                "--peer",
+                &format!("{}={},{}", peer.id, peer.raft, peer.http),
+            ]);
         }
         command
             .arg("--data")
@@ -154,7 +157,10 @@ impl Nodes {
         if let Some(mut child) = process.child.take() {
             process.spent += cpu_of(&child);
             // SIGKILL, and waits for the end.
-            child.kill().await.with_context(|| format!("cannot kill node {id}"))?;
+            child
+                .kill()
+                .await
+                .with_context(|| format!("cannot kill node {id}"))?;
         }
         Ok(())
     }
@@ -174,7 +180,11 @@ impl Nodes {
             if let Some(child) = &mut process.child
                 && let Some(status) = child.try_wait()?
             {
-                bail!("node {} ended by itself ({status}):\n{}", peer.id, self.last_words());
+                bail!(
+                    "node {} ended by itself ({status}):\n{}",
+                    peer.id,
+                    self.last_words()
+                );
             }
         }
         Ok(())
@@ -233,8 +243,9 @@ fn cpu_of(child: &Child) -> Duration {
 /// Addresses on the loopback interface that nobody listened on a moment ago.
 fn free_addresses(count: usize) -> Result<Vec<String>> {
     // All are bound at once, so that they differ.
-    let listeners: Result<Vec<TcpListener>, _> =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect();
+    let listeners: Result<Vec<TcpListener>, _> = (0..count)
+        .map(|_| TcpListener::bind("127.0.0.1:0"))
+        .collect();
     let listeners = listeners.context("cannot bind to the loopback interface")?;
     let addresses: Result<Vec<String>, std::io::Error> = listeners
         .iter()

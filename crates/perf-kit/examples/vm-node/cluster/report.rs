@@ -47,7 +47,11 @@ impl Report {
         let wrong = &self.checks.wrong;
         if !wrong.is_empty() {
             let shown: Vec<&str> = wrong.iter().take(10).map(String::as_str).collect();
-            bail!("{} answers are wrong:\n  {}", wrong.len(), shown.join("\n  "));
+            bail!(
+                "{} answers are wrong:\n  {}",
+                wrong.len(),
+                shown.join("\n  ")
+            );
         }
         Ok(())
     }
@@ -63,7 +67,12 @@ impl Display for Report {
             self.clients,
             self.elapsed.as_secs_f64()
         )?;
-        writeln!(f, "  requests       {:>10} acknowledged, {:.0}/s", self.done, self.per_second())?;
+        writeln!(
+            f,
+            "  requests       {:>10} acknowledged, {:.0}/s",
+            self.done,
+            self.per_second()
+        )?;
         writeln!(
             f,
             "  latency        {:>10.2} ms p50, {:.2} ms p99, {:.2} ms p99.9",
@@ -73,7 +82,11 @@ impl Display for Report {
         )?;
         writeln!(f, "  CPU of nodes   {:>10.1} us per request", self.cpu_us())?;
         for kill in &self.kills {
-            let what = if kill.was_leader { "leader" } else { "follower" };
+            let what = if kill.was_leader {
+                "leader"
+            } else {
+                "follower"
+            };
             match kill.outage {
                 Some(outage) => writeln!(
                     f,
@@ -82,10 +95,17 @@ impl Display for Report {
                     outage.as_millis(),
                     if outage > FAILOVER_MAX { " (late)" } else { "" }
                 )?,
-                None => writeln!(f, "  killed         {what} {}: writes did not go on", kill.node)?,
+                None => writeln!(
+                    f,
+                    "  killed         {what} {}: writes did not go on",
+                    kill.node
+                )?,
             }
         }
-        writeln!(f, "  node  role       term  leader    commit   applied      vms  requests")?;
+        writeln!(
+            f,
+            "  node  role       term  leader    commit   applied      vms  requests"
+        )?;
         for status in self.statuses.iter().flatten() {
             writeln!(
                 f,
@@ -107,7 +127,10 @@ impl Display for Report {
             checks.expected, checks.operations, checks.histories, checks.unknown
         )?;
         match checks.wrong.len() {
-            0 => writeln!(f, "  nothing acknowledged is missing, and every history is linearizable"),
+            0 => writeln!(
+                f,
+                "  nothing acknowledged is missing, and every history is linearizable"
+            ),
             count => writeln!(f, "  WRONG          {count} answers"),
         }
     }

@@ -233,7 +233,11 @@ impl Inventory {
         });
         let image = Image {
             vms: self.vms.values().map(|vm| Vm::clone(vm)).collect(),
-            hosts: self.hosts.values().map(|state| state.host.clone()).collect(),
+            hosts: self
+                .hosts
+                .values()
+                .map(|state| state.host.clone())
+                .collect(),
             answers: answers.collect(),
             version: self.version,
         };
@@ -335,13 +339,19 @@ mod tests {
     #[test]
     fn a_vm_lives_from_create_to_delete() {
         let mut inventory = with_host();
-        assert!(matches!(apply(&mut inventory, "1", create("a", 3)).0, Outcome::Vm(_)));
+        assert!(matches!(
+            apply(&mut inventory, "1", create("a", 3)).0,
+            Outcome::Vm(_)
+        ));
         assert_eq!(inventory.host(1).map(|host| host.free().vcpus), Some(1));
         assert_eq!(
             apply(&mut inventory, "2", create("a", 1)).0,
             Outcome::Exists("a".to_owned())
         );
-        assert_eq!(apply(&mut inventory, "3", create("b", 2)).0, Outcome::NoRoom(1));
+        assert_eq!(
+            apply(&mut inventory, "3", create("b", 2)).0,
+            Outcome::NoRoom(1)
+        );
         let started = apply(&mut inventory, "4", Action::Start("a".to_owned()));
         assert!(matches!(started.0, Outcome::Vm(vm) if vm.running));
         let again = apply(&mut inventory, "5", Action::Start("a".to_owned()));
@@ -380,6 +390,9 @@ mod tests {
         let mut inventory = with_host();
         let wrong = inventory.apply(&Bytes::from_static(b"\xff\xff"));
         assert!(matches!(wrong.0, Outcome::Malformed(_)));
-        assert!(matches!(inventory.apply(&Bytes::new()).0, Outcome::Malformed(_)));
+        assert!(matches!(
+            inventory.apply(&Bytes::new()).0,
+            Outcome::Malformed(_)
+        ));
     }
 }

@@ -44,7 +44,11 @@ impl FileLog {
     }
 
     /// Writes what has to be on disk before anything is sent.
-    pub(super) fn append(&mut self, entries: &[Entry], state: Option<&HardState>) -> io::Result<()> {
+    pub(super) fn append(
+        &mut self,
+        entries: &[Entry],
+        state: Option<&HardState>,
+    ) -> io::Result<()> {
         if entries.is_empty() && state.is_none() {
             return Ok(());
         }

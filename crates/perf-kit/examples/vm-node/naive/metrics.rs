@@ -40,7 +40,10 @@ impl NaiveMetrics {
     pub(super) fn record(&self, operation: &str, is_done: bool, took: Duration) {
         let attributes = [
             KeyValue::new("operation", operation.to_owned()),
-            KeyValue::new("status", if is_done { "success" } else { "failed" }.to_owned()),
+            KeyValue::new(
+                "status",
+                if is_done { "success" } else { "failed" }.to_owned(),
+            ),
         ];
         self.operations.add(1, &attributes);
         self.duration.record(took.as_secs_f64(), &attributes);
@@ -48,13 +51,19 @@ impl NaiveMetrics {
 
     pub(super) fn gauge(&self, name: &'static str, value: u64, node: u64) {
         let attributes = [KeyValue::new("node.id", node.to_string())];
-        self.meter.u64_gauge(name).build().record(value, &attributes);
+        self.meter
+            .u64_gauge(name)
+            .build()
+            .record(value, &attributes);
     }
 
     pub(super) fn text(&self) -> String {
         // A failed flush leaves the text of the one before.
         let _ = self.provider.force_flush();
-        self.text.lock().map(|text| text.clone()).unwrap_or_default()
+        self.text
+            .lock()
+            .map(|text| text.clone())
+            .unwrap_or_default()
     }
 }
 
@@ -64,15 +73,17 @@ struct TextExporter(Arc<Mutex<String>>);
 impl PushMetricExporter for TextExporter {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
         let mut text = String::new();
-        for metric in metrics
-            .scope_metrics()
-            .flat_map(|scope| scope.metrics())
-        {
+        for metric in metrics.scope_metrics().flat_map(|scope| scope.metrics()) {
             let name = metric.name().replace('.', "_");
             match metric.data() {
                 AggregatedMetrics::U64(MetricData::Sum(sum)) => {
                     for point in sum.data_points() {
-                        line(&mut text, &format!("{name}_total"), point.attributes(), point.value());
+                        line(
+                            &mut text,
+                            &format!("{name}_total"),
+                            point.attributes(),
+                            point.value(),
+                        );
                     }
                 }
                 AggregatedMetrics::U64(MetricData::Gauge(gauge)) => {
@@ -82,8 +93,18 @@ impl PushMetricExporter for TextExporter {
                 }
                 AggregatedMetrics::F64(MetricData::Histogram(histogram)) => {
                     for point in histogram.data_points() {
-                        line(&mut text, &format!("{name}_count"), point.attributes(), point.count());
-                        line(&mut text, &format!("{name}_sum"), point.attributes(), point.sum());
+                        line(
+                            &mut text,
+                            &format!("{name}_count"),
+                            point.attributes(),
+                            point.count(),
+                        );
+                        line(
+                            &mut text,
+                            &format!("{name}_sum"),
+                            point.attributes(),
+                            point.sum(),
+                        );
                     }
                 }
                 _ => {}

@@ -85,8 +85,8 @@ impl NaiveNode {
     /// Starts a node and its loop.
     pub(crate) async fn start(options: &Serve) -> anyhow::Result<Arc<Self>> {
         std::fs::create_dir_all(&options.data)?;
-        let (log, recovered) = FileLog::open(&options.data.join("naive.log"))
-            .context("cannot open the log")?;
+        let (log, recovered) =
+            FileLog::open(&options.data.join("naive.log")).context("cannot open the log")?;
         let storage = MemStorage::new();
         let voters: Vec<u64> = match options.join {
             true => Vec::new(),
@@ -198,7 +198,9 @@ impl NaiveNode {
             Ok(Ok(Err(Refusal::NotLeader(Some(id))))) => {
                 let shared = self.shared.read().await;
                 let host = id.parse().ok().and_then(|id| shared.inventory.host(id));
-                Err(Refusal::NotLeader(host.map(|state| state.host.http.clone())))
+                Err(Refusal::NotLeader(
+                    host.map(|state| state.host.http.clone()),
+                ))
             }
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(stopped()),
@@ -210,12 +212,7 @@ impl NaiveNode {
     }
 
     /// Looks at every host.
-    pub(crate) async fn place(
-        &self,
-        size: Size,
-        apart: &str,
-        strategy: Strategy,
-    ) -> Option<u64> {
+    pub(crate) async fn place(&self, size: Size, apart: &str, strategy: Strategy) -> Option<u64> {
         let mut shared = self.shared.write().await;
         let taken: Vec<u64> = shared
             .inventory
@@ -269,7 +266,9 @@ impl NaiveNode {
         write_ms.sort_by(f64::total_cmp);
         let percentile = |share: f64| {
             let place = (write_ms.len() as f64 * share) as usize;
-            write_ms.get(place.min(write_ms.len().saturating_sub(1))).copied()
+            write_ms
+                .get(place.min(write_ms.len().saturating_sub(1)))
+                .copied()
         };
         let hosts: Vec<_> = shared.inventory.hosts().collect();
         let vms: Vec<_> = shared.inventory.vms().collect();
@@ -283,7 +282,10 @@ impl NaiveNode {
             vms: vms.len() as u64,
             running: vms.iter().filter(|vm| vm.running).count() as u64,
             used_vcpus: hosts.iter().map(|state| state.used.vcpus).sum(),
-            total_vcpus: hosts.iter().map(|state| u64::from(state.host.size.vcpus)).sum(),
+            total_vcpus: hosts
+                .iter()
+                .map(|state| u64::from(state.host.size.vcpus))
+                .sum(),
             requests: shared.requests,
             write_ms_p50: percentile(0.5),
             write_ms_p99: percentile(0.99),
@@ -311,8 +313,10 @@ impl NaiveNode {
     pub(crate) fn metrics(&self) -> String {
         if let Ok(shared) = self.shared.try_read() {
             self.metrics.gauge("raft.term", shared.term, self.id);
-            self.metrics.gauge("raft.commit.index", shared.commit_index, self.id);
-            self.metrics.gauge("raft.applied.index", shared.applied_index, self.id);
+            self.metrics
+                .gauge("raft.commit.index", shared.commit_index, self.id);
+            self.metrics
+                .gauge("raft.applied.index", shared.applied_index, self.id);
         }
         self.metrics.text()
     }
@@ -444,7 +448,10 @@ impl Loop {
                 self.network.send(&message).await?;
             }
             if *ready.snapshot() != Snapshot::default() {
-                self.raft.mut_store().wl().apply_snapshot(ready.snapshot().clone())?;
+                self.raft
+                    .mut_store()
+                    .wl()
+                    .apply_snapshot(ready.snapshot().clone())?;
             }
             for state in ready.take_read_states() {
                 let token = token_of(&state.request_ctx);

@@ -1,8 +1,6 @@
 //! The example `vm-node` as clients see it: every route, every kind of bad input, and what happens without a quorum.
 
-mod common;
-
-use common::{Cluster, send_claiming};
+use crate::cluster::{Cluster, send_claiming};
 
 const VM: &str = r#"{"name":"web-1","vcpus":2,"memory_mib":2048,"disk_gib":20}"#;
 
@@ -18,7 +16,10 @@ fn every_route_answers_and_bad_input_is_told_so() {
     let read = cluster.send(leader, "GET", "/vms/web-1", "");
     assert_eq!((read.status, read.json()), (200, created.json()));
     let started = cluster.send(leader, "POST", "/vms/web-1/start", "");
-    assert_eq!((started.status, &started.json()["running"]), (200, &true.into()));
+    assert_eq!(
+        (started.status, &started.json()["running"]),
+        (200, &true.into())
+    );
     // A follower reads what was acknowledged before, too.
     let list = cluster.send(follower, "GET", "/vms", "");
     assert_eq!(list.json()["count"], 1, "{list:?}");
@@ -26,7 +27,10 @@ fn every_route_answers_and_bad_input_is_told_so() {
 
     let redirect = cluster.send(follower, "POST", "/vms/web-1/stop", "");
     assert_eq!(redirect.status, 307, "{redirect:?}");
-    let place = format!("location: http://{}/vms/web-1/stop", cluster.address(leader));
+    let place = format!(
+        "location: http://{}/vms/web-1/stop",
+        cluster.address(leader)
+    );
     assert!(redirect.head.contains(&place), "{redirect:?}");
     assert_eq!(redirect.json()["leader"], cluster.address(leader));
 
@@ -34,21 +38,62 @@ fn every_route_answers_and_bad_input_is_told_so() {
     let create = r#"vm_operations_total{operation="create",status="success"} 1"#;
     assert!(metrics.body.contains(create), "{}", metrics.body);
     assert_eq!(cluster.send(leader, "GET", "/healthz", "").status, 200);
-    assert!(cluster.send(leader, "GET", "/", "").body.contains("<title>vm-node</title>"));
+    assert!(
+        cluster
+            .send(leader, "GET", "/", "")
+            .body
+            .contains("<title>vm-node</title>")
+    );
 
     let bad = [
         ("POST", "/vms", VM, 409, "exists"),
         ("POST", "/vms", "{", 400, "malformed"),
         ("POST", "/vms", r#"{"name":"a"}"#, 400, "malformed"),
-        ("POST", "/vms", r#"{"name":"a","vcpus":1,"memory_mib":64,"disk_gib":1,"gpu":1}"#, 400, "malformed"),
-        ("POST", "/vms", r#"{"name":"A b","vcpus":1,"memory_mib":64,"disk_gib":1}"#, 422, "invalid"),
-        ("POST", "/vms", r#"{"name":"a","vcpus":0,"memory_mib":64,"disk_gib":1}"#, 422, "invalid"),
-        ("POST", "/vms", r#"{"name":"a","vcpus":1,"memory_mib":4294967295,"disk_gib":1}"#, 422, "invalid"),
+        (
+            "POST",
+            "/vms",
+            r#"{"name":"a","vcpus":1,"memory_mib":64,"disk_gib":1,"gpu":1}"#,
+            400,
+            "malformed",
+        ),
+        (
+            "POST",
+            "/vms",
+            r#"{"name":"A b","vcpus":1,"memory_mib":64,"disk_gib":1}"#,
+            422,
+            "invalid",
+        ),
+        (
+            "POST",
+            "/vms",
+            r#"{"name":"a","vcpus":0,"memory_mib":64,"disk_gib":1}"#,
+            422,
+            "invalid",
+        ),
+        (
+            "POST",
+            "/vms",
+            r#"{"name":"a","vcpus":1,"memory_mib":4294967295,"disk_gib":1}"#,
+            422,
+            "invalid",
+        ),
         ("POST", "/vms/none/start", "", 404, "unknown_vm"),
         ("GET", "/vms/none", "", 404, "unknown_vm"),
         ("DELETE", "/vms/none", "", 404, "unknown_vm"),
-        ("POST", "/vms/web-1/start", r#"{"request_id":""}"#, 422, "invalid"),
-        ("POST", "/members", r#"{"id":0,"http":"x","raft":"y","vcpus":1,"memory_mib":1,"disk_gib":1}"#, 422, "invalid"),
+        (
+            "POST",
+            "/vms/web-1/start",
+            r#"{"request_id":""}"#,
+            422,
+            "invalid",
+        ),
+        (
+            "POST",
+            "/members",
+            r#"{"id":0,"http":"x","raft":"y","vcpus":1,"memory_mib":1,"disk_gib":1}"#,
+            422,
+            "invalid",
+        ),
         ("GET", "/nothing", "", 404, "no_route"),
         ("PUT", "/vms", "", 405, "wrong_method"),
     ];
@@ -142,5 +187,8 @@ fn without_a_quorum_nothing_is_promised_and_nothing_is_lost() {
         .collect();
     // What was acknowledged is there; what was not may be.
     assert!(names.contains(&"web-1"), "{names:?}");
-    assert!(names.iter().all(|name| ["web-1", "web-2"].contains(name)), "{names:?}");
+    assert!(
+        names.iter().all(|name| ["web-1", "web-2"].contains(name)),
+        "{names:?}"
+    );
 }

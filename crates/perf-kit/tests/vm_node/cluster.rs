@@ -1,6 +1,6 @@
 //! Nodes of the example as processes, and a client that sends exactly what it is told.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -121,7 +121,9 @@ impl Cluster {
                 .collect();
             let leader = statuses.iter().find(|status| {
                 status["role"] == "leader"
-                    && status["hosts"].as_array().is_some_and(|hosts| hosts.len() == 3)
+                    && status["hosts"]
+                        .as_array()
+                        .is_some_and(|hosts| hosts.len() == 3)
             });
             if let Some(leader) = leader {
                 let agree = statuses
@@ -177,19 +179,29 @@ pub(crate) fn send_claiming(
         "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\
          content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
     )?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    let (head, body) = text
-        .split_once("\r\n\r\n")
-        .ok_or_else(|| std::io::Error::other("no answer"))?;
+    read_answer(BufReader::new(stream))
+}
+
+/// Reads one answer by its `Content-Length`: a server need not close the connection.
+fn read_answer(mut from: impl BufRead) -> std::io::Result<Answer> {
+    let mut head = String::new();
+    while from.read_line(&mut head)? > 2 {}
+    let head = head.to_lowercase();
     let status = head
         .split_whitespace()
         .nth(1)
         .and_then(|status| status.parse().ok())
         .ok_or_else(|| std::io::Error::other("no status"))?;
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length:"))
+        .and_then(|length| length.trim().parse().ok())
+        .ok_or_else(|| std::io::Error::other("no length"))?;
+    let mut body = vec![0; length];
+    from.read_exact(&mut body)?;
     Ok(Answer {
         status,
-        head: head.to_lowercase(),
-        body: body.to_owned(),
+        head,
+        body: String::from_utf8(body).map_err(std::io::Error::other)?,
     })
 }

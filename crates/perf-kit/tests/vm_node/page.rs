@@ -2,15 +2,13 @@
 //!
 //! Skipped, with a line that says so, where no Chromium is installed (Debian: `apt install chromium`).
 
-mod common;
-
-use std::io::{self, Read as _};
+use std::io;
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Cluster, try_send};
+use crate::cluster::{Cluster, try_send};
 use serde_json::{Value, json};
 use tungstenite::{Message, WebSocket};
 
@@ -41,7 +39,8 @@ fn the_page_shows_the_cluster_and_follows_a_failover() {
     assert_eq!(cluster.send(leader, "POST", "/vms", vm).status, 201);
     let table = "JSON.stringify(document.getElementById('vms').textContent)";
     browser.wait_for(table, |text| {
-        text.as_str().is_some_and(|text| text.contains("on-the-page"))
+        text.as_str()
+            .is_some_and(|text| text.contains("on-the-page"))
     });
 
     cluster.kill(leader);
@@ -63,7 +62,10 @@ fn roles(shown: &Value, role: &str) -> Vec<u64> {
 
 fn is_there(program: &str) -> bool {
     let mut command = Command::new(program);
-    command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
 
@@ -79,8 +81,18 @@ impl Browser {
     fn open(program: &str, url: &str) -> Self {
         let profile = tempfile::tempdir().expect("a temporary directory can be made");
         let process = Command::new(program)
-            .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
-            .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
+            .args([
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--no-first-run",
+            ])
+            .args([
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+            ])
             .args(["--remote-debugging-port=0", "--remote-allow-origins=*"])
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .arg(url)
@@ -123,10 +135,14 @@ impl Browser {
             .expect("the browser listens");
         loop {
             let message = self.socket.read().expect("the browser answers");
-            let Ok(text) = message.to_text() else { continue };
+            let Ok(text) = message.to_text() else {
+                continue;
+            };
             let answer: Value = serde_json::from_str(text).unwrap_or_default();
             if answer["id"] == self.next {
-                let text = answer["result"]["result"]["value"].as_str().unwrap_or("null");
+                let text = answer["result"]["result"]["value"]
+                    .as_str()
+                    .unwrap_or("null");
                 return serde_json::from_str(text).unwrap_or_default();
             }
         }
@@ -146,7 +162,7 @@ fn connect(profile: &Path, url: &str) -> io::Result<WebSocket<TcpStream>> {
     let text = std::fs::read_to_string(profile.join("DevToolsActivePort"))?;
     let port = text.lines().next().unwrap_or_default();
     let address = format!("127.0.0.1:{port}");
-    let pages = list(&address)?;
+    let pages = try_send(&address, "GET", "/json/list", "")?.json();
     let page = pages
         .as_array()
         .and_then(|pages| pages.iter().find(|page| page["url"] == url))
@@ -156,25 +172,6 @@ fn connect(profile: &Path, url: &str) -> io::Result<WebSocket<TcpStream>> {
     stream.set_read_timeout(Some(PATIENCE))?;
     let (socket, _) = tungstenite::client(page, stream).map_err(io::Error::other)?;
     Ok(socket)
-}
-
-/// The browser keeps connections open, so its answer is read by its length.
-fn list(address: &str) -> io::Result<Value> {
-    if let Ok(answer) = try_send(address, "GET", "/json/list", "") {
-        return serde_json::from_str(&answer.body).map_err(io::Error::other);
-    }
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(Duration::from_millis(500)))?;
-    io::Write::write_all(
-        &mut stream,
-        format!("GET /json/list HTTP/1.1\r\nhost: {address}\r\n\r\n").as_bytes(),
-    )?;
-    let mut bytes = Vec::new();
-    // Ends with the time limit.
-    let _ = stream.read_to_end(&mut bytes);
-    let text = String::from_utf8_lossy(&bytes);
-    let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    serde_json::from_str(body).map_err(io::Error::other)
 }
 
 fn wait<T>(mut attempt: impl FnMut() -> io::Result<T>) -> T {

@@ -1,0 +1,5 @@
+//! The example `vm-node`, run as processes.
+
+mod cluster;
+mod interface;
+mod page;
