@@ -81,7 +81,13 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
     {
         let rules = self.rules()?;
         self.time.start();
-        Ok(Shared::start(rules, self.weigher, self.loader, self.hasher, self.time))
+        Ok(Shared::start(
+            rules,
+            self.weigher,
+            self.loader,
+            self.hasher,
+            self.time,
+        ))
     }
 
     /// Another time: [`PreciseTime`](crate::PreciseTime), or a [`ManualTime`](crate::ManualTime) for tests.
@@ -146,10 +152,7 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
     ///
     /// Runs on up to four threads shared by all caches, in order of demand, with up to 1024 refreshes waiting; beyond these
     /// a value stays stale and the next reader asks again.
-    pub fn refresh_with(
-        mut self,
-        load: impl Fn(&K) -> Option<V> + Send + Sync + 'static,
-    ) -> Self {
+    pub fn refresh_with(mut self, load: impl Fn(&K) -> Option<V> + Send + Sync + 'static) -> Self {
         self.loader = Some(Arc::new(load));
         self
     }

@@ -308,7 +308,12 @@ where
     }
 
     /// Ends a computation with an entry: kept if it may be, and given to all who wait.
-    pub(crate) fn land(&self, flight: &Arc<Flight<K, V>>, entry: &Arc<Entry<K, V>>, outcome: Outcome<K, V>) {
+    pub(crate) fn land(
+        &self,
+        flight: &Arc<Flight<K, V>>,
+        entry: &Arc<Entry<K, V>>,
+        outcome: Outcome<K, V>,
+    ) {
         let (hash, weight) = (entry.hash, entry.weight);
         let kept = self.fits(entry).then(|| Arc::clone(entry));
         let is_kept = kept.is_some();
@@ -516,9 +521,9 @@ where
             // Compared outside of the lock; if the entry was replaced meanwhile, the new one is looked at.
             let held = shared.store.get(hash);
             let ours = held.filter(|entry| entry.key.borrow() == key && matches(entry));
-            let taken = shared
-                .store
-                .take(hash, |held| ours.as_ref().is_some_and(|ours| Arc::ptr_eq(ours, held)));
+            let taken = shared.store.take(hash, |held| {
+                ours.as_ref().is_some_and(|ours| Arc::ptr_eq(ours, held))
+            });
             match (ours, taken) {
                 (Some(_), None) => {}
                 (None, _) => return false,
@@ -532,7 +537,11 @@ where
 
     /// Takes out every value for which `matches` says so, and returns how many. Linear in the number of entries; what is inserted meanwhile may be missed.
     pub fn invalidate_where(&self, mut matches: impl FnMut(&K, &V) -> bool) -> usize {
-        self.take_where(|entry| entry.value().is_some_and(|value| matches(&entry.key, value)))
+        self.take_where(|entry| {
+            entry
+                .value()
+                .is_some_and(|value| matches(&entry.key, value))
+        })
     }
 
     /// Takes out what has ended, and returns how many. Linear in the number of entries. [`CacheManager`](crate::CacheManager) does it in the background.
@@ -641,7 +650,11 @@ impl<K, V, S, T> fmt::Debug for TtlCache<K, V, S, T> {
 }
 
 /// Ends a computation without a word.
-pub(crate) fn abandon<K, V, S, T>(shared: &Shared<K, V, S, T>, flight: &Arc<Flight<K, V>>, hash: u64) {
+pub(crate) fn abandon<K, V, S, T>(
+    shared: &Shared<K, V, S, T>,
+    flight: &Arc<Flight<K, V>>,
+    hash: u64,
+) {
     shared.counters.one(Count::Abandoned);
     shard::abandon(&shared.store, flight, hash);
 }

@@ -333,12 +333,7 @@ where
     }
 
     /// Somebody computes a stale value anew; everybody else gets it as it is.
-    fn revalidate<Q, E>(
-        &self,
-        hash: u64,
-        key: &Q,
-        stale: Arc<Entry<K, V>>,
-    ) -> Step<K, V, S, T, E>
+    fn revalidate<Q, E>(&self, hash: u64, key: &Q, stale: Arc<Entry<K, V>>) -> Step<K, V, S, T, E>
     where
         K: Borrow<Q>,
         Q: ?Sized + Hash + Eq + ToOwned<Owned = K>,
@@ -357,7 +352,9 @@ where
             return Step::Value(stale);
         }
         let pause = self.shared.rules.negative_ttl.unwrap_or(RETRY_NANOS);
-        stale.retry_at.store(now.saturating_add(pause), Ordering::Relaxed);
+        stale
+            .retry_at
+            .store(now.saturating_add(pause), Ordering::Relaxed);
         let Some(loader) = self.shared.loader.clone() else {
             return Step::Compute(Some(lead), Some(stale));
         };

@@ -90,7 +90,8 @@ impl PlacementDecisionCache {
 
     /// Forgets every decision for a node, and returns how many.
     pub fn forget_node(&self, node: u64) -> usize {
-        self.cache.invalidate_where(|_, decided| *decided == Some(node))
+        self.cache
+            .invalidate_where(|_, decided| *decided == Some(node))
     }
 
     /// Forgets every decision.

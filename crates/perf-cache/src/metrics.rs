@@ -68,7 +68,11 @@ impl CacheMetrics {
                 "{computation}",
                 "Computations that failed, panicked or were cancelled",
             )?,
-            evictions: counter("cache.evictions", "{entry}", "Values thrown out at capacity")?,
+            evictions: counter(
+                "cache.evictions",
+                "{entry}",
+                "Values thrown out at capacity",
+            )?,
             entries: gauge("cache.entries", "{entry}", "Entries held")?,
             weight: gauge("cache.weight", "1", "Weight of the entries held")?,
             last: Mutex::default(),
@@ -101,8 +105,10 @@ impl CacheMetrics {
             ("stale", new(now.stale_hits, before.stale_hits)),
             ("negative", new(now.negative_hits, before.negative_hits)),
         ] {
-            self.reads
-                .add(count, &[name.clone(), KeyValue::new("cache.result", result)]);
+            self.reads.add(
+                count,
+                &[name.clone(), KeyValue::new("cache.result", result)],
+            );
         }
         self.computations
             .add(new(now.computations, before.computations), attributes);

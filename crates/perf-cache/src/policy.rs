@@ -182,7 +182,9 @@ where
 
     /// moka throws out in batches. Beyond this much it is made to do it now.
     fn weight_max(&self) -> u64 {
-        self.capacity.units.saturating_add(self.capacity.units / 32 + 16)
+        self.capacity
+            .units
+            .saturating_add(self.capacity.units / 32 + 16)
     }
 
     /// Throws out what is beyond the capacity.
@@ -220,7 +222,9 @@ where
                 let entries = (self.store.len() as f64 / fullness) as u64;
                 *shadow = Some(Shadow::new(self.capacity, entries, self.kind()));
             }
-            shadow.as_mut().and_then(|shadow| shadow.access(hash, weight))
+            shadow
+                .as_mut()
+                .and_then(|shadow| shadow.access(hash, weight))
         };
         if let Some(kind) = better {
             self.switch(kind);

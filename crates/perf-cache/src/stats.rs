@@ -92,7 +92,11 @@ impl Counters {
     pub(crate) fn read(&self) -> CacheStats {
         let get = |count: Count| {
             let shared = self.shared[count as usize].load(Ordering::Relaxed);
-            shared + self.cells.as_ref().map_or(0, |cells| cells.sum(count as usize))
+            shared
+                + self
+                    .cells
+                    .as_ref()
+                    .map_or(0, |cells| cells.sum(count as usize))
         };
         CacheStats {
             hits: get(Count::Hits),

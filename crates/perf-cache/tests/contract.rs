@@ -69,7 +69,10 @@ fn a_value_lives_exactly_as_long_as_its_ttl_with_any_lag_of_the_clock() {
 
 #[test]
 fn a_ttl_of_centuries_and_none_at_all_do_not_end() {
-    for builder in [TtlCache::builder(2), TtlCache::builder(2).ttl(Duration::MAX)] {
+    for builder in [
+        TtlCache::builder(2),
+        TtlCache::builder(2).ttl(Duration::MAX),
+    ] {
         let time = ManualTime::new();
         let cache: Timed = builder
             .stale_while_revalidate(Duration::MAX)
@@ -87,7 +90,11 @@ fn a_ttl_of_centuries_and_none_at_all_do_not_end() {
 #[test]
 fn a_ttl_of_its_own_and_one_of_zero() {
     let time = ManualTime::new();
-    let cache: Timed = TtlCache::builder(10).ttl(10 * SECOND).time(time.clone()).build().unwrap();
+    let cache: Timed = TtlCache::builder(10)
+        .ttl(10 * SECOND)
+        .time(time.clone())
+        .build()
+        .unwrap();
     cache.insert_with_ttl(1, 1, 20 * SECOND);
     time.advance(15 * SECOND);
     assert_eq!(cache.get(&1), Some(1));
@@ -110,7 +117,10 @@ fn jitter_only_shortens_and_spreads() {
     assert_eq!(alive(), 1000);
     time.advance(26 * SECOND);
     let half = alive();
-    assert!((400..600).contains(&half), "{half} of 1000 outlived half of the jitter");
+    assert!(
+        (400..600).contains(&half),
+        "{half} of 1000 outlived half of the jitter"
+    );
     time.advance(25 * SECOND);
     assert_eq!(alive(), 0);
 }
@@ -118,7 +128,11 @@ fn jitter_only_shortens_and_spreads() {
 #[test]
 fn what_nobody_reads_ends_and_what_is_read_stays() {
     let time = ManualTime::new();
-    let cache: Timed = TtlCache::builder(10).idle(8 * SECOND).time(time.clone()).build().unwrap();
+    let cache: Timed = TtlCache::builder(10)
+        .idle(8 * SECOND)
+        .time(time.clone())
+        .build()
+        .unwrap();
     let mut reader = cache.reader();
     cache.insert(1, 1);
     cache.insert(2, 2);
@@ -151,7 +165,11 @@ fn weights_fill_the_capacity_and_what_is_too_heavy_is_not_kept() {
     assert_eq!(cache.stats().rejected, 2);
     for key in 10..500 {
         cache.insert(key, 90);
-        assert!(cache.weight() <= 1000 + 1000 / 32 + 16 + 90, "{}", cache.weight());
+        assert!(
+            cache.weight() <= 1000 + 1000 / 32 + 16 + 90,
+            "{}",
+            cache.weight()
+        );
     }
     cache.cleanup_expired();
     assert!(cache.weight() <= 1000);
@@ -177,9 +195,15 @@ fn changes_are_seen_at_once_through_every_way_of_reading() {
     let mut reader = cache.reader();
     for key in 0..200 {
         cache.insert(key, key);
-        assert_eq!((cache.get(&key), reader.get(&key).copied()), (Some(key), Some(key)));
+        assert_eq!(
+            (cache.get(&key), reader.get(&key).copied()),
+            (Some(key), Some(key))
+        );
         cache.insert(key, key + 1);
-        assert_eq!((cache.get(&key), reader.get(&key).copied()), (Some(key + 1), Some(key + 1)));
+        assert_eq!(
+            (cache.get(&key), reader.get(&key).copied()),
+            (Some(key + 1), Some(key + 1))
+        );
     }
     assert!(cache.invalidate(&7));
     assert!(!cache.invalidate(&7));
@@ -190,7 +214,10 @@ fn changes_are_seen_at_once_through_every_way_of_reading() {
     assert_eq!(cache.invalidate_where(|key, _| key % 2 == 0), 99);
     for key in 0..200 {
         let expected = (key % 2 == 1 && key != 7).then_some(key + 1);
-        assert_eq!((cache.get(&key), reader.get(&key).copied()), (expected, expected));
+        assert_eq!(
+            (cache.get(&key), reader.get(&key).copied()),
+            (expected, expected)
+        );
     }
     cache.clear();
     assert!(cache.is_empty());
@@ -235,13 +262,19 @@ fn keys_of_one_hash_are_never_mistaken_for_each_other() {
     for key in 0..100 {
         assert_eq!(cache.get_or_compute(&key, || key), key);
         assert_eq!((cache.get(&key), reader.get(&key)), (Some(key), Some(&key)));
-        assert_eq!((cache.get(&(key + 1)), reader.get(&(key + 1))), (None, None));
+        assert_eq!(
+            (cache.get(&(key + 1)), reader.get(&(key + 1))),
+            (None, None)
+        );
         assert!(!cache.invalidate(&(key + 1)));
         assert_eq!(cache.get(&key), Some(key));
     }
     assert_eq!(cache.len(), 1);
     // A computation of one key while another one of the hash is computed.
-    assert_eq!(cache.get_or_compute(&500, || cache.get_or_compute(&501, || 1) + 1), 2);
+    assert_eq!(
+        cache.get_or_compute(&500, || cache.get_or_compute(&501, || 1) + 1),
+        2
+    );
 }
 
 #[test]
@@ -256,7 +289,11 @@ fn errors_are_shared_and_remembered_for_their_time() {
     let attempt = || {
         cache.try_get_or_compute(&1, || {
             attempts.set(attempts.get() + 1);
-            if attempts.get() < 3 { Err(attempts.get()) } else { Ok(9) }
+            if attempts.get() < 3 {
+                Err(attempts.get())
+            } else {
+                Ok(9)
+            }
         })
     };
     assert_eq!(*attempt().unwrap_err(), 1);
@@ -264,20 +301,31 @@ fn errors_are_shared_and_remembered_for_their_time() {
     assert_eq!(cache.get(&1), None);
     assert!(!cache.contains(&1));
     // Another type of error, and a computation that cannot fail, are not held up.
-    assert_eq!(cache.try_get_or_compute(&1, || Ok::<_, String>(5)).unwrap(), 5);
+    assert_eq!(
+        cache.try_get_or_compute(&1, || Ok::<_, String>(5)).unwrap(),
+        5
+    );
     assert!(cache.invalidate(&1));
     assert_eq!(*attempt().unwrap_err(), 2);
     time.advance(SECOND);
     assert_eq!(attempt().unwrap(), 9);
     let stats = cache.stats();
-    assert_eq!((stats.failures, stats.computations, stats.negative_hits), (2, 4, 2));
+    assert_eq!(
+        (stats.failures, stats.computations, stats.negative_hits),
+        (2, 4, 2)
+    );
 }
 
 #[test]
 fn without_a_negative_ttl_each_call_computes() {
     let cache = plain(10);
     for attempt in 0..3 {
-        assert_eq!(*cache.try_get_or_compute(&1, || Err::<u64, _>(attempt)).unwrap_err(), attempt);
+        assert_eq!(
+            *cache
+                .try_get_or_compute(&1, || Err::<u64, _>(attempt))
+                .unwrap_err(),
+            attempt
+        );
     }
     assert_eq!(cache.get_or_compute(&1, || 4), 4);
 }
@@ -299,14 +347,23 @@ fn stale_values_are_served_while_one_caller_computes() {
     // The one who computes sees what others see meanwhile.
     let computed = cache.get_or_compute(&1, || {
         assert_eq!(cache.get(&1), Some(1));
-        assert_eq!(cache.get_or_compute(&1, || unreachable!("it is being computed")), 1);
+        assert_eq!(
+            cache.get_or_compute(&1, || unreachable!("it is being computed")),
+            1
+        );
         2
     });
-    assert_eq!((computed, cache.get(&1), reader.get(&1)), (2, Some(2), Some(&2)));
+    assert_eq!(
+        (computed, cache.get(&1), reader.get(&1)),
+        (2, Some(2), Some(&2))
+    );
     // An error falls back to the stale value, and is not tried again at once.
     time.advance(15 * SECOND);
     assert_eq!(cache.try_get_or_compute(&1, || Err("down")).unwrap(), 2);
-    assert_eq!(cache.get_or_compute(&1, || unreachable!("it has failed just now")), 2);
+    assert_eq!(
+        cache.get_or_compute(&1, || unreachable!("it has failed just now")),
+        2
+    );
     time.advance(SECOND);
     assert_eq!(cache.get_or_compute(&1, || 3), 3);
     time.advance(20 * SECOND);
@@ -370,7 +427,13 @@ fn computations_that_use_the_same_cache_work() {
     });
     // Invalidated meanwhile: not kept.
     assert_eq!(cache.get(&4), None);
-    assert_eq!(cache.get_or_compute(&6, || { cache.insert(6, 1); 2 }), 2);
+    assert_eq!(
+        cache.get_or_compute(&6, || {
+            cache.insert(6, 1);
+            2
+        }),
+        2
+    );
     assert_eq!(cache.get(&6), Some(1));
 }
 
@@ -442,7 +505,10 @@ fn code_of_the_user_may_use_the_cache_from_anywhere() {
         let value = cache.get_or_compute(&nosy(round / 2), || nosy(3));
         drop(value);
         cache.with(&nosy(round), |value| value.look());
-        assert_eq!(reader.get(&nosy(round)).map(|value| value.0), Some(round + 1));
+        assert_eq!(
+            reader.get(&nosy(round)).map(|value| value.0),
+            Some(round + 1)
+        );
         cache.invalidate(&nosy(round / 3));
     }
     cache.invalidate_where(|key, _| {
@@ -492,11 +558,17 @@ fn a_front_pins_no_more_than_its_places() {
         assert!(reader.get(&key).is_some());
     }
     cache.clear();
-    let pinned = values.iter().filter(|value| Arc::strong_count(value) > 1).count();
+    let pinned = values
+        .iter()
+        .filter(|value| Arc::strong_count(value) > 1)
+        .count();
     assert!(pinned <= FRONT_PLACES + 128, "{pinned}");
     assert!(pinned > 128, "the front keeps something: {pinned}");
     drop(reader);
-    let pinned = values.iter().filter(|value| Arc::strong_count(value) > 1).count();
+    let pinned = values
+        .iter()
+        .filter(|value| Arc::strong_count(value) > 1)
+        .count();
     assert!(pinned <= FRONT_PLACES, "{pinned}");
 }
 
@@ -553,11 +625,20 @@ fn one_value_has_all_of_it() {
         .unwrap();
     let mut reader = value.reader();
     assert_eq!((value.get(), reader.get()), (None, None));
-    assert_eq!(*value.try_get_or_compute(|| Err("down")).unwrap_err(), "down");
-    assert_eq!(*value.try_get_or_compute(|| Ok::<_, &str>(1)).unwrap_err(), "down");
+    assert_eq!(
+        *value.try_get_or_compute(|| Err("down")).unwrap_err(),
+        "down"
+    );
+    assert_eq!(
+        *value.try_get_or_compute(|| Ok::<_, &str>(1)).unwrap_err(),
+        "down"
+    );
     time.advance(SECOND);
     assert_eq!(value.get_or_compute(|| 1), 1);
-    assert_eq!((value.get(), reader.get(), value.with(|value| value + 1)), (Some(1), Some(&1), Some(2)));
+    assert_eq!(
+        (value.get(), reader.get(), value.with(|value| value + 1)),
+        (Some(1), Some(&1), Some(2))
+    );
     time.advance(10 * SECOND - Duration::from_nanos(1));
     assert_eq!(reader.get(), Some(&1));
     time.advance(Duration::from_nanos(1));
@@ -575,7 +656,10 @@ fn one_value_has_all_of_it() {
     assert!(value.cleanup_expired());
     drop(reader);
     let stats = value.stats();
-    assert_eq!((stats.computations, stats.failures, stats.negative_hits), (2, 1, 1));
+    assert_eq!(
+        (stats.computations, stats.failures, stats.negative_hits),
+        (2, 1, 1)
+    );
 }
 
 #[test]

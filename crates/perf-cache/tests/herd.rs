@@ -30,7 +30,10 @@ fn herd<R: Send>(callers: usize, call: impl Fn(usize) -> R + Sync) -> Vec<R> {
                     .unwrap()
             })
             .collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
     })
 }
 
@@ -70,7 +73,11 @@ fn a_herd_of_threads_shares_one_error() {
 #[test]
 fn a_panic_elects_one_successor_and_goes_on_in_its_own_caller() {
     let cache = cache();
-    let (at_work, most, calls) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+    let (at_work, most, calls) = (
+        AtomicUsize::new(0),
+        AtomicUsize::new(0),
+        AtomicUsize::new(0),
+    );
     let outcomes = herd(200, |_| {
         catch_unwind(AssertUnwindSafe(|| {
             cache.get_or_compute(&1, || {
@@ -86,7 +93,11 @@ fn a_panic_elects_one_successor_and_goes_on_in_its_own_caller() {
     let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
     assert_eq!(failed, 3);
     assert_eq!(calls.load(Ordering::SeqCst), 4);
-    assert_eq!(most.load(Ordering::SeqCst), 1, "more than one computed at once");
+    assert_eq!(
+        most.load(Ordering::SeqCst),
+        1,
+        "more than one computed at once"
+    );
     assert!(outcomes.into_iter().flatten().all(|value| value == 7));
     assert_eq!(cache.stats().abandoned, 3);
 }
@@ -152,7 +163,9 @@ where
     F::Output: Send,
 {
     runtime().block_on(async {
-        let tasks: Vec<_> = (0..callers).map(|caller| tokio::spawn(call(caller))).collect();
+        let tasks: Vec<_> = (0..callers)
+            .map(|caller| tokio::spawn(call(caller)))
+            .collect();
         let mut outputs = Vec::new();
         for task in tasks {
             outputs.push(task.await.unwrap());
@@ -198,7 +211,10 @@ fn a_herd_of_tasks_shares_one_error() {
                 computations.fetch_add(1, Ordering::SeqCst);
                 Err::<u64, _>("down")
             };
-            *cache.try_get_or_compute_async(&1, compute).await.unwrap_err()
+            *cache
+                .try_get_or_compute_async(&1, compute)
+                .await
+                .unwrap_err()
         }
     });
     assert_eq!(computations.load(Ordering::SeqCst), 1);
@@ -309,13 +325,22 @@ fn a_peer_is_dialled_once_and_again_after_it_failed() {
         }
     });
     assert_eq!(dials.load(Ordering::SeqCst), 1);
-    assert!(connections.iter().all(|connection| Arc::ptr_eq(connection, &connections[0])));
+    assert!(
+        connections
+            .iter()
+            .all(|connection| Arc::ptr_eq(connection, &connections[0]))
+    );
     assert!(peers.forget(1, &connections[0]));
     assert!(!peers.forget(1, &connections[0]));
     let next = peers.get_or_connect(1, || Ok::<_, String>(5)).unwrap();
-    assert!(!peers.forget(1, &connections[0]), "another one is in its place");
+    assert!(
+        !peers.forget(1, &connections[0]),
+        "another one is in its place"
+    );
     assert_eq!(*peers.get(1).unwrap(), *next);
-    let refused = peers.get_or_connect(2, || Err::<u64, _>("refused".to_owned())).unwrap_err();
+    let refused = peers
+        .get_or_connect(2, || Err::<u64, _>("refused".to_owned()))
+        .unwrap_err();
     let again = peers.get_or_connect(2, || Ok::<_, String>(6)).unwrap_err();
     assert!(Arc::ptr_eq(&refused, &again));
     assert!(peers.remove(2));

@@ -23,7 +23,9 @@ fn the_adaptive_policy_is_within_a_point_of_the_better_one_whatever_the_front() 
         for way in [Way::Shared, Way::Front, Way::Reader] {
             let (hits, switches) = our_hits(&trace, CAPACITY, Policy::Adaptive, way);
             let ours = percent(hits);
-            println!("{name:14} LRU {lru:6.2} TinyLFU {tiny_lfu:6.2} ours {ours:6.2} ({way:?}, {switches} switches)");
+            println!(
+                "{name:14} LRU {lru:6.2} TinyLFU {tiny_lfu:6.2} ours {ours:6.2} ({way:?}, {switches} switches)"
+            );
             if ours < lru.max(tiny_lfu) - 1.0 {
                 missed.push((name, way, ours));
             }

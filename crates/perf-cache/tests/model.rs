@@ -87,7 +87,10 @@ impl Pair {
         self.next_value += 1;
         let value = self.next_value;
         let answer = if fails { Err(value) } else { Ok(value) };
-        let found = self.cache.try_get_or_compute(&key, || answer).map_err(|error| *error);
+        let found = self
+            .cache
+            .try_get_or_compute(&key, || answer)
+            .map_err(|error| *error);
         let known = self.known(key);
         let expected = match known {
             Some(known) if self.now < known.fresh_until || self.now < known.retry_at => known.value,
@@ -158,8 +161,10 @@ impl Pair {
                 let parity = random.below(2);
                 self.cache
                     .invalidate_where(|key, value| (key ^ value) % 2 == parity);
-                self.map
-                    .retain(|key, known| known.value.is_err() || known.value.is_ok_and(|value| (key ^ value) % 2 != parity));
+                self.map.retain(|key, known| {
+                    known.value.is_err()
+                        || known.value.is_ok_and(|value| (key ^ value) % 2 != parity)
+                });
             }
             _ if random.below(50) == 0 => {
                 self.cache.clear();

@@ -17,7 +17,8 @@ struct Naive {
 }
 
 fn points(node: &NodeCapacity) -> i64 {
-    let points = i64::from(node.vcpus) * 64 + i64::from(node.memory_mib) / 64 + i64::from(node.disk_gib);
+    let points =
+        i64::from(node.vcpus) * 64 + i64::from(node.memory_mib) / 64 + i64::from(node.disk_gib);
     points.min(i64::from(i32::MAX) - 1)
 }
 
@@ -61,11 +62,17 @@ impl Naive {
     }
 
     fn select(&mut self, vm: &Requirements, choice: Choice) -> Option<u64> {
-        let fitting: Vec<usize> = (0..self.nodes.len()).filter(|place| self.fits(*place, vm)).collect();
+        let fitting: Vec<usize> = (0..self.nodes.len())
+            .filter(|place| self.fits(*place, vm))
+            .collect();
         let rank = |place: &usize| points(&self.nodes[*place].as_ref().unwrap().0);
         let best = match choice {
             // The first of the greatest: `max_by_key` gives the last.
-            Choice::MostAvailable => fitting.iter().rev().max_by_key(|place| rank(place)).copied(),
+            Choice::MostAvailable => fitting
+                .iter()
+                .rev()
+                .max_by_key(|place| rank(place))
+                .copied(),
             Choice::LeastAvailable => fitting.iter().min_by_key(|place| rank(place)).copied(),
             _ => {
                 let next = self.next;
@@ -100,7 +107,12 @@ fn amount(most: u32) -> impl Strategy<Value = u32> {
 
 fn step() -> impl Strategy<Value = Step> {
     let node = (0..300u64, amount(64), amount(262_144), amount(4096)).prop_map(
-        |(id, vcpus, memory_mib, disk_gib)| NodeCapacity { id, vcpus, memory_mib, disk_gib },
+        |(id, vcpus, memory_mib, disk_gib)| NodeCapacity {
+            id,
+            vcpus,
+            memory_mib,
+            disk_gib,
+        },
     );
     let choice = prop_oneof![
         Just(Choice::MostAvailable),
@@ -192,7 +204,11 @@ proptest! {
 fn what_is_not_there_is_said_so() {
     let mut index = PlacementIndex::new();
     let vm = Requirements::new(1, 1, 1);
-    for choice in [Choice::MostAvailable, Choice::LeastAvailable, Choice::RoundRobin] {
+    for choice in [
+        Choice::MostAvailable,
+        Choice::LeastAvailable,
+        Choice::RoundRobin,
+    ] {
         assert_eq!(index.select(&vm, choice), None);
         assert_eq!(index.scan(&vm, choice), None);
     }
@@ -200,13 +216,40 @@ fn what_is_not_there_is_said_so() {
     assert_eq!(index.get(1), None);
     let label = index.label("a").unwrap();
     assert!(!index.add_label(1, label) && !index.remove_label(1, label));
-    index.update(NodeCapacity { id: 1, vcpus: u32::MAX, memory_mib: u32::MAX, disk_gib: u32::MAX }).unwrap();
-    assert_eq!(index.select(&Requirements::new(u32::MAX, u32::MAX, u32::MAX), Choice::LeastAvailable), Some(1));
-    index.update(NodeCapacity { id: 1, vcpus: 1, memory_mib: 1, disk_gib: 0 }).unwrap();
+    index
+        .update(NodeCapacity {
+            id: 1,
+            vcpus: u32::MAX,
+            memory_mib: u32::MAX,
+            disk_gib: u32::MAX,
+        })
+        .unwrap();
+    assert_eq!(
+        index.select(
+            &Requirements::new(u32::MAX, u32::MAX, u32::MAX),
+            Choice::LeastAvailable
+        ),
+        Some(1)
+    );
+    index
+        .update(NodeCapacity {
+            id: 1,
+            vcpus: 1,
+            memory_mib: 1,
+            disk_gib: 0,
+        })
+        .unwrap();
     assert!(!index.reserve(1, &vm));
     assert!(index.release(1, &vm) && index.reserve(1, &vm));
-    let other = (1..=perf_cache::LABELS_MAX).map(|label| index.label(&label.to_string())).last();
-    assert!(matches!(other, Some(Err(CacheError::TooManyLabels { labels_max: perf_cache::LABELS_MAX }))));
+    let other = (1..=perf_cache::LABELS_MAX)
+        .map(|label| index.label(&label.to_string()))
+        .last();
+    assert!(matches!(
+        other,
+        Some(Err(CacheError::TooManyLabels {
+            labels_max: perf_cache::LABELS_MAX
+        }))
+    ));
     assert!(vm.avoiding(&[label; 5]).is_err());
 }
 
@@ -223,7 +266,10 @@ fn a_decision_holds_for_its_generation() {
     assert!(decisions.forget(&vm, choice, members.generation()));
     assert_eq!((place(None), place(Some(4))), (None, None));
     assert_eq!(decisions.forget_node(1), 1);
-    assert_eq!(decisions.place_at(&vm, Choice::LeastAvailable, 1, || Some(7)), Some(7));
+    assert_eq!(
+        decisions.place_at(&vm, Choice::LeastAvailable, 1, || Some(7)),
+        Some(7)
+    );
     assert_eq!(decisions.stats().computations, 4);
     decisions.clear();
     assert_eq!(place(Some(5)), Some(5));
@@ -232,11 +278,21 @@ fn a_decision_holds_for_its_generation() {
 #[test]
 fn a_summary_is_computed_in_the_background_when_it_is_stale() {
     let cache = ResourceSummaryCache::refreshed_by(Duration::from_millis(1), || {
-        Some(ResourceSummary { nodes: 2, ..Default::default() })
+        Some(ResourceSummary {
+            nodes: 2,
+            ..Default::default()
+        })
     })
     .unwrap();
     // Ends when the background has computed; if it never did, the test would hang and not pass.
-    while cache.get_or_compute(|| ResourceSummary { nodes: 1, ..Default::default() }).nodes == 1 {
+    while cache
+        .get_or_compute(|| ResourceSummary {
+            nodes: 1,
+            ..Default::default()
+        })
+        .nodes
+        == 1
+    {
         std::thread::yield_now();
     }
     assert!(ResourceSummaryCache::new(Duration::ZERO).is_err());

@@ -29,7 +29,10 @@ fn no_thread_reads_what_was_replaced_before_it_asked() {
                             cache.get(&key)
                         };
                         // Nothing is a fair answer: it was just taken out.
-                        assert!(seen.is_none_or(|seen| seen >= least), "{seen:?} after {least}");
+                        assert!(
+                            seen.is_none_or(|seen| seen >= least),
+                            "{seen:?} after {least}"
+                        );
                     }
                 }
             });
@@ -88,15 +91,24 @@ fn the_capacity_holds_under_writers_and_nothing_leaks() {
 #[test]
 fn a_manager_cleans_up_in_the_background() {
     let manager = CacheManager::new();
-    let cache: Arc<TtlCache<u64, u64>> =
-        Arc::new(TtlCache::builder(100).ttl(Duration::from_millis(1)).build().unwrap());
+    let cache: Arc<TtlCache<u64, u64>> = Arc::new(
+        TtlCache::builder(100)
+            .ttl(Duration::from_millis(1))
+            .build()
+            .unwrap(),
+    );
     manager.register("short", &cache).unwrap();
     assert!(matches!(
         manager.start(Duration::ZERO),
-        Err(CacheError::ZeroDuration { setting: "interval" })
+        Err(CacheError::ZeroDuration {
+            setting: "interval"
+        })
     ));
     let task = manager.start(Duration::from_millis(1)).unwrap();
-    assert!(matches!(manager.start(HOUR), Err(CacheError::AlreadyStarted)));
+    assert!(matches!(
+        manager.start(HOUR),
+        Err(CacheError::AlreadyStarted)
+    ));
     cache.insert(1, 1);
     // Ends when the background has cleaned up; if it never did, the test would hang and not pass.
     while !cache.is_empty() {
@@ -104,9 +116,14 @@ fn a_manager_cleans_up_in_the_background() {
     }
     drop(task);
     drop(manager.start(HOUR).unwrap());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
     runtime.block_on(async {
-        let task = manager.start_on(runtime.handle(), Duration::from_millis(1)).unwrap();
+        let task = manager
+            .start_on(runtime.handle(), Duration::from_millis(1))
+            .unwrap();
         cache.insert(1, 1);
         while !cache.is_empty() {
             tokio::task::yield_now().await;
@@ -125,7 +142,10 @@ fn a_manager_is_bounded_and_keeps_no_cache_alive() {
     for _ in 0..perf_cache::CACHES_MAX {
         manager.register("one", &first).unwrap();
     }
-    assert!(matches!(manager.register("more", &first), Err(CacheError::TooManyCaches { .. })));
+    assert!(matches!(
+        manager.register("more", &first),
+        Err(CacheError::TooManyCaches { .. })
+    ));
     drop(first);
     let second = cache();
     manager.register("second", &second).unwrap();
@@ -158,7 +178,12 @@ fn statistics_become_metrics_once_each() {
         let metric = snapshot.metric(metric).unwrap();
         metric.find(attributes).and_then(|series| series.value())
     };
-    let reads = |result| value("cache.reads", &[name.clone(), KeyValue::new("cache.result", result)]);
+    let reads = |result| {
+        value(
+            "cache.reads",
+            &[name.clone(), KeyValue::new("cache.result", result)],
+        )
+    };
     assert!(matches!(reads("hit"), Some(Value::U64(3))));
     assert!(matches!(reads("miss"), Some(Value::U64(6))));
     let computations = value("cache.computations", std::slice::from_ref(&name));

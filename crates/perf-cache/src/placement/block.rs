@@ -68,7 +68,8 @@ impl Direction {
 impl Free {
     /// 64 points for a vCPU, 4 GiB, or 64 GiB of disk; less than `i32::MAX`, so that a flipped one is above [`NO_RANK`].
     pub(crate) fn points(self) -> i32 {
-        let points = i64::from(self.vcpus) * 64 + i64::from(self.memory) / 64 + i64::from(self.disk);
+        let points =
+            i64::from(self.vcpus) * 64 + i64::from(self.memory) / 64 + i64::from(self.disk);
         i32::try_from(points).unwrap_or(i32::MAX).min(i32::MAX - 1)
     }
 }
@@ -114,7 +115,8 @@ impl Block {
             vcpus: max(&self.vcpus),
             memory: max(&self.memory),
             disk: max(&self.disk),
-            best: [Direction::Most, Direction::Least].map(|direction| self.best_rank(none, direction)),
+            best: [Direction::Most, Direction::Least]
+                .map(|direction| self.best_rank(none, direction)),
         }
     }
 
@@ -163,9 +165,8 @@ impl Block {
         rank: i32,
         excluded: u64,
     ) -> Option<usize> {
-        (0..LANES).find(|lane| {
-            excluded >> lane & 1 == 0 && self.rank(need, direction, *lane) == rank
-        })
+        (0..LANES)
+            .find(|lane| excluded >> lane & 1 == 0 && self.rank(need, direction, *lane) == rank)
     }
 
     /// A bit for each place that fits.

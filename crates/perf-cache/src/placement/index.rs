@@ -330,10 +330,10 @@ impl PlacementIndex {
             return None;
         }
         let excluded = self.labels.block(requirements.avoided(), index);
-        let lane = self
-            .blocks
-            .get(index)?
-            .lane_of(need(requirements), direction, rank, excluded)?;
+        let lane =
+            self.blocks
+                .get(index)?
+                .lane_of(need(requirements), direction, rank, excluded)?;
         Some(index * LANES + lane)
     }
 

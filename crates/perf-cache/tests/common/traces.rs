@@ -72,7 +72,9 @@ fn zipf(len: usize, exponent: f64, seed: u64) -> Vec<u64> {
 
 /// The same keys in the same order, half as many again as fit.
 fn looping(len: usize) -> Vec<u64> {
-    (0..len as u64).map(|step| step % (CAPACITY * 3 / 2)).collect()
+    (0..len as u64)
+        .map(|step| step % (CAPACITY * 3 / 2))
+        .collect()
 }
 
 /// What was used lately is used again: stack distances are drawn from a geometric-like distribution, and a fifth of the accesses is new.
