@@ -7,10 +7,12 @@ use perf_cache::{
     CacheError, NodeCapacity, PlacementDecisionCache, PlacementIndex, Requirements,
     ResourceSummary, ResourceSummaryCache, Strategy,
 };
+use std::collections::VecDeque;
 use std::time::Duration;
 
 const NODES: u64 = 1000;
 const REQUESTS: u64 = 100_000;
+const RUNNING: usize = 12_000;
 
 fn main() -> Result<(), CacheError> {
     let members: Membership<u64, String> = Membership::new();
@@ -28,6 +30,7 @@ fn main() -> Result<(), CacheError> {
 
     let decisions = PlacementDecisionCache::new(1000, Duration::from_secs(5))?;
     let summary = ResourceSummaryCache::new(Duration::from_secs(5))?;
+    let mut running = VecDeque::new();
     let mut placed = 0_u64;
     let mut refused = 0_u64;
     let mut summaries = 0_u64;
@@ -39,12 +42,21 @@ fn main() -> Result<(), CacheError> {
         let decide = || index.select(&vm, Strategy::MostAvailable);
         let node = decisions.place_at(&vm, Strategy::MostAvailable, generation, decide);
         match node {
-            Some(node) if index.reserve(node, &vm) => placed += 1,
+            Some(node) if index.reserve(node, &vm) => {
+                placed += 1;
+                running.push_back((node, vm));
+            }
             // The node has filled up since it was chosen: the next request chooses anew.
             Some(_) => {
                 decisions.forget(&vm, Strategy::MostAvailable, generation);
             }
             None => refused += 1,
+        }
+        // VMs come and go: the oldest ends.
+        if running.len() > RUNNING
+            && let Some((node, vm)) = running.pop_front()
+        {
+            index.release(node, &vm);
         }
         if request % 20_000 == 19_999 {
             // The cluster changes: every decision is made anew.

@@ -93,10 +93,10 @@ pub(crate) enum Look<K, V> {
     Nothing,
 }
 
-impl<K, V, S: Default> TtlCache<K, V, S> {
+impl<K, V> TtlCache<K, V> {
     /// Begins to make a cache of this capacity: so many values, or so much weight with a
     /// [`weigher`](CacheBuilder::weigher).
-    pub fn builder(capacity: u64) -> CacheBuilder<K, V, S> {
+    pub fn builder(capacity: u64) -> CacheBuilder<K, V> {
         CacheBuilder::new(capacity)
     }
 }

@@ -170,6 +170,7 @@ pub(crate) enum Way {
 /// Hits of ours, and how often the policy changed.
 pub(crate) fn our_hits(trace: &[u64], capacity: u64, policy: Policy, way: Way) -> (u64, u64) {
     let cache: TtlCache<u64, u64, FixedState> = TtlCache::builder(capacity)
+        .hasher(FixedState::default())
         .policy(policy)
         .front(way == Way::Front)
         .build()
