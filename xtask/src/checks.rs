@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::links;
 use crate::manifest;
 use crate::workspace::{Package, Workspace};
 
@@ -44,6 +45,9 @@ pub(crate) fn problems(workspace: &Workspace) -> Result<Vec<String>> {
         if let Ok(text) = fs::read_to_string(&path) {
             let name = shown(&path, &workspace.root);
             problems.extend(text_problems(&name, &text));
+            if let (true, Some(directory)) = (name.ends_with(".md"), path.parent()) {
+                problems.extend(links::problems(&name, &text, directory));
+            }
         }
     }
     Ok(problems)
@@ -177,6 +181,7 @@ mod tests {
     fn a_crate_that_lacks_everything_is_told_everything() {
         let package = Package {
             name: "bare".to_owned(),
+            version: semver::Version::new(0, 1, 0),
             description: None,
             manifest_path: "no-such-directory/Cargo.toml".into(),
             features: [].into(),

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use lexopt::prelude::*;
 
+use crate::bench;
+use crate::release;
 use crate::sim;
 
 const HELP: &str = "\
@@ -13,11 +15,14 @@ Usage: cargo xtask <command> [options]
 
 Commands:
   bench     measure every case: before, after, allocations; table and JSON
+  profile   where the instructions and allocations of a case are
+  gate-test whether `bench --gate` judges right on this machine
   test      unit, integration, doc and loom tests, and the mutants of the simulations
   sim       a crate's simulation over many seeds
   lint      formatting, clippy, docs, and this workspace's own rules
   features  build every crate with no feature, each feature alone, and all
   package   what would be published: file lists and a dry run
+  release   which versions a change to a crate implies, and its changelogs
   ci        all of the above, with a quick bench, in the order of .ci/run
 
 `cargo xtask <command> --help` says more.
@@ -25,17 +30,49 @@ Commands:
 
 const BENCH_HELP: &str = "\
 Usage: cargo xtask bench [FILTER] [--quick] [--peers] [--icount] [--json FILE]
+                         [--save NAME] [--against NAME] [--gate] [--open] [--report DIR]
+       cargo xtask bench --write-readme
 
 Measures the cases whose id contains FILTER, all without it, and prints a table:
 before, after, their ratio with its 95 % interval, allocations before -> after.
 
-  --quick      less precise, within 45 seconds; without it within 3 minutes
-  --peers      also compare with other crates and allocators
-  --icount     also count the instructions of `after`; needs valgrind
-  --json FILE  also write the report to FILE
+  --quick         less precise, within 45 seconds; without it within 3 minutes
+  --peers         also compare with other crates and allocators
+  --icount        also count the instructions of `after`; needs valgrind
+  --json FILE     also write the report to FILE
+  --report DIR    also write it as a page, DIR/index.html
+  --open          also open that page; without --report it is in the target directory
+  --save NAME     keep the run as benches/baselines/NAME.json, and its programs in the target directory
+  --against NAME  compare with a kept run: counts with its report, times by running its programs beside this
+                  build's; takes three times as long
+  --gate          fail when anything is worse than that: allocations, instructions above +1 %, or a time
+                  past what equals differ by, found twice
+  --write-readme  write the READMEs' tables from the run kept as `main`; measures nothing
 
+Ctrl-C ends the run with a report of what was measured until then.
 docs/BENCHMARKING.md says how it measures. A goal that is not met is reported, and is no failure.
 ";
+
+const PROFILE_HELP: &str = "\
+Usage: cargo xtask profile CASE [--path NAME]
+
+Prints the instructions per function (callgrind) and the allocations per place (dhat) of one operation of a
+case, and draws a flame graph where perf and inferno are there. Needs valgrind.
+
+  --path NAME  `before`, `after` or a peer's name; `after` without it
+";
+
+const GATE_TEST_HELP: &str = "\
+Usage: cargo xtask gate-test [FILTER] [--tries N]
+
+Has the gate of `bench` judge every case that FILTER selects against itself, and against itself with a slowdown
+of 5 % planted. Fails on a false alarm, and when a slowdown of its own case, work in registers, is missed.
+
+  --tries N  how often, 20 without it
+";
+
+/// Tries of the gate's test when nothing else is asked for.
+const TRIES: usize = 20;
 
 const TEST_HELP: &str = "\
 Usage: cargo xtask test
@@ -67,9 +104,12 @@ description, and that no source has a path of somebody's machine or unfinished w
 ";
 
 const FEATURES_HELP: &str = "\
-Usage: cargo xtask features
+Usage: cargo xtask features [--measure]
 
-Checks every crate with no feature, with each feature alone, and with all of them.
+Checks every crate with no feature, with each feature alone, and with all of them, the facade also with every
+two of its features, and that its light features bring no more crates than promised.
+
+  --measure  also build the facade with each feature from nothing, and write docs/FEATURES.md
 ";
 
 const PACKAGE_HELP: &str = "\
@@ -79,6 +119,15 @@ Checks the files each published crate would contain, packs and builds all of the
 packages (a dry run: nothing is uploaded), and prints the order to publish them in.
 
   --allow-dirty  also with uncommitted changes
+";
+
+const RELEASE_HELP: &str = "\
+Usage: cargo xtask release CRATE patch|minor|major [--dry-run]
+
+Raises the version of a crate, and where cargo counts that as incompatible the versions of all crates that
+depend on it; dates what their changelogs have under `Unreleased`, and prints the order to publish them in.
+
+  --dry-run  print it all and change nothing
 ";
 
 const CI_HELP: &str = "\
@@ -95,13 +144,18 @@ pub(crate) enum Command {
     /// Print this.
     Help(&'static str),
     Bench(BenchOptions),
+    Profile(ProfileOptions),
+    GateTest(GateTestOptions),
     Test,
     Sim(sim::Options),
     Lint,
-    Features,
+    Features {
+        measure: bool,
+    },
     Package {
         allow_dirty: bool,
     },
+    Release(release::Options),
     Ci {
         allow_dirty: bool,
     },
@@ -117,6 +171,28 @@ pub(crate) struct BenchOptions {
     pub(crate) icount: bool,
     /// Where the report goes.
     pub(crate) json: Option<PathBuf>,
+    /// The directory of the page.
+    pub(crate) report: Option<PathBuf>,
+    pub(crate) open: bool,
+    pub(crate) save: Option<bench::Name>,
+    pub(crate) against: Option<bench::Name>,
+    pub(crate) gate: bool,
+    pub(crate) write_readme: bool,
+}
+
+/// The options of `profile`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ProfileOptions {
+    /// The case's id.
+    pub(crate) case: String,
+    pub(crate) path: String,
+}
+
+/// The options of `gate-test`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct GateTestOptions {
+    pub(crate) filter: Option<String>,
+    pub(crate) tries: usize,
 }
 
 /// Parses the arguments after the program's name.
@@ -130,15 +206,20 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     };
     match name.as_str() {
         "bench" => parse_bench(parser),
-        "test" => parse_flags(parser, TEST_HELP, false, |_| Command::Test),
+        "test" => parse_flags(parser, TEST_HELP, None, |_| Command::Test),
+        "profile" => parse_profile(parser),
+        "gate-test" => parse_gate_test(parser),
+        "release" => parse_release(parser),
         "sim" => parse_sim(parser),
-        "lint" => parse_flags(parser, LINT_HELP, false, |_| Command::Lint),
-        "features" => parse_flags(parser, FEATURES_HELP, false, |_| Command::Features),
-        "package" => parse_flags(parser, PACKAGE_HELP, true, |allow_dirty| Command::Package {
-            allow_dirty,
+        "lint" => parse_flags(parser, LINT_HELP, None, |_| Command::Lint),
+        "features" => parse_flags(parser, FEATURES_HELP, Some("measure"), |measure| {
+            Command::Features { measure }
         }),
-        "ci" => parse_flags(parser, CI_HELP, true, |allow_dirty| Command::Ci {
-            allow_dirty,
+        "package" => parse_flags(parser, PACKAGE_HELP, Some("allow-dirty"), |allow_dirty| {
+            Command::Package { allow_dirty }
+        }),
+        "ci" => parse_flags(parser, CI_HELP, Some("allow-dirty"), |allow_dirty| {
+            Command::Ci { allow_dirty }
         }),
         "help" => Ok(Command::Help(HELP)),
         other => bail!("unknown command `{other}`"),
@@ -154,11 +235,85 @@ fn parse_bench(mut parser: lexopt::Parser) -> Result<Command> {
             Long("peers") => options.peers = true,
             Long("icount") => options.icount = true,
             Long("json") => options.json = Some(parser.value()?.into()),
+            Long("report") => options.report = Some(parser.value()?.into()),
+            Long("open") => options.open = true,
+            Long("save") => options.save = Some(parser.value()?.string()?.parse()?),
+            Long("against") => options.against = Some(parser.value()?.string()?.parse()?),
+            Long("gate") => options.gate = true,
+            Long("write-readme") => options.write_readme = true,
             Value(filter) if options.filter.is_none() => options.filter = Some(filter.string()?),
             other => return Err(other.unexpected().into()),
         }
     }
+    if options.gate && options.against.is_none() {
+        bail!("--gate needs --against NAME: the run that nothing may be worse than");
+    }
+    let alone = BenchOptions {
+        write_readme: true,
+        ..BenchOptions::default()
+    };
+    if options.write_readme && options != alone {
+        bail!("--write-readme measures nothing, and takes no other option");
+    }
     Ok(Command::Bench(options))
+}
+
+fn parse_profile(mut parser: lexopt::Parser) -> Result<Command> {
+    let (mut case, mut path) = (None, "after".to_owned());
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Short('h') | Long("help") => return Ok(Command::Help(PROFILE_HELP)),
+            Long("path") => path = parser.value()?.string()?,
+            Value(value) if case.is_none() => case = Some(value.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let Some(case) = case else {
+        bail!("`profile` needs the id of a case, such as `cargo xtask profile pool/1k`");
+    };
+    Ok(Command::Profile(ProfileOptions { case, path }))
+}
+
+fn parse_gate_test(mut parser: lexopt::Parser) -> Result<Command> {
+    let mut options = GateTestOptions {
+        filter: None,
+        tries: TRIES,
+    };
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Short('h') | Long("help") => return Ok(Command::Help(GATE_TEST_HELP)),
+            Long("tries") => options.tries = parser.value()?.parse()?,
+            Value(filter) if options.filter.is_none() => options.filter = Some(filter.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    if options.tries == 0 {
+        bail!("--tries must be at least 1");
+    }
+    Ok(Command::GateTest(options))
+}
+
+fn parse_release(mut parser: lexopt::Parser) -> Result<Command> {
+    let (mut name, mut level, mut dry_run) = (None, None, false);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Short('h') | Long("help") => return Ok(Command::Help(RELEASE_HELP)),
+            Long("dry-run") => dry_run = true,
+            Value(value) if name.is_none() => name = Some(value.string()?),
+            Value(value) if level.is_none() => level = Some(value.string()?.parse()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let (Some(name), Some(level)) = (name, level) else {
+        bail!(
+            "`release` needs a crate and a level, such as `cargo xtask release perf-pool minor --dry-run`"
+        );
+    };
+    Ok(Command::Release(release::Options {
+        name,
+        level,
+        dry_run,
+    }))
 }
 
 fn parse_sim(mut parser: lexopt::Parser) -> Result<Command> {
@@ -181,22 +336,22 @@ fn parse_sim(mut parser: lexopt::Parser) -> Result<Command> {
     Ok(Command::Sim(sim::Options { name, seeds, start }))
 }
 
-/// Parses the arguments of a command that takes `--allow-dirty` or nothing.
+/// Parses the arguments of a command that takes one flag or nothing.
 fn parse_flags(
     mut parser: lexopt::Parser,
     help: &'static str,
-    takes_allow_dirty: bool,
+    flag: Option<&str>,
     command: fn(bool) -> Command,
 ) -> Result<Command> {
-    let mut allow_dirty = false;
+    let mut is_set = false;
     while let Some(argument) = parser.next()? {
         match argument {
             Short('h') | Long("help") => return Ok(Command::Help(help)),
-            Long("allow-dirty") if takes_allow_dirty => allow_dirty = true,
+            Long(name) if flag == Some(name) => is_set = true,
             other => return Err(other.unexpected().into()),
         }
     }
-    Ok(command(allow_dirty))
+    Ok(command(is_set))
 }
 
 #[cfg(test)]
@@ -209,30 +364,77 @@ mod tests {
 
     #[test]
     fn every_option_of_bench_is_taken() {
-        let all = parsed("bench --quick pool/ --peers --icount --json out.json").ok();
+        let all = parsed(
+            "bench --quick pool/ --peers --icount --json out.json --report out --open \
+             --save new --against main --gate",
+        )
+        .ok();
         let options = BenchOptions {
             filter: Some("pool/".to_owned()),
             quick: true,
             peers: true,
             icount: true,
             json: Some("out.json".into()),
+            report: Some("out".into()),
+            open: true,
+            save: "new".parse().ok(),
+            against: "main".parse().ok(),
+            gate: true,
+            write_readme: false,
         };
         assert_eq!(all, Some(Command::Bench(options)));
         let none = Command::Bench(BenchOptions::default());
         assert_eq!(parsed("bench").ok(), Some(none));
+        let readme = BenchOptions {
+            write_readme: true,
+            ..BenchOptions::default()
+        };
+        let written = Command::Bench(readme);
+        assert_eq!(parsed("bench --write-readme").ok(), Some(written));
+    }
+
+    #[test]
+    fn profile_and_gate_test_have_defaults() {
+        let profile = |path: &str| {
+            let (case, path) = ("pool/1k".to_owned(), path.to_owned());
+            Some(Command::Profile(ProfileOptions { case, path }))
+        };
+        assert_eq!(parsed("profile pool/1k").ok(), profile("after"));
+        assert_eq!(
+            parsed("profile pool/1k --path before").ok(),
+            profile("before")
+        );
+        let gate_test = |filter: Option<&str>, tries| {
+            let filter = filter.map(str::to_owned);
+            Some(Command::GateTest(GateTestOptions { filter, tries }))
+        };
+        assert_eq!(parsed("gate-test").ok(), gate_test(None, 20));
+        assert_eq!(
+            parsed("gate-test pool/ --tries 3").ok(),
+            gate_test(Some("pool/"), 3)
+        );
     }
 
     #[test]
     fn plain_commands_parse() {
         assert_eq!(parsed("test").ok(), Some(Command::Test));
         assert_eq!(parsed("lint").ok(), Some(Command::Lint));
-        assert_eq!(parsed("features").ok(), Some(Command::Features));
+        let features = |measure| Some(Command::Features { measure });
+        assert_eq!(parsed("features").ok(), features(false));
+        assert_eq!(parsed("features --measure").ok(), features(true));
         let sim = |seeds, start| {
             let name = "raft".to_owned();
             Some(Command::Sim(sim::Options { name, seeds, start }))
         };
         assert_eq!(parsed("sim raft").ok(), sim(1_000, 0));
         assert_eq!(parsed("sim raft --seeds 7 --start 9").ok(), sim(7, 9));
+        let release = Command::Release(release::Options {
+            name: "perf-pool".to_owned(),
+            level: release::Level::Minor,
+            dry_run: true,
+        });
+        let line = "release perf-pool minor --dry-run";
+        assert_eq!(parsed(line).ok(), Some(release));
         let dirty = Command::Package { allow_dirty: true };
         assert_eq!(parsed("package --allow-dirty").ok(), Some(dirty));
         let clean = Command::Ci { allow_dirty: false };
@@ -256,8 +458,14 @@ mod tests {
             ("bench --json", "--json"),
             ("bench --quick=yes", "quick"),
             ("bench one two", "two"),
-            ("bench --gate", "--gate"),
+            ("bench --gate", "--against"),
+            ("bench --save ../x", "no name"),
+            ("bench --write-readme --quick", "--write-readme"),
+            ("profile", "id of a case"),
+            ("gate-test --tries 0", "at least 1"),
             ("test now", "now"),
+            ("release perf-pool", "a level"),
+            ("release perf-pool big", "big"),
             ("sim", "name of a crate"),
             ("sim raft --seeds 0", "at least 1"),
             ("sim raft --seeds many", "many"),

@@ -1,5 +1,9 @@
-//! `cargo xtask features`: every crate with no feature, each feature alone, and all together.
+//! `cargo xtask features`: every crate with no feature, each feature alone, and all together; every two of the
+//! facade's; and what each costs a user.
 
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
 use std::process::Stdio;
 use std::time::Instant;
 
@@ -8,6 +12,18 @@ use anyhow::{Context, Result, bail};
 use crate::step;
 use crate::workspace::{self, Package, Workspace};
 
+/// The crate whose features are also combined.
+const FACADE: &str = "perf-kit";
+
+/// Features of the facade that stand for others, so that pairs with them show nothing new; the first is not for users.
+const NOT_PAIRED: [&str; 3] = ["document-features", "full", "default"];
+
+/// Most crates that a feature of the facade may bring, the facade and its own crate included.
+const CRATES_MAX: [(&str, usize); 2] = [("atomics", 12), ("pool", 16)];
+
+/// Where the table of costs is.
+const TABLE: &str = "docs/FEATURES.md";
+
 /// A selection of features as the table and cargo name it.
 #[derive(Debug, PartialEq, Eq)]
 struct Selection {
@@ -15,23 +31,35 @@ struct Selection {
     arguments: Vec<String>,
 }
 
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(measure: bool) -> Result<()> {
     let workspace = Workspace::load()?;
-    let width = workspace
-        .packages
-        .iter()
-        .map(|package| package.name.len())
-        .max()
-        .unwrap_or(0);
+    check_all(&workspace)?;
+    check_crates(&workspace)?;
+    if measure {
+        let table = measured(&workspace)?;
+        let path = workspace.root.join(TABLE);
+        fs::write(&path, table).with_context(|| format!("cannot write {}", path.display()))?;
+        println!("written: {TABLE}");
+    }
+    Ok(())
+}
+
+fn check_all(workspace: &Workspace) -> Result<()> {
+    let names = workspace.packages.iter().map(|package| package.name.len());
+    let width = names.max().unwrap_or(0);
     let start = Instant::now();
     let (mut checked, mut failed) = (0, Vec::new());
     step::heading("feature matrix");
     for package in &workspace.packages {
-        for selection in selections(package) {
+        let mut selections = selections(package);
+        if package.name == FACADE {
+            selections.extend(pairs(package));
+        }
+        for selection in selections {
             checked += 1;
             let failure = check(package, &selection)?;
             let verdict = if failure.is_some() { "FAILED" } else { "ok" };
-            println!("{:width$}  {:24}  {verdict}", package.name, selection.name);
+            println!("{:width$}  {:40}  {verdict}", package.name, selection.name);
             if let Some((line, diagnostics)) = failure {
                 eprintln!("{diagnostics}");
                 failed.push(line);
@@ -63,17 +91,11 @@ fn check(package: &Package, selection: &Selection) -> Result<Option<(String, Str
 }
 
 fn selections(package: &Package) -> Vec<Selection> {
-    let bare = "--no-default-features".to_owned();
     let mut selections = vec![Selection {
         name: "(none)".to_owned(),
-        arguments: vec![bare.clone()],
+        arguments: vec!["--no-default-features".to_owned()],
     }];
-    for feature in package.features.keys() {
-        selections.push(Selection {
-            name: feature.clone(),
-            arguments: vec![bare.clone(), "--features".to_owned(), feature.clone()],
-        });
-    }
+    selections.extend(package.features.keys().map(|feature| selection(&[feature])));
     if !package.features.is_empty() {
         selections.push(Selection {
             name: "(all)".to_owned(),
@@ -83,24 +105,149 @@ fn selections(package: &Package) -> Vec<Selection> {
     selections
 }
 
+/// The given features and no others.
+fn selection(features: &[&str]) -> Selection {
+    let bare = ["--no-default-features", "--features"].map(str::to_owned);
+    let mut arguments = bare.to_vec();
+    arguments.push(features.join(","));
+    Selection {
+        name: features.join(" + "),
+        arguments,
+    }
+}
+
+/// Every two features, except where one brings the other anyway.
+fn pairs(package: &Package) -> Vec<Selection> {
+    let names: Vec<&str> = package
+        .features
+        .keys()
+        .map(String::as_str)
+        .filter(|name| !NOT_PAIRED.contains(name))
+        .collect();
+    let brings = |one: &str, other: &str| {
+        let listed = package.features.get(one);
+        listed.is_some_and(|listed| listed.iter().any(|name| name == other))
+    };
+    let mut pairs = Vec::new();
+    for (place, one) in names.iter().enumerate() {
+        for other in &names[place + 1..] {
+            if !brings(one, other) && !brings(other, one) {
+                pairs.push(selection(&[one, other]));
+            }
+        }
+    }
+    pairs
+}
+
+/// Fails when a feature brings more crates than promised.
+fn check_crates(workspace: &Workspace) -> Result<()> {
+    step::heading("crates per feature");
+    let Some(facade) = facade(workspace) else {
+        return Ok(());
+    };
+    for (feature, most) in CRATES_MAX {
+        if !facade.features.contains_key(feature) {
+            continue;
+        }
+        let count = crates(feature)?.len();
+        println!("{FACADE} with {feature}: {count} crates, at most {most}");
+        if count > most {
+            bail!("`{feature}` alone brings {count} crates, and {most} are promised");
+        }
+    }
+    Ok(())
+}
+
+fn facade(workspace: &Workspace) -> Option<&Package> {
+    workspace
+        .packages
+        .iter()
+        .find(|package| package.name == FACADE)
+}
+
+/// The crates that end up in a build of the facade with one feature.
+fn crates(feature: &str) -> Result<BTreeSet<String>> {
+    let mut tree = workspace::cargo();
+    tree.args(["tree", "--package", FACADE, "--edges", "normal,build"])
+        .args(["--no-default-features", "--features", feature])
+        .args(["--prefix", "none", "--format", "{p}"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    let output = tree.output().context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("`{}` failed: {}", step::command_line(&tree), output.status);
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    // A crate that stands in the tree again has a mark behind its version.
+    let name = |line: &str| {
+        let mut words = line.split_whitespace();
+        Some(format!("{} {}", words.next()?, words.next()?))
+    };
+    Ok(text.lines().filter_map(name).collect())
+}
+
+/// Builds the facade with each feature from nothing and returns the page with the table.
+fn measured(workspace: &Workspace) -> Result<String> {
+    step::heading("cost of each feature, built from nothing");
+    let facade = facade(workspace).context("there is no facade")?;
+    let target = workspace.target.join("xtask").join("features");
+    let mut rows = String::new();
+    for feature in facade.features.keys() {
+        if ["document-features", "default"].contains(&feature.as_str()) {
+            continue;
+        }
+        if target.exists() {
+            fs::remove_dir_all(&target)
+                .with_context(|| format!("cannot remove {}", target.display()))?;
+        }
+        let mut build = workspace::cargo();
+        build
+            .args(["build", "--quiet", "--release", "--package", FACADE])
+            .args(["--no-default-features", "--features", feature])
+            .arg("--target-dir")
+            .arg(&target);
+        let start = Instant::now();
+        step::run(feature, &mut build)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let count = crates(feature)?.len();
+        writeln!(rows, "| `{feature}` | {count} | {seconds:.0} |")
+            .expect("a String takes every line");
+    }
+    // What is left of the last build is of no use to anybody.
+    let _ = fs::remove_dir_all(&target);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(format!(
+        "# What each feature costs\n\n\
+         Written by `cargo xtask features --measure`, not by hand. Crates are all that the build compiles, `{FACADE}` included;\n\
+         seconds are those of a release build of `{FACADE}` with that feature alone, from an empty target directory, on a machine\n\
+         with {cores} cores. What two features share is built once.\n\n\
+         | feature | crates | seconds |\n|---|---|---|\n{rows}"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn none_each_and_all_are_selected() {
-        let package = Package {
+    fn package(features: &[(&str, &[&str])]) -> Package {
+        let feature = |&(name, brings): &(&str, &[&str])| {
+            let brings = brings.iter().map(|name| (*name).to_owned()).collect();
+            (name.to_owned(), brings)
+        };
+        Package {
             name: "x".to_owned(),
+            version: semver::Version::new(0, 1, 0),
             description: None,
             manifest_path: "x/Cargo.toml".into(),
-            features: [
-                ("a".to_owned(), vec![]),
-                ("default".to_owned(), vec!["a".to_owned()]),
-            ]
-            .into(),
+            features: features.iter().map(feature).collect(),
             dependencies: Vec::new(),
             publish: None,
-        };
+        }
+    }
+
+    #[test]
+    fn none_each_and_all_are_selected() {
+        let package = package(&[("a", &[]), ("default", &["a"])]);
         let lines: Vec<String> = selections(&package)
             .iter()
             .map(|selection| selection.arguments.join(" "))
@@ -114,10 +261,21 @@ mod tests {
                 "--all-features"
             ]
         );
-        let plain = Package {
-            features: [].into(),
-            ..package
-        };
-        assert_eq!(selections(&plain).len(), 1);
+        assert_eq!(selections(&self::package(&[])).len(), 1);
+    }
+
+    #[test]
+    fn every_two_are_paired_unless_one_brings_the_other() {
+        let package = package(&[
+            ("a", &[]),
+            ("b", &["a"]),
+            ("c", &[]),
+            ("full", &["a", "b", "c"]),
+        ]);
+        let names: Vec<String> = pairs(&package)
+            .into_iter()
+            .map(|selection| selection.name)
+            .collect();
+        assert_eq!(names, ["a + c", "b + c"]);
     }
 }

@@ -4,6 +4,7 @@ use std::env;
 
 use anyhow::{Result, bail};
 
+use crate::bench;
 use crate::checks;
 use crate::step;
 use crate::workspace::{self, Workspace};
@@ -27,7 +28,8 @@ pub(crate) fn run() -> Result<()> {
     step::run("docs", &mut docs)?;
 
     step::heading("rules of the workspace");
-    let problems = checks::problems(&workspace)?;
+    let mut problems = checks::problems(&workspace)?;
+    problems.extend(bench::readme_problems()?);
     if !problems.is_empty() {
         bail!(
             "{} rules broken:\n  {}",

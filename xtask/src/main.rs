@@ -7,9 +7,11 @@ mod checks;
 mod ci;
 mod cli;
 mod features;
+mod links;
 mod lint;
 mod manifest;
 mod package;
+mod release;
 mod sim;
 mod step;
 mod test;
@@ -33,12 +35,19 @@ fn main() -> ExitCode {
             print!("{text}");
             Ok(())
         }
-        Command::Bench(options) => bench::run(&options),
+        Command::Bench(options) if options.write_readme => bench::write_readme(),
+        Command::Bench(options) => match bench::run(&options) {
+            Ok(bench::Outcome::Interrupted) => return ExitCode::from(bench::INTERRUPTED_STATUS),
+            outcome => outcome.map(drop),
+        },
+        Command::Profile(options) => bench::run_profile(&options),
+        Command::GateTest(options) => bench::run_gate_test(&options),
         Command::Test => test::run(),
         Command::Sim(options) => sim::run(&options),
         Command::Lint => lint::run(),
-        Command::Features => features::run(),
+        Command::Features { measure } => features::run(measure),
         Command::Package { allow_dirty } => package::run(allow_dirty),
+        Command::Release(options) => release::run(&options),
         Command::Ci { allow_dirty } => ci::run(allow_dirty),
     };
     match outcome {

@@ -45,7 +45,7 @@ pub(crate) fn run(allow_dirty: bool) -> Result<()> {
     }
 
     let mut publish = workspace::cargo();
-    publish.args(["publish", "--workspace", "--dry-run"]);
+    publish.args(["publish", "--workspace", "--dry-run", "--all-features"]);
     if allow_dirty {
         publish.arg("--allow-dirty");
     }
@@ -93,7 +93,7 @@ fn content_problems(files: &[String]) -> Vec<String> {
 /// Sorts the crates so that each comes after those it depends on.
 ///
 /// Dependencies for tests are left out, as cargo leaves those without a version out of a package.
-fn order(packages: &[&Package]) -> Result<Vec<String>> {
+pub(crate) fn order(packages: &[&Package]) -> Result<Vec<String>> {
     let mut waiting: Vec<&Package> = packages.to_vec();
     let mut ordered: Vec<String> = Vec::new();
     while !waiting.is_empty() {
@@ -132,6 +132,7 @@ mod tests {
         };
         Package {
             name: name.to_owned(),
+            version: semver::Version::new(0, 1, 0),
             description: None,
             manifest_path: "Cargo.toml".into(),
             features: [].into(),

@@ -81,6 +81,7 @@ mod tests {
     fn the_seeds_go_into_the_environment() {
         let package = Package {
             name: "perf-raft".to_owned(),
+            version: semver::Version::new(0, 1, 0),
             description: None,
             manifest_path: "x/Cargo.toml".into(),
             features: [].into(),

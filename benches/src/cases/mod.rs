@@ -75,6 +75,9 @@ fn shared<T>(value: T) -> &'static T {
 /// The id of the case that does nothing: what is left of it is the harness itself.
 pub const EMPTY: &str = "internal/empty";
 
+/// The id of the case of fixed work: how far it is from itself is the noise of the machine.
+pub const FIXED: &str = "internal/fixed";
+
 /// Cases for the harness's own use; no table shows them.
 #[must_use]
 pub fn internal() -> Vec<Case> {
@@ -84,13 +87,31 @@ pub fn internal() -> Vec<Case> {
             black_box(());
         })
     };
-    vec![Case {
-        id: EMPTY,
-        about: "the harness's loop around nothing",
+    let internal = |id, about, prepare| Case {
+        id,
+        about,
         threads: 1,
         before: path("before", prepare),
         after: path("after", prepare),
         peers: Vec::new(),
         goals: Vec::new(),
-    }]
+    };
+    vec![
+        internal(EMPTY, "the harness's loop around nothing", prepare),
+        internal(FIXED, "arithmetic in registers", fixed),
+    ]
+}
+
+/// A hundred dependent steps of a linear congruential generator (Knuth's MMIX): about a hundred nanoseconds
+/// that depend on neither memory nor branches.
+fn fixed() -> crate::case::Run {
+    let mut state = 1_u64;
+    timed(move || {
+        for _ in 0..100 {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+        }
+        black_box(state);
+    })
 }

@@ -1,6 +1,7 @@
 //! Building the workers.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -9,6 +10,11 @@ use serde::Deserialize;
 use super::listing::Allocator;
 use crate::step;
 use crate::workspace;
+
+/// The names of the binaries.
+const SYSTEM: &str = "perf-bench-system";
+const COUNTING: &str = "perf-bench-counting";
+const MIMALLOC: &str = "perf-bench-mimalloc";
 
 /// The worker binaries.
 #[derive(Debug)]
@@ -58,10 +64,39 @@ impl Binaries {
         let found = |name: &str| executable(&text, name);
         let absent = |name: &str| anyhow!("cargo built no {name}");
         Ok(Self {
-            system: found("perf-bench-system").ok_or_else(|| absent("perf-bench-system"))?,
-            counting: found("perf-bench-counting").ok_or_else(|| absent("perf-bench-counting"))?,
-            mimalloc: found("perf-bench-mimalloc"),
+            system: found(SYSTEM).ok_or_else(|| absent(SYSTEM))?,
+            counting: found(COUNTING).ok_or_else(|| absent(COUNTING))?,
+            mimalloc: found(MIMALLOC),
         })
+    }
+
+    /// The binaries that [`keep_in`](Self::keep_in) put there; `None` unless the ones that every run needs are.
+    pub(crate) fn kept_in(directory: &Path) -> Option<Self> {
+        let found = |name: &str| Some(directory.join(name)).filter(|path| path.is_file());
+        Some(Self {
+            system: found(SYSTEM)?,
+            counting: found(COUNTING)?,
+            mimalloc: found(MIMALLOC),
+        })
+    }
+
+    /// Copies the binaries, and takes away what an earlier copy had more.
+    pub(crate) fn keep_in(&self, directory: &Path) -> Result<()> {
+        let all = [
+            (SYSTEM, Some(&self.system)),
+            (COUNTING, Some(&self.counting)),
+            (MIMALLOC, self.mimalloc.as_ref()),
+        ];
+        for (name, binary) in all {
+            let kept = directory.join(name);
+            let done = match binary {
+                Some(binary) => fs::copy(binary, &kept).map(drop),
+                None if kept.exists() => fs::remove_file(&kept),
+                None => Ok(()),
+            };
+            done.with_context(|| format!("cannot keep {}", kept.display()))?;
+        }
+        Ok(())
     }
 
     /// The binary whose global allocator is the given one.

@@ -33,7 +33,7 @@ pub(crate) trait Sampler {
 }
 
 /// Starts the paths anew for the trial of the given number.
-pub(crate) type Start<'a> = dyn FnMut(usize) -> Result<Box<dyn Sampler>> + 'a;
+pub(crate) type Start<'a> = dyn FnMut(usize) -> Result<Box<dyn Sampler + 'a>> + 'a;
 
 /// How long a comparison and its samples may take.
 #[derive(Clone, Copy, Debug)]
@@ -47,17 +47,19 @@ pub(crate) struct Budget {
 }
 
 /// Two paths compared.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Comparison {
     /// Median time per operation of ours.
     pub(crate) ours_ns: f64,
     /// Median time per operation of theirs.
     pub(crate) theirs_ns: f64,
+    /// The medians of each trial.
+    pub(crate) ours_trials_ns: Vec<f64>,
+    pub(crate) theirs_trials_ns: Vec<f64>,
     /// Theirs / ours.
     pub(crate) ratio: Estimate,
     /// The time that passes per operation of ours, what it leaves out of its own time included.
     pub(crate) ours_wall_ns: f64,
-    pub(crate) trials: usize,
     /// Of all trials.
     pub(crate) rounds: usize,
 }
@@ -68,7 +70,7 @@ pub(crate) struct Comparison {
 /// same for as long as the process lives: rounds within one process agree with each other about a
 /// ratio that the next process does not see. So a trial counts as one observation, the median of its
 /// rounds, and the interval is over the trials.
-pub(crate) fn compare(start: &mut Start<'_>, budget: Budget) -> Result<Comparison> {
+pub(crate) fn compare<'a>(start: &mut Start<'a>, budget: Budget) -> Result<Comparison> {
     let mut spent_ns = 0.0;
     let mut iters = Iters { ours: 1, theirs: 1 };
     let mut trials = Vec::new();
@@ -91,9 +93,11 @@ pub(crate) fn compare(start: &mut Start<'_>, budget: Budget) -> Result<Compariso
         trials.push(trial);
     }
     let of = |quantity: fn(&Trial) -> f64| trials.iter().map(quantity).collect::<Vec<f64>>();
+    let ours_trials_ns = of(|trial| trial.ours_ns);
+    let theirs_trials_ns = of(|trial| trial.theirs_ns);
     let medians = (
-        stats::median(&of(|trial| trial.ours_ns)),
-        stats::median(&of(|trial| trial.theirs_ns)),
+        stats::median(&ours_trials_ns),
+        stats::median(&theirs_trials_ns),
         stats::median(&of(|trial| trial.ours_wall_ns)),
         stats::estimate(&of(|trial| trial.ratio)),
     );
@@ -103,9 +107,10 @@ pub(crate) fn compare(start: &mut Start<'_>, budget: Budget) -> Result<Compariso
     Ok(Comparison {
         ours_ns,
         theirs_ns,
+        ours_trials_ns,
+        theirs_trials_ns,
         ratio,
         ours_wall_ns,
-        trials: trials.len(),
         rounds: trials.iter().map(|trial| trial.rounds).sum(),
     })
 }
@@ -368,7 +373,7 @@ mod tests {
             "{comparison:?}"
         );
         assert!(
-            comparison.rounds > 100 && comparison.trials == 9,
+            comparison.rounds > 100 && comparison.ours_trials_ns.len() == 9,
             "{comparison:?}"
         );
         assert!(
@@ -451,7 +456,7 @@ mod tests {
     fn the_time_is_kept() -> Result<()> {
         for costs_ns in [[1.0, 3.0], [1_000.0, 50.0], [5e5, 4e6]] {
             let (comparison, machine) = Machine::new(costs_ns).compare(BUDGET)?;
-            let spent_ns = machine.now_ns + START_NS * comparison.trials as f64;
+            let spent_ns = machine.now_ns + START_NS * comparison.ours_trials_ns.len() as f64;
             assert!(
                 spent_ns > 0.9e9 && spent_ns < 1.2e9,
                 "{costs_ns:?} took {spent_ns} ns"
@@ -464,7 +469,7 @@ mod tests {
     fn paths_too_slow_for_the_budget_get_the_fewest_trials() -> Result<()> {
         let (comparison, machine) = Machine::new([5e8, 1e9]).compare(BUDGET)?;
         assert_eq!(
-            (comparison.trials, comparison.rounds),
+            (comparison.ours_trials_ns.len(), comparison.rounds),
             (SAMPLES_MIN, SAMPLES_MIN)
         );
         assert!(machine.calls.iter().all(|call| call.2 == 1));

@@ -68,16 +68,21 @@ const EFFICIENCY_AT_FIRST: f64 = 0.8;
 const EFFICIENCY_MIN: f64 = 0.3;
 
 impl Limits {
-    pub(crate) const fn of(quick: bool) -> Self {
-        if quick { QUICK } else { DEFAULT }
+    /// With a baseline to be timed against, every case takes three comparisons where it took one.
+    pub(crate) fn of(quick: bool, against: bool) -> Self {
+        let limits = if quick { QUICK } else { DEFAULT };
+        Self {
+            total: limits.total * if against { 3 } else { 1 },
+            ..limits
+        }
     }
 
-    /// The share of the next comparison, of what `spent` has left for `pairs_left` of them.
+    /// The share of the next comparison, of what `spent` has left for `comparisons_left` of them.
     ///
     /// Whoever takes less than its share, as fast paths under the limit per pair do, leaves the
     /// rest to the others. `planned` is the sum of the shares so far: as much as they and what was
     /// done beside them took longer than that, so much shorter are the next.
-    pub(crate) fn budget(&self, clock: Clock, pairs_left: usize, threads: u32) -> Budget {
+    pub(crate) fn budget(&self, clock: Clock, comparisons_left: usize, threads: u32) -> Budget {
         let factor = if threads > 1 {
             CONTENDED_SAMPLE_FACTOR
         } else {
@@ -85,7 +90,7 @@ impl Limits {
         };
         let left = self.total.saturating_sub(clock.spent);
         let share = left
-            .div_f64(pairs_left.max(1) as f64)
+            .div_f64(comparisons_left.max(1) as f64)
             .mul_f64(clock.efficiency());
         Budget {
             total_ns: share.min(self.per_pair_max).as_nanos() as f64,
@@ -94,11 +99,11 @@ impl Limits {
         }
     }
 
-    /// The time that `pairs_left` comparisons are going to take.
-    pub(crate) fn left(&self, spent: Duration, pairs_left: usize) -> Duration {
+    /// The time that `comparisons_left` comparisons are going to take.
+    pub(crate) fn left(&self, spent: Duration, comparisons_left: usize) -> Duration {
         let at_most = self
             .per_pair_max
-            .saturating_mul(u32::try_from(pairs_left).unwrap_or(u32::MAX));
+            .saturating_mul(u32::try_from(comparisons_left).unwrap_or(u32::MAX));
         self.total.saturating_sub(spent).min(at_most)
     }
 }
@@ -141,9 +146,9 @@ pub(crate) fn select<'a>(listing: &'a Listing, filter: Option<&str>) -> Result<S
     }
 }
 
-/// How many comparisons a case takes.
-pub(crate) fn pairs(case: &Case) -> usize {
-    1 + case.peers().count()
+/// How many comparisons a case takes: with itself and the baseline two more.
+pub(crate) fn comparisons(case: &Case, against: bool) -> usize {
+    1 + case.peers().count() + if against { 2 } else { 0 }
 }
 
 #[cfg(test)]
@@ -188,13 +193,16 @@ mod tests {
 
     #[test]
     fn sixty_cases_stay_within_the_promise_and_share_alike() {
-        for (limits, promised_s) in [(Limits::of(false), 180.0), (Limits::of(true), 45.0)] {
+        for (limits, promised_s) in [
+            (Limits::of(false, false), 180.0),
+            (Limits::of(true, false), 45.0),
+        ] {
             // What a case takes beside its comparison, and how much longer that takes than planned.
             let (other, overrun) = (Duration::from_millis(120), 1.1);
             let mut clock = Clock::default();
             let mut shares = Vec::new();
-            for pairs_left in (1..=60).rev() {
-                let share = limits.budget(clock, pairs_left, 1).total_ns;
+            for comparisons_left in (1..=60).rev() {
+                let share = limits.budget(clock, comparisons_left, 1).total_ns;
                 let planned = Duration::from_nanos(share as u64);
                 clock.planned += planned;
                 clock.spent += other + planned.mul_f64(overrun);
@@ -212,7 +220,7 @@ mod tests {
 
     #[test]
     fn one_case_does_not_take_the_time_of_all() {
-        let limits = Limits::of(false);
+        let limits = Limits::of(false, false);
         let budget = limits.budget(Clock::default(), 1, 2);
         assert_eq!(budget.total_ns, 5e9);
         assert_eq!(budget.sample_ns, 8e6);

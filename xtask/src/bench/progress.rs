@@ -27,6 +27,11 @@ impl Progress {
         ));
     }
 
+    /// Announces the next case of a run whose length nobody knows.
+    pub(crate) fn note(&self, number: usize, id: &str) {
+        self.show(&format!("[{number}/{}] {id}", self.total));
+    }
+
     /// Announces a part of the current case; only where it does not add a line.
     pub(crate) fn part(&self, number: usize, id: &str, part: &str, left: Duration) {
         if self.is_terminal {

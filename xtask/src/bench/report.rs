@@ -9,6 +9,9 @@ use super::machine::Machine;
 /// Raised when a key changes its meaning or goes.
 pub(crate) const SCHEMA: u32 = 1;
 
+/// From this share of the processors' time on, other work is worth a warning.
+const BUSY_MAX: f64 = 0.1;
+
 /// One run of `cargo xtask bench`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub(crate) struct Report {
@@ -20,11 +23,41 @@ pub(crate) struct Report {
     /// Whether there were uncommitted changes; `null` outside a git work tree.
     pub(crate) dirty: Option<bool>,
     pub(crate) quick: bool,
+    /// When the run began, in UTC; `null` in reports of before it was noted.
+    #[serde(default)]
+    pub(crate) date: Option<String>,
+    /// Whether the run was interrupted: what was not measured by then is missing.
+    #[serde(default)]
+    pub(crate) partial: bool,
+    /// How quiet the machine was; `null` in reports of before it was measured.
+    #[serde(default)]
+    pub(crate) noise: Option<NoiseReport>,
     pub(crate) cases: Vec<CaseReport>,
     /// Empty in reports of before there were any.
     #[serde(default)]
     pub(crate) experiments: Vec<ExperimentReport>,
     pub(crate) headline: Vec<HeadlineReport>,
+    /// The comparison that `--against` asked for.
+    #[serde(default)]
+    pub(crate) against: Option<AgainstReport>,
+}
+
+/// How quiet the machine was when the run began.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct NoiseReport {
+    /// The share of the processors' time that went into other work, 0 to 1; `null` where the system does not say.
+    pub(crate) busy: Option<f64>,
+    /// A fixed computation against itself: what a ratio of exactly 1 looks like here.
+    pub(crate) ratio: f64,
+    pub(crate) ratio_low: f64,
+    pub(crate) ratio_high: f64,
+}
+
+impl NoiseReport {
+    /// Whether other work took so much that a reader has to know.
+    pub(crate) fn is_loud(&self) -> bool {
+        self.busy.is_some_and(|busy| busy > BUSY_MAX)
+    }
 }
 
 /// One case.
@@ -43,6 +76,11 @@ pub(crate) struct CaseReport {
     /// Observations behind the interval, each in processes of its own, and rounds of all of them.
     pub(crate) trials: usize,
     pub(crate) rounds: usize,
+    /// The median of each trial.
+    #[serde(default)]
+    pub(crate) before_trials_ns: Vec<f64>,
+    #[serde(default)]
+    pub(crate) after_trials_ns: Vec<f64>,
     /// Per operation.
     pub(crate) allocs_before: f64,
     pub(crate) allocs_after: f64,
@@ -65,6 +103,9 @@ pub(crate) struct PeerReport {
     pub(crate) ratio_high: f64,
     pub(crate) trials: usize,
     pub(crate) rounds: usize,
+    /// The median of each trial.
+    #[serde(default)]
+    pub(crate) trials_ns: Vec<f64>,
     pub(crate) allocs: f64,
 }
 
@@ -106,6 +147,48 @@ pub(crate) struct FigureReport {
     pub(crate) goal: Option<GoalReport>,
 }
 
+/// This run against an earlier one.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct AgainstReport {
+    /// The baseline's name, commit and date.
+    pub(crate) name: String,
+    pub(crate) commit: Option<String>,
+    pub(crate) date: Option<String>,
+    /// Whether its programs were there to be run beside this run's.
+    pub(crate) timed: bool,
+    /// Why times or instructions were not compared, in sentences.
+    pub(crate) remarks: Vec<String>,
+    pub(crate) cases: Vec<CaseAgainst>,
+}
+
+/// One case against the baseline's.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct CaseAgainst {
+    pub(crate) id: String,
+    /// `null` without the baseline's programs.
+    pub(crate) time: Option<TimeAgainst>,
+    pub(crate) allocs_base: f64,
+    pub(crate) allocs: f64,
+    /// `null` unless both runs counted them, and for the same compiler and processor.
+    pub(crate) instructions_base: Option<f64>,
+    pub(crate) instructions: Option<f64>,
+    /// What got worse, in words; the gate fails on any.
+    pub(crate) worse: Vec<String>,
+}
+
+/// `after` of this build and of the baseline's, run in turn.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct TimeAgainst {
+    /// Time now / time then, so more than 1 is slower, with its 95 % interval.
+    pub(crate) ratio: f64,
+    pub(crate) ratio_low: f64,
+    pub(crate) ratio_high: f64,
+    /// How far this build's `after` was from itself: the ratio that says nothing yet.
+    pub(crate) spread: f64,
+    /// Whether the whole interval was past the spread, and again when it was measured anew.
+    pub(crate) slower: bool,
+}
+
 /// One of the origin's claims.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub(crate) struct HeadlineReport {
@@ -134,6 +217,14 @@ pub(crate) mod tests {
             commit: Some("0123456789abcdef".to_owned()),
             dirty: Some(true),
             quick: false,
+            date: Some("2026-01-02T03:04:05Z".to_owned()),
+            partial: false,
+            noise: Some(NoiseReport {
+                busy: Some(0.02),
+                ratio: 1.0,
+                ratio_low: 0.99,
+                ratio_high: 1.01,
+            }),
             cases: vec![CaseReport {
                 id: "pool/1k".to_owned(),
                 about: "a buffer".to_owned(),
@@ -145,6 +236,8 @@ pub(crate) mod tests {
                 ratio_high: 12.8,
                 trials: 9,
                 rounds: 250,
+                before_trials_ns: vec![42.0, 43.21, 44.0],
+                after_trials_ns: vec![3.4, 3.5, 3.7],
                 allocs_before: 2.0,
                 allocs_after: 0.0,
                 alloc_bytes_before: 1024.0,
@@ -158,6 +251,7 @@ pub(crate) mod tests {
                     ratio_high: 1.85,
                     trials: 9,
                     rounds: 240,
+                    trials_ns: vec![6.2, 6.3, 6.5],
                     allocs: 1.0,
                 }],
                 goals: vec![GoalReport {
@@ -195,6 +289,7 @@ pub(crate) mod tests {
                 promised_reduction: 0.5,
                 measured_reduction: 1.0,
             }],
+            against: None,
         }
     }
 

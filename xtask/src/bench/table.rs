@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use super::report::{CaseReport, ExperimentReport, GoalReport, HeadlineReport, Report};
+use super::report::{
+    AgainstReport, CaseReport, ExperimentReport, GoalReport, HeadlineReport, NoiseReport, Report,
+};
 use super::units;
 
 /// Green and red for verdicts, or nothing.
@@ -51,10 +53,24 @@ pub(crate) fn render(report: &Report, colours: Colours) -> String {
         text += "\nHeadline\n";
         text += &aligned(&headline_rows(&report.headline));
     }
+    if let Some(against) = &report.against {
+        line(
+            &mut text,
+            format_args!("\nAgainst {}", baseline_title(against)),
+        );
+        for remark in &against.remarks {
+            line(&mut text, format_args!("  {remark}"));
+        }
+        text += &aligned(&against_rows(against));
+    }
+    if report.partial {
+        text += "\nInterrupted: what was not measured by then is missing.\n";
+    }
     text
 }
 
-fn preamble(report: &Report) -> String {
+/// Where, when and from what the report was made.
+pub(crate) fn preamble(report: &Report) -> String {
     let machine = &report.machine;
     let commit = report
         .commit
@@ -66,10 +82,24 @@ fn preamble(report: &Report) -> String {
         ""
     };
     let mode = if report.quick { ", quick" } else { "" };
+    let date = report
+        .date
+        .as_ref()
+        .map_or_else(String::new, |date| format!(", {date}"));
     let mut text = format!(
-        "{} ({} {}, {} cores)\n{}, commit {commit}{dirty}{mode}\n",
+        "{} ({} {}, {} cores)\n{}, commit {commit}{dirty}{mode}{date}\n",
         machine.cpu, machine.os, machine.arch, machine.cores, report.rustc
     );
+    if let Some(noise) = &report.noise {
+        let busy = noise.busy.map_or_else(String::new, |busy| {
+            format!("; other work took {}", units::percent(busy))
+        });
+        let interval = units::interval(noise.ratio, noise.ratio_low, noise.ratio_high);
+        line(
+            &mut text,
+            format_args!("noise: equal work compares as {interval}{busy}"),
+        );
+    }
     let crowded = report
         .cases
         .iter()
@@ -82,6 +112,76 @@ fn preamble(report: &Report) -> String {
         );
     }
     text
+}
+
+/// What to say when the machine does other work.
+pub(crate) fn busy_warning(noise: &NoiseReport) -> String {
+    let busy = units::percent(noise.busy.unwrap_or_default());
+    format!(
+        "warning: other work takes {busy} of the processors; ratios stay right, their intervals get wide"
+    )
+}
+
+/// The baseline's name, commit and date.
+pub(crate) fn baseline_title(against: &AgainstReport) -> String {
+    let commit = against
+        .commit
+        .as_deref()
+        .map_or("unknown", |commit| commit.get(..12).unwrap_or(commit));
+    let date = against
+        .date
+        .as_ref()
+        .map_or_else(String::new, |date| format!(", {date}"));
+    format!("`{}` (commit {commit}{date})", against.name)
+}
+
+/// A header, then a row per case: now / then, what equals differ by, and the counts.
+pub(crate) fn against_rows(against: &AgainstReport) -> Vec<Row> {
+    let mut rows = vec![
+        [
+            "  case",
+            "time now / then [95 %]",
+            "equals",
+            "allocations",
+            "instructions",
+            "verdict",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+    ];
+    let change = |then: Option<String>, now: Option<String>| match (then, now) {
+        (Some(then), Some(now)) if then == now => now,
+        (Some(then), Some(now)) => format!("{then} -> {now}"),
+        _ => "-".to_owned(),
+    };
+    for case in &against.cases {
+        let time = case.time.as_ref();
+        let faster = time.is_some_and(|time| time.ratio_high * time.spread < 1.0);
+        let verdict = match (case.worse.is_empty(), faster) {
+            (false, _) => "WORSE",
+            (true, true) => "faster",
+            (true, false) => "same",
+        };
+        let instructions = |count: Option<f64>| count.map(|count| format!("{count:.1}"));
+        rows.push(vec![
+            format!("  {}", case.id),
+            time.map_or_else(
+                || "-".to_owned(),
+                |time| units::interval(time.ratio, time.ratio_low, time.ratio_high),
+            ),
+            time.map_or_else(|| "-".to_owned(), |time| units::factor(time.spread)),
+            change(
+                Some(units::count(case.allocs_base)),
+                Some(units::count(case.allocs)),
+            ),
+            change(
+                instructions(case.instructions_base),
+                instructions(case.instructions),
+            ),
+            verdict.to_owned(),
+        ]);
+    }
+    rows
 }
 
 fn case_rows(report: &Report) -> Vec<Row> {
@@ -202,7 +302,7 @@ fn goal_lines(cases: &[CaseReport], colours: Colours) -> String {
 }
 
 /// What was measured, and how far that is from the goal.
-fn distance(goal: &GoalReport, measured: f64, met: bool) -> String {
+pub(crate) fn distance(goal: &GoalReport, measured: f64, met: bool) -> String {
     let at_least = goal.is_ratio();
     let text = if at_least {
         units::factor(measured)
@@ -269,12 +369,14 @@ fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
 mod tests {
     use super::*;
     use crate::bench::report::tests::sample;
+    use crate::bench::report::{CaseAgainst, TimeAgainst};
 
     #[test]
     fn the_whole_report_looks_like_this() {
         let expected = "\
 Fast 9000 (linux x86_64, 8 cores)
-rustc 1.95.0, commit 0123456789ab with uncommitted changes
+rustc 1.95.0, commit 0123456789ab with uncommitted changes, 2026-01-02T03:04:05Z
+noise: equal work compares as 1.00x [0.99, 1.01]; other work took 2 %
 
 bench            before    after        ratio [95 %]  allocations  instructions
 pool/1k         43.2 ns  3.50 ns  12.3x [11.9, 12.8]    2.00 -> 0          17.0
@@ -333,6 +435,51 @@ Headline
                 && text.contains("1 not measured in this run: they need --icount"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_baseline_is_shown_with_verdicts() {
+        let mut report = sample();
+        let case = |id: &str, ratio: f64, worse: &[&str]| CaseAgainst {
+            id: id.to_owned(),
+            time: Some(TimeAgainst {
+                ratio,
+                ratio_low: ratio - 0.01,
+                ratio_high: ratio + 0.01,
+                spread: 1.02,
+                slower: !worse.is_empty(),
+            }),
+            allocs_base: 0.0,
+            allocs: 0.0,
+            instructions_base: Some(17.0),
+            instructions: Some(17.0),
+            worse: worse.iter().map(|text| (*text).to_owned()).collect(),
+        };
+        report.partial = true;
+        report.against = Some(AgainstReport {
+            name: "main".to_owned(),
+            commit: Some("fedcba9876543210".to_owned()),
+            date: Some("2026-01-01T00:00:00Z".to_owned()),
+            timed: true,
+            remarks: vec!["the baseline has no pool/new".to_owned()],
+            cases: vec![
+                case("pool/1k", 1.0, &[]),
+                case("pool/64k", 0.5, &[]),
+                case("pool/1m", 1.2, &["slow"]),
+            ],
+        });
+        let text = render(&report, Colours::new(false));
+        let expected = "
+Against `main` (commit fedcba987654, 2026-01-01T00:00:00Z)
+  the baseline has no pool/new
+  case      time now / then [95 %]  equals  allocations  instructions  verdict
+  pool/1k       1.00x [0.99, 1.01]   1.02x            0          17.0     same
+  pool/64k      0.50x [0.49, 0.51]   1.02x            0          17.0   faster
+  pool/1m       1.20x [1.19, 1.21]   1.02x            0          17.0    WORSE
+
+Interrupted: what was not measured by then is missing.
+";
+        assert!(text.ends_with(expected), "{text}");
     }
 
     #[test]
