@@ -21,6 +21,7 @@ macro_rules! no_peers {
 }
 
 pub mod atomics;
+pub mod cache;
 pub mod metrics;
 pub mod pool;
 pub mod transport;
@@ -32,7 +33,11 @@ pub fn all() -> Vec<Case> {
     cases.extend(atomics::cases());
     cases.extend(pool::cases());
     cases.extend(metrics::cases());
+<<<<<<< HEAD
     cases.extend(transport::cases());
+=======
+    cases.extend(cache::cases());
+>>>>>>> perf-cache
     cases.extend(mix::cases());
     cases
 }
@@ -40,7 +45,7 @@ pub fn all() -> Vec<Case> {
 /// All experiments, in the order in which a report shows them.
 #[must_use]
 pub fn experiments() -> Vec<Experiment> {
-    Vec::new()
+    cache::experiments()
 }
 
 /// A case whose goals are ratios, and no allocation.

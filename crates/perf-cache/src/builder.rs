@@ -49,7 +49,7 @@ pub struct CacheBuilder<K, V, S = DefaultHasher, T = CoarseTime> {
     time: T,
 }
 
-impl<K, V, S: Default> CacheBuilder<K, V, S> {
+impl<K, V> CacheBuilder<K, V> {
     pub(crate) fn new(capacity: u64) -> Self {
         Self {
             capacity,
@@ -62,7 +62,7 @@ impl<K, V, S: Default> CacheBuilder<K, V, S> {
             policy: Policy::default(),
             weigher: None,
             loader: None,
-            hasher: S::default(),
+            hasher: DefaultHasher::default(),
             time: CoarseTime,
         }
     }

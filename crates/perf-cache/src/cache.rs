@@ -4,7 +4,7 @@ use crate::builder::{CacheBuilder, Loader, Weigher};
 use crate::entry::{Content, Entry, Failure, Freshness};
 use crate::flight::{Flight, Outcome};
 use crate::local;
-use crate::policy::{Evictor, Policy};
+use crate::policy::{Capacity, Evictor, Policy};
 use crate::reader::CacheReader;
 use crate::shard::{self, Store};
 use crate::stats::{CacheStats, Count, Counters};
@@ -93,10 +93,10 @@ pub(crate) enum Look<K, V> {
     Nothing,
 }
 
-impl<K, V, S: Default> TtlCache<K, V, S> {
+impl<K, V> TtlCache<K, V> {
     /// Begins to make a cache of this capacity: so many values, or so much weight with a
     /// [`weigher`](CacheBuilder::weigher).
-    pub fn builder(capacity: u64) -> CacheBuilder<K, V, S> {
+    pub fn builder(capacity: u64) -> CacheBuilder<K, V> {
         CacheBuilder::new(capacity)
     }
 }
@@ -116,6 +116,10 @@ where
     ) -> TtlCache<K, V, S, T> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let store = Arc::new(Store::new());
+        let capacity = Capacity {
+            units: rules.capacity,
+            is_weighed: weigher.is_some(),
+        };
         TtlCache {
             shared: Arc::new(Self {
                 id: NEXT.fetch_add(1, Ordering::Relaxed),
@@ -124,7 +128,7 @@ where
                 store: Arc::clone(&store),
                 hasher,
                 time,
-                evictor: Evictor::new(store, rules.capacity, rules.policy),
+                evictor: Evictor::new(store, capacity, rules.policy),
                 counters: Counters::new(),
                 weigher,
                 loader,

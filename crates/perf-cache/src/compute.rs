@@ -439,7 +439,7 @@ where
             }
             // Better an old answer than none, while it is allowed.
             let fallback = stale.as_ref().and_then(|stale| stale.value().cloned());
-            fallback.map_or(Err(error), Ok)
+            fallback.ok_or(error)
         }
     }
 }

@@ -32,6 +32,11 @@ mod summary;
 mod time;
 mod value;
 
+#[cfg(perf_loom)]
+#[doc(hidden)]
+#[path = "loom.rs"]
+pub mod __loom;
+
 pub use builder::CacheBuilder;
 pub use cache::TtlCache;
 pub use decisions::PlacementDecisionCache;

@@ -47,13 +47,20 @@ impl Kind {
     }
 }
 
+/// How much a moka holds: entries, or weight.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Capacity {
+    pub(crate) units: u64,
+    pub(crate) is_weighed: bool,
+}
+
 /// Weights by hash.
 pub(crate) type Tokens = Cache<u64, u32, PassBuild>;
 
 /// A moka of one policy.
 pub(crate) fn tokens(
     kind: Kind,
-    capacity: u64,
+    capacity: Capacity,
     listener: Option<Box<dyn Fn(u64) + Send + Sync>>,
 ) -> Tokens {
     let policy = match kind {
@@ -61,9 +68,13 @@ pub(crate) fn tokens(
         Kind::Lru => EvictionPolicy::lru(),
     };
     let mut builder = Cache::builder()
-        .max_capacity(capacity)
-        .eviction_policy(policy)
-        .weigher(|_, weight| *weight);
+        .max_capacity(capacity.units)
+        .eviction_policy(policy);
+    // Only where it is needed: with a weigher moka sizes its frequency sketch by the entries it has when it is half full, a
+    // quarter of what it takes otherwise, and forgets four times as fast: 4 points on Zipf's loads.
+    if capacity.is_weighed {
+        builder = builder.weigher(|_, weight| *weight);
+    }
     if let Some(listener) = listener {
         builder = builder.eviction_listener(move |hash: Arc<u64>, _, cause| {
             if cause == RemovalCause::Size {
@@ -83,11 +94,11 @@ struct Generation {
 /// The policy of one cache.
 pub(crate) struct Evictor<K, V> {
     store: Arc<Store<K, V>>,
-    capacity: u64,
+    capacity: Capacity,
     current: ArcSwap<Generation>,
     /// The number of the current generation; what others throw out does not count.
     number: Arc<AtomicU64>,
-    /// Made when the cache is nearly full for the first time: before that nothing is thrown out.
+    /// Made when the cache is half full for the first time: well before anything is thrown out.
     shadow: Option<Mutex<Option<Shadow>>>,
     switching: Mutex<()>,
     switches: AtomicU64,
@@ -98,7 +109,7 @@ where
     K: Send + Sync + 'static,
     V: Send + Sync + 'static,
 {
-    pub(crate) fn new(store: Arc<Store<K, V>>, capacity: u64, policy: Policy) -> Self {
+    pub(crate) fn new(store: Arc<Store<K, V>>, capacity: Capacity, policy: Policy) -> Self {
         let kind = match policy {
             Policy::Lru => Kind::Lru,
             Policy::TinyLfu | Policy::Adaptive => Kind::TinyLfu,
@@ -118,7 +129,7 @@ where
 
     fn generation(
         store: &Arc<Store<K, V>>,
-        capacity: u64,
+        capacity: Capacity,
         number: &Arc<AtomicU64>,
         own: u64,
         kind: Kind,
@@ -171,7 +182,9 @@ where
 
     /// moka throws out in batches. Beyond this much it is made to do it now.
     fn weight_max(&self) -> u64 {
-        self.capacity.saturating_add(self.capacity / 32 + 16)
+        self.capacity
+            .units
+            .saturating_add(self.capacity.units / 32 + 16)
     }
 
     /// Throws out what is beyond the capacity.
@@ -201,10 +214,13 @@ where
                 return;
             };
             if shadow.is_none() {
-                if self.store.weight() < self.capacity - self.capacity / 8 {
+                let weight = self.store.weight().max(1);
+                if weight < self.capacity.units / 2 {
                     return;
                 }
-                *shadow = Some(Shadow::new(self.capacity, self.store.len(), self.kind()));
+                let fullness = weight as f64 / self.capacity.units as f64;
+                let entries = (self.store.len() as f64 / fullness) as u64;
+                *shadow = Some(Shadow::new(self.capacity, entries, self.kind()));
             }
             shadow
                 .as_mut()
@@ -279,7 +295,7 @@ pub(crate) fn sync<K, V>(store: &Store<K, V>, tokens: &impl TokenStore, hash: u6
 impl<K, V> fmt::Debug for Evictor<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Evictor")
-            .field("capacity", &self.capacity)
+            .field("capacity", &self.capacity.units)
             .field("kind", &self.current.load().kind)
             .finish_non_exhaustive()
     }

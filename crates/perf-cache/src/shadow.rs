@@ -1,14 +1,14 @@
 //! Which policy suits the load: a sample of the keys is run through both.
 
-use crate::policy::{Kind, Tokens, tokens};
+use crate::policy::{Capacity, Kind, Tokens, tokens};
 
 /// How many entries a shadow holds, about. Some hundreds tell hit ratios apart to a point or two; more cost more.
 const SHADOW_ENTRIES: u64 = 512;
 /// A window has so many accesses per entry of a shadow.
-const ACCESSES_PER_ENTRY: u64 = 4;
+const ACCESSES_PER_ENTRY: u64 = 1;
 /// The other policy must lead by this share of a window's accesses, over the decaying sum of windows.
 const LEAD_NUMERATOR: i64 = 3;
-const LEAD_DENOMINATOR: i64 = 200;
+const LEAD_DENOMINATOR: i64 = 100;
 
 pub(crate) struct Shadow {
     /// One hash in `sample_mask + 1` is shown.
@@ -23,12 +23,15 @@ pub(crate) struct Shadow {
 }
 
 impl Shadow {
-    /// For a cache of this capacity that holds so many entries.
-    pub(crate) fn new(capacity: u64, entries: u64, current: Kind) -> Self {
+    /// For a cache of this capacity that holds so many entries when it is full.
+    pub(crate) fn new(capacity: Capacity, entries: u64, current: Kind) -> Self {
         let share = (entries / SHADOW_ENTRIES).max(1);
         // Rounded down to a power of two, so that a shadow has at least the entries above.
         let share = 1 << share.ilog2();
-        let capacity = (capacity / share).max(1);
+        let capacity = Capacity {
+            units: (capacity.units / share).max(1),
+            ..capacity
+        };
         let entries = (entries / share).clamp(16, SHADOW_ENTRIES * 2);
         Self {
             sample_mask: share - 1,

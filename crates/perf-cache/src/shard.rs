@@ -17,7 +17,10 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 /// Enough that the threads of a machine with a few dozen cores seldom meet in one; 8 KiB per cache.
+#[cfg(not(perf_loom))]
 pub(crate) const SHARDS: usize = 32;
+#[cfg(perf_loom)]
+pub(crate) const SHARDS: usize = 1;
 
 /// A new tick of the policy after so many births per entry held: a sixteenth of the capacity is
 /// how exactly the order of reads is known to the policy. See `docs/design/perf-cache.md`.

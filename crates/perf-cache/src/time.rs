@@ -96,7 +96,7 @@ impl Time for PreciseTime {
 /// use std::time::Duration;
 ///
 /// let time = ManualTime::new();
-/// let cache: TtlCache<u64, &str, _, _> = TtlCache::builder(100)
+/// let cache: TtlCache<u64, &str, _, ManualTime> = TtlCache::builder(100)
 ///     .ttl(Duration::from_secs(60))
 ///     .time(time.clone())
 ///     .build()?;

@@ -80,7 +80,9 @@ impl<V: Send + Sync + 'static> CachedValue<V> {
     /// Begins to make a value.
     pub fn builder() -> ValueBuilder<V> {
         ValueBuilder {
-            builder: CacheBuilder::new(1).policy(Policy::Lru),
+            builder: CacheBuilder::new(1)
+                .policy(Policy::Lru)
+                .hasher(PassBuild::default()),
         }
     }
 }

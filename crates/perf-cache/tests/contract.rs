@@ -257,7 +257,7 @@ impl std::hash::BuildHasher for Same {
 
 #[test]
 fn keys_of_one_hash_are_never_mistaken_for_each_other() {
-    let cache: TtlCache<u64, u64, Same> = TtlCache::builder(100).build().unwrap();
+    let cache: TtlCache<u64, u64, Same> = TtlCache::builder(100).hasher(Same).build().unwrap();
     let mut reader = cache.reader();
     for key in 0..100 {
         assert_eq!(cache.get_or_compute(&key, || key), key);

@@ -6,7 +6,7 @@ mod traces;
 use perf_cache::Policy;
 use traces::{CAPACITY, TRACES, Way, lru_hits, our_hits, tiny_lfu_hits};
 
-const ACCESSES: usize = 300_000;
+const ACCESSES: usize = 150_000;
 
 /// Hits of all in percent of the accesses.
 fn percent(hits: u64) -> f64 {

@@ -1,7 +1,7 @@
 //! The hot loop: 64 nodes, a column per resource.
 //!
-//! Columns are `i32`, because SSE2, which every x86_64 has, compares signed 32-bit lanes and no others. The loops have no branch and a fixed length, so the
-//! compiler makes four lanes of them (eight with AVX2): per node three comparisons, two ands, a select and a maximum.
+//! Columns are `i32`, because SSE2, which every x86_64 has, compares signed 32-bit lanes and no others. The loops have no branch and a fixed length, so that the
+//! compiler can make four lanes of them (eight with AVX2): per node three comparisons, two ands, a select and a maximum.
 
 /// Nodes in a block: as many as a word has bits, for the labels.
 pub(crate) const LANES: usize = 64;

@@ -30,7 +30,7 @@ pub struct NodeCapacity {
 /// | | cost for 10 000 nodes |
 /// |---|---|
 /// | [`select`](Self::select) | a look at the 157 blocks' summaries, and at the nodes of the few blocks that may hold a better one |
-/// | [`scan`](Self::scan) | a look at each node: three comparisons and a maximum, vectorised; the same answer |
+/// | [`scan`](Self::scan) | a look at each node: three comparisons and a maximum, without a branch; the same answer |
 /// | [`update`](Self::update), [`reserve`](Self::reserve), [`release`](Self::release) | a look-up and the summary of one block |
 ///
 /// Amounts beyond 2 147 483 647 count as that many. Reading takes `&self`; to share an index with its writer, put it behind a

@@ -1,0 +1,132 @@
+//! The peers of the cases of `perf-cache`, each with the capacity and the TTL of ours, or without a TTL where it has none.
+
+use std::hint::black_box;
+
+use cached::{Cached, TimedSizedCache};
+use parking_lot::Mutex;
+
+use super::{CAPACITY, HOT, TTL, WIDE_1K, WIDE_64K, keys, next, shared};
+use crate::case::{Path, Run, path};
+use crate::team::pair;
+
+fn moka(count: u64) -> moka::sync::Cache<u64, u64> {
+    let cache = moka::sync::Cache::builder()
+        .max_capacity(CAPACITY)
+        .time_to_live(TTL)
+        .build();
+    (0..count).for_each(|key| cache.insert(key, key));
+    cache.run_pending_tasks();
+    cache
+}
+
+fn moka_path<const N: u64>() -> Run {
+    let cache = moka(N);
+    keys(N, move |key| cache.get(&key))
+}
+
+/// moka's cache for tasks; its future is ready at once, and is polled on the spot.
+fn moka_future_path<const N: u64>() -> Run {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime of one thread");
+    let cache: moka::future::Cache<u64, u64> = moka::future::Cache::builder()
+        .max_capacity(CAPACITY)
+        .time_to_live(TTL)
+        .build();
+    runtime.block_on(async {
+        for key in 0..N {
+            cache.insert(key, key).await;
+        }
+        cache.run_pending_tasks().await;
+    });
+    let mut turn = 0;
+    Box::new(move |iters| {
+        runtime.block_on(async {
+            let start = std::time::Instant::now();
+            let mut sum = 0_u64;
+            for _ in 0..iters {
+                let value = cache.get(&next(&mut turn, N)).await;
+                sum = sum.wrapping_add(value.unwrap_or(0));
+            }
+            black_box(sum);
+            start.elapsed()
+        })
+    })
+}
+
+/// It has no TTL.
+fn quick_cache_path<const N: u64>() -> Run {
+    let cache = quick_cache::sync::Cache::<u64, u64>::new(CAPACITY as usize);
+    (0..N).for_each(|key| cache.insert(key, key));
+    keys(N, move |key| cache.get(&key))
+}
+
+fn mini_moka_path<const N: u64>() -> Run {
+    use mini_moka::sync::ConcurrentCacheExt;
+    let cache = mini_moka::sync::Cache::builder()
+        .max_capacity(CAPACITY)
+        .time_to_live(TTL)
+        .build();
+    (0..N).for_each(|key| cache.insert(key, key));
+    cache.sync();
+    keys(N, move |key| cache.get(&key))
+}
+
+/// As its macro makes it: behind one lock.
+fn cached_path<const N: u64>() -> Run {
+    let mut cache = TimedSizedCache::with_size_and_lifespan(CAPACITY as usize, TTL);
+    for key in 0..N {
+        cache.cache_set(key, key);
+    }
+    let cache = Mutex::new(cache);
+    keys(N, move |key| cache.lock().cache_get(&key).copied())
+}
+
+fn all<const N: u64>() -> Vec<Path> {
+    vec![
+        path("moka", moka_path::<N>),
+        path("moka future", moka_future_path::<N>),
+        path("quick_cache", quick_cache_path::<N>),
+        path("mini-moka", mini_moka_path::<N>),
+        path("cached", cached_path::<N>),
+    ]
+}
+
+pub(super) fn value() -> Vec<Path> {
+    vec![path("moka", || {
+        let cache = moka(1);
+        crate::case::summed(move || cache.get(&black_box(0)).unwrap_or(0))
+    })]
+}
+
+pub(super) fn hot() -> Vec<Path> {
+    all::<HOT>()
+}
+
+pub(super) fn wide_1k() -> Vec<Path> {
+    all::<WIDE_1K>()
+}
+
+pub(super) fn wide_64k() -> Vec<Path> {
+    all::<WIDE_64K>()
+}
+
+pub(super) fn wide_1k_pair() -> Vec<Path> {
+    vec![
+        path("moka", || {
+            let cache = shared(moka(WIDE_1K));
+            pair(|| {
+                let mut turn = 0;
+                move || cache.get(&next(&mut turn, WIDE_1K)).unwrap_or(0)
+            })
+        }),
+        path("quick_cache", || {
+            let cache = shared(quick_cache::sync::Cache::<u64, u64>::new(CAPACITY as usize));
+            (0..WIDE_1K).for_each(|key| cache.insert(key, key));
+            pair(|| {
+                let mut turn = 0;
+                move || cache.get(&next(&mut turn, WIDE_1K)).unwrap_or(0)
+            })
+        }),
+    ]
+}

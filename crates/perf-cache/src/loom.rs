@@ -1,0 +1,143 @@
+//! The protocols of this crate in a form that models can drive. Not a public interface.
+
+use crate::entry::{Content, Entry};
+use crate::flight::{Flight, Outcome};
+use crate::front::Front;
+use crate::policy::{TokenStore, sync};
+use crate::primitive::Mutex;
+use crate::shard::{Joined, Store};
+use perf_atomics::clock::CoarseInstant;
+use std::sync::Arc;
+
+const HASH: u64 = 0;
+const KEY: u64 = 7;
+
+/// Switches one fault on, or all off, for the whole process.
+pub fn set_mutant(name: Option<&'static str>) {
+    crate::primitive::mutant::set(name);
+}
+
+/// A table of one key, with the tokens of a policy.
+#[derive(Debug)]
+pub struct Table {
+    store: Store<u64, u64>,
+    tokens: Tokens,
+}
+
+#[derive(Debug)]
+struct Tokens(Mutex<Option<u32>>);
+
+impl TokenStore for Tokens {
+    fn write(&self, _: u64, weight: u32) {
+        *self.0.lock() = Some(weight);
+    }
+
+    fn remove(&self, _: u64) {
+        *self.0.lock() = None;
+    }
+}
+
+fn entry(value: u64) -> Arc<Entry<u64, u64>> {
+    Arc::new(Entry {
+        hash: HASH,
+        key: KEY,
+        content: Content::Value(value),
+        id: value,
+        weight: 1,
+        fresh_until: u64::MAX,
+        ends: u64::MAX,
+        read_at: 0.into(),
+        tick: 0.into(),
+        retry_at: 0.into(),
+    })
+}
+
+impl Table {
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "for models only")]
+    pub fn new() -> Self {
+        Self {
+            store: Store::new(),
+            tokens: Tokens(Mutex::new(None)),
+        }
+    }
+
+    pub fn put(&self, value: u64) {
+        self.store.put(entry(value));
+    }
+
+    pub fn invalidate(&self) {
+        self.store.take(HASH, |_| true);
+    }
+
+    pub fn sync(&self) {
+        sync(&self.store, &self.tokens, HASH);
+    }
+
+    /// What the table holds, and whether the policy has a token.
+    #[must_use]
+    pub fn state(&self) -> (Option<u64>, bool) {
+        let held = self.store.get(HASH);
+        let value = held.and_then(|entry| entry.value().copied());
+        (value, self.tokens.0.lock().is_some())
+    }
+
+    /// Computes once for all who ask; `None` from `compute` is a computation that was abandoned.
+    pub fn ask(&self, mut compute: impl FnMut() -> Option<u64>) -> Option<u64> {
+        loop {
+            if let (Some(value), _) = self.state() {
+                return Some(value);
+            }
+            let flight = Arc::new(Flight::new(KEY));
+            match self.store.join(HASH, &flight) {
+                Joined::Lead(flight, Some(_)) => {
+                    self.store.land(&flight, HASH, None);
+                    flight.settle(Outcome::Abandoned);
+                }
+                Joined::Lead(flight, None) => {
+                    let Some(value) = compute() else {
+                        crate::shard::abandon(&self.store, &flight, HASH);
+                        return None;
+                    };
+                    let entry = entry(value);
+                    self.store.land(&flight, HASH, Some(Arc::clone(&entry)));
+                    flight.settle(Outcome::Value(entry));
+                    return Some(value);
+                }
+                Joined::Under(flight) => {
+                    let follower = flight.try_enter()?;
+                    if let Outcome::Value(entry) = follower.wait() {
+                        return entry.value().copied();
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A front over a table.
+#[derive(Debug)]
+pub struct Reader {
+    front: Front<u64, u64, 2>,
+}
+
+impl Reader {
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "for models only")]
+    pub fn new() -> Self {
+        Self {
+            front: Front::new(),
+        }
+    }
+
+    pub fn get(&mut self, table: &Table) -> Option<u64> {
+        let stamp = table.store.stamp(HASH).current();
+        let now = Some(CoarseInstant::from_nanos(0));
+        if let Some(at) = self.front.find(HASH, &KEY, stamp, now) {
+            return self.front.value(at).copied();
+        }
+        let (stamp, entry) = table.store.get_stamped(HASH);
+        let (at, _) = self.front.keep(entry?, stamp, u64::MAX);
+        self.front.value(at).copied()
+    }
+}

@@ -1,0 +1,190 @@
+//! Every interleaving of small models, and mutants that the models must catch.
+//!
+//! Run by `cargo xtask test`, or by hand:
+//! `RUSTFLAGS="--cfg perf_loom" cargo test -p perf-cache --release --test loom --target-dir target/loom`
+#![cfg(perf_loom)]
+
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use loom::thread;
+use perf_cache::__loom::{self, Reader, Table};
+use std::panic::AssertUnwindSafe;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Mutants are chosen for the whole process, so models run one at a time.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// With at most three forced switches between threads. Few switches find most faults: "Iterative Context
+/// Bounding", Musuvathi and Qadeer, PLDI 2007.
+fn check(model: fn()) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(model);
+}
+
+fn assert_holds(model: fn()) {
+    let _alone = alone();
+    __loom::set_mutant(None);
+    check(model);
+}
+
+fn assert_caught(mutant: &'static str, model: fn()) {
+    let _alone = alone();
+    __loom::set_mutant(Some(mutant));
+    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| check(model)));
+    __loom::set_mutant(None);
+    assert!(
+        outcome.is_err(),
+        "no interleaving shows what the mutant {mutant} breaks"
+    );
+}
+
+/// A value is taken out while a reader is filling its front, and replaced.
+fn fronts_follow() {
+    let table = Arc::new(Table::new());
+    table.put(1);
+    let changed = Arc::new(AtomicU64::new(1));
+    let writer = {
+        let (table, changed) = (Arc::clone(&table), Arc::clone(&changed));
+        thread::spawn(move || {
+            table.invalidate();
+            changed.store(2, Ordering::Release);
+            table.put(3);
+            changed.store(3, Ordering::Release);
+        })
+    };
+    let mut reader = Reader::new();
+    for _ in 0..2 {
+        let known = changed.load(Ordering::Acquire);
+        let value = reader.get(&table);
+        match known {
+            1 => assert!(value.is_none_or(|value| value == 1 || value == 3)),
+            2 => assert_ne!(value, Some(1), "served after its invalidation had returned"),
+            _ => assert_eq!(value, Some(3)),
+        }
+    }
+    writer.join().unwrap();
+    assert_eq!(reader.get(&table), Some(3));
+}
+
+#[test]
+fn no_front_serves_what_was_invalidated() {
+    assert_holds(fronts_follow);
+}
+
+#[test]
+fn a_front_that_reads_the_stamp_after_the_fetch_is_caught() {
+    assert_caught("front_stamp_after_fetch", fronts_follow);
+}
+
+/// Two ask for one missing key.
+fn one_computes() {
+    let table = Arc::new(Table::new());
+    let computations = Arc::new(AtomicU64::new(0));
+    let ask = |table: &Table, computations: &AtomicU64| {
+        table.ask(|| {
+            computations.fetch_add(1, Ordering::Relaxed);
+            Some(5)
+        })
+    };
+    let other = {
+        let (table, computations) = (Arc::clone(&table), Arc::clone(&computations));
+        thread::spawn(move || ask(&table, &computations))
+    };
+    assert_eq!(ask(&table, &computations), Some(5));
+    assert_eq!(other.join().unwrap(), Some(5));
+    assert_eq!(computations.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn two_that_ask_at_once_compute_once() {
+    assert_holds(one_computes);
+}
+
+#[test]
+fn a_leader_without_a_second_look_is_caught() {
+    assert_caught("flight_without_second_look", one_computes);
+}
+
+/// One abandons its computation; the other gets a value all the same, and nobody waits for ever.
+fn a_successor_computes() {
+    let table = Arc::new(Table::new());
+    let has_value = Arc::new(AtomicBool::new(false));
+    let quitter = {
+        let table = Arc::clone(&table);
+        thread::spawn(move || table.ask(|| None))
+    };
+    let value = table.ask(|| {
+        has_value.store(true, Ordering::Relaxed);
+        Some(5)
+    });
+    assert_eq!(value, Some(5));
+    assert!(has_value.load(Ordering::Relaxed));
+    let given_up = quitter.join().unwrap();
+    assert!(given_up.is_none_or(|value| value == 5));
+}
+
+#[test]
+fn an_abandoned_computation_has_a_successor() {
+    assert_holds(a_successor_computes);
+}
+
+/// What is computed from changes, and the key is invalidated after the change.
+fn nothing_outdated_is_kept() {
+    let table = Arc::new(Table::new());
+    let source = Arc::new(AtomicU64::new(1));
+    let writer = {
+        let (table, source) = (Arc::clone(&table), Arc::clone(&source));
+        thread::spawn(move || {
+            source.store(2, Ordering::Release);
+            table.invalidate();
+        })
+    };
+    table.ask(|| Some(source.load(Ordering::Acquire)));
+    writer.join().unwrap();
+    let (kept, _) = table.state();
+    assert_ne!(kept, Some(1), "computed before the invalidation, and kept");
+}
+
+#[test]
+fn what_was_computed_before_an_invalidation_is_not_kept() {
+    assert_holds(nothing_outdated_is_kept);
+}
+
+#[test]
+fn a_flight_that_lands_after_an_invalidation_is_caught() {
+    assert_caught("flight_lands_after_invalidate", nothing_outdated_is_kept);
+}
+
+/// One puts a value in while another takes it out, and both tell the policy.
+fn tokens_follow() {
+    let table = Arc::new(Table::new());
+    table.put(1);
+    table.sync();
+    let other = {
+        let table = Arc::clone(&table);
+        thread::spawn(move || {
+            table.invalidate();
+            table.sync();
+        })
+    };
+    table.put(2);
+    table.sync();
+    other.join().unwrap();
+    let (value, has_token) = table.state();
+    assert_eq!(value.is_some(), has_token, "the policy knows another table");
+}
+
+#[test]
+fn the_policy_knows_what_the_table_holds() {
+    assert_holds(tokens_follow);
+}
+
+#[test]
+fn a_token_that_is_written_without_a_second_look_is_caught() {
+    assert_caught("token_without_second_look", tokens_follow);
+}
