@@ -105,15 +105,21 @@ struct DelimitedSender {
     payload: Bytes,
 }
 
+impl DelimitedSender {
+    async fn flush(&mut self) -> std::io::Result<()> {
+        SinkExt::<Bytes>::flush(&mut self.sink).await
+    }
+}
+
 impl Sender for DelimitedSender {
     async fn send(&mut self, count: u64) {
         for number in 1..=count {
             self.sink.feed(self.payload.clone()).await.expect("the server lives");
             if number % BATCH == 0 {
-                self.sink.flush().await.expect("the server lives");
+                self.flush().await.expect("the server lives");
             }
         }
-        self.sink.flush().await.expect("the server lives");
+        self.flush().await.expect("the server lives");
     }
 }
 

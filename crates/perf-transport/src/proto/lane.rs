@@ -177,6 +177,13 @@ impl Lanes {
         Ok(())
     }
 
+    /// Queues a frame whether there is room or not: the last word on something that had room when it was queued, such as the end of a body that is
+    /// broken off. There are at most as many of these as of the others.
+    pub fn push_past_limit(&self, lane: Lane, header: Header, payload: &Payload<'_>) {
+        let mut state = self.state.lock();
+        self.put(&mut state, lane, header, payload, None);
+    }
+
     #[inline]
     fn put(
         &self,
