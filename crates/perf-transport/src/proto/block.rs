@@ -94,39 +94,54 @@ impl Block {
     /// Appends a frame. Small and borrowed pieces are copied, large shared ones only referred to. Allocates only while the list of
     /// references grows for the first time.
     #[inline]
-    pub fn push(&mut self, mut header: Header, payload: &Payload<'_>, checksum: bool) {
-        let length = payload.len();
-        // The senders refuse what is longer than the cap of a frame, which is a `u32`.
-        header.length = u32::try_from(length).unwrap_or(u32::MAX);
-        let head = header.encode();
-        self.small.get_mut().extend_from_slice(&head);
-        let mut sum = checksum.then(crc32fast::Hasher::new);
-        if let Some(sum) = &mut sum {
-            sum.update(&head);
-        }
+    pub fn push(&mut self, header: Header, payload: &Payload<'_>, checksum: bool) {
+        let sum = checksum.then(|| Self::checksum(header, payload));
+        self.push_summed(header, payload, sum);
+    }
+
+    /// The checksum of a frame: a pass over its bytes, to be made where no lock is held.
+    #[must_use]
+    pub fn checksum(mut header: Header, payload: &Payload<'_>) -> u32 {
+        header.length = length_of(payload);
+        let mut sum = crc32fast::Hasher::new();
+        sum.update(&header.encode());
         match payload {
-            Payload::Borrowed(bytes) => self.copy(bytes, &mut sum),
-            Payload::Shared(bytes) => self.share(bytes, &mut sum),
+            Payload::Borrowed(bytes) => sum.update(bytes),
+            Payload::Shared(bytes) => sum.update(bytes),
             Payload::Parts { head, parts } => {
-                self.copy(head, &mut sum);
+                sum.update(head);
                 for part in *parts {
-                    self.share(part, &mut sum);
+                    sum.update(part);
+                }
+            }
+        }
+        sum.finalize()
+    }
+
+    /// [`push`](Self::push) with the checksum made before, if there is one.
+    #[inline]
+    pub fn push_summed(&mut self, mut header: Header, payload: &Payload<'_>, sum: Option<u32>) {
+        header.length = length_of(payload);
+        self.small.get_mut().extend_from_slice(&header.encode());
+        match payload {
+            Payload::Borrowed(bytes) => self.copy(bytes),
+            Payload::Shared(bytes) => self.share(bytes),
+            Payload::Parts { head, parts } => {
+                self.copy(head);
+                for part in *parts {
+                    self.share(part);
                 }
             }
         }
         if let Some(sum) = sum {
-            let trailer = sum.finalize().to_le_bytes();
-            self.small.get_mut().extend_from_slice(&trailer);
+            self.small.get_mut().extend_from_slice(&sum.to_le_bytes());
         }
-        self.bytes += Self::frame_bytes(length, checksum);
+        self.bytes += Self::frame_bytes(payload.len(), sum.is_some());
         self.frames += 1;
     }
 
     #[inline]
-    fn copy(&mut self, bytes: &[u8], sum: &mut Option<crc32fast::Hasher>) {
-        if let Some(sum) = sum {
-            sum.update(bytes);
-        }
+    fn copy(&mut self, bytes: &[u8]) {
         if bytes.len() <= BORROWED_COPY_BYTES_MAX {
             self.small.get_mut().extend_from_slice(bytes);
         } else {
@@ -135,10 +150,7 @@ impl Block {
     }
 
     #[inline]
-    fn share(&mut self, bytes: &Bytes, sum: &mut Option<crc32fast::Hasher>) {
-        if let Some(sum) = sum {
-            sum.update(bytes);
-        }
+    fn share(&mut self, bytes: &Bytes) {
         if bytes.len() <= SHARED_COPY_BYTES_MAX && self.small.len() < BLOCK_BYTES {
             self.small.get_mut().extend_from_slice(bytes);
         } else {
@@ -178,6 +190,12 @@ impl Block {
             .map_or(self.small.len(), |part| part.at);
         Some(&self.small[from..to])
     }
+}
+
+/// The senders refuse what is longer than the cap of a frame, which is a `u32`.
+#[inline]
+fn length_of(payload: &Payload<'_>) -> u32 {
+    u32::try_from(payload.len()).unwrap_or(u32::MAX)
 }
 
 /// A copy in a pooled buffer: no allocation in steady state.
