@@ -65,16 +65,24 @@ impl Inner {
         self.now_ms.store(now_ms, Ordering::Relaxed);
     }
 
-    pub(crate) fn peers(&self) -> Vec<Arc<Peer>> {
+    pub(crate) fn peers_into(&self, peers: &mut Vec<Arc<Peer>>) {
+        peers.extend(self.all.lock().iter().cloned());
+    }
+
+    fn peers(&self) -> Vec<Arc<Peer>> {
         self.all.lock().clone()
     }
 
-    pub(crate) fn inbound(&self) -> Vec<(u64, Arc<Conn>)> {
-        let inbound = self.inbound.lock();
-        let pairs = inbound.iter();
-        pairs
-            .map(|(number, conn)| (*number, Arc::clone(conn)))
-            .collect()
+    pub(crate) fn inbound_into(&self, inbound: &mut Vec<(u64, Arc<Conn>)>) {
+        let known = self.inbound.lock();
+        let pairs = known.iter();
+        inbound.extend(pairs.map(|(number, conn)| (*number, Arc::clone(conn))));
+    }
+
+    fn inbound(&self) -> Vec<(u64, Arc<Conn>)> {
+        let mut inbound = Vec::new();
+        self.inbound_into(&mut inbound);
+        inbound
     }
 
     pub(crate) fn add_inbound(&self, conn: &Arc<Conn>) -> u64 {
