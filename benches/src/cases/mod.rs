@@ -40,7 +40,9 @@ pub fn all() -> Vec<Case> {
 /// All experiments, in the order in which a report shows them.
 #[must_use]
 pub fn experiments() -> Vec<Experiment> {
-    Vec::new()
+    let mut experiments = Vec::new();
+    experiments.extend(transport::experiments());
+    experiments
 }
 
 /// A case whose goals are ratios, and no allocation.

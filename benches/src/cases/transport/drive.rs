@@ -102,11 +102,7 @@ impl Arrivals {
 }
 
 /// Makes a path of one sender; its time ends when the last message has arrived.
-pub(super) fn messages(
-    runtime: Runtime,
-    mut sender: impl Sender,
-    arrivals: Arc<Arrivals>,
-) -> Run {
+pub(super) fn messages(runtime: Runtime, mut sender: impl Sender, arrivals: Arc<Arrivals>) -> Run {
     arrivals.wanted.store(u64::MAX, Ordering::SeqCst);
     let start = watch::Sender::new(0_u64);
     let done = Arc::new(Notify::new());

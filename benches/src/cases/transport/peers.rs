@@ -55,7 +55,10 @@ struct TarpcCaller {
 
 impl Caller for TarpcCaller {
     async fn call(&mut self) {
-        let reply = self.client.echo(tarpc::context::current(), vec![0x5A; 64]).await;
+        let reply = self
+            .client
+            .echo(tarpc::context::current(), vec![0x5A; 64])
+            .await;
         assert_eq!(reply.expect("the server lives").len(), 64);
     }
 }
@@ -114,7 +117,10 @@ impl DelimitedSender {
 impl Sender for DelimitedSender {
     async fn send(&mut self, count: u64) {
         for number in 1..=count {
-            self.sink.feed(self.payload.clone()).await.expect("the server lives");
+            self.sink
+                .feed(self.payload.clone())
+                .await
+                .expect("the server lives");
             if number % BATCH == 0 {
                 self.flush().await.expect("the server lives");
             }
@@ -154,7 +160,9 @@ fn delimited<const BYTES: usize>() -> Run {
 
 use quinn::rustls;
 
-fn quinn_pair(runtime: &tokio::runtime::Runtime) -> (quinn::Endpoint, quinn::Connection, quinn::Connection) {
+fn quinn_pair(
+    runtime: &tokio::runtime::Runtime,
+) -> (quinn::Endpoint, quinn::Connection, quinn::Connection) {
     use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
     use rustls::pki_types::pem::PemObject;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -170,7 +178,8 @@ fn quinn_pair(runtime: &tokio::runtime::Runtime) -> (quinn::Endpoint, quinn::Con
     };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let (chain, key, roots) = parse("server.bench");
-    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider));
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider));
     let server = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("there is such a version")
@@ -260,7 +269,10 @@ impl Sender for QuinnSender {
         for _ in 0..count {
             let length = (self.payload.len() as u32).to_le_bytes();
             self.stream.write_all(&length).await.expect("it lives");
-            self.stream.write_all(&self.payload).await.expect("it lives");
+            self.stream
+                .write_all(&self.payload)
+                .await
+                .expect("it lives");
         }
     }
 }
@@ -270,9 +282,7 @@ fn quinn_stream<const BYTES: usize>() -> Run {
     let arrivals = Arc::new(Arrivals::default());
     let counted = Arc::clone(&arrivals);
     let (endpoint, connection, theirs) = quinn_pair(&runtime);
-    let mut stream = runtime
-        .block_on(connection.open_uni())
-        .expect("it lives");
+    let mut stream = runtime.block_on(connection.open_uni()).expect("it lives");
     // A stream exists for the other side with its first byte.
     runtime.block_on(stream.write_all(&[0])).expect("it lives");
     runtime.spawn(async move {

@@ -48,7 +48,10 @@ impl Sender for RawSender {
         let mut left = count as usize * 65_536;
         while left > 0 {
             let now = left.min(WRITE_BYTES);
-            self.stream.write_all(&self.buffer[..now]).await.expect("the server lives");
+            self.stream
+                .write_all(&self.buffer[..now])
+                .await
+                .expect("the server lives");
             left -= now;
         }
     }

@@ -329,10 +329,24 @@ impl World {
         if self.random.chance(30) {
             self.tick()?;
         }
+        self.nobody_is_forgotten()?;
         let (bytes, frames) = self.channel.lanes.queued();
         // Two budgets, and what the connection itself has to say.
         if bytes > 2 * BYTES_MAX + 4096 || frames > 2 * FRAMES_MAX + 64 {
             return Err(format!("{frames} frames, {bytes} bytes are queued"));
+        }
+        Ok(())
+    }
+
+    /// What is queued on a connection has somebody who will write it.
+    fn nobody_is_forgotten(&self) -> Result<(), String> {
+        let dialled = self.dialled.as_ref().map(|_| &self.channel);
+        let accepted = self.accepted.as_ref().map(|accepted| &accepted.channel);
+        for channel in dialled.into_iter().chain(accepted) {
+            let (_, frames) = channel.lanes.queued();
+            if frames > 0 && channel.gate.is_idle() {
+                return Err(format!("{frames} frames are queued and nobody writes"));
+            }
         }
         Ok(())
     }
