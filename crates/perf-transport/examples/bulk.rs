@@ -110,7 +110,7 @@ async fn show(sent: Arc<AtomicU64>, mib: u64, done: Arc<AtomicBool>) {
         let now = sent.load(Ordering::Relaxed);
         let is_done = done.load(Ordering::Relaxed);
         let full = now * WIDTH / mib.max(1);
-        if full != shown && (terminal || is_done || full % 10 == 0) {
+        if full != shown && (terminal || is_done || full.is_multiple_of(10)) {
             shown = full;
             let bar = "#".repeat(full as usize) + &".".repeat((WIDTH - full) as usize);
             let start = if terminal { "\r" } else { "" };

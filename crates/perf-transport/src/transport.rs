@@ -6,7 +6,7 @@ use crate::config::{Config, millis};
 use crate::connect::{Connector, Listener, TcpConnector};
 use crate::envelope::Envelope;
 use crate::error::{TransportError, Undelivered};
-use crate::event::{CloseReason, Events, PeerEvent};
+use crate::event::{Callback, CloseReason, Events, PeerEvent};
 use crate::message::Message;
 use crate::names::{Name, NameTable};
 use crate::payload::Payload;
@@ -180,7 +180,6 @@ impl Transport {
     /// Prepares the transport of a node in a cluster.
     ///
     /// With TLS the cluster's name is part of the names in certificates: letters, digits, `-` and `.`.
-    #[must_use]
     pub fn builder(node: u64, cluster: &str, security: Security) -> Builder {
         Builder {
             node,
@@ -281,6 +280,10 @@ impl Transport {
     /// Gives the message back, with the reason: [`QueueFull`](TransportError::QueueFull), [`Unreachable`](TransportError::Unreachable),
     /// [`UnknownPeer`](TransportError::UnknownPeer), [`TooLarge`](TransportError::TooLarge), [`PeerDraining`](TransportError::PeerDraining),
     /// [`ShuttingDown`](TransportError::ShuttingDown) or [`InvalidName`](TransportError::InvalidName). Nothing was sent then.
+    #[allow(
+        clippy::result_large_err,
+        reason = "the error is the message itself, given back; a box would be an allocation where the node is busiest"
+    )]
     #[inline]
     pub fn send<'a>(&self, envelope: Envelope<'a>) -> Result<(), Undelivered<'a>> {
         match self.try_send(&envelope) {
@@ -634,7 +637,7 @@ pub struct Builder {
     router: Router,
     connector: Arc<dyn Connector>,
     listener: ListenOn,
-    callback: Option<Arc<dyn Fn(&PeerEvent) + Send + Sync>>,
+    callback: Option<Arc<Callback>>,
     peers: Vec<(u64, String)>,
     #[cfg(feature = "metrics")]
     metrics: Option<&'static perf_metrics::NodeMetrics>,
