@@ -107,7 +107,7 @@ fn in_pieces(input: &[u8], cuts: &[usize], checksum: bool) -> Meaning {
                         frame.payload.to_vec(),
                     ));
                     // Some frames live on, so that memory is in use.
-                    if header.id % 3 == 0 {
+                    if header.id.is_multiple_of(3) {
                         kept.push((frame.payload.clone(), frame.payload.to_vec()));
                     }
                 }

@@ -323,7 +323,7 @@ async fn ten_thousand_callers_and_a_peer_that_does_not_read_stay_within_the_budg
     for number in 0..10_000_u64 {
         let (client, payload) = (client.clone(), payload.clone());
         tasks.push(tokio::spawn(async move {
-            let priority = if number % 2 == 0 {
+            let priority = if number.is_multiple_of(2) {
                 Priority::Normal
             } else {
                 Priority::Low

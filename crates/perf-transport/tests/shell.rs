@@ -137,7 +137,7 @@ async fn call(seed: u64, done: Rc<Cell<u64>>) -> turmoil::Result {
         tasks.push(tokio::task::spawn_local(async move {
             for round in 0..60_u64 {
                 let own = (seed << 32 | caller << 16 | round).to_le_bytes();
-                let method = if (caller + round) % 3 == 0 {
+                let method = if (caller + round).is_multiple_of(3) {
                     "slow"
                 } else {
                     "echo"
@@ -211,7 +211,7 @@ fn run(seed: u64) -> u64 {
         }
         steps += 1;
         // Something breaks every tenth of a second, for the first two seconds.
-        if steps < 1000 && steps % 50 == 0 {
+        if steps < 1000 && steps.is_multiple_of(50) {
             random ^= random << 13;
             random ^= random >> 7;
             random ^= random << 17;
