@@ -2,8 +2,8 @@
 
 use super::frame::{CHECKSUM_BYTES, HEADER_BYTES, Header};
 use crate::payload::Payload;
+use crate::primitive::{Buffer, pooled};
 use bytes::Bytes;
-use perf_pool::{BufferGuard, BytesGuard};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
@@ -31,7 +31,7 @@ struct Part {
 #[derive(Debug)]
 pub struct Block {
     /// Headers, small payloads and checksums.
-    small: BufferGuard,
+    small: Buffer,
     parts: Vec<Part>,
     bytes: usize,
     frames: usize,
@@ -49,7 +49,7 @@ impl Block {
     pub fn new() -> Self {
         Self {
             // Room for the frame that fills it.
-            small: BufferGuard::new(BLOCK_BYTES + 2 * BORROWED_COPY_BYTES_MAX),
+            small: Buffer::new(BLOCK_BYTES + 2 * BORROWED_COPY_BYTES_MAX),
             parts: Vec::new(),
             bytes: 0,
             frames: 0,
@@ -196,15 +196,6 @@ impl Block {
 #[inline]
 fn length_of(payload: &Payload<'_>) -> u32 {
     u32::try_from(payload.len()).unwrap_or(u32::MAX)
-}
-
-/// A copy in a pooled buffer: no allocation in steady state.
-fn pooled(bytes: &[u8]) -> Bytes {
-    let copy = BytesGuard::try_new(bytes.len()).and_then(|mut guard| {
-        guard.put_slice(bytes)?;
-        Ok(guard.freeze())
-    });
-    copy.unwrap_or_else(|_| Bytes::copy_from_slice(bytes))
 }
 
 /// What one connection is writing: blocks, and how far the first of them has got.
