@@ -40,6 +40,12 @@ mod imp {
         }
     }
 
+    impl Buffer {
+        pub(crate) fn get(&self) -> &Vec<u8> {
+            &self.0
+        }
+    }
+
     impl std::ops::Deref for Buffer {
         type Target = [u8];
 

@@ -147,7 +147,7 @@ impl StreamingService<Bytes> for EchoStream {
 
 /// A server, and one channel to it.
 pub(super) async fn channel(secure: bool, arrivals: Arc<Arrivals>) -> Channel {
-    channel_over(secure, arrivals, |address| ready(address)).await
+    channel_over(secure, arrivals, ready).await
 }
 
 /// The same, with something between the two: from the server's address to the one that the client dials.

@@ -77,6 +77,33 @@ impl Block {
         self.frames == 0
     }
 
+    /// An empty block whose memory suits a frame: a block that begins with a large payload is for large payloads, and has little memory of its
+    /// own beside them.
+    #[must_use]
+    pub fn beginning_with(payload: &Payload<'_>) -> Self {
+        if payload.len() <= BORROWED_COPY_BYTES_MAX {
+            return Self::new();
+        }
+        Self {
+            small: Buffer::new(copied(payload)),
+            parts: Vec::new(),
+            bytes: 0,
+            frames: 0,
+        }
+    }
+
+    /// Whether its memory is for many small frames.
+    pub(crate) fn is_roomy(&self) -> bool {
+        self.small.get().capacity() >= BLOCK_BYTES
+    }
+
+    /// Whether the next frame belongs in another block: this one is full, or has no memory for what would be copied.
+    #[inline]
+    #[must_use]
+    pub fn is_full_for(&self, payload: &Payload<'_>) -> bool {
+        self.is_full() || self.small.len() + copied(payload) > self.small.get().capacity()
+    }
+
     /// Whether it takes no further frame: the next one belongs in a new block.
     #[inline]
     #[must_use]
@@ -196,6 +223,33 @@ impl Block {
 #[inline]
 fn length_of(payload: &Payload<'_>) -> u32 {
     u32::try_from(payload.len()).unwrap_or(u32::MAX)
+}
+
+/// How many bytes of a frame go between the headers, at most.
+#[inline]
+fn copied(payload: &Payload<'_>) -> usize {
+    let borrowed = |length: usize| {
+        if length <= BORROWED_COPY_BYTES_MAX {
+            length
+        } else {
+            0
+        }
+    };
+    let shared = |length: usize| {
+        if length <= SHARED_COPY_BYTES_MAX {
+            length
+        } else {
+            0
+        }
+    };
+    let pieces = match payload {
+        Payload::Borrowed(bytes) => borrowed(bytes.len()),
+        Payload::Shared(bytes) => shared(bytes.len()),
+        Payload::Parts { head, parts } => {
+            borrowed(head.len()) + parts.iter().map(|part| shared(part.len())).sum::<usize>()
+        }
+    };
+    HEADER_BYTES + pieces + CHECKSUM_BYTES
 }
 
 /// What one connection is writing: blocks, and how far the first of them has got.

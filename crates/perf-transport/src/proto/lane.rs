@@ -118,8 +118,11 @@ impl State {
     fn put(&mut self, lane: usize, header: Header, payload: &Payload<'_>, sum: Option<u32>) {
         let Self { lanes, spares, .. } = self;
         let lane = &mut lanes[lane];
-        if lane.blocks.back().is_none_or(Block::is_full) {
-            lane.blocks.push_back(spares.pop().unwrap_or_default());
+        let last = lane.blocks.back();
+        if last.is_none_or(|block| block.is_full_for(payload)) {
+            let spare = spares.pop_if(|block| !block.is_full_for(payload));
+            let next = spare.unwrap_or_else(|| Block::beginning_with(payload));
+            lane.blocks.push_back(next);
         }
         if let Some(block) = lane.blocks.back_mut() {
             let before = block.bytes();
@@ -293,7 +296,10 @@ impl Lanes {
     #[inline]
     pub fn exchange_block(&self, lane: Lane, block: &mut Block) {
         let mut state = self.state.lock();
-        let empty = state.spares.pop().unwrap_or_default();
+        let empty = state
+            .spares
+            .pop_if(|block| block.is_roomy())
+            .unwrap_or_default();
         let full = mem::replace(block, empty);
         let its = &mut state.lanes[lane as usize];
         its.bytes += full.bytes();
