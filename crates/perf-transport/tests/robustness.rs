@@ -5,9 +5,7 @@
 mod support;
 
 use bytes::Bytes;
-use perf_transport::proto::{
-    Block, ConnectionClass, HandshakeError, Header, Kind, Local, Outbox, SLICES_MAX,
-};
+use perf_transport::proto::{Block, ConnectionClass, Header, Kind, Local, Outbox, SLICES_MAX};
 use perf_transport::{
     CloseReason, Config, Envelope, Payload, PeerEvent, Priority, RejectionCode, Router, Transport,
     TransportError,
@@ -538,5 +536,4 @@ async fn addresses_that_do_not_answer_say_so() {
     let refused = client.send(too_large).expect_err("it is too large").error;
     assert!(matches!(refused, TransportError::TooLarge { .. }));
     assert!(refused.is_unsent());
-    let _ = HandshakeError::Malformed;
 }
