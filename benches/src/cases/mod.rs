@@ -45,7 +45,13 @@ pub fn all() -> Vec<Case> {
 /// All experiments, in the order in which a report shows them.
 #[must_use]
 pub fn experiments() -> Vec<Experiment> {
+<<<<<<< HEAD
     cache::experiments()
+=======
+    let mut experiments = Vec::new();
+    experiments.extend(transport::experiments());
+    experiments
+>>>>>>> perf-transport
 }
 
 /// A case whose goals are ratios, and no allocation.

@@ -221,14 +221,11 @@ impl Drop for BodySender {
             return;
         }
         self.conn.channel.close_window(self.key);
+        // Behind the body's other frames.
         let header = Header::new(Kind::StreamReset, 0, self.key.id());
         let lanes = &self.conn.channel.lanes;
-        if lanes
-            .push(Lane::System, header, &Payload::default(), None)
-            .is_ok()
-        {
-            self.conn.notify(false);
-        }
+        lanes.push_past_limit(self.lane, header, &Payload::default());
+        self.conn.notify(false);
     }
 }
 

@@ -68,8 +68,9 @@ pub struct Config {
     pub inbound_max: usize,
     /// Connections that are in their handshake at once. 64. Further ones wait to be accepted.
     pub handshakes_max: usize,
-    /// Whether frames have checksums where the connection is not encrypted (TLS has its own). Must be the same on both sides. On: what TCP's 16 bits
-    /// let through is rare and expensive.
+    /// Whether frames have a CRC-32 where the connection is not encrypted (TLS always has its own proof). Must be the same on both sides. Off: it costs
+    /// 20 ns for a small frame and half of the throughput of bulk on loopback. Turn it on where the network is not trusted to keep bytes as they
+    /// are: TCP's own 16 bits let one error in some ten thousand through.
     pub checksum: bool,
     /// `TCP_NODELAY`: the transport batches itself, Nagle's algorithm would only delay. On.
     pub nodelay: bool,
@@ -102,7 +103,7 @@ impl Default for Config {
             tick: Duration::from_millis(10),
             inbound_max: 1024,
             handshakes_max: 64,
-            checksum: true,
+            checksum: false,
             nodelay: true,
             bulk_send_buffer_bytes: None,
         }

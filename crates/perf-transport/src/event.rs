@@ -119,7 +119,7 @@ impl PeerEvent {
     }
 }
 
-type Callback = dyn Fn(&PeerEvent) + Send + Sync;
+pub(crate) type Callback = dyn Fn(&PeerEvent) + Send + Sync;
 
 /// Events that are kept for a subscriber that does not keep up; older ones are lost to it, and it learns how many.
 const EVENTS_KEPT: usize = 256;

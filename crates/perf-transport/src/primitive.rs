@@ -2,16 +2,61 @@
 
 #[cfg(not(perf_loom))]
 mod imp {
+    use bytes::Bytes;
     pub(crate) use crossbeam_queue::ArrayQueue as Queue;
     pub(crate) use parking_lot::Mutex;
+    pub(crate) use perf_pool::BufferGuard as Buffer;
+    use perf_pool::BytesGuard;
     pub(crate) use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+
+    /// A copy in a pooled buffer: no allocation in steady state.
+    pub(crate) fn pooled(bytes: &[u8]) -> Bytes {
+        let copy = BytesGuard::try_new(bytes.len()).and_then(|mut guard| {
+            guard.put_slice(bytes)?;
+            Ok(guard.freeze())
+        });
+        copy.unwrap_or_else(|_| Bytes::copy_from_slice(bytes))
+    }
 }
 
 #[cfg(perf_loom)]
 mod imp {
+    use bytes::Bytes;
     use loom::sync::MutexGuard;
     pub(crate) use loom::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
     use std::collections::VecDeque;
+
+    /// Stands in for a pooled buffer: the pool is made of loom's primitives then, and outlives a model.
+    #[derive(Debug)]
+    pub(crate) struct Buffer(Vec<u8>);
+
+    impl Buffer {
+        pub(crate) fn new(size: usize) -> Self {
+            Self(Vec::with_capacity(size))
+        }
+
+        pub(crate) fn get_mut(&mut self) -> &mut Vec<u8> {
+            &mut self.0
+        }
+    }
+
+    impl Buffer {
+        pub(crate) fn get(&self) -> &Vec<u8> {
+            &self.0
+        }
+    }
+
+    impl std::ops::Deref for Buffer {
+        type Target = [u8];
+
+        fn deref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+
+    pub(crate) fn pooled(bytes: &[u8]) -> Bytes {
+        Bytes::copy_from_slice(bytes)
+    }
 
     /// loom's mutex with the signature of parking_lot's.
     #[derive(Debug)]

@@ -6,7 +6,7 @@ use crate::config::{Config, millis};
 use crate::connect::{Connector, Listener, TcpConnector};
 use crate::envelope::Envelope;
 use crate::error::{TransportError, Undelivered};
-use crate::event::{CloseReason, Events, PeerEvent};
+use crate::event::{Callback, CloseReason, Events, PeerEvent};
 use crate::message::Message;
 use crate::names::{Name, NameTable};
 use crate::payload::Payload;
@@ -65,16 +65,24 @@ impl Inner {
         self.now_ms.store(now_ms, Ordering::Relaxed);
     }
 
-    pub(crate) fn peers(&self) -> Vec<Arc<Peer>> {
+    pub(crate) fn peers_into(&self, peers: &mut Vec<Arc<Peer>>) {
+        peers.extend(self.all.lock().iter().cloned());
+    }
+
+    fn peers(&self) -> Vec<Arc<Peer>> {
         self.all.lock().clone()
     }
 
-    pub(crate) fn inbound(&self) -> Vec<(u64, Arc<Conn>)> {
-        let inbound = self.inbound.lock();
-        let pairs = inbound.iter();
-        pairs
-            .map(|(number, conn)| (*number, Arc::clone(conn)))
-            .collect()
+    pub(crate) fn inbound_into(&self, inbound: &mut Vec<(u64, Arc<Conn>)>) {
+        let known = self.inbound.lock();
+        let pairs = known.iter();
+        inbound.extend(pairs.map(|(number, conn)| (*number, Arc::clone(conn))));
+    }
+
+    fn inbound(&self) -> Vec<(u64, Arc<Conn>)> {
+        let mut inbound = Vec::new();
+        self.inbound_into(&mut inbound);
+        inbound
     }
 
     pub(crate) fn add_inbound(&self, conn: &Arc<Conn>) -> u64 {
@@ -172,7 +180,6 @@ impl Transport {
     /// Prepares the transport of a node in a cluster.
     ///
     /// With TLS the cluster's name is part of the names in certificates: letters, digits, `-` and `.`.
-    #[must_use]
     pub fn builder(node: u64, cluster: &str, security: Security) -> Builder {
         Builder {
             node,
@@ -273,6 +280,10 @@ impl Transport {
     /// Gives the message back, with the reason: [`QueueFull`](TransportError::QueueFull), [`Unreachable`](TransportError::Unreachable),
     /// [`UnknownPeer`](TransportError::UnknownPeer), [`TooLarge`](TransportError::TooLarge), [`PeerDraining`](TransportError::PeerDraining),
     /// [`ShuttingDown`](TransportError::ShuttingDown) or [`InvalidName`](TransportError::InvalidName). Nothing was sent then.
+    #[allow(
+        clippy::result_large_err,
+        reason = "the error is the message itself, given back; a box would be an allocation where the node is busiest"
+    )]
     #[inline]
     pub fn send<'a>(&self, envelope: Envelope<'a>) -> Result<(), Undelivered<'a>> {
         match self.try_send(&envelope) {
@@ -626,7 +637,7 @@ pub struct Builder {
     router: Router,
     connector: Arc<dyn Connector>,
     listener: ListenOn,
-    callback: Option<Arc<dyn Fn(&PeerEvent) + Send + Sync>>,
+    callback: Option<Arc<Callback>>,
     peers: Vec<(u64, String)>,
     #[cfg(feature = "metrics")]
     metrics: Option<&'static perf_metrics::NodeMetrics>,

@@ -153,7 +153,11 @@ async fn many_calls_at_once_all_get_their_own_reply() {
         tasks.push(tokio::spawn(async move {
             for round in 0..200_u64 {
                 let payload = (task << 32 | round).to_le_bytes();
-                let method = if round % 10 == 0 { "slow" } else { "echo" };
+                let method = if round.is_multiple_of(10) {
+                    "slow"
+                } else {
+                    "echo"
+                };
                 let reply = call(&client, method, &payload).await;
                 assert_eq!(reply.as_deref(), Ok(&payload[..]));
             }

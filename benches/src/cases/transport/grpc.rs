@@ -1,7 +1,7 @@
 //! tonic: a service without generated code, whose codec passes bytes through.
 
 use std::convert::Infallible;
-use std::future::{Ready, ready};
+use std::future::{Future, Ready, ready};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -147,6 +147,15 @@ impl StreamingService<Bytes> for EchoStream {
 
 /// A server, and one channel to it.
 pub(super) async fn channel(secure: bool, arrivals: Arc<Arrivals>) -> Channel {
+    channel_over(secure, arrivals, ready).await
+}
+
+/// The same, with something between the two: from the server's address to the one that the client dials.
+pub(super) async fn channel_over<F: Future<Output = String>>(
+    secure: bool,
+    arrivals: Arc<Arrivals>,
+    between: impl FnOnce(String) -> F,
+) -> Channel {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
     let listener = listener.expect("loopback can be listened on");
     let address = listener.local_addr().expect("it is bound");
@@ -174,6 +183,10 @@ pub(super) async fn channel(secure: bool, arrivals: Arc<Arrivals>) -> Channel {
             .add_service(Echo { arrivals })
             .serve_with_incoming(incoming),
     );
+<<<<<<< HEAD
+=======
+    let address = between(address.to_string()).await;
+>>>>>>> perf-transport
     let scheme = if secure { "https" } else { "http" };
     let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
         .expect("an address is a URI")
@@ -233,8 +246,12 @@ pub(super) fn unary<const CALLERS: usize, const SECURE: bool>() -> Run {
     unary_of::<CALLERS, 64>(SECURE)
 }
 
-pub(super) fn unary_1k() -> Run {
-    unary_of::<64, 1024>(false)
+pub(super) fn unary_1k<const CALLERS: usize>() -> Run {
+    unary_of::<CALLERS, 1024>(false)
+}
+
+pub(super) fn unary_64k() -> Run {
+    unary_of::<1, 65_536>(false)
 }
 
 /// Sends into a client stream that lasts.
@@ -271,6 +288,35 @@ pub(super) fn streamed<const BYTES: usize, const SECURE: bool>() -> Run {
         payload: Bytes::from(vec![0x5A; BYTES]),
     };
     drive::messages(runtime, sender, arrivals)
+}
+
+/// Keeps a client stream on the channel full.
+pub(super) fn saturate(channel: Channel, bytes: usize) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        let mut client = tonic::client::Grpc::new(channel);
+        client.ready().await.expect("the server lives");
+        let payload = Bytes::from(vec![0x5A; bytes]);
+        let request = Request::new(tokio_stream::iter(std::iter::repeat(payload)));
+        let path = http::uri::PathAndQuery::from_static(STREAM);
+        let reply: Result<Response<Bytes>, _> =
+            client.client_streaming(request, path, BytesCodec).await;
+        drop(reply);
+    })
+}
+
+/// One small unary call.
+pub(super) async fn beat(channel: &Channel) -> Result<(), String> {
+    let mut client = tonic::client::Grpc::new(channel.clone());
+    client.ready().await.map_err(|error| error.to_string())?;
+    let path = http::uri::PathAndQuery::from_static(UNARY);
+    let reply: Result<Response<Bytes>, Status> = client
+        .unary(
+            Request::new(Bytes::from_static(b"term 7")),
+            path,
+            BytesCodec,
+        )
+        .await;
+    reply.map(drop).map_err(|error| error.to_string())
 }
 
 /// A call over one bidirectional stream for all callers: replies come in the order of the requests.

@@ -8,6 +8,7 @@
 
 mod drive;
 mod grpc;
+mod isolation;
 mod ours;
 #[cfg(feature = "peers")]
 mod peers;
@@ -18,6 +19,7 @@ mod tls;
 use no_peers as peers;
 
 use crate::case::{Case, Goal, Path, Prepare, path};
+use crate::experiment::Experiment;
 
 /// Without the feature `peers` there are none.
 #[cfg(not(feature = "peers"))]
@@ -39,10 +41,28 @@ const fn ratio(against: &'static str, at_least: f64) -> Goal {
     Goal::Ratio { against, at_least }
 }
 
+/// The experiments of `perf-transport`.
+#[must_use]
+pub fn experiments() -> Vec<Experiment> {
+    vec![
+        Experiment {
+            id: "transport/isolation",
+            about: "heartbeats beside saturating bulk over a link of 1 Gbit/s",
+            measure: isolation::isolation,
+        },
+        Experiment {
+            id: "transport/fairness",
+            about: "two saturated classes: what the less urgent one gets of its weight",
+            measure: isolation::fairness,
+        },
+    ]
+}
+
 /// The cases of `perf-transport`.
 #[must_use]
 pub fn cases() -> Vec<Case> {
     let mut cases = plain();
+    cases.extend(allocations());
     cases.extend(secure());
     cases
 }
@@ -100,7 +120,7 @@ fn plain() -> Vec<Case> {
         case(
             "transport/rr_1k_x64",
             "64 calls of 1 KiB in flight, answered inline",
-            (grpc::unary_1k, ours::inline::<64, 1024, false>),
+            (grpc::unary_1k::<64>, ours::inline::<64, 1024, false>),
             Vec::new(),
             &[Goal::Allocations(0.01)],
         ),
@@ -124,6 +144,29 @@ fn plain() -> Vec<Case> {
             (grpc::streamed::<64, false>, ours::one_way::<64, false>),
             peers::one_way::<64>(false),
             &[ratio("LengthDelimitedCodec", 2.0), Goal::Allocations(0.01)],
+<<<<<<< HEAD
+=======
+        ),
+    ]
+}
+
+/// What a call allocates, both ends together.
+fn allocations() -> Vec<Case> {
+    vec![
+        case(
+            "transport/allocs",
+            "a call of 1 KiB at a time: what it allocates",
+            (grpc::unary_1k::<1>, ours::inline::<1, 1024, false>),
+            Vec::new(),
+            &[Goal::Allocations(0.01)],
+        ),
+        case(
+            "transport/allocs_64k",
+            "a call of 64 KiB at a time: what it allocates",
+            (grpc::unary_64k, ours::inline::<1, 65_536, false>),
+            Vec::new(),
+            &[Goal::Allocations(0.1)],
+>>>>>>> perf-transport
         ),
     ]
 }

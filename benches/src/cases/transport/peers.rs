@@ -108,6 +108,12 @@ struct DelimitedSender {
     payload: Bytes,
 }
 
+impl DelimitedSender {
+    async fn flush(&mut self) -> std::io::Result<()> {
+        SinkExt::<Bytes>::flush(&mut self.sink).await
+    }
+}
+
 impl Sender for DelimitedSender {
     async fn send(&mut self, count: u64) {
         for number in 1..=count {
@@ -116,10 +122,10 @@ impl Sender for DelimitedSender {
                 .await
                 .expect("the server lives");
             if number % BATCH == 0 {
-                self.sink.flush().await.expect("the server lives");
+                self.flush().await.expect("the server lives");
             }
         }
-        self.sink.flush().await.expect("the server lives");
+        self.flush().await.expect("the server lives");
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::frame::{CHECKSUM_BYTES, HEADER_BYTES, Header};
 use crate::payload::Payload;
+use crate::primitive::{Buffer, pooled};
 use bytes::Bytes;
-use perf_pool::{BufferGuard, BytesGuard};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
@@ -31,7 +31,7 @@ struct Part {
 #[derive(Debug)]
 pub struct Block {
     /// Headers, small payloads and checksums.
-    small: BufferGuard,
+    small: Buffer,
     parts: Vec<Part>,
     bytes: usize,
     frames: usize,
@@ -49,7 +49,7 @@ impl Block {
     pub fn new() -> Self {
         Self {
             // Room for the frame that fills it.
-            small: BufferGuard::new(BLOCK_BYTES + 2 * BORROWED_COPY_BYTES_MAX),
+            small: Buffer::new(BLOCK_BYTES + 2 * BORROWED_COPY_BYTES_MAX),
             parts: Vec::new(),
             bytes: 0,
             frames: 0,
@@ -77,6 +77,33 @@ impl Block {
         self.frames == 0
     }
 
+    /// An empty block whose memory suits a frame: a block that begins with a large payload is for large payloads, and has little memory of its
+    /// own beside them.
+    #[must_use]
+    pub fn beginning_with(payload: &Payload<'_>) -> Self {
+        if payload.len() <= BORROWED_COPY_BYTES_MAX {
+            return Self::new();
+        }
+        Self {
+            small: Buffer::new(copied(payload)),
+            parts: Vec::new(),
+            bytes: 0,
+            frames: 0,
+        }
+    }
+
+    /// Whether its memory is for many small frames.
+    pub(crate) fn is_roomy(&self) -> bool {
+        self.small.get().capacity() >= BLOCK_BYTES
+    }
+
+    /// Whether the next frame belongs in another block: this one is full, or has no memory for what would be copied.
+    #[inline]
+    #[must_use]
+    pub fn is_full_for(&self, payload: &Payload<'_>) -> bool {
+        self.is_full() || self.small.len() + copied(payload) > self.small.get().capacity()
+    }
+
     /// Whether it takes no further frame: the next one belongs in a new block.
     #[inline]
     #[must_use]
@@ -94,39 +121,54 @@ impl Block {
     /// Appends a frame. Small and borrowed pieces are copied, large shared ones only referred to. Allocates only while the list of
     /// references grows for the first time.
     #[inline]
-    pub fn push(&mut self, mut header: Header, payload: &Payload<'_>, checksum: bool) {
-        let length = payload.len();
-        // The senders refuse what is longer than the cap of a frame, which is a `u32`.
-        header.length = u32::try_from(length).unwrap_or(u32::MAX);
-        let head = header.encode();
-        self.small.get_mut().extend_from_slice(&head);
-        let mut sum = checksum.then(crc32fast::Hasher::new);
-        if let Some(sum) = &mut sum {
-            sum.update(&head);
-        }
+    pub fn push(&mut self, header: Header, payload: &Payload<'_>, checksum: bool) {
+        let sum = checksum.then(|| Self::checksum(header, payload));
+        self.push_summed(header, payload, sum);
+    }
+
+    /// The checksum of a frame: a pass over its bytes, to be made where no lock is held.
+    #[must_use]
+    pub fn checksum(mut header: Header, payload: &Payload<'_>) -> u32 {
+        header.length = length_of(payload);
+        let mut sum = crc32fast::Hasher::new();
+        sum.update(&header.encode());
         match payload {
-            Payload::Borrowed(bytes) => self.copy(bytes, &mut sum),
-            Payload::Shared(bytes) => self.share(bytes, &mut sum),
+            Payload::Borrowed(bytes) => sum.update(bytes),
+            Payload::Shared(bytes) => sum.update(bytes),
             Payload::Parts { head, parts } => {
-                self.copy(head, &mut sum);
+                sum.update(head);
                 for part in *parts {
-                    self.share(part, &mut sum);
+                    sum.update(part);
+                }
+            }
+        }
+        sum.finalize()
+    }
+
+    /// [`push`](Self::push) with the checksum made before, if there is one.
+    #[inline]
+    pub fn push_summed(&mut self, mut header: Header, payload: &Payload<'_>, sum: Option<u32>) {
+        header.length = length_of(payload);
+        self.small.get_mut().extend_from_slice(&header.encode());
+        match payload {
+            Payload::Borrowed(bytes) => self.copy(bytes),
+            Payload::Shared(bytes) => self.share(bytes),
+            Payload::Parts { head, parts } => {
+                self.copy(head);
+                for part in *parts {
+                    self.share(part);
                 }
             }
         }
         if let Some(sum) = sum {
-            let trailer = sum.finalize().to_le_bytes();
-            self.small.get_mut().extend_from_slice(&trailer);
+            self.small.get_mut().extend_from_slice(&sum.to_le_bytes());
         }
-        self.bytes += Self::frame_bytes(length, checksum);
+        self.bytes += Self::frame_bytes(payload.len(), sum.is_some());
         self.frames += 1;
     }
 
     #[inline]
-    fn copy(&mut self, bytes: &[u8], sum: &mut Option<crc32fast::Hasher>) {
-        if let Some(sum) = sum {
-            sum.update(bytes);
-        }
+    fn copy(&mut self, bytes: &[u8]) {
         if bytes.len() <= BORROWED_COPY_BYTES_MAX {
             self.small.get_mut().extend_from_slice(bytes);
         } else {
@@ -135,10 +177,7 @@ impl Block {
     }
 
     #[inline]
-    fn share(&mut self, bytes: &Bytes, sum: &mut Option<crc32fast::Hasher>) {
-        if let Some(sum) = sum {
-            sum.update(bytes);
-        }
+    fn share(&mut self, bytes: &Bytes) {
         if bytes.len() <= SHARED_COPY_BYTES_MAX && self.small.len() < BLOCK_BYTES {
             self.small.get_mut().extend_from_slice(bytes);
         } else {
@@ -180,13 +219,37 @@ impl Block {
     }
 }
 
-/// A copy in a pooled buffer: no allocation in steady state.
-fn pooled(bytes: &[u8]) -> Bytes {
-    let copy = BytesGuard::try_new(bytes.len()).and_then(|mut guard| {
-        guard.put_slice(bytes)?;
-        Ok(guard.freeze())
-    });
-    copy.unwrap_or_else(|_| Bytes::copy_from_slice(bytes))
+/// The senders refuse what is longer than the cap of a frame, which is a `u32`.
+#[inline]
+fn length_of(payload: &Payload<'_>) -> u32 {
+    u32::try_from(payload.len()).unwrap_or(u32::MAX)
+}
+
+/// How many bytes of a frame go between the headers, at most.
+#[inline]
+fn copied(payload: &Payload<'_>) -> usize {
+    let borrowed = |length: usize| {
+        if length <= BORROWED_COPY_BYTES_MAX {
+            length
+        } else {
+            0
+        }
+    };
+    let shared = |length: usize| {
+        if length <= SHARED_COPY_BYTES_MAX {
+            length
+        } else {
+            0
+        }
+    };
+    let pieces = match payload {
+        Payload::Borrowed(bytes) => borrowed(bytes.len()),
+        Payload::Shared(bytes) => shared(bytes.len()),
+        Payload::Parts { head, parts } => {
+            borrowed(head.len()) + parts.iter().map(|part| shared(part.len())).sum::<usize>()
+        }
+    };
+    HEADER_BYTES + pieces + CHECKSUM_BYTES
 }
 
 /// What one connection is writing: blocks, and how far the first of them has got.

@@ -6,6 +6,7 @@ use super::pending::{CallKey, Fault, Pending};
 use super::stream::SendWindow;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
 
 /// Bounds of a [`Channel`].
@@ -31,6 +32,8 @@ pub struct Channel {
     /// Calls in flight.
     pub pending: Pending,
     windows: Mutex<Vec<(CallKey, Arc<SendWindow>)>>,
+    /// How many there are, so that replies need not ask under the lock.
+    windows_open: AtomicUsize,
 }
 
 impl Channel {
@@ -42,6 +45,7 @@ impl Channel {
             gate: Gate::new(),
             pending: Pending::new(limits.calls_max),
             windows: Mutex::new(Vec::new()),
+            windows_open: AtomicUsize::new(0),
         }
     }
 
@@ -58,18 +62,21 @@ impl Channel {
         }
         let window = Arc::new(SendWindow::new(credit));
         windows.push((key, Arc::clone(&window)));
+        self.windows_open.store(windows.len(), Ordering::Release);
         Some(window)
     }
 
     /// The body was sent, or given up.
     pub fn close_window(&self, key: CallKey) {
-        self.windows.lock().retain(|(other, _)| *other != key);
+        let mut windows = self.windows.lock();
+        windows.retain(|(other, _)| *other != key);
+        self.windows_open.store(windows.len(), Ordering::Release);
     }
 
     /// Bodies that are being sent.
     #[must_use]
     pub fn windows(&self) -> usize {
-        self.windows.lock().len()
+        self.windows_open.load(Ordering::Acquire)
     }
 
     /// The reader of a body allows more.

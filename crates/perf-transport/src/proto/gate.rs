@@ -98,6 +98,12 @@ impl Gate {
         self.state.fetch_xor(BY_CALLER | BY_TASK, Ordering::AcqRel);
     }
 
+    /// Whether nobody owns the write side. With something queued, that would be a lost notification: for tests.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.state.load(Ordering::Acquire) == IDLE
+    }
+
     /// Whether the task is the owner. Only the task asks.
     #[inline]
     #[must_use]

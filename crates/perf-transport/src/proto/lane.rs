@@ -115,15 +115,18 @@ impl LaneState {
 
 impl State {
     #[inline]
-    fn put(&mut self, lane: usize, header: Header, payload: &Payload<'_>, checksum: bool) {
+    fn put(&mut self, lane: usize, header: Header, payload: &Payload<'_>, sum: Option<u32>) {
         let Self { lanes, spares, .. } = self;
         let lane = &mut lanes[lane];
-        if lane.blocks.back().is_none_or(Block::is_full) {
-            lane.blocks.push_back(spares.pop().unwrap_or_default());
+        let last = lane.blocks.back();
+        if last.is_none_or(|block| block.is_full_for(payload)) {
+            let spare = spares.pop_if(|block| !block.is_full_for(payload));
+            let next = spare.unwrap_or_else(|| Block::beginning_with(payload));
+            lane.blocks.push_back(next);
         }
         if let Some(block) = lane.blocks.back_mut() {
             let before = block.bytes();
-            block.push(header, payload, checksum);
+            block.push_summed(header, payload, sum);
             lane.bytes += block.bytes() - before;
             lane.frames += 1;
         }
@@ -150,6 +153,12 @@ impl Lanes {
         }
     }
 
+    /// Made before the lock is taken.
+    #[inline]
+    fn sum(&self, header: Header, payload: &Payload<'_>) -> Option<u32> {
+        self.checksum.then(|| Block::checksum(header, payload))
+    }
+
     /// Whether frames carry checksums.
     #[must_use]
     pub fn has_checksums(&self) -> bool {
@@ -169,12 +178,21 @@ impl Lanes {
         define: Option<&Bytes>,
     ) -> Result<(), Full> {
         let bytes = Block::frame_bytes(payload.len(), self.checksum);
+        let sum = self.sum(header, payload);
         let mut state = self.state.lock();
         if !state.lanes[lane as usize].has_room(bytes) {
             return Err(Full);
         }
-        self.put(&mut state, lane, header, payload, define);
+        self.put(&mut state, lane, header, (payload, sum), define);
         Ok(())
+    }
+
+    /// Queues a frame whether there is room or not: the last word on something that had room when it was queued, such as the end of a body that is
+    /// broken off. There are at most as many of these as of the others.
+    pub fn push_past_limit(&self, lane: Lane, header: Header, payload: &Payload<'_>) {
+        let sum = self.sum(header, payload);
+        let mut state = self.state.lock();
+        self.put(&mut state, lane, header, (payload, sum), None);
     }
 
     #[inline]
@@ -183,7 +201,7 @@ impl Lanes {
         state: &mut State,
         lane: Lane,
         header: Header,
-        payload: &Payload<'_>,
+        (payload, sum): (&Payload<'_>, Option<u32>),
         define: Option<&Bytes>,
     ) {
         if let Some(define) = define {
@@ -196,10 +214,11 @@ impl Lanes {
                 *word |= 1 << bit;
                 let first = Header::new(Kind::Define, header.method, 0);
                 let define = Payload::Shared(define.clone());
-                state.put(lane as usize, first, &define, self.checksum);
+                let sum = self.sum(first, &define);
+                state.put(lane as usize, first, &define, sum);
             }
         }
-        state.put(lane as usize, header, payload, self.checksum);
+        state.put(lane as usize, header, payload, sum);
     }
 
     /// Queues a frame as [`push`](Self::push) does, or puts the caller in line for room. Whoever waits calls this again when woken, and
@@ -219,6 +238,7 @@ impl Lanes {
         define: Option<&Bytes>,
     ) -> (Result<(), Full>, Option<Waker>) {
         let bytes = Block::frame_bytes(payload.len(), self.checksum);
+        let sum = self.sum(header, payload);
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let mine = &mut state.lanes[lane as usize];
@@ -233,7 +253,7 @@ impl Lanes {
                 mine.waiters.retain(|(other, _)| *other != ticket);
             }
             let next = mine.wake_next();
-            self.put(state, lane, header, payload, define);
+            self.put(state, lane, header, (payload, sum), define);
             return (Ok(()), next);
         }
         let ticket = *waiter.ticket.get_or_insert_with(|| {
@@ -276,7 +296,10 @@ impl Lanes {
     #[inline]
     pub fn exchange_block(&self, lane: Lane, block: &mut Block) {
         let mut state = self.state.lock();
-        let empty = state.spares.pop().unwrap_or_default();
+        let empty = state
+            .spares
+            .pop_if(|block| block.is_roomy())
+            .unwrap_or_default();
         let full = mem::replace(block, empty);
         let its = &mut state.lanes[lane as usize];
         its.bytes += full.bytes();

@@ -91,10 +91,10 @@ impl ReadBuffer {
     /// A retained buffer that nobody uses any more, or a new one.
     fn reusable(&mut self, capacity: usize) -> BytesMut {
         for place in 0..self.lent.len() {
-            if self.lent[place].try_reclaim(capacity) {
-                if let Some(found) = self.lent.remove(place) {
-                    return found;
-                }
+            if self.lent[place].try_reclaim(capacity)
+                && let Some(found) = self.lent.remove(place)
+            {
+                return found;
             }
         }
         BytesMut::with_capacity(capacity)

@@ -92,6 +92,11 @@ pub enum Incoming {
         /// Where its body arrives.
         body: Arc<BodyState>,
     },
+    /// A body more than may be open: answer that this side is busy. Its chunks will be ignored.
+    TooManyBodies {
+        /// The request's id.
+        id: u64,
+    },
     /// Answer with a pong of this id.
     Ping(u64),
     /// Nothing for anybody else.
@@ -147,10 +152,12 @@ impl Server {
             Kind::Define => self.define(header.method, payload),
             Kind::StreamOpen => {
                 let sequence = self.next(header.kind, header.method)?;
-                if self.bodies.len() >= self.limits.streams_max
-                    || self.bodies.iter().any(|(id, _)| *id == header.id)
-                {
-                    return Err(self.over_budget());
+                if self.bodies.iter().any(|(id, _)| *id == header.id) {
+                    return Err(FrameError::Malformed { kind: header.kind });
+                }
+                // The peer keeps to the bound, but what it has broken off may arrive behind what it has begun since.
+                if self.bodies.len() >= self.limits.streams_max {
+                    return Ok(Incoming::TooManyBodies { id: header.id });
                 }
                 let body = Arc::new(BodyState::new(self.limits.stream_window_bytes));
                 self.bodies.push((header.id, Arc::clone(&body)));

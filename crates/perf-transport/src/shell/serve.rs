@@ -145,6 +145,7 @@ impl ServeRole {
                 });
             }
             _ if wants_reply => {
+                self.scratch.clear();
                 let text = "no handler of this service and method";
                 let rejection = Rejection::new(RejectionCode::NotFound, text);
                 self.reply_inline(id, Err(rejection), None);
@@ -220,6 +221,7 @@ impl ServeRole {
         };
         let Some(Handler::Streamed(handler)) = &method.handler else {
             body.end(false);
+            self.scratch.clear();
             let text = "no streamed handler of this service and method";
             let rejection = Rejection::new(RejectionCode::NotFound, text);
             self.reply_inline(id, Err(rejection), None);
@@ -279,6 +281,12 @@ impl Role for ServeRole {
                 if let Some(message) = self.message(method, id, sequence, payload) {
                     self.open(method, message, body, conn);
                 }
+            }
+            Incoming::TooManyBodies { id } => {
+                let text = "too many bodies are open on this connection";
+                let rejection = Rejection::new(RejectionCode::Busy, text);
+                self.scratch.clear();
+                self.reply_inline(id, Err(rejection), None);
             }
             Incoming::Ping(id) => {
                 let pong = Header::new(Kind::Pong, 0, id);

@@ -33,6 +33,8 @@ pub(crate) async fn run(inner: Arc<Inner>) {
         inner: Arc::clone(&inner),
         links: HashMap::new(),
         inbound: HashMap::new(),
+        peers: Vec::new(),
+        conns: Vec::new(),
     };
     loop {
         tokio::select! {
@@ -50,6 +52,9 @@ struct Ticker {
     inner: Arc<Inner>,
     links: HashMap<(u64, bool), Watch>,
     inbound: HashMap<u64, Watch>,
+    /// Used again at every tick.
+    peers: Vec<Arc<Peer>>,
+    conns: Vec<(u64, Arc<Conn>)>,
 }
 
 impl Ticker {
@@ -57,15 +62,21 @@ impl Ticker {
         for watch in self.links.values_mut().chain(self.inbound.values_mut()) {
             watch.seen = false;
         }
-        for peer in self.inner.peers() {
+        let mut peers = std::mem::take(&mut self.peers);
+        self.inner.peers_into(&mut peers);
+        for peer in peers.drain(..) {
             for link in peer.links() {
                 self.tick_link(&peer, link, now_ms);
             }
         }
-        for (number, conn) in self.inner.inbound() {
+        self.peers = peers;
+        let mut conns = std::mem::take(&mut self.conns);
+        self.inner.inbound_into(&mut conns);
+        for (number, conn) in conns.drain(..) {
             let watch = watch(&mut self.inbound, number, 0, now_ms, &self.inner);
             look(watch, &conn, now_ms);
         }
+        self.conns = conns;
         self.links.retain(|_, watch| watch.seen);
         self.inbound.retain(|_, watch| watch.seen);
     }
