@@ -33,11 +33,8 @@ pub fn all() -> Vec<Case> {
     cases.extend(atomics::cases());
     cases.extend(pool::cases());
     cases.extend(metrics::cases());
-<<<<<<< HEAD
-    cases.extend(transport::cases());
-=======
     cases.extend(cache::cases());
->>>>>>> perf-cache
+    cases.extend(transport::cases());
     cases.extend(mix::cases());
     cases
 }
@@ -45,13 +42,10 @@ pub fn all() -> Vec<Case> {
 /// All experiments, in the order in which a report shows them.
 #[must_use]
 pub fn experiments() -> Vec<Experiment> {
-<<<<<<< HEAD
-    cache::experiments()
-=======
     let mut experiments = Vec::new();
+    experiments.extend(cache::experiments());
     experiments.extend(transport::experiments());
     experiments
->>>>>>> perf-transport
 }
 
 /// A case whose goals are ratios, and no allocation.

@@ -183,10 +183,7 @@ pub(super) async fn channel_over<F: Future<Output = String>>(
             .add_service(Echo { arrivals })
             .serve_with_incoming(incoming),
     );
-<<<<<<< HEAD
-=======
     let address = between(address.to_string()).await;
->>>>>>> perf-transport
     let scheme = if secure { "https" } else { "http" };
     let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
         .expect("an address is a URI")

@@ -144,8 +144,6 @@ fn plain() -> Vec<Case> {
             (grpc::streamed::<64, false>, ours::one_way::<64, false>),
             peers::one_way::<64>(false),
             &[ratio("LengthDelimitedCodec", 2.0), Goal::Allocations(0.01)],
-<<<<<<< HEAD
-=======
         ),
     ]
 }
@@ -166,7 +164,6 @@ fn allocations() -> Vec<Case> {
             (grpc::unary_64k, ours::inline::<1, 65_536, false>),
             Vec::new(),
             &[Goal::Allocations(0.1)],
->>>>>>> perf-transport
         ),
     ]
 }
