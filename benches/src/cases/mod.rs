@@ -23,6 +23,7 @@ macro_rules! no_peers {
 pub mod atomics;
 pub mod metrics;
 pub mod pool;
+pub mod raft;
 
 /// All cases in the order in which tables show them.
 #[must_use]
@@ -31,6 +32,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(atomics::cases());
     cases.extend(pool::cases());
     cases.extend(metrics::cases());
+    cases.extend(raft::cases());
     cases.extend(mix::cases());
     cases
 }
@@ -38,7 +40,7 @@ pub fn all() -> Vec<Case> {
 /// All experiments, in the order in which a report shows them.
 #[must_use]
 pub fn experiments() -> Vec<Experiment> {
-    Vec::new()
+    raft::experiments()
 }
 
 /// A case whose goals are ratios, and no allocation.
