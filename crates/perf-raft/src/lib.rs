@@ -9,6 +9,8 @@ mod error;
 pub mod forward;
 pub mod inbound;
 pub mod log;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod options;
 mod primitive;
 mod shell;
@@ -20,6 +22,8 @@ pub use error::{LeaderHint, ProposeError, ReadError, StartError, StopReason};
 #[cfg(feature = "durable")]
 pub use log::{EngineLog, EngineLogOptions};
 pub use log::{LogError, LogStore, MemoryLog};
+#[cfg(feature = "metrics")]
+pub use metrics::{RaftMetrics, Stage};
 pub use options::{ApplyMode, RaftOptions};
 pub use shell::{Inbox, RaftHandle, RaftNode, RaftNodeBuilder, RaftStats, StageStats};
 pub use state_machine::{Command, StateMachine, StateMachineError};

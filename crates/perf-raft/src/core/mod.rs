@@ -62,6 +62,10 @@ pub struct CoreConfig {
 pub struct CoreStats {
     /// Proposals that got a place in the log.
     pub proposals: u64,
+    /// Proposals of this node that were given to the state machine with their waiter.
+    pub proposals_applied: u64,
+    /// Requests that were refused or failed.
+    pub requests_failed: u64,
     /// Steps of Raft that proposed them: `proposals / proposal_batches` is the mean batch.
     pub proposal_batches: u64,
     /// Entries given to the state machine.
@@ -492,6 +496,8 @@ impl<T> Core<T> {
         out.frames.append(&mut self.out.frames);
         out.log_jobs.append(&mut self.out.log_jobs);
         out.apply_jobs.append(&mut self.out.apply_jobs);
+        let failed = |reply: &&(T, Reply)| matches!(reply.1, Reply::Failed(_) | Reply::ReadFailed(_));
+        self.stats.requests_failed += self.out.replies.iter().filter(failed).count() as u64;
         out.replies.append(&mut self.out.replies);
     }
 

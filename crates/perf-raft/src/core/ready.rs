@@ -263,6 +263,7 @@ impl<T> Core<T> {
         self.handed = index;
         self.stats.entries_applied += commands.len() as u64;
         self.stats.apply_batches += 1;
+        self.stats.proposals_applied += waiting.len() as u64;
         self.out.apply_jobs.push(ApplyJob::Apply {
             commands,
             waiting,
