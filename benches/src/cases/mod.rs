@@ -24,6 +24,7 @@ pub mod atomics;
 pub mod metrics;
 pub mod pool;
 pub mod raft;
+pub mod transport;
 
 /// All cases in the order in which tables show them.
 #[must_use]
@@ -33,6 +34,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(pool::cases());
     cases.extend(metrics::cases());
     cases.extend(raft::cases());
+    cases.extend(transport::cases());
     cases.extend(mix::cases());
     cases
 }
@@ -40,7 +42,10 @@ pub fn all() -> Vec<Case> {
 /// All experiments, in the order in which a report shows them.
 #[must_use]
 pub fn experiments() -> Vec<Experiment> {
-    raft::experiments()
+    let mut experiments = Vec::new();
+    experiments.extend(raft::experiments());
+    experiments.extend(transport::experiments());
+    experiments
 }
 
 /// A case whose goals are ratios, and no allocation.

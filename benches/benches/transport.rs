@@ -1,0 +1,7 @@
+//! Criterion over the cases of `perf-transport`.
+
+mod support;
+
+fn main() {
+    support::run("transport");
+}

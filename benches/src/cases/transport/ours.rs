@@ -1,0 +1,127 @@
+//! `perf-transport` itself, as a user would use it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use perf_transport::{Envelope, Payload, Router, Security, TlsIdentity, Transport};
+use tokio::runtime::Runtime;
+
+use super::drive::{self, Arrivals, Caller, Sender};
+use super::tls;
+use crate::case::Run;
+
+const SERVER: u64 = 2;
+const CLIENT: u64 = 1;
+
+fn security(node: u64, secure: bool) -> Security {
+    if !secure {
+        return Security::InsecurePlaintext;
+    }
+    let identity = tls::identity(&perf_transport::node_name(node, tls::CLUSTER));
+    let identity = TlsIdentity::from_pem(
+        identity.authority.as_bytes(),
+        identity.chain.as_bytes(),
+        identity.key.as_bytes(),
+    );
+    Security::MutualTls(identity.expect("certificates made here are sound"))
+}
+
+/// A server with these handlers, and a client that knows it.
+pub(super) async fn pair(router: Router, secure: bool) -> (Transport, Transport) {
+    let server = Transport::builder(SERVER, tls::CLUSTER, security(SERVER, secure))
+        .router(router)
+        .listen("127.0.0.1:0")
+        .start()
+        .await
+        .expect("loopback can be listened on");
+    let address = server.address().expect("it listens").to_owned();
+    let client = Transport::builder(CLIENT, tls::CLUSTER, security(CLIENT, secure))
+        .peer(SERVER, address)
+        .start()
+        .await
+        .expect("a client needs nothing");
+    (client, server)
+}
+
+struct OurCaller<const BYTES: usize> {
+    client: Transport,
+    /// Lives as long as its clients.
+    _server: Transport,
+}
+
+impl<const BYTES: usize> Caller for OurCaller<BYTES> {
+    async fn call(&mut self) {
+        let payload = [0x5A; BYTES];
+        let envelope = Envelope::new(SERVER, "vm", "status", &payload);
+        let reply = self.client.call(envelope).await;
+        assert_eq!(reply.map(|reply| reply.len()), Ok(BYTES));
+    }
+}
+
+fn callers<const CALLERS: usize, const BYTES: usize>(router: Router, secure: bool) -> Run {
+    let runtime = drive::runtime();
+    let (client, server) = runtime.block_on(pair(router, secure));
+    let callers = (0..CALLERS)
+        .map(|_| OurCaller::<BYTES> {
+            client: client.clone(),
+            _server: server.clone(),
+        })
+        .collect();
+    drive::calls(runtime, callers)
+}
+
+pub(super) fn inline<const CALLERS: usize, const BYTES: usize, const SECURE: bool>() -> Run {
+    let router = Router::new().inline("vm", "status", |message, reply| {
+        reply.put_slice(message.payload());
+        Ok(())
+    });
+    callers::<CALLERS, BYTES>(router, SECURE)
+}
+
+pub(super) fn spawned<const CALLERS: usize, const SECURE: bool>() -> Run {
+    let router = Router::new().spawned("vm", "status", |message| async move {
+        Ok(message.into_payload())
+    });
+    callers::<CALLERS, 64>(router, SECURE)
+}
+
+struct OurSender<const BYTES: usize> {
+    client: Transport,
+    _server: Transport,
+    payload: Bytes,
+}
+
+impl<const BYTES: usize> Sender for OurSender<BYTES> {
+    async fn send(&mut self, count: u64) {
+        for _ in 0..count {
+            // Small messages are encoded in place; large ones are shared, like a snapshot's chunks.
+            let payload = if BYTES <= 1024 {
+                Payload::Borrowed(&self.payload)
+            } else {
+                Payload::Shared(self.payload.clone())
+            };
+            let envelope = Envelope::new(SERVER, "vm", "log", payload);
+            if let Err(full) = self.client.send(envelope) {
+                let sent = self.client.send_wait(full.envelope).await;
+                assert_eq!(sent, Ok(()));
+            }
+        }
+    }
+}
+
+pub(super) fn one_way<const BYTES: usize, const SECURE: bool>() -> Run {
+    let runtime: Runtime = drive::runtime();
+    let arrivals = Arc::new(Arrivals::default());
+    let counted = Arc::clone(&arrivals);
+    let router = Router::new().one_way("vm", "log", move |message| {
+        assert_eq!(message.payload().len(), BYTES);
+        counted.add(1);
+    });
+    let (client, server) = runtime.block_on(pair(router, SECURE));
+    let sender = OurSender::<BYTES> {
+        client,
+        _server: server,
+        payload: Bytes::from(vec![0x5A; BYTES]),
+    };
+    drive::messages(runtime, sender, arrivals)
+}

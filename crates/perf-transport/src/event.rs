@@ -1,0 +1,150 @@
+//! What happens to connections, for whoever wants to know.
+
+use crate::error::TransportError;
+use crate::proto::{ConnectionClass, FrameError};
+use std::fmt;
+use std::sync::Arc;
+use tokio::sync::broadcast;
+
+/// Why a connection ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CloseReason {
+    /// The peer closed it.
+    PeerClosed,
+    /// The peer sent what is not of the protocol.
+    Protocol(FrameError),
+    /// The system said so.
+    Io(String),
+    /// Nothing was received for the heartbeat timeout.
+    Silent,
+    /// The peer took nothing for the heartbeat timeout.
+    Stalled,
+    /// It had no messages for the idle timeout.
+    Idle,
+    /// The peer shuts down, and all calls to it have ended.
+    PeerDrained,
+    /// The peer was removed, or this transport shuts down.
+    Closed,
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PeerClosed => f.write_str("the peer closed the connection"),
+            Self::Protocol(error) => error.fmt(f),
+            Self::Io(error) => f.write_str(error),
+            Self::Silent => f.write_str("nothing was received for the heartbeat timeout"),
+            Self::Stalled => f.write_str("the peer read nothing for the heartbeat timeout"),
+            Self::Idle => f.write_str("no messages for the idle timeout"),
+            Self::PeerDrained => f.write_str("the peer shuts down"),
+            Self::Closed => f.write_str("closed by this node"),
+        }
+    }
+}
+
+impl CloseReason {
+    /// Whether this is what happens in an orderly life.
+    #[must_use]
+    pub fn is_orderly(&self) -> bool {
+        matches!(self, Self::Idle | Self::PeerDrained | Self::Closed)
+    }
+}
+
+/// Something that happened to a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PeerEvent {
+    /// A connection to a peer is established.
+    Connected {
+        /// The peer.
+        peer: u64,
+        /// Which of its connections.
+        class: ConnectionClass,
+    },
+    /// An attempt to connect failed. What was queued is dropped.
+    Unreachable {
+        /// The peer.
+        peer: u64,
+        /// Which of its connections.
+        class: ConnectionClass,
+        /// Attempts that failed in a row.
+        failures: u32,
+        /// Why.
+        error: TransportError,
+    },
+    /// An established connection to a peer has ended. What was queued is dropped, calls in flight have failed.
+    Lost {
+        /// The peer.
+        peer: u64,
+        /// Which of its connections.
+        class: ConnectionClass,
+        /// Why.
+        reason: CloseReason,
+    },
+    /// A connection from a peer was accepted.
+    Accepted {
+        /// The peer.
+        peer: u64,
+        /// Which of its connections.
+        class: ConnectionClass,
+    },
+    /// A connection from a peer has ended.
+    Ended {
+        /// The peer.
+        peer: u64,
+        /// Which of its connections.
+        class: ConnectionClass,
+        /// Why.
+        reason: CloseReason,
+    },
+    /// Somebody was not let in.
+    Refused {
+        /// Where the connection came from.
+        from: String,
+        /// Why.
+        error: TransportError,
+    },
+}
+
+impl PeerEvent {
+    /// The peer that is not reachable, if that is what this says: dialling failed, or a connection broke.
+    #[must_use]
+    pub fn unreachable_peer(&self) -> Option<u64> {
+        match self {
+            Self::Unreachable { peer, .. } => Some(*peer),
+            Self::Lost { peer, reason, .. } if !reason.is_orderly() => Some(*peer),
+            _ => None,
+        }
+    }
+}
+
+pub(crate) type Callback = dyn Fn(&PeerEvent) + Send + Sync;
+
+/// Events that are kept for a subscriber that does not keep up; older ones are lost to it, and it learns how many.
+const EVENTS_KEPT: usize = 256;
+
+#[derive(Clone)]
+pub(crate) struct Events {
+    callback: Option<Arc<Callback>>,
+    sender: broadcast::Sender<PeerEvent>,
+}
+
+impl Events {
+    pub(crate) fn new(callback: Option<Arc<Callback>>) -> Self {
+        let (sender, _) = broadcast::channel(EVENTS_KEPT);
+        Self { callback, sender }
+    }
+
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<PeerEvent> {
+        self.sender.subscribe()
+    }
+
+    pub(crate) fn report(&self, event: PeerEvent) {
+        if let Some(callback) = &self.callback {
+            callback(&event);
+        }
+        // Nobody may be subscribed.
+        let _ = self.sender.send(event);
+    }
+}

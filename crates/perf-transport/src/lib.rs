@@ -1,0 +1,60 @@
+#![doc = include_str!("../README.md")]
+#![cfg_attr(
+    feature = "document-features",
+    doc = "## Feature flags of this version"
+)]
+#![cfg_attr(feature = "document-features", doc = document_features::document_features!())]
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+mod body;
+mod call;
+mod config;
+mod connect;
+mod envelope;
+mod error;
+mod event;
+mod message;
+#[cfg(feature = "metrics")]
+mod metrics;
+mod names;
+mod payload;
+mod primitive;
+mod priority;
+pub mod proto;
+mod router;
+mod security;
+mod shell;
+mod stats;
+#[cfg(feature = "tls")]
+mod tls;
+mod transport;
+
+pub use body::{Body, BodySender};
+pub use call::Call;
+pub use config::Config;
+pub use connect::{
+    BoxFuture, BoxRead, BoxWrite, ByteStream, Connector, Listener, StreamOptions, TcpConnector,
+};
+pub use envelope::Envelope;
+pub use error::{Rejection, RejectionCode, TransportError, Undelivered};
+pub use event::{CloseReason, PeerEvent};
+pub use message::{Message, Origin, Reply};
+pub use payload::Payload;
+pub use priority::Priority;
+pub use proto::ConnectionClass;
+pub use router::Router;
+pub use security::Security;
+pub use stats::{LinkStats, PeerStats, Stats};
+#[cfg(feature = "tls")]
+pub use tls::{TlsIdentity, node_name};
+pub use transport::{Broadcast, Builder, Transport};
+
+/// Lets the tests choose a deliberate fault. Not a public interface.
+#[cfg(any(perf_loom, perf_mutants))]
+#[doc(hidden)]
+pub mod __mutant {
+    /// Switches one fault on, or all off.
+    pub fn set(name: Option<&'static str>) {
+        crate::primitive::mutant::set(name);
+    }
+}

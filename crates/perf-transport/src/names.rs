@@ -1,0 +1,133 @@
+//! Numbers for services and methods.
+
+use crate::error::TransportError;
+use crate::priority::Priority;
+use crate::proto::{Define, METHODS_MAX, MethodName};
+use bytes::Bytes;
+use prost::Message;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::OnceLock;
+
+/// A service and method that was used.
+#[derive(Debug)]
+pub(crate) struct Name {
+    name: MethodName,
+    pub(crate) priority: Priority,
+    /// The payload of its `Define` frame.
+    pub(crate) define: Bytes,
+}
+
+/// An insert-only table; a name's number is its place. Reading takes no lock: a hash, one or two loads, two comparisons.
+#[derive(Debug)]
+pub(crate) struct NameTable {
+    places: Box<[OnceLock<Name>]>,
+    hasher: foldhash::fast::RandomState,
+}
+
+impl NameTable {
+    pub(crate) fn new() -> Self {
+        Self {
+            places: (0..METHODS_MAX).map(|_| OnceLock::new()).collect(),
+            hasher: foldhash::fast::RandomState::default(),
+        }
+    }
+
+    /// The number of a name, which it gets with its first use.
+    #[inline]
+    pub(crate) fn number(
+        &self,
+        service: &str,
+        method: &str,
+        priority: impl FnOnce() -> Priority,
+    ) -> Result<(u16, &Name), TransportError> {
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write(service.as_bytes());
+        hasher.write(method.as_bytes());
+        let start = hasher.finish() as usize;
+        for step in 0..METHODS_MAX {
+            let place = start.wrapping_add(step) % METHODS_MAX;
+            let Some(name) = self.places[place].get() else {
+                return self.insert(start, service, method, priority());
+            };
+            if name.name.service() == service && name.name.method() == method {
+                return Ok((place as u16, name));
+            }
+        }
+        Err(full())
+    }
+
+    #[cold]
+    fn insert(
+        &self,
+        start: usize,
+        service: &str,
+        method: &str,
+        priority: Priority,
+    ) -> Result<(u16, &Name), TransportError> {
+        let name = MethodName::new(service, method).ok_or(TransportError::InvalidName {
+            reason: "a name has 1 to 128 bytes, the method's may be empty",
+        })?;
+        let define = Define {
+            service: service.to_owned(),
+            method: method.to_owned(),
+        };
+        let define = Bytes::from(define.encode_to_vec());
+        for step in 0..METHODS_MAX {
+            let place = start.wrapping_add(step) % METHODS_MAX;
+            let found = self.places[place].get_or_init(|| Name {
+                name: name.clone(),
+                priority,
+                define: define.clone(),
+            });
+            // Another thread may have put another name there, or the same one.
+            if found.name == name {
+                return Ok((place as u16, found));
+            }
+        }
+        Err(full())
+    }
+}
+
+#[cold]
+fn full() -> TransportError {
+    TransportError::InvalidName {
+        reason: "2048 services and methods are in use, no more are allowed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_keeps_its_number_and_the_table_its_bound() {
+        let table = NameTable::new();
+        let mut numbers = Vec::new();
+        for place in 0..METHODS_MAX {
+            let (number, _) = table
+                .number("vm", &place.to_string(), || Priority::Low)
+                .expect("room");
+            numbers.push(number);
+        }
+        let (again, name) = table
+            .number("vm", "7", || Priority::Critical)
+            .expect("known");
+        assert_eq!((again, name.priority), (numbers[7], Priority::Low));
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), METHODS_MAX);
+        assert!(table.number("one", "more", || Priority::Low).is_err());
+    }
+
+    #[test]
+    fn bad_names_are_refused() {
+        let table = NameTable::new();
+        assert!(table.number("", "x", || Priority::Low).is_err());
+        assert!(
+            table
+                .number(&"s".repeat(129), "x", || Priority::Low)
+                .is_err()
+        );
+        assert!(table.number("s", "", || Priority::Low).is_ok());
+    }
+}

@@ -1,0 +1,94 @@
+//! The concurrency primitives of the protocol, so that loom can stand in for the real ones.
+
+#[cfg(not(perf_loom))]
+mod imp {
+    pub(crate) use crossbeam_queue::ArrayQueue as Queue;
+    pub(crate) use parking_lot::Mutex;
+    pub(crate) use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+}
+
+#[cfg(perf_loom)]
+mod imp {
+    use loom::sync::MutexGuard;
+    pub(crate) use loom::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+    use std::collections::VecDeque;
+
+    /// loom's mutex with the signature of parking_lot's.
+    #[derive(Debug)]
+    pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(loom::sync::Mutex::new(value))
+        }
+
+        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+            self.0
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+        }
+    }
+
+    /// Stands in for crossbeam's queue, which loom cannot see into: same promises, under a lock.
+    #[derive(Debug)]
+    pub(crate) struct Queue<T> {
+        items: Mutex<VecDeque<T>>,
+        capacity: usize,
+    }
+
+    impl<T> Queue<T> {
+        pub(crate) fn new(capacity: usize) -> Self {
+            Self {
+                items: Mutex::new(VecDeque::new()),
+                capacity,
+            }
+        }
+
+        pub(crate) fn push(&self, item: T) -> Result<(), T> {
+            let mut items = self.items.lock();
+            if items.len() == self.capacity {
+                return Err(item);
+            }
+            items.push_back(item);
+            Ok(())
+        }
+
+        pub(crate) fn pop(&self) -> Option<T> {
+            self.items.lock().pop_front()
+        }
+    }
+}
+
+pub(crate) use imp::*;
+
+/// Deliberate faults that the tests must find: by loom under `--cfg perf_loom`, by the simulation under `--cfg perf_mutants`.
+/// Without these there are none.
+pub(crate) mod mutant {
+    /// Whether the fault of this name is switched on: never, so the branch is compiled away.
+    #[cfg(not(any(perf_loom, perf_mutants)))]
+    #[inline(always)]
+    pub(crate) const fn is(_name: &str) -> bool {
+        false
+    }
+
+    #[cfg(any(perf_loom, perf_mutants))]
+    pub(crate) use switched::{is, set};
+
+    #[cfg(any(perf_loom, perf_mutants))]
+    mod switched {
+        use std::sync::Mutex;
+
+        static CHOSEN: Mutex<Option<&'static str>> = Mutex::new(None);
+
+        pub(crate) fn is(name: &str) -> bool {
+            CHOSEN.lock().is_ok_and(|chosen| *chosen == Some(name))
+        }
+
+        /// Switches one fault on, or all off. Process-wide: tests that choose must not overlap.
+        pub(crate) fn set(name: Option<&'static str>) {
+            if let Ok(mut chosen) = CHOSEN.lock() {
+                *chosen = name;
+            }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! What those who send and the connection share.
+
+use super::gate::Gate;
+use super::lane::{LaneLimits, Lanes};
+use super::pending::{CallKey, Fault, Pending};
+use super::stream::SendWindow;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Waker;
+
+/// Bounds of a [`Channel`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChannelLimits {
+    /// Of the more urgent class.
+    pub first: LaneLimits,
+    /// Of the other one.
+    pub second: LaneLimits,
+    /// Calls in flight.
+    pub calls_max: usize,
+    /// Whether frames have checksums.
+    pub checksum: bool,
+}
+
+/// What those who send and the connection share: queues, the gate in front of the write side, calls in flight, open bodies.
+#[derive(Debug)]
+pub struct Channel {
+    /// What waits to be written.
+    pub lanes: Lanes,
+    /// Who writes.
+    pub gate: Gate,
+    /// Calls in flight.
+    pub pending: Pending,
+    windows: Mutex<Vec<(CallKey, Arc<SendWindow>)>>,
+    /// How many there are, so that replies need not ask under the lock.
+    windows_open: AtomicUsize,
+}
+
+impl Channel {
+    /// An empty channel.
+    #[must_use]
+    pub fn new(limits: ChannelLimits) -> Self {
+        Self {
+            lanes: Lanes::new(limits.first, limits.second, limits.checksum),
+            gate: Gate::new(),
+            pending: Pending::new(limits.calls_max),
+            windows: Mutex::new(Vec::new()),
+            windows_open: AtomicUsize::new(0),
+        }
+    }
+
+    /// Opens a body that this side sends; `None` if `streams_max` are open.
+    pub fn open_window(
+        &self,
+        key: CallKey,
+        credit: u64,
+        streams_max: usize,
+    ) -> Option<Arc<SendWindow>> {
+        let mut windows = self.windows.lock();
+        if windows.len() >= streams_max {
+            return None;
+        }
+        let window = Arc::new(SendWindow::new(credit));
+        windows.push((key, Arc::clone(&window)));
+        self.windows_open.store(windows.len(), Ordering::Release);
+        Some(window)
+    }
+
+    /// The body was sent, or given up.
+    pub fn close_window(&self, key: CallKey) {
+        let mut windows = self.windows.lock();
+        windows.retain(|(other, _)| *other != key);
+        self.windows_open.store(windows.len(), Ordering::Release);
+    }
+
+    /// Bodies that are being sent.
+    #[must_use]
+    pub fn windows(&self) -> usize {
+        self.windows_open.load(Ordering::Acquire)
+    }
+
+    /// The reader of a body allows more.
+    pub fn grant(&self, key: CallKey, bytes: u64) {
+        if let Some(window) = self.window(key) {
+            window.grant(bytes);
+        }
+    }
+
+    /// The reader of a body wants no more.
+    pub fn stop_window(&self, key: CallKey) {
+        if let Some(window) = self.window(key) {
+            window.close();
+        }
+    }
+
+    fn window(&self, key: CallKey) -> Option<Arc<SendWindow>> {
+        let windows = self.windows.lock();
+        let found = windows.iter().find(|(other, _)| *other == key);
+        found.map(|(_, window)| Arc::clone(window))
+    }
+
+    /// The connection is lost. What was queued is dropped, every call ends with `fault`, every body is stopped. Returns
+    /// who waits for room, to be woken.
+    ///
+    /// The queues go first: a call that is opened after its end here is queued after it, and so belongs to the next connection.
+    pub fn lost(&self, fault: &Fault) -> Vec<Waker> {
+        let wakers = self.lanes.clear();
+        self.pending.fail_all(fault);
+        for (_, window) in self.windows.lock().iter() {
+            window.close();
+        }
+        wakers
+    }
+}

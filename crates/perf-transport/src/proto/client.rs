@@ -1,0 +1,80 @@
+//! The side of a connection that dialled: it sends requests and gets replies.
+
+use super::channel::Channel;
+use super::decoder::Frame;
+use super::frame::{FrameError, Header, Kind};
+use super::lane::Lane;
+use super::pending::{CallKey, Fault};
+use crate::payload::Payload;
+use bytes::Buf;
+
+/// What a dialling side does with received frames.
+#[derive(Clone, Debug, Default)]
+pub struct Client {
+    draining: bool,
+}
+
+impl Client {
+    /// A new connection.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether the peer has said that it takes no new requests.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// Handles a frame: completes calls, grants credit. `true` if something was queued in answer.
+    ///
+    /// # Errors
+    /// [`FrameError`] if the frame does not belong here; close the connection. A reply to a call that has ended is no error.
+    #[inline]
+    pub fn receive(&mut self, frame: Frame, channel: &Channel) -> Result<bool, FrameError> {
+        let Frame {
+            header,
+            mut payload,
+        } = frame;
+        let key = CallKey::from_id(header.id);
+        match header.kind {
+            Kind::Reply => {
+                channel.pending.complete(key, Ok(payload));
+                if channel.windows() > 0 {
+                    channel.stop_window(key);
+                }
+            }
+            Kind::Failure => {
+                if payload.is_empty() {
+                    return Err(FrameError::Malformed { kind: header.kind });
+                }
+                let code = payload.get_u8();
+                let text = payload;
+                channel
+                    .pending
+                    .complete(key, Err(Fault::Rejected { code, text }));
+                channel.stop_window(key);
+            }
+            Kind::StreamCredit => {
+                let bytes = payload
+                    .try_get_u32_le()
+                    .map_err(|_| FrameError::Malformed { kind: header.kind })?;
+                channel.grant(key, bytes.into());
+            }
+            Kind::StreamReset => channel.stop_window(key),
+            Kind::Goodbye => self.draining = true,
+            Kind::Pong => {}
+            Kind::Ping => {
+                let pong = Header::new(Kind::Pong, 0, header.id);
+                // The system lane takes everything.
+                let _ = channel
+                    .lanes
+                    .push(Lane::System, pong, &Payload::default(), None);
+                return Ok(true);
+            }
+            kind => return Err(FrameError::Unexpected { kind }),
+        }
+        Ok(false)
+    }
+}

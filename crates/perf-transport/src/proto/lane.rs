@@ -1,0 +1,391 @@
+//! What waits to be written to one connection, by class, within its budget.
+
+use super::block::Block;
+use super::frame::{Header, Kind};
+use crate::payload::Payload;
+use crate::primitive::{Mutex, mutant};
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::mem;
+use std::task::Waker;
+
+/// The most services and methods that a connection gives numbers to.
+pub const METHODS_MAX: usize = 2048;
+const ANNOUNCED_WORDS: usize = METHODS_MAX / 64;
+/// What a class of weight 1 may write in its turn before the other one has its own.
+const QUANTUM_BYTES: i64 = 16 * 1024;
+/// Blocks kept for the next frames: what a busy lane alternates between.
+const SPARES_MAX: usize = 4;
+
+/// Bounds and weight of one lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaneLimits {
+    /// Bytes that may wait, headers included.
+    pub bytes_max: usize,
+    /// Frames that may wait.
+    pub frames_max: usize,
+    /// Its share beside the other lane, while both have something to write.
+    pub weight: u32,
+}
+
+/// Which lane of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Lane {
+    /// The connection's own frames, and replies of inline handlers. Always first; bounded by whoever queues there.
+    System = 0,
+    /// The more urgent of the connection's two classes.
+    First = 1,
+    /// The other one.
+    Second = 2,
+}
+
+/// The budget is used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+/// Who waits for room in a lane.
+#[derive(Debug, Default)]
+pub struct Waiter {
+    ticket: Option<u64>,
+}
+
+#[derive(Debug)]
+struct LaneState {
+    blocks: VecDeque<Block>,
+    bytes: usize,
+    frames: usize,
+    limits: LaneLimits,
+    deficit: i64,
+    /// A bit for each number whose `Define` is in this lane or was written.
+    announced: [u64; ANNOUNCED_WORDS],
+    waiters: VecDeque<(u64, Waker)>,
+    /// Woken, and has not come back yet.
+    woken: Option<u64>,
+}
+
+#[derive(Debug)]
+struct State {
+    lanes: [LaneState; 3],
+    spares: Vec<Block>,
+    tickets: u64,
+    /// Frames that were dropped by `clear` since the beginning.
+    dropped: u64,
+}
+
+/// The three lanes of a connection under one lock, which is held for a copy of a small frame, or for moving blocks.
+///
+/// Frames are put together when they are queued, so that draining moves whole blocks. Memory: at most the two budgets, what is in the
+/// system lane, and a few spare blocks.
+#[derive(Debug)]
+pub struct Lanes {
+    state: Mutex<State>,
+    checksum: bool,
+}
+
+impl LaneState {
+    fn new(limits: LaneLimits) -> Self {
+        Self {
+            blocks: VecDeque::new(),
+            bytes: 0,
+            frames: 0,
+            limits,
+            deficit: 0,
+            announced: [0; ANNOUNCED_WORDS],
+            waiters: VecDeque::new(),
+            woken: None,
+        }
+    }
+
+    #[inline]
+    fn has_room(&self, bytes: usize) -> bool {
+        self.bytes + bytes <= self.limits.bytes_max && self.frames < self.limits.frames_max
+    }
+
+    /// The next in line, unless somebody who was woken has not come back.
+    fn wake_next(&mut self) -> Option<Waker> {
+        if self.woken.is_some() {
+            return None;
+        }
+        let (ticket, waker) = self.waiters.pop_front()?;
+        self.woken = Some(ticket);
+        Some(waker)
+    }
+}
+
+impl State {
+    #[inline]
+    fn put(&mut self, lane: usize, header: Header, payload: &Payload<'_>, sum: Option<u32>) {
+        let Self { lanes, spares, .. } = self;
+        let lane = &mut lanes[lane];
+        if lane.blocks.back().is_none_or(Block::is_full) {
+            lane.blocks.push_back(spares.pop().unwrap_or_default());
+        }
+        if let Some(block) = lane.blocks.back_mut() {
+            let before = block.bytes();
+            block.push_summed(header, payload, sum);
+            lane.bytes += block.bytes() - before;
+            lane.frames += 1;
+        }
+    }
+}
+
+impl Lanes {
+    /// Empty lanes.
+    #[must_use]
+    pub fn new(first: LaneLimits, second: LaneLimits, checksum: bool) -> Self {
+        let system = LaneLimits {
+            bytes_max: usize::MAX,
+            frames_max: usize::MAX,
+            weight: 1,
+        };
+        Self {
+            state: Mutex::new(State {
+                lanes: [system, first, second].map(LaneState::new),
+                spares: Vec::new(),
+                tickets: 0,
+                dropped: 0,
+            }),
+            checksum,
+        }
+    }
+
+    /// Made before the lock is taken.
+    #[inline]
+    fn sum(&self, header: Header, payload: &Payload<'_>) -> Option<u32> {
+        self.checksum.then(|| Block::checksum(header, payload))
+    }
+
+    /// Whether frames carry checksums.
+    #[must_use]
+    pub fn has_checksums(&self) -> bool {
+        self.checksum
+    }
+
+    /// Queues a frame. `define` announces the header's method where this is its first frame in the lane.
+    ///
+    /// # Errors
+    /// [`Full`] if the lane's budget has no room; nothing is queued then.
+    #[inline]
+    pub fn push(
+        &self,
+        lane: Lane,
+        header: Header,
+        payload: &Payload<'_>,
+        define: Option<&Bytes>,
+    ) -> Result<(), Full> {
+        let bytes = Block::frame_bytes(payload.len(), self.checksum);
+        let sum = self.sum(header, payload);
+        let mut state = self.state.lock();
+        if !state.lanes[lane as usize].has_room(bytes) {
+            return Err(Full);
+        }
+        self.put(&mut state, lane, header, (payload, sum), define);
+        Ok(())
+    }
+
+    /// Queues a frame whether there is room or not: the last word on something that had room when it was queued, such as the end of a body that is
+    /// broken off. There are at most as many of these as of the others.
+    pub fn push_past_limit(&self, lane: Lane, header: Header, payload: &Payload<'_>) {
+        let sum = self.sum(header, payload);
+        let mut state = self.state.lock();
+        self.put(&mut state, lane, header, (payload, sum), None);
+    }
+
+    #[inline]
+    fn put(
+        &self,
+        state: &mut State,
+        lane: Lane,
+        header: Header,
+        (payload, sum): (&Payload<'_>, Option<u32>),
+        define: Option<&Bytes>,
+    ) {
+        if let Some(define) = define {
+            let (word, bit) = (usize::from(header.method) / 64, header.method % 64);
+            let announced = &mut state.lanes[lane as usize].announced;
+            if let Some(word) = announced
+                .get_mut(word)
+                .filter(|word| **word >> bit & 1 == 0)
+            {
+                *word |= 1 << bit;
+                let first = Header::new(Kind::Define, header.method, 0);
+                let define = Payload::Shared(define.clone());
+                let sum = self.sum(first, &define);
+                state.put(lane as usize, first, &define, sum);
+            }
+        }
+        state.put(lane as usize, header, payload, sum);
+    }
+
+    /// Queues a frame as [`push`](Self::push) does, or puts the caller in line for room. Whoever waits calls this again when woken, and
+    /// [`forget`](Self::forget) when it no longer wants to.
+    ///
+    /// The second value is a waker to be called by whoever gets it: the next in line, where there is room left.
+    ///
+    /// # Errors
+    /// [`Full`] if the caller is in line now.
+    pub fn push_or_wait(
+        &self,
+        waiter: &mut Waiter,
+        waker: &Waker,
+        lane: Lane,
+        header: Header,
+        payload: &Payload<'_>,
+        define: Option<&Bytes>,
+    ) -> (Result<(), Full>, Option<Waker>) {
+        let bytes = Block::frame_bytes(payload.len(), self.checksum);
+        let sum = self.sum(header, payload);
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let mine = &mut state.lanes[lane as usize];
+        let had_turn = waiter.ticket.is_some() && mine.woken == waiter.ticket;
+        // Those who were there before go first.
+        let my_turn = had_turn || (mine.waiters.is_empty() && mine.woken.is_none());
+        if had_turn {
+            mine.woken = None;
+        }
+        if my_turn && mine.has_room(bytes) {
+            if let Some(ticket) = waiter.ticket.take() {
+                mine.waiters.retain(|(other, _)| *other != ticket);
+            }
+            let next = mine.wake_next();
+            self.put(state, lane, header, (payload, sum), define);
+            return (Ok(()), next);
+        }
+        let ticket = *waiter.ticket.get_or_insert_with(|| {
+            state.tickets += 1;
+            state.tickets
+        });
+        let place = mine.waiters.iter_mut().find(|(other, _)| *other == ticket);
+        match place {
+            Some((_, known)) => known.clone_from(waker),
+            // It had its turn and there was no room yet: it keeps its place.
+            None if had_turn => mine.waiters.push_front((ticket, waker.clone())),
+            None => mine.waiters.push_back((ticket, waker.clone())),
+        }
+        (Err(Full), None)
+    }
+
+    /// The waiter gives up. If it was its turn, the turn goes to the next in line, whose waker is returned.
+    pub fn forget(&self, waiter: &mut Waiter, lane: Lane) -> Option<Waker> {
+        let ticket = waiter.ticket.take()?;
+        let mut state = self.state.lock();
+        let lane = &mut state.lanes[lane as usize];
+        if lane.woken == Some(ticket) {
+            if mutant::is("turn_lost_on_cancel") {
+                return None;
+            }
+            lane.woken = None;
+            return lane.wake_next();
+        }
+        lane.waiters.retain(|(other, _)| *other != ticket);
+        None
+    }
+
+    /// How many wait for room in a lane.
+    #[must_use]
+    pub fn waiters(&self, lane: Lane) -> usize {
+        self.state.lock().lanes[lane as usize].waiters.len()
+    }
+
+    /// Queues frames that were put together elsewhere, and leaves an empty block for the next ones.
+    #[inline]
+    pub fn exchange_block(&self, lane: Lane, block: &mut Block) {
+        let mut state = self.state.lock();
+        let empty = state.spares.pop().unwrap_or_default();
+        let full = mem::replace(block, empty);
+        let its = &mut state.lanes[lane as usize];
+        its.bytes += full.bytes();
+        its.frames += full.frames();
+        its.blocks.push_back(full);
+    }
+
+    /// Moves blocks to `sink` until `bytes_max` bytes are there, by deficit round robin between the two classes, the system lane first.
+    /// Returns who is to be woken because there is room now, and whether the lanes are empty.
+    #[inline]
+    pub fn drain(
+        &self,
+        bytes_max: usize,
+        done: &mut Vec<Block>,
+        mut sink: impl FnMut(Block),
+    ) -> ([Option<Waker>; 2], bool) {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        while state.spares.len() < SPARES_MAX {
+            let Some(block) = done.pop() else { break };
+            state.spares.push(block);
+        }
+        let mut bytes = 0;
+        let [system, first, second] = &mut state.lanes;
+        while let Some(block) = system.blocks.pop_front() {
+            bytes += block.bytes();
+            system.bytes -= block.bytes();
+            system.frames -= block.frames();
+            sink(block);
+        }
+        let mut wakers = [None, None];
+        while bytes < bytes_max {
+            if first.blocks.is_empty() && second.blocks.is_empty() {
+                break;
+            }
+            for (lane, waker) in [&mut *first, &mut *second].into_iter().zip(&mut wakers) {
+                if lane.blocks.is_empty() {
+                    // An idle class saves up nothing.
+                    lane.deficit = 0;
+                    continue;
+                }
+                if lane.deficit <= 0 {
+                    lane.deficit += QUANTUM_BYTES * i64::from(lane.limits.weight.max(1));
+                }
+                while lane.deficit > 0 && bytes < bytes_max {
+                    let Some(block) = lane.blocks.pop_front() else {
+                        break;
+                    };
+                    lane.deficit -= i64::try_from(block.bytes()).unwrap_or(i64::MAX);
+                    bytes += block.bytes();
+                    lane.bytes -= block.bytes();
+                    lane.frames -= block.frames();
+                    sink(block);
+                    if waker.is_none() {
+                        *waker = lane.wake_next();
+                    }
+                }
+            }
+        }
+        (wakers, first.blocks.is_empty() && second.blocks.is_empty())
+    }
+
+    /// Forgets all frames and announcements: the connection is gone. Returns who waits for room, to be woken.
+    pub fn clear(&self) -> Vec<Waker> {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let mut wakers = Vec::new();
+        for lane in &mut state.lanes {
+            state.dropped += lane.frames as u64;
+            lane.blocks.clear();
+            lane.bytes = 0;
+            lane.frames = 0;
+            lane.deficit = 0;
+            lane.announced = [0; ANNOUNCED_WORDS];
+            lane.woken = None;
+            wakers.extend(lane.waiters.drain(..).map(|(_, waker)| waker));
+        }
+        wakers
+    }
+
+    /// Bytes and frames that wait, all lanes together.
+    #[must_use]
+    pub fn queued(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        state.lanes.iter().fold((0, 0), |(bytes, frames), lane| {
+            (bytes + lane.bytes, frames + lane.frames)
+        })
+    }
+
+    /// Frames that were dropped because their connection was lost, since the beginning.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.state.lock().dropped
+    }
+}

@@ -1,0 +1,43 @@
+//! The protocol without input or output: state machines that take bytes, calls and the time, and give back bytes,
+//! messages and results. The tokio shell drives them in production, a seeded simulator in `tests/simulation.rs`.
+//!
+//! Nothing here reads a clock, owns a socket or starts a task. What threads share ([`Lane`], [`Gate`], [`Pending`]) is
+//! checked by loom besides. This module is public for those who bring their own runtime; its items may change in minor
+//! versions.
+
+mod backoff;
+mod block;
+mod channel;
+mod client;
+mod decoder;
+mod dialer;
+mod frame;
+mod gate;
+mod handshake;
+mod lane;
+mod liveness;
+mod pending;
+mod read_buffer;
+mod server;
+mod stream;
+mod transmit;
+
+pub use backoff::Backoff;
+pub use block::{Block, Outbox, SLICES_MAX};
+pub use channel::{Channel, ChannelLimits};
+pub use client::Client;
+pub use decoder::{Decoder, Frame};
+pub use dialer::{Admission, DialState, Dialer};
+pub use frame::{CHECKSUM_BYTES, FrameError, HEADER_BYTES, Header, Kind};
+pub use gate::{Gate, Notified};
+pub use handshake::{
+    Accepted, ConnectionClass, Define, FEATURE_CHECKSUM, HANDSHAKE_BYTES_MAX, HandshakeError,
+    Hello, Local, Refuse, VERSION_MAX, VERSION_MIN, Welcome, accept, check_welcome, refusal,
+};
+pub use lane::{Full, Lane, LaneLimits, Lanes, METHODS_MAX, Waiter};
+pub use liveness::{Liveness, LivenessLimits, Verdict};
+pub use pending::{CALLS_MAX, CallKey, Fault, Outcome, Pending};
+pub use read_buffer::ReadBuffer;
+pub use server::{Incoming, MethodName, NAME_BYTES_MAX, Server, ServerLimits};
+pub use stream::{BodyState, BodyStep, SendWindow};
+pub use transmit::Transmit;

@@ -1,0 +1,318 @@
+//! Calls that wait for their reply.
+
+use crate::primitive::{AtomicUsize, Mutex, Ordering, Queue, mutant};
+use bytes::Bytes;
+use std::mem;
+use std::task::{Context, Poll, Waker};
+
+/// The most calls in flight that a slab can be asked for: an index has 16 bits.
+pub const CALLS_MAX: usize = 1 << 16;
+
+/// Identifies one call for ever: place and generation of its slot. Its number is the id on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CallKey(u64);
+
+impl CallKey {
+    /// The id on the wire.
+    #[inline]
+    #[must_use]
+    pub const fn id(self) -> u64 {
+        self.0
+    }
+
+    /// From the id on the wire.
+    #[inline]
+    #[must_use]
+    pub const fn from_id(id: u64) -> Self {
+        Self(id)
+    }
+
+    #[inline]
+    fn index(self) -> usize {
+        usize::from(self.0 as u16)
+    }
+
+    #[inline]
+    fn generation(self) -> u64 {
+        self.0 >> 16
+    }
+}
+
+/// Why a call has no reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fault {
+    /// Its deadline passed.
+    Timeout,
+    /// The connection was lost. The peer may or may not have handled it.
+    Disconnected,
+    /// There was no connection. The peer has not got it.
+    Unreachable,
+    /// The peer answered with an error: code and text.
+    Rejected {
+        /// A `RejectionCode` as a number.
+        code: u8,
+        /// For people.
+        text: Bytes,
+    },
+}
+
+/// How a call ended.
+pub type Outcome = Result<Bytes, Fault>;
+
+#[derive(Debug)]
+enum State {
+    Free,
+    Waiting(Option<Waker>),
+    Done(Outcome),
+}
+
+#[derive(Debug)]
+struct Slot {
+    /// Grows with each use of the slot, over all connections of the peer: a late reply never finds a later call.
+    generation: u64,
+    deadline_ms: u64,
+    state: State,
+}
+
+/// A bounded slab of calls in flight.
+///
+/// A call takes a slot, waits in it with its waker, and frees it; nothing is allocated. Slots are used in turn. Each has a lock of its own, which is
+/// held for some moves only.
+#[derive(Debug)]
+pub struct Pending {
+    slots: Box<[Mutex<Slot>]>,
+    free: Queue<u16>,
+    in_flight: AtomicUsize,
+}
+
+impl Pending {
+    /// Room for `calls_max` calls, at least 1 and at most [`CALLS_MAX`].
+    #[must_use]
+    pub fn new(calls_max: usize) -> Self {
+        let calls_max = calls_max.clamp(1, CALLS_MAX);
+        let slot = || Slot {
+            generation: 1,
+            deadline_ms: 0,
+            state: State::Free,
+        };
+        let free = Queue::new(calls_max);
+        for index in 0..calls_max {
+            // There is room for all of them, and each fits.
+            let _ = free.push(u16::try_from(index).unwrap_or(u16::MAX));
+        }
+        Self {
+            slots: (0..calls_max).map(|_| Mutex::new(slot())).collect(),
+            free,
+            in_flight: AtomicUsize::new(0),
+        }
+    }
+
+    /// How many slots are taken.
+    #[inline]
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        // A hint for scheduling and statistics; nothing is ordered by it.
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Takes a slot for a call that may last until `deadline_ms`; `None` if all are taken.
+    #[inline]
+    pub fn open(&self, deadline_ms: u64) -> Option<CallKey> {
+        let index = self.free.pop()?;
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let mut slot = self.slots[usize::from(index)].lock();
+        slot.deadline_ms = deadline_ms;
+        slot.state = State::Waiting(None);
+        Some(CallKey(slot.generation << 16 | u64::from(index)))
+    }
+
+    #[inline]
+    fn slot(&self, key: CallKey) -> Option<&Mutex<Slot>> {
+        self.slots.get(key.index())
+    }
+
+    /// Completes a call; `false` if it has ended before, or never was. The first completion counts.
+    #[inline]
+    pub fn complete(&self, key: CallKey, outcome: Outcome) -> bool {
+        let Some(slot) = self.slot(key) else {
+            return false;
+        };
+        let waker = {
+            let mut slot = slot.lock();
+            if slot.generation != key.generation() && !mutant::is("reply_without_generation") {
+                return false;
+            }
+            let State::Waiting(waker) = &mut slot.state else {
+                return false;
+            };
+            let waker = waker.take();
+            slot.state = State::Done(outcome);
+            waker
+        };
+        if let Some(waker) = waker.filter(|_| !mutant::is("reply_wakes_nobody")) {
+            waker.wake();
+        }
+        true
+    }
+
+    /// The outcome of a call, once. Frees the slot when it is ready; the key has no meaning afterwards.
+    #[inline]
+    pub fn poll(&self, key: CallKey, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let Some(slot) = self.slot(key) else {
+            return Poll::Ready(Err(Fault::Disconnected));
+        };
+        let outcome = {
+            let mut slot = slot.lock();
+            if slot.generation != key.generation() {
+                return Poll::Ready(Err(Fault::Disconnected));
+            }
+            match &mut slot.state {
+                State::Waiting(Some(waker)) => {
+                    waker.clone_from(cx.waker());
+                    return Poll::Pending;
+                }
+                State::Waiting(waker) => {
+                    *waker = Some(cx.waker().clone());
+                    return Poll::Pending;
+                }
+                State::Free => return Poll::Ready(Err(Fault::Disconnected)),
+                State::Done(_) => release(&mut slot),
+            }
+        };
+        self.freed(key);
+        match outcome {
+            State::Done(outcome) => Poll::Ready(outcome),
+            State::Free | State::Waiting(_) => Poll::Ready(Err(Fault::Disconnected)),
+        }
+    }
+
+    /// Ends a call that nobody waits for any more. Its late reply will find nothing.
+    #[inline]
+    pub fn cancel(&self, key: CallKey) {
+        let Some(slot) = self.slot(key) else { return };
+        let previous = {
+            let mut slot = slot.lock();
+            if slot.generation != key.generation() || matches!(slot.state, State::Free) {
+                return;
+            }
+            release(&mut slot)
+        };
+        if !mutant::is("cancel_keeps_slot") {
+            self.freed(key);
+        }
+        // A waker or a reply is dropped outside of the lock.
+        drop(previous);
+    }
+
+    #[inline]
+    fn freed(&self, key: CallKey) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        // The queue has room for every index there is.
+        let _ = self.free.push(key.index() as u16);
+    }
+
+    /// Ends every call whose deadline is not after `now_ms` with [`Fault::Timeout`], and returns how many. Costs a lock per
+    /// slot, nothing if no call is in flight.
+    pub fn expire(&self, now_ms: u64) -> usize {
+        self.end_all(&Fault::Timeout, |slot| slot.deadline_ms <= now_ms)
+    }
+
+    /// Ends every call that waits, and returns how many.
+    pub fn fail_all(&self, fault: &Fault) -> usize {
+        self.end_all(fault, |_| true)
+    }
+
+    fn end_all(&self, fault: &Fault, which: impl Fn(&Slot) -> bool) -> usize {
+        if self.in_flight() == 0 {
+            return 0;
+        }
+        let mut ended = 0;
+        for slot in &self.slots {
+            let waker = {
+                let mut slot = slot.lock();
+                if !matches!(slot.state, State::Waiting(_)) || !which(&slot) {
+                    continue;
+                }
+                let done = State::Done(Err(fault.clone()));
+                let State::Waiting(waker) = mem::replace(&mut slot.state, done) else {
+                    continue;
+                };
+                waker
+            };
+            ended += 1;
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+        ended
+    }
+}
+
+/// Makes the slot a free one of the next generation.
+#[inline]
+fn release(slot: &mut Slot) -> State {
+    slot.generation += 1;
+    mem::replace(&mut slot.state, State::Free)
+}
+
+#[cfg(all(test, not(perf_loom)))]
+mod tests {
+    use super::*;
+
+    fn poll(pending: &Pending, key: CallKey) -> Poll<Outcome> {
+        pending.poll(key, &mut Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn a_call_completes_once_and_frees_its_slot() {
+        let pending = Pending::new(1);
+        let key = pending.open(10).expect("room");
+        assert!(pending.open(10).is_none());
+        assert!(poll(&pending, key).is_pending());
+        assert!(pending.complete(key, Ok(Bytes::from_static(b"first"))));
+        assert!(!pending.complete(key, Ok(Bytes::from_static(b"second"))));
+        assert_eq!(
+            poll(&pending, key),
+            Poll::Ready(Ok(Bytes::from_static(b"first")))
+        );
+        assert_eq!(pending.in_flight(), 0);
+        assert!(pending.open(10).is_some());
+    }
+
+    #[test]
+    fn late_replies_find_nobody() {
+        let pending = Pending::new(1);
+        let first = pending.open(10).expect("room");
+        pending.cancel(first);
+        pending.cancel(first);
+        let second = pending.open(10).expect("the slot is free");
+        assert_ne!(first, second);
+        assert!(!pending.complete(first, Ok(Bytes::new())));
+        assert!(poll(&pending, second).is_pending());
+        assert_eq!(pending.in_flight(), 1);
+    }
+
+    #[test]
+    fn deadlines_and_losses_end_calls() {
+        let pending = Pending::new(4);
+        let early = pending.open(10).expect("room");
+        let late = pending.open(20).expect("room");
+        assert_eq!(pending.expire(9), 0);
+        assert_eq!(pending.expire(10), 1);
+        assert_eq!(poll(&pending, early), Poll::Ready(Err(Fault::Timeout)));
+        assert_eq!(pending.fail_all(&Fault::Disconnected), 1);
+        assert_eq!(poll(&pending, late), Poll::Ready(Err(Fault::Disconnected)));
+        assert_eq!(pending.in_flight(), 0);
+    }
+
+    #[test]
+    fn foreign_ids_are_ignored() {
+        let pending = Pending::new(2);
+        for id in [0, 1, 2, 65_535, u64::MAX] {
+            assert!(!pending.complete(CallKey::from_id(id), Ok(Bytes::new())));
+            pending.cancel(CallKey::from_id(id));
+        }
+        assert_eq!(pending.in_flight(), 0);
+    }
+}

@@ -1,0 +1,237 @@
+//! The side of a connection that accepted: it gets requests and sends replies.
+
+use super::decoder::Frame;
+use super::frame::{FrameError, Kind};
+use super::handshake::Define;
+use super::lane::METHODS_MAX;
+use super::stream::BodyState;
+use bytes::Bytes;
+use prost::Message;
+use std::fmt;
+use std::sync::Arc;
+
+/// The most bytes of a service's or a method's name.
+pub const NAME_BYTES_MAX: usize = 128;
+
+/// A service and one of its methods.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct MethodName {
+    service: Box<str>,
+    method: Box<str>,
+}
+
+impl MethodName {
+    /// A name, if both parts have at most 128 bytes and the service is not empty.
+    #[must_use]
+    pub fn new(service: &str, method: &str) -> Option<Self> {
+        let fits = service.len().max(method.len()) <= NAME_BYTES_MAX && !service.is_empty();
+        fits.then(|| Self {
+            service: service.into(),
+            method: method.into(),
+        })
+    }
+
+    /// The service.
+    #[inline]
+    #[must_use]
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
+    /// The method.
+    #[inline]
+    #[must_use]
+    pub fn method(&self) -> &str {
+        &self.method
+    }
+}
+
+impl fmt::Display for MethodName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.service, self.method)
+    }
+}
+
+/// Bounds of a [`Server`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerLimits {
+    /// Bodies that may be open at once.
+    pub streams_max: usize,
+    /// Bytes of each that may be under way or unread.
+    pub stream_window_bytes: u32,
+}
+
+/// What arrived.
+#[derive(Debug)]
+pub enum Incoming {
+    /// A number has a meaning from now on.
+    Defined(u16, Arc<MethodName>),
+    /// A message, or a request.
+    Message {
+        /// Whether an answer is wanted.
+        wants_reply: bool,
+        /// Number of its method, defined before.
+        method: u16,
+        /// Its id.
+        id: u64,
+        /// Its place among the messages of this connection, from 1.
+        sequence: u64,
+        /// Its bytes.
+        payload: Bytes,
+    },
+    /// A request with a body in chunks.
+    Opened {
+        /// Number of its method, defined before.
+        method: u16,
+        /// Its id.
+        id: u64,
+        /// Its place among the messages of this connection, from 1.
+        sequence: u64,
+        /// Its bytes.
+        payload: Bytes,
+        /// Where its body arrives.
+        body: Arc<BodyState>,
+    },
+    /// A body more than may be open: answer that this side is busy. Its chunks will be ignored.
+    TooManyBodies {
+        /// The request's id.
+        id: u64,
+    },
+    /// Answer with a pong of this id.
+    Ping(u64),
+    /// Nothing for anybody else.
+    Handled,
+}
+
+/// What an accepting side does with received frames.
+#[derive(Debug)]
+pub struct Server {
+    limits: ServerLimits,
+    defined: Vec<bool>,
+    bodies: Vec<(u64, Arc<BodyState>)>,
+    sequence: u64,
+}
+
+impl Server {
+    /// A new connection.
+    #[must_use]
+    pub fn new(limits: ServerLimits) -> Self {
+        Self {
+            limits,
+            defined: Vec::new(),
+            bodies: Vec::new(),
+            sequence: 0,
+        }
+    }
+
+    /// Handles a frame.
+    ///
+    /// # Errors
+    /// [`FrameError`] if the frame does not belong here: close the connection.
+    #[inline]
+    pub fn receive(&mut self, frame: Frame) -> Result<Incoming, FrameError> {
+        let Frame { header, payload } = frame;
+        match header.kind {
+            Kind::Request | Kind::OneWay => {
+                let sequence = self.next(header.kind, header.method)?;
+                Ok(Incoming::Message {
+                    wants_reply: header.kind == Kind::Request,
+                    method: header.method,
+                    id: header.id,
+                    sequence,
+                    payload,
+                })
+            }
+            _ => self.receive_other(Frame { header, payload }),
+        }
+    }
+
+    fn receive_other(&mut self, frame: Frame) -> Result<Incoming, FrameError> {
+        let Frame { header, payload } = frame;
+        match header.kind {
+            Kind::Define => self.define(header.method, payload),
+            Kind::StreamOpen => {
+                let sequence = self.next(header.kind, header.method)?;
+                if self.bodies.iter().any(|(id, _)| *id == header.id) {
+                    return Err(FrameError::Malformed { kind: header.kind });
+                }
+                // The peer keeps to the bound, but what it has broken off may arrive behind what it has begun since.
+                if self.bodies.len() >= self.limits.streams_max {
+                    return Ok(Incoming::TooManyBodies { id: header.id });
+                }
+                let body = Arc::new(BodyState::new(self.limits.stream_window_bytes));
+                self.bodies.push((header.id, Arc::clone(&body)));
+                Ok(Incoming::Opened {
+                    method: header.method,
+                    id: header.id,
+                    sequence,
+                    payload,
+                    body,
+                })
+            }
+            Kind::StreamChunk => {
+                // A chunk of no open body was on its way when that was broken off.
+                let open = self.bodies.iter().find(|(id, _)| *id == header.id);
+                if let Some((_, body)) = open {
+                    body.receive(payload).map_err(|_| self.over_budget())?;
+                }
+                Ok(Incoming::Handled)
+            }
+            Kind::StreamEnd | Kind::StreamReset => {
+                let place = self.bodies.iter().position(|(id, _)| *id == header.id);
+                if let Some(place) = place {
+                    let (_, body) = self.bodies.swap_remove(place);
+                    body.end(header.kind == Kind::StreamEnd);
+                }
+                Ok(Incoming::Handled)
+            }
+            Kind::Ping => Ok(Incoming::Ping(header.id)),
+            Kind::Pong => Ok(Incoming::Handled),
+            kind => Err(FrameError::Unexpected { kind }),
+        }
+    }
+
+    #[inline]
+    fn next(&mut self, kind: Kind, method: u16) -> Result<u64, FrameError> {
+        if self.defined.get(usize::from(method)) != Some(&true) {
+            return Err(FrameError::Malformed { kind });
+        }
+        self.sequence += 1;
+        Ok(self.sequence)
+    }
+
+    fn define(&mut self, number: u16, payload: Bytes) -> Result<Incoming, FrameError> {
+        let malformed = FrameError::Malformed { kind: Kind::Define };
+        let place = usize::from(number);
+        if place >= METHODS_MAX {
+            return Err(malformed);
+        }
+        let define = Define::decode(payload).map_err(|_| malformed)?;
+        let name = MethodName::new(&define.service, &define.method).ok_or(malformed)?;
+        if self.defined.len() <= place {
+            self.defined.resize(place + 1, false);
+        }
+        self.defined[place] = true;
+        Ok(Incoming::Defined(number, Arc::new(name)))
+    }
+
+    fn over_budget(&self) -> FrameError {
+        let windows = u64::from(self.limits.stream_window_bytes);
+        FrameError::BudgetExceeded {
+            bytes_max: windows.saturating_mul(self.limits.streams_max as u64),
+        }
+    }
+
+    /// Bytes of bodies that wait for their readers.
+    #[must_use]
+    pub fn buffered(&self) -> u64 {
+        self.bodies.iter().map(|(_, body)| body.buffered()).sum()
+    }
+
+    /// The connection is gone: bodies that are not complete never will be.
+    pub fn lost(&mut self) {
+        for (_, body) in self.bodies.drain(..) {
+            body.end(false);
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Bodies that are sent in chunks, and read no faster than their reader wants.
+
+use super::frame::FrameError;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::task::{Context, Poll, Waker};
+
+/// What the sender of a body may still send.
+#[derive(Debug)]
+pub struct SendWindow {
+    state: Mutex<SendState>,
+}
+
+#[derive(Debug)]
+struct SendState {
+    credit: u64,
+    closed: bool,
+    waker: Option<Waker>,
+}
+
+impl SendWindow {
+    /// So many bytes at first.
+    #[must_use]
+    pub fn new(credit: u64) -> Self {
+        Self {
+            state: Mutex::new(SendState {
+                credit,
+                closed: false,
+                waker: None,
+            }),
+        }
+    }
+
+    /// Takes up to `wanted` bytes of credit, at least one; waits while there is none. `None` once the reader wants no more.
+    pub fn poll_take(&self, wanted: u64, cx: &mut Context<'_>) -> Poll<Option<u64>> {
+        let mut state = self.state.lock();
+        if state.closed {
+            return Poll::Ready(None);
+        }
+        let taken = state.credit.min(wanted);
+        if taken == 0 && wanted > 0 {
+            state.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        state.credit -= taken;
+        Poll::Ready(Some(taken))
+    }
+
+    /// The reader allows more.
+    pub fn grant(&self, bytes: u64) {
+        let waker = {
+            let mut state = self.state.lock();
+            state.credit = state.credit.saturating_add(bytes);
+            state.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The reader wants no more, or the connection is gone.
+    pub fn close(&self) {
+        let waker = {
+            let mut state = self.state.lock();
+            state.closed = true;
+            state.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+/// How a body ended for its reader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Complete,
+    Broken,
+}
+
+/// A body that is arriving: what came and was not read yet, within its window.
+#[derive(Debug)]
+pub struct BodyState {
+    state: Mutex<ReceiveState>,
+    window_bytes: u64,
+}
+
+#[derive(Debug)]
+struct ReceiveState {
+    chunks: VecDeque<Bytes>,
+    buffered: u64,
+    /// What the sender may still send.
+    open: u64,
+    /// Read, and not yet granted anew.
+    consumed: u64,
+    end: Option<End>,
+    waker: Option<Waker>,
+}
+
+/// The next step of a body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BodyStep {
+    /// A chunk, and how much credit to give to the sender (0: none now).
+    Chunk(Bytes, u32),
+    /// There is no more: the body is complete.
+    Complete,
+    /// There will be no more, and the body is not complete.
+    Broken,
+}
+
+impl BodyState {
+    /// A body of which `window_bytes` may be under way.
+    #[must_use]
+    pub fn new(window_bytes: u32) -> Self {
+        Self {
+            state: Mutex::new(ReceiveState {
+                chunks: VecDeque::new(),
+                buffered: 0,
+                open: window_bytes.into(),
+                consumed: 0,
+                end: None,
+                waker: None,
+            }),
+            window_bytes: window_bytes.into(),
+        }
+    }
+
+    /// A chunk arrived.
+    ///
+    /// # Errors
+    /// [`FrameError::BudgetExceeded`] if it is more than was allowed.
+    pub fn receive(&self, chunk: Bytes) -> Result<(), FrameError> {
+        let waker = {
+            let mut state = self.state.lock();
+            let length = chunk.len() as u64;
+            if length > state.open {
+                return Err(FrameError::BudgetExceeded {
+                    bytes_max: self.window_bytes,
+                });
+            }
+            state.open -= length;
+            if state.end.is_some() || length == 0 {
+                return Ok(());
+            }
+            state.buffered += length;
+            state.chunks.push_back(chunk);
+            state.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    /// The sender has sent everything (`complete`), or will not. The first word counts.
+    pub fn end(&self, complete: bool) {
+        let waker = {
+            let mut state = self.state.lock();
+            let end = if complete { End::Complete } else { End::Broken };
+            state.end.get_or_insert(end);
+            if !complete {
+                state.chunks.clear();
+                state.buffered = 0;
+            }
+            state.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Bytes that wait for the reader.
+    #[must_use]
+    pub fn buffered(&self) -> u64 {
+        self.state.lock().buffered
+    }
+
+    /// The next step. Credit is given back by halves of the window, so that a grant is rare beside chunks.
+    pub fn poll_next(&self, cx: &mut Context<'_>) -> Poll<BodyStep> {
+        let mut state = self.state.lock();
+        if let Some(chunk) = state.chunks.pop_front() {
+            let length = chunk.len() as u64;
+            state.buffered -= length;
+            state.consumed += length;
+            let mut grant = 0;
+            if state.consumed >= self.window_bytes.div_ceil(2) && state.end.is_none() {
+                grant = state.consumed;
+                state.open += grant;
+                state.consumed = 0;
+            }
+            let grant = u32::try_from(grant).unwrap_or(u32::MAX);
+            return Poll::Ready(BodyStep::Chunk(chunk, grant));
+        }
+        match state.end {
+            Some(End::Complete) => Poll::Ready(BodyStep::Complete),
+            Some(End::Broken) => Poll::Ready(BodyStep::Broken),
+            None => {
+                state.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn next(body: &BodyState) -> Poll<BodyStep> {
+        body.poll_next(&mut Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn a_body_is_read_in_order_and_credit_comes_back_by_halves() {
+        let body = BodyState::new(100);
+        assert!(next(&body).is_pending());
+        for byte in 0..4 {
+            body.receive(Bytes::from(vec![byte; 25])).expect("within");
+        }
+        assert!(body.receive(Bytes::from_static(b"x")).is_err());
+        let mut grants = Vec::new();
+        for byte in 0..4 {
+            let Poll::Ready(BodyStep::Chunk(chunk, grant)) = next(&body) else {
+                panic!("there is a chunk");
+            };
+            assert_eq!(&chunk[..], &[byte; 25]);
+            grants.push(grant);
+        }
+        assert_eq!(grants, [0, 50, 0, 50]);
+        body.end(true);
+        body.end(false);
+        assert_eq!(next(&body), Poll::Ready(BodyStep::Complete));
+    }
+
+    #[test]
+    fn a_broken_body_never_ends_as_complete() {
+        let body = BodyState::new(100);
+        body.receive(Bytes::from_static(b"begun")).expect("within");
+        body.end(false);
+        body.end(true);
+        assert_eq!(next(&body), Poll::Ready(BodyStep::Broken));
+    }
+
+    #[test]
+    fn a_window_limits_the_sender_until_it_is_granted_more() {
+        let window = SendWindow::new(10);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert_eq!(window.poll_take(7, &mut cx), Poll::Ready(Some(7)));
+        assert_eq!(window.poll_take(7, &mut cx), Poll::Ready(Some(3)));
+        assert!(window.poll_take(7, &mut cx).is_pending());
+        window.grant(5);
+        assert_eq!(window.poll_take(7, &mut cx), Poll::Ready(Some(5)));
+        window.close();
+        assert_eq!(window.poll_take(7, &mut cx), Poll::Ready(None));
+    }
+}

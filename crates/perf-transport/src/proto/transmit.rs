@@ -1,0 +1,82 @@
+//! The write side of one connection.
+
+use super::block::{Block, Outbox};
+use super::lane::Lanes;
+use std::io::IoSlice;
+use std::task::Waker;
+
+/// The write side of one connection: takes from the lanes as much as a write wants, and knows what is still to be written.
+///
+/// Its memory is bounded: nothing is taken while more than `outbox_bytes_max` wait, and a taken block is bounded by the cap of
+/// a frame.
+#[derive(Debug)]
+pub struct Transmit {
+    outbox: Outbox,
+    done: Vec<Block>,
+    outbox_bytes_max: usize,
+    written: u64,
+}
+
+impl Transmit {
+    /// Nothing to write.
+    #[must_use]
+    pub fn new(outbox_bytes_max: usize) -> Self {
+        Self {
+            outbox: Outbox::default(),
+            done: Vec::new(),
+            outbox_bytes_max: outbox_bytes_max.max(1),
+            written: 0,
+        }
+    }
+
+    /// Takes blocks from the lanes, up to the bound. Returns who is to be woken because their lane has room now.
+    #[inline]
+    pub fn fill(&mut self, lanes: &Lanes) -> [Option<Waker>; 2] {
+        let room = self.outbox_bytes_max.saturating_sub(self.outbox.bytes());
+        if room == 0 {
+            return [None, None];
+        }
+        let Self { outbox, done, .. } = self;
+        lanes.drain(room, done, |block| outbox.push(block)).0
+    }
+
+    /// Whether nothing waits to be written.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.outbox.is_empty()
+    }
+
+    /// Bytes that wait to be written.
+    #[inline]
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.outbox.bytes()
+    }
+
+    /// Bytes written since the connection began.
+    #[inline]
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Fills in what to write next, and returns how many slices there are.
+    #[inline]
+    pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        self.outbox.slices(slices)
+    }
+
+    /// Notes that so many bytes were written. Blocks that are done are kept for the next frames.
+    #[inline]
+    pub fn advance(&mut self, written: usize) {
+        self.written += written as u64;
+        let Self { outbox, done, .. } = self;
+        outbox.advance(written, |mut block| {
+            block.clear();
+            if done.len() < 4 {
+                done.push(block);
+            }
+        });
+    }
+}

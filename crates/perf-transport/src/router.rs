@@ -1,0 +1,191 @@
+//! Which handler a message goes to, and how urgent a method is.
+
+use crate::body::Body;
+use crate::error::Rejection;
+use crate::message::{Message, Reply};
+use crate::priority::Priority;
+use crate::proto::MethodName;
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+type HandlerFuture = Pin<Box<dyn Future<Output = Result<Bytes, Rejection>> + Send>>;
+type Inline = dyn Fn(&Message, &mut Reply<'_>) -> Result<(), Rejection> + Send + Sync;
+type OneWay = dyn Fn(Message) + Send + Sync;
+type Spawned = dyn Fn(Message) -> HandlerFuture + Send + Sync;
+type Streamed = dyn Fn(Message, Body) -> HandlerFuture + Send + Sync;
+
+#[derive(Clone)]
+pub(crate) enum Handler {
+    Inline(Arc<Inline>),
+    OneWay(Arc<OneWay>),
+    Spawned(Arc<Spawned>),
+    Streamed(Arc<Streamed>),
+}
+
+/// Handlers by service and method, and the table of priorities.
+///
+/// | | runs | for |
+/// |---|---|---|
+/// | [`inline`](Self::inline) | in the connection's task, between two reads | short work: look-ups, counters, state snapshots. It must not block |
+/// | [`one_way`](Self::one_way) | the same | messages without a reply: hand them to a queue |
+/// | [`spawned`](Self::spawned) | in a task of its own | everything that waits |
+/// | [`streamed`](Self::streamed) | in a task of its own, with the body as it arrives | snapshots |
+///
+/// A request without a handler is answered `NotFound`; a one-way message without one is dropped and counted. A one-way message may also go to
+/// an inline or spawned handler, whose reply is then dropped. The method `*` stands for all methods of a service that have no
+/// handler of their own. A handler that panics answers `Internal`, and the connection goes on.
+///
+/// ```
+/// use perf_transport::{Priority, Rejection, RejectionCode, Router};
+///
+/// let router = Router::new()
+///     .inline("vm", "status", |_message, reply| {
+///         reply.put_slice(b"running");
+///         Ok(())
+///     })
+///     .spawned("vm", "create", |message| async move {
+///         match message.payload().is_empty() {
+///             true => Err(Rejection::new(RejectionCode::Invalid, "no name")),
+///             false => Ok(message.into_payload()),
+///         }
+///     })
+///     .one_way("raft", "append", |message| drop(message))
+///     .with_priority("audit", "*", Priority::High);
+/// assert_eq!(router.priority("raft", "append"), Priority::Critical);
+/// assert_eq!(router.priority("audit", "any"), Priority::High);
+/// ```
+#[derive(Clone, Default)]
+pub struct Router {
+    handlers: HashMap<MethodName, Handler>,
+    priorities: HashMap<MethodName, Priority>,
+    fallback: Option<Handler>,
+}
+
+/// Stands for every method.
+const ANY: &str = "*";
+
+impl Router {
+    /// No handlers, and the origin's table of priorities.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn with(mut self, service: &str, method: &str, handler: Handler) -> Self {
+        // A name that no peer can send needs no handler.
+        if let Some(name) = MethodName::new(service, method) {
+            self.handlers.insert(name, handler);
+        }
+        self
+    }
+
+    /// A handler that runs in the connection's task. It must not block: the connection waits for it.
+    #[must_use]
+    pub fn inline(
+        self,
+        service: &str,
+        method: &str,
+        handler: impl Fn(&Message, &mut Reply<'_>) -> Result<(), Rejection> + Send + Sync + 'static,
+    ) -> Self {
+        self.with(service, method, Handler::Inline(Arc::new(handler)))
+    }
+
+    /// A handler of messages without a reply. It runs in the connection's task and must not block.
+    #[must_use]
+    pub fn one_way(
+        self,
+        service: &str,
+        method: &str,
+        handler: impl Fn(Message) + Send + Sync + 'static,
+    ) -> Self {
+        self.with(service, method, Handler::OneWay(Arc::new(handler)))
+    }
+
+    /// A handler that runs in a task of its own. It is not stopped when the caller no longer waits.
+    #[must_use]
+    pub fn spawned<F>(
+        self,
+        service: &str,
+        method: &str,
+        handler: impl Fn(Message) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Result<Bytes, Rejection>> + Send + 'static,
+    {
+        let boxed = move |message| -> HandlerFuture { Box::pin(handler(message)) };
+        self.with(service, method, Handler::Spawned(Arc::new(boxed)))
+    }
+
+    /// A handler of requests whose body arrives in chunks. It runs in a task of its own.
+    #[must_use]
+    pub fn streamed<F>(
+        self,
+        service: &str,
+        method: &str,
+        handler: impl Fn(Message, Body) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Result<Bytes, Rejection>> + Send + 'static,
+    {
+        let boxed = move |message, body| -> HandlerFuture { Box::pin(handler(message, body)) };
+        self.with(service, method, Handler::Streamed(Arc::new(boxed)))
+    }
+
+    /// A spawned handler for everything that has none: for a node that forwards.
+    #[must_use]
+    pub fn fallback<F>(mut self, handler: impl Fn(Message) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<Bytes, Rejection>> + Send + 'static,
+    {
+        let boxed = move |message| -> HandlerFuture { Box::pin(handler(message)) };
+        self.fallback = Some(Handler::Spawned(Arc::new(boxed)));
+        self
+    }
+
+    /// Sets the priority of a method, or with `*` of all methods of a service that have none of their own.
+    #[must_use]
+    pub fn with_priority(mut self, service: &str, method: &str, priority: Priority) -> Self {
+        if let Some(name) = MethodName::new(service, method) {
+            self.priorities.insert(name, priority);
+        }
+        self
+    }
+
+    /// The priority of a method: as set, else by [`Priority::from_service_method`].
+    #[must_use]
+    pub fn priority(&self, service: &str, method: &str) -> Priority {
+        self.find(&self.priorities, service, method)
+            .copied()
+            .unwrap_or_else(|| Priority::from_service_method(service, method))
+    }
+
+    fn find<'a, T>(
+        &self,
+        table: &'a HashMap<MethodName, T>,
+        service: &str,
+        method: &str,
+    ) -> Option<&'a T> {
+        let get = |method| MethodName::new(service, method).and_then(|name| table.get(&name));
+        get(method).or_else(|| get(ANY))
+    }
+
+    pub(crate) fn handler(&self, name: &MethodName) -> Option<Handler> {
+        self.find(&self.handlers, name.service(), name.method())
+            .or(self.fallback.as_ref())
+            .cloned()
+    }
+}
+
+impl fmt::Debug for Router {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut names: Vec<String> = self.handlers.keys().map(ToString::to_string).collect();
+        names.sort();
+        f.debug_struct("Router")
+            .field("handlers", &names)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,301 @@
+//! The dialling side: one link per peer and class, and the task that connects it.
+
+use super::conn::Conn;
+use super::handshake::{read_frame, write_frame};
+use super::session::{self, Established, Role};
+use crate::connect::StreamOptions;
+use crate::error::TransportError;
+use crate::event::{CloseReason, PeerEvent};
+use crate::proto::{
+    Admission, Backoff, Channel, Client, ConnectionClass, Decoder, DialState, Dialer, Fault, Frame,
+    FrameError, HandshakeError, Kind, ReadBuffer, Welcome, check_welcome,
+};
+use crate::transport::Inner;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// One of a peer's two connections, from this node's side.
+pub(crate) struct Link {
+    pub(crate) class: ConnectionClass,
+    pub(crate) conn: Arc<Conn>,
+    pub(crate) dialer: Mutex<Dialer>,
+    /// Messages may be queued without asking the dialer.
+    is_open: AtomicBool,
+    /// The longest payload that the peer takes, as far as is known.
+    pub(crate) frame_bytes_max: AtomicU32,
+    pub(crate) stream_window_bytes: AtomicU32,
+    pub(crate) streams_max: AtomicU32,
+    pub(crate) dials: AtomicU64,
+    pub(crate) connects: AtomicU64,
+}
+
+/// A peer and the way to it.
+pub(crate) struct Peer {
+    pub(crate) id: u64,
+    pub(crate) address: Mutex<String>,
+    pub(crate) control: Link,
+    pub(crate) bulk: Link,
+}
+
+impl Peer {
+    pub(crate) fn new(id: u64, address: String, inner: &Inner) -> Self {
+        Self {
+            id,
+            address: Mutex::new(address),
+            control: Link::new(id, ConnectionClass::Control, inner),
+            bulk: Link::new(id, ConnectionClass::Bulk, inner),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn link(&self, class: ConnectionClass) -> &Link {
+        match class {
+            ConnectionClass::Control => &self.control,
+            ConnectionClass::Bulk => &self.bulk,
+        }
+    }
+
+    pub(crate) fn links(&self) -> [&Link; 2] {
+        [&self.control, &self.bulk]
+    }
+}
+
+impl Link {
+    fn new(peer: u64, class: ConnectionClass, inner: &Inner) -> Self {
+        let config = &inner.config;
+        let limits = config.channel(class, inner.local.checksum);
+        let base_ms = crate::config::millis(config.backoff.0);
+        let max_ms = crate::config::millis(config.backoff.1);
+        // Any number that differs between nodes and peers will do.
+        let seed = inner.local.incarnation ^ peer.rotate_left(17) ^ class as u64;
+        Self {
+            class,
+            conn: Arc::new(Conn::new(peer, Channel::new(limits))),
+            dialer: Mutex::new(Dialer::new(Backoff::new(base_ms, max_ms, seed))),
+            is_open: AtomicBool::new(false),
+            frame_bytes_max: AtomicU32::new(config.frame_bytes_max),
+            stream_window_bytes: AtomicU32::new(config.stream_window_bytes),
+            streams_max: AtomicU32::new(config.streams_max),
+            dials: AtomicU64::new(0),
+            connects: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether a message may be queued; dials if nobody has.
+    #[inline]
+    pub(crate) fn admit(&self, peer: &Arc<Peer>, inner: &Arc<Inner>) -> Result<(), TransportError> {
+        if self.is_open.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.admit_slow(peer, inner)
+    }
+
+    #[cold]
+    fn admit_slow(&self, peer: &Arc<Peer>, inner: &Arc<Inner>) -> Result<(), TransportError> {
+        let admission = self.dialer.lock().want(inner.now_ms());
+        match admission {
+            Admission::Queue => Ok(()),
+            Admission::QueueAndDial => {
+                self.dials.fetch_add(1, Ordering::Relaxed);
+                let task = run(Arc::clone(inner), Arc::clone(peer), self.class);
+                inner.runtime.spawn(task);
+                Ok(())
+            }
+            Admission::Refused { retry_in_ms } => Err(TransportError::Unreachable {
+                peer: peer.id,
+                retry_in_ms,
+            }),
+            Admission::Draining => Err(TransportError::PeerDraining { peer: peer.id }),
+            Admission::Closed => Err(TransportError::ShuttingDown),
+        }
+    }
+
+    /// No more connections.
+    pub(crate) fn close(&self) {
+        self.dialer.lock().close();
+        self.is_open.store(false, Ordering::Release);
+        self.conn.close(CloseReason::Closed);
+        // Without a task nobody else would end what waits.
+        self.conn.channel.pending.fail_all(&Fault::Disconnected);
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        matches!(
+            self.dialer.lock().state(),
+            DialState::Up | DialState::Draining
+        )
+    }
+}
+
+/// Dials, and runs the connection until it ends.
+async fn run(inner: Arc<Inner>, peer: Arc<Peer>, class: ConnectionClass) {
+    let link = peer.link(class);
+    link.conn.reopen();
+    let (established, welcome) = match dial(&inner, &peer, class).await {
+        Ok(dialled) => dialled,
+        Err(error) => return fail(&inner, &peer, link, error),
+    };
+    link.stream_window_bytes
+        .store(welcome.stream_window_bytes, Ordering::Relaxed);
+    link.streams_max
+        .store(welcome.streams_max, Ordering::Relaxed);
+    let known = link
+        .frame_bytes_max
+        .swap(welcome.frame_bytes_max, Ordering::Relaxed);
+    if welcome.frame_bytes_max < known {
+        // What is queued may be longer than the peer takes. The next attempt knows better.
+        let theirs = welcome.frame_bytes_max;
+        let error = TransportError::Handshake {
+            peer: Some(peer.id),
+            error: HandshakeError::FrameCap { theirs },
+        };
+        return fail(&inner, &peer, link, error);
+    }
+    if !link.dialer.lock().connected() {
+        link.conn.disconnect(&Fault::Unreachable);
+        return;
+    }
+    link.is_open.store(true, Ordering::Release);
+    link.connects.fetch_add(1, Ordering::Relaxed);
+    inner.counts.connected(true);
+    inner.events.report(PeerEvent::Connected {
+        peer: peer.id,
+        class,
+    });
+    let role = ClientRole {
+        client: Client::new(),
+        queued: false,
+        peer: Arc::clone(&peer),
+        class,
+    };
+    let conn = Arc::clone(&link.conn);
+    let (reason, _) = session::run(conn, established, inner.config.outbox_bytes, role).await;
+    link.is_open.store(false, Ordering::Release);
+    link.dialer.lock().lost();
+    link.conn.disconnect(&Fault::Disconnected);
+    inner.counts.connected(false);
+    inner.events.report(PeerEvent::Lost {
+        peer: peer.id,
+        class,
+        reason,
+    });
+}
+
+fn fail(inner: &Inner, peer: &Peer, link: &Link, error: TransportError) {
+    let failures = {
+        let mut dialer = link.dialer.lock();
+        dialer.failed(inner.now_ms());
+        dialer.failures()
+    };
+    link.conn.disconnect(&Fault::Unreachable);
+    inner.counts.dial_failed();
+    inner.events.report(PeerEvent::Unreachable {
+        peer: peer.id,
+        class: link.class,
+        failures,
+        error,
+    });
+}
+
+async fn dial(
+    inner: &Inner,
+    peer: &Peer,
+    class: ConnectionClass,
+) -> Result<(Established, Welcome), TransportError> {
+    let config = &inner.config;
+    let options = StreamOptions {
+        nodelay: config.nodelay,
+        send_buffer_bytes: match class {
+            ConnectionClass::Control => None,
+            ConnectionClass::Bulk => config.bulk_send_buffer_bytes,
+        },
+    };
+    let address = peer.address.lock().clone();
+    let late = |time: Duration| HandshakeError::Timeout {
+        timeout_ms: crate::config::millis(time),
+    };
+    let connected = timeout(
+        config.dial_timeout,
+        inner.connector.connect(&address, options),
+    )
+    .await
+    .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+    let stream = connected.map_err(|error| TransportError::Io {
+        action: "connect to the peer",
+        reason: format!("{address}: {error}"),
+    })?;
+    let shaken = async {
+        #[cfg(feature = "tls")]
+        let stream = match &inner.security {
+            crate::security::Security::MutualTls(identity) => {
+                identity
+                    .connect(stream, peer.id, &inner.local.cluster)
+                    .await?
+            }
+            crate::security::Security::InsecurePlaintext => stream,
+        };
+        let (mut read, mut write) = stream.into_halves();
+        let number = inner.next_connection.fetch_add(1, Ordering::Relaxed);
+        let hello = inner.local.hello(peer.id, number, class);
+        let checksum = inner.local.checksum;
+        write_frame(&mut write, Kind::Hello, &hello, checksum).await?;
+        let (first, most) = config.read_bytes;
+        let mut buffer = ReadBuffer::new(first, most);
+        let frame = read_frame(&mut read, &mut buffer, checksum).await?;
+        let welcome = check_welcome(&inner.local, peer.id, &frame.header, &frame.payload)?;
+        let decoder = Decoder::new(inner.local.frame_bytes_max, checksum);
+        let established = Established {
+            read,
+            write,
+            buffer,
+            decoder,
+        };
+        Ok((established, welcome))
+    };
+    let shaken: Result<_, HandshakeError> = timeout(config.handshake_timeout, shaken)
+        .await
+        .unwrap_or_else(|_| Err(late(config.handshake_timeout)));
+    shaken.map_err(|error| TransportError::Handshake {
+        peer: Some(peer.id),
+        error,
+    })
+}
+
+/// The dialling side's part in a session.
+struct ClientRole {
+    client: Client,
+    queued: bool,
+    peer: Arc<Peer>,
+    class: ConnectionClass,
+}
+
+impl Role for ClientRole {
+    #[inline]
+    fn receive(&mut self, frame: Frame, conn: &Arc<Conn>) -> Result<(), FrameError> {
+        let was_draining = self.client.is_draining();
+        self.queued |= self.client.receive(frame, &conn.channel)?;
+        if self.client.is_draining() && !was_draining {
+            let link = self.peer.link(self.class);
+            link.is_open.store(false, Ordering::Release);
+            link.dialer.lock().draining();
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn batch_end(&mut self, _conn: &Conn) -> bool {
+        std::mem::take(&mut self.queued)
+    }
+
+    fn is_overloaded(&self, _conn: &Conn) -> bool {
+        false
+    }
+
+    #[inline]
+    fn in_flight(&self, conn: &Conn) -> usize {
+        conn.channel.pending.in_flight()
+    }
+}

@@ -1,0 +1,416 @@
+//! The accepting side: hands requests to handlers and queues their replies.
+
+use super::conn::{Conn, DIRECT_CALLS_MAX, bump};
+use super::session::Role;
+use crate::body::Body;
+use crate::error::{Rejection, RejectionCode};
+use crate::message::{Message, Origin, Reply};
+use crate::payload::Payload;
+use crate::priority::Priority;
+use crate::proto::{
+    Block, BodyState, Frame, FrameError, Header, Incoming, Kind, Lane, MethodName, Server, Waiter,
+};
+use crate::router::{Handler, Router};
+use bytes::Bytes;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+
+/// What is known of a number that the peer has defined.
+struct Method {
+    name: Arc<MethodName>,
+    handler: Option<Handler>,
+    priority: Priority,
+}
+
+/// Bounds of what one connection may make this node do.
+#[derive(Clone, Copy)]
+pub(crate) struct ServeLimits {
+    pub(crate) handlers_max: usize,
+    pub(crate) handler_bytes_max: usize,
+    pub(crate) backlog_bytes_max: usize,
+    pub(crate) frame_bytes_max: usize,
+}
+
+pub(crate) struct ServeRole {
+    server: Server,
+    methods: Vec<Option<Method>>,
+    router: Arc<Router>,
+    /// Its sequence is that of the last message.
+    origin: Origin,
+    limits: ServeLimits,
+    checksum: bool,
+    replies: Block,
+    scratch: Vec<u8>,
+    /// Replies of this batch are queued already.
+    queued: bool,
+    /// One-way messages that no handler wanted, of the whole transport.
+    unhandled: Arc<AtomicU64>,
+}
+
+impl ServeRole {
+    pub(crate) fn new(
+        server: Server,
+        router: Arc<Router>,
+        origin: Origin,
+        limits: ServeLimits,
+        checksum: bool,
+        unhandled: Arc<AtomicU64>,
+    ) -> Self {
+        Self {
+            server,
+            methods: Vec::new(),
+            router,
+            origin,
+            limits,
+            checksum,
+            replies: Block::new(),
+            scratch: Vec::new(),
+            queued: false,
+            unhandled,
+        }
+    }
+
+    #[inline]
+    fn queue_replies(&mut self, conn: &Conn) {
+        let lanes = &conn.channel.lanes;
+        lanes.exchange_block(Lane::System, &mut self.replies);
+        self.queued = true;
+    }
+
+    /// The connection is gone.
+    pub(crate) fn lost(&mut self) {
+        self.server.lost();
+    }
+
+    fn define(&mut self, number: u16, name: Arc<MethodName>) {
+        let place = usize::from(number);
+        if self.methods.len() <= place {
+            self.methods.resize_with(place + 1, || None);
+        }
+        let handler = self.router.handler(&name);
+        let priority = self.router.priority(name.service(), name.method());
+        self.methods[place] = Some(Method {
+            name,
+            handler,
+            priority,
+        });
+    }
+
+    #[inline]
+    fn message(&mut self, method: u16, id: u64, sequence: u64, payload: Bytes) -> Option<Message> {
+        let method = self.methods.get(usize::from(method))?.as_ref()?;
+        self.origin.sequence = sequence;
+        Some(Message {
+            origin: self.origin,
+            name: Arc::clone(&method.name),
+            request_id: id,
+            payload,
+        })
+    }
+
+    #[inline]
+    fn dispatch(&mut self, number: u16, message: Message, wants_reply: bool, conn: &Arc<Conn>) {
+        let id = message.request_id;
+        let Some(Some(method)) = self.methods.get(usize::from(number)) else {
+            return;
+        };
+        match &method.handler {
+            Some(Handler::Inline(handler)) => {
+                self.scratch.clear();
+                let mut reply = Reply {
+                    buffer: &mut self.scratch,
+                    shared: None,
+                };
+                // The handler's own state may be left half changed by a panic; that is its affair, as in a thread of its own.
+                let result = catch_unwind(AssertUnwindSafe(|| handler(&message, &mut reply)));
+                let shared = reply.shared.take();
+                if wants_reply {
+                    self.reply_inline(id, result.unwrap_or_else(|_| Err(panicked())), shared);
+                }
+            }
+            Some(Handler::OneWay(handler)) if !wants_reply => {
+                // The same as above.
+                let _ = catch_unwind(AssertUnwindSafe(|| handler(message)));
+            }
+            Some(Handler::Spawned(handler)) => {
+                let handler = Arc::clone(handler);
+                let responder = self.responder(id, method.priority, wants_reply, &message, conn);
+                let message = self.detached(message);
+                tokio::spawn(async move {
+                    let outcome = handler(message).await;
+                    responder.answer(outcome).await;
+                });
+            }
+            _ if wants_reply => {
+                self.scratch.clear();
+                let text = "no handler of this service and method";
+                let rejection = Rejection::new(RejectionCode::NotFound, text);
+                self.reply_inline(id, Err(rejection), None);
+            }
+            _ => {
+                self.unhandled.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    #[inline]
+    fn reply_inline(&mut self, id: u64, result: Result<(), Rejection>, shared: Option<Bytes>) {
+        let length = self.scratch.len() + shared.as_ref().map_or(0, Bytes::len);
+        let result = if length > self.limits.frame_bytes_max {
+            Err(too_long(length, self.limits.frame_bytes_max))
+        } else {
+            result
+        };
+        match result {
+            Ok(()) => {
+                let header = Header::new(Kind::Reply, 0, id);
+                let payload = match &shared {
+                    None => Payload::Borrowed(&self.scratch),
+                    Some(shared) => Payload::Parts {
+                        head: &self.scratch,
+                        parts: std::slice::from_ref(shared),
+                    },
+                };
+                self.replies.push(header, &payload, self.checksum);
+            }
+            Err(rejection) => {
+                let header = Header::new(Kind::Failure, 0, id);
+                let payload = Payload::Shared(rejection.encode());
+                self.replies.push(header, &payload, self.checksum);
+            }
+        }
+    }
+
+    fn responder(
+        &self,
+        id: u64,
+        priority: Priority,
+        wants_reply: bool,
+        message: &Message,
+        conn: &Arc<Conn>,
+    ) -> Responder {
+        let bytes = message.payload.len();
+        conn.handlers.fetch_add(1, Ordering::Relaxed);
+        conn.handler_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Responder {
+            conn: Arc::clone(conn),
+            id,
+            lane: priority.lane(),
+            wants_reply,
+            bytes,
+            frame_bytes_max: self.limits.frame_bytes_max,
+        }
+    }
+
+    /// A message that may live long, without the memory around it.
+    fn detached(&self, mut message: Message) -> Message {
+        // A quarter of the largest read buffer: what is kept from reuse is then at most four times what is counted.
+        if message.payload.len() < READ_BYTES_KEPT {
+            message.payload = Bytes::copy_from_slice(&message.payload);
+        }
+        message
+    }
+
+    fn open(&mut self, number: u16, message: Message, body: Arc<BodyState>, conn: &Arc<Conn>) {
+        let id = message.request_id;
+        let Some(Some(method)) = self.methods.get(usize::from(number)) else {
+            return;
+        };
+        let Some(Handler::Streamed(handler)) = &method.handler else {
+            body.end(false);
+            self.scratch.clear();
+            let text = "no streamed handler of this service and method";
+            let rejection = Rejection::new(RejectionCode::NotFound, text);
+            self.reply_inline(id, Err(rejection), None);
+            return;
+        };
+        let handler = Arc::clone(handler);
+        let responder = self.responder(id, method.priority, true, &message, conn);
+        let message = self.detached(message);
+        let body = Body::new(body, Arc::clone(conn), id);
+        tokio::spawn(async move {
+            let outcome = handler(message, body).await;
+            responder.answer(outcome).await;
+        });
+    }
+}
+
+/// Payloads of spawned handlers shorter than this are copied out of the read buffer.
+const READ_BYTES_KEPT: usize = 64 * 1024;
+
+fn panicked() -> Rejection {
+    Rejection::new(RejectionCode::Internal, "the handler panicked")
+}
+
+fn too_long(bytes: usize, bytes_max: usize) -> Rejection {
+    let text = format!("the reply has {bytes} bytes, at most {bytes_max} are allowed");
+    Rejection::new(RejectionCode::Internal, text)
+}
+
+impl Role for ServeRole {
+    #[inline]
+    fn receive(&mut self, frame: Frame, conn: &Arc<Conn>) -> Result<(), FrameError> {
+        match self.server.receive(frame)? {
+            Incoming::Message {
+                wants_reply,
+                method,
+                id,
+                sequence,
+                payload,
+            } => {
+                bump(&conn.messages, 1);
+                if let Some(message) = self.message(method, id, sequence, payload) {
+                    self.dispatch(method, message, wants_reply, conn);
+                }
+                if self.replies.is_full() {
+                    self.queue_replies(conn);
+                }
+            }
+            Incoming::Defined(number, name) => self.define(number, name),
+            Incoming::Opened {
+                method,
+                id,
+                sequence,
+                payload,
+                body,
+            } => {
+                bump(&conn.messages, 1);
+                if let Some(message) = self.message(method, id, sequence, payload) {
+                    self.open(method, message, body, conn);
+                }
+            }
+            Incoming::TooManyBodies { id } => {
+                let text = "too many bodies are open on this connection";
+                let rejection = Rejection::new(RejectionCode::Busy, text);
+                self.scratch.clear();
+                self.reply_inline(id, Err(rejection), None);
+            }
+            Incoming::Ping(id) => {
+                let pong = Header::new(Kind::Pong, 0, id);
+                self.replies.push(pong, &Payload::default(), self.checksum);
+            }
+            Incoming::Handled => {}
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn batch_end(&mut self, conn: &Conn) -> bool {
+        if !self.replies.is_empty() {
+            self.queue_replies(conn);
+        }
+        std::mem::take(&mut self.queued)
+    }
+
+    #[inline]
+    fn is_overloaded(&self, conn: &Conn) -> bool {
+        conn.handlers.load(Ordering::SeqCst) >= self.limits.handlers_max
+            || conn.handler_bytes.load(Ordering::SeqCst) >= self.limits.handler_bytes_max
+            || conn.backlog() >= self.limits.backlog_bytes_max
+    }
+
+    #[inline]
+    fn in_flight(&self, conn: &Conn) -> usize {
+        conn.handlers.load(Ordering::Relaxed)
+    }
+}
+
+/// Answers one request of a spawned handler, once, also if the handler panics or is dropped.
+struct Responder {
+    conn: Arc<Conn>,
+    id: u64,
+    lane: Lane,
+    wants_reply: bool,
+    bytes: usize,
+    frame_bytes_max: usize,
+}
+
+impl Responder {
+    async fn answer(mut self, outcome: Result<Bytes, Rejection>) {
+        if !self.wants_reply {
+            return;
+        }
+        let outcome = match outcome {
+            Ok(reply) if reply.len() > self.frame_bytes_max => {
+                Err(too_long(reply.len(), self.frame_bytes_max))
+            }
+            other => other,
+        };
+        let (kind, payload) = match outcome {
+            Ok(reply) => (Kind::Reply, reply),
+            Err(rejection) => (Kind::Failure, rejection.encode()),
+        };
+        let header = Header::new(kind, 0, self.id);
+        let conn = Arc::clone(&self.conn);
+        self.wants_reply = false;
+        let direct = conn.handlers.load(Ordering::Relaxed) <= DIRECT_CALLS_MAX;
+        send_wait(&conn, self.lane, header, &Payload::Shared(payload), direct).await;
+    }
+}
+
+impl Drop for Responder {
+    fn drop(&mut self) {
+        if self.wants_reply {
+            let header = Header::new(Kind::Failure, 0, self.id);
+            let payload = Payload::Shared(panicked().encode());
+            // Some 60 bytes, at most one for each handler that may run.
+            let lanes = &self.conn.channel.lanes;
+            if lanes.push(Lane::System, header, &payload, None).is_ok() {
+                self.conn.notify(false);
+            }
+        }
+        self.conn.handlers.fetch_sub(1, Ordering::SeqCst);
+        self.conn
+            .handler_bytes
+            .fetch_sub(self.bytes, Ordering::SeqCst);
+        self.conn.resume_reading();
+    }
+}
+
+/// Queues a frame of an accepted connection, and waits for room. Gives up when the connection ends.
+async fn send_wait(conn: &Conn, lane: Lane, header: Header, payload: &Payload<'_>, direct: bool) {
+    let mut waiting = Waiting {
+        conn,
+        lane,
+        waiter: Waiter::default(),
+    };
+    let queued = poll_fn(|cx| {
+        if conn.closing().is_some() {
+            return Poll::Ready(false);
+        }
+        let lanes = &conn.channel.lanes;
+        let waiter = &mut waiting.waiter;
+        let (result, next) = lanes.push_or_wait(waiter, cx.waker(), lane, header, payload, None);
+        if let Some(next) = next {
+            next.wake();
+        }
+        match result {
+            Ok(()) => Poll::Ready(true),
+            Err(_) => Poll::Pending,
+        }
+    })
+    .await;
+    drop(waiting);
+    if queued {
+        conn.notify(direct);
+    }
+}
+
+/// Gives up its place in line when dropped.
+pub(crate) struct Waiting<'a> {
+    pub(crate) conn: &'a Conn,
+    pub(crate) lane: Lane,
+    pub(crate) waiter: Waiter,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let lanes = &self.conn.channel.lanes;
+        if let Some(next) = lanes.forget(&mut self.waiter, self.lane) {
+            next.wake();
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! One timer for all connections: deadlines, heartbeats, idle connections, dialling again.
+
+use super::conn::Conn;
+use super::link::{Link, Peer};
+use crate::config::millis;
+use crate::event::CloseReason;
+use crate::payload::Payload;
+use crate::proto::{DialState, Header, Kind, Lane, Liveness, Verdict};
+use crate::transport::Inner;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+/// What the ticker remembers of one connection.
+struct Watch {
+    liveness: Liveness,
+    messages: u64,
+    messages_ms: u64,
+    /// Which connect this is about.
+    connects: u64,
+    seen: bool,
+}
+
+/// Ticks until the transport shuts down.
+pub(crate) async fn run(inner: Arc<Inner>) {
+    let start = Instant::now();
+    let first_ms = inner.now_ms();
+    let mut interval = interval(inner.config.tick);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut stop = inner.stop.subscribe();
+    let mut ticker = Ticker {
+        inner: Arc::clone(&inner),
+        links: HashMap::new(),
+        inbound: HashMap::new(),
+        peers: Vec::new(),
+        conns: Vec::new(),
+    };
+    loop {
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            now = interval.tick() => {
+                let now_ms = first_ms + millis(now.max(Instant::now()) - start);
+                inner.set_now_ms(now_ms);
+                ticker.tick(now_ms);
+            }
+        }
+    }
+}
+
+struct Ticker {
+    inner: Arc<Inner>,
+    links: HashMap<(u64, bool), Watch>,
+    inbound: HashMap<u64, Watch>,
+    /// Used again at every tick.
+    peers: Vec<Arc<Peer>>,
+    conns: Vec<(u64, Arc<Conn>)>,
+}
+
+impl Ticker {
+    fn tick(&mut self, now_ms: u64) {
+        for watch in self.links.values_mut().chain(self.inbound.values_mut()) {
+            watch.seen = false;
+        }
+        let mut peers = std::mem::take(&mut self.peers);
+        self.inner.peers_into(&mut peers);
+        for peer in peers.drain(..) {
+            for link in peer.links() {
+                self.tick_link(&peer, link, now_ms);
+            }
+        }
+        self.peers = peers;
+        let mut conns = std::mem::take(&mut self.conns);
+        self.inner.inbound_into(&mut conns);
+        for (number, conn) in conns.drain(..) {
+            let watch = watch(&mut self.inbound, number, 0, now_ms, &self.inner);
+            look(watch, &conn, now_ms);
+        }
+        self.conns = conns;
+        self.links.retain(|_, watch| watch.seen);
+        self.inbound.retain(|_, watch| watch.seen);
+    }
+
+    fn tick_link(&mut self, peer: &Arc<Peer>, link: &Link, now_ms: u64) {
+        let conn = &link.conn;
+        let ended = conn.channel.pending.expire(now_ms);
+        self.inner.counts.timeouts(ended);
+        let state = link.dialer.lock().state();
+        match state {
+            DialState::Up | DialState::Draining => {}
+            DialState::Backoff { until_ms } if until_ms <= now_ms => {
+                // What was queued while the last attempt was failing.
+                if conn.channel.lanes.queued().1 > 0 {
+                    let _ = link.admit(peer, &self.inner);
+                }
+                return;
+            }
+            _ => return,
+        }
+        let connects = link.connects.load(Ordering::Relaxed);
+        let key = (peer.id, link.class as usize == 0);
+        let watch = watch(&mut self.links, key, connects, now_ms, &self.inner);
+        look(watch, conn, now_ms);
+        let in_flight = conn.channel.pending.in_flight();
+        let is_quiet = in_flight == 0 && conn.backlog() == 0 && conn.channel.windows() == 0;
+        if state == DialState::Draining && is_quiet {
+            conn.close(CloseReason::PeerDrained);
+            return;
+        }
+        let messages = conn.messages.load(Ordering::Relaxed);
+        if messages != watch.messages || !is_quiet {
+            watch.messages = messages;
+            watch.messages_ms = now_ms;
+        } else if now_ms - watch.messages_ms >= millis(self.inner.config.idle_timeout) {
+            conn.close(CloseReason::Idle);
+        }
+    }
+}
+
+fn watch<'a, K: std::hash::Hash + Eq>(
+    watches: &'a mut HashMap<K, Watch>,
+    key: K,
+    connects: u64,
+    now_ms: u64,
+    inner: &Inner,
+) -> &'a mut Watch {
+    let new = || Watch {
+        liveness: Liveness::new(inner.config.liveness(), now_ms),
+        messages: 0,
+        messages_ms: now_ms,
+        connects,
+        seen: true,
+    };
+    let watch = watches.entry(key).or_insert_with(new);
+    if watch.connects != connects {
+        *watch = new();
+    }
+    watch.seen = true;
+    watch
+}
+
+/// Pings a connection, or cuts it.
+fn look(watch: &mut Watch, conn: &Conn, now_ms: u64) {
+    let received = (
+        conn.frames_received.load(Ordering::Relaxed),
+        conn.bytes_received.load(Ordering::Relaxed),
+    );
+    let written = conn.bytes_written.load(Ordering::Relaxed);
+    let unwritten = conn.unwritten.load(Ordering::Relaxed) > 0;
+    let reading = !conn.paused.load(Ordering::Relaxed);
+    let verdict = watch
+        .liveness
+        .check(now_ms, received, written, unwritten, reading);
+    match verdict {
+        Verdict::Alive => {}
+        Verdict::Ping => {
+            let ping = Header::new(Kind::Ping, 0, now_ms);
+            // The system lane takes everything; there is at most one ping per interval.
+            let lanes = &conn.channel.lanes;
+            let _ = lanes.push(Lane::System, ping, &Payload::default(), None);
+            conn.notify(true);
+        }
+        Verdict::Silent => conn.close(CloseReason::Silent),
+        Verdict::Stalled => conn.close(CloseReason::Stalled),
+    }
+}

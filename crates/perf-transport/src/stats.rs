@@ -1,0 +1,96 @@
+//! What a transport has done and has waiting.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// One connection to a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LinkStats {
+    /// Whether it is established.
+    pub is_up: bool,
+    /// Attempts to connect.
+    pub dials: u64,
+    /// Attempts that succeeded.
+    pub connects: u64,
+    /// Calls in flight.
+    pub calls_in_flight: usize,
+    /// Bytes that wait to be written.
+    pub queued_bytes: usize,
+    /// Frames that wait to be written.
+    pub queued_frames: usize,
+    /// Frames that were dropped because their connection was lost or did not come about.
+    pub dropped_frames: u64,
+    /// Messages that were queued: one-way ones, requests and bodies.
+    pub messages_sent: u64,
+    /// Bytes written to the stream, before encryption.
+    pub bytes_sent: u64,
+    /// Writes that took them: `messages_sent / writes` is how well they were batched.
+    pub writes: u64,
+    /// Frames received.
+    pub frames_received: u64,
+    /// Bytes received, after decryption.
+    pub bytes_received: u64,
+}
+
+/// The two connections to one peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PeerStats {
+    /// For Critical and High.
+    pub control: LinkStats,
+    /// For Normal and Low.
+    pub bulk: LinkStats,
+}
+
+/// A whole transport.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Peers that are known.
+    pub peers: usize,
+    /// Connections to peers.
+    pub outbound: usize,
+    /// Connections from peers.
+    pub inbound: usize,
+    /// Handlers that run in tasks of their own.
+    pub handlers: usize,
+    /// Calls that ended at their deadline.
+    pub timeouts: u64,
+    /// Attempts to connect that failed.
+    pub dials_failed: u64,
+    /// One-way messages that no handler wanted.
+    pub unhandled: u64,
+}
+
+/// Counts of rare events.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) timeouts: AtomicU64,
+    pub(crate) dials_failed: AtomicU64,
+    #[cfg(feature = "metrics")]
+    pub(crate) metrics: Option<crate::metrics::Recorder>,
+}
+
+impl Counts {
+    pub(crate) fn timeouts(&self, ended: usize) {
+        if ended > 0 {
+            self.timeouts.fetch_add(ended as u64, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn dial_failed(&self) {
+        self.dials_failed.fetch_add(1, Ordering::Relaxed);
+        #[cfg(feature = "metrics")]
+        if let Some(metrics) = &self.metrics {
+            metrics.dialled(false);
+        }
+    }
+
+    pub(crate) fn connected(&self, is_up: bool) {
+        #[cfg(feature = "metrics")]
+        if let Some(metrics) = &self.metrics {
+            metrics.connected(is_up);
+        }
+        let _ = is_up;
+    }
+}

@@ -1,0 +1,777 @@
+//! A node's transport: peers, calls, and what is accepted.
+
+use crate::body::BodySender;
+use crate::call::Call;
+use crate::config::{Config, millis};
+use crate::connect::{Connector, Listener, TcpConnector};
+use crate::envelope::Envelope;
+use crate::error::{TransportError, Undelivered};
+use crate::event::{Callback, CloseReason, Events, PeerEvent};
+use crate::message::Message;
+use crate::names::{Name, NameTable};
+use crate::payload::Payload;
+use crate::proto::{CallKey, Full, Header, Kind, Lane, Local, Waiter};
+use crate::router::Router;
+use crate::security::Security;
+use crate::shell::conn::{Conn, DIRECT_CALLS_MAX};
+use crate::shell::link::{Link, Peer};
+use crate::shell::serve::Waiting;
+use crate::shell::{accept, ticker};
+use crate::stats::{Counts, LinkStats, PeerStats, Stats};
+use parking_lot::Mutex;
+use perf_atomics::Membership;
+use std::collections::HashMap;
+use std::fmt;
+use std::future::poll_fn;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{broadcast, watch};
+
+/// What all tasks of a transport share.
+pub(crate) struct Inner {
+    pub(crate) config: Config,
+    pub(crate) local: Local,
+    #[cfg_attr(not(feature = "tls"), allow(dead_code))]
+    pub(crate) security: Security,
+    pub(crate) router: Arc<Router>,
+    pub(crate) connector: Arc<dyn Connector>,
+    pub(crate) events: Events,
+    pub(crate) runtime: tokio::runtime::Handle,
+    pub(crate) stop: watch::Sender<bool>,
+    pub(crate) next_connection: AtomicU64,
+    pub(crate) unhandled: Arc<AtomicU64>,
+    pub(crate) counts: Counts,
+    names: NameTable,
+    peers: Membership<u64, Arc<Peer>>,
+    /// The same peers, for the ticker.
+    all: Mutex<Vec<Arc<Peer>>>,
+    inbound: Mutex<HashMap<u64, Arc<Conn>>>,
+    now_ms: AtomicU64,
+    draining: AtomicBool,
+    address: Option<String>,
+}
+
+impl Inner {
+    #[inline]
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.now_ms.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_now_ms(&self, now_ms: u64) {
+        self.now_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    pub(crate) fn peers_into(&self, peers: &mut Vec<Arc<Peer>>) {
+        peers.extend(self.all.lock().iter().cloned());
+    }
+
+    fn peers(&self) -> Vec<Arc<Peer>> {
+        self.all.lock().clone()
+    }
+
+    pub(crate) fn inbound_into(&self, inbound: &mut Vec<(u64, Arc<Conn>)>) {
+        let known = self.inbound.lock();
+        let pairs = known.iter();
+        inbound.extend(pairs.map(|(number, conn)| (*number, Arc::clone(conn))));
+    }
+
+    fn inbound(&self) -> Vec<(u64, Arc<Conn>)> {
+        let mut inbound = Vec::new();
+        self.inbound_into(&mut inbound);
+        inbound
+    }
+
+    pub(crate) fn add_inbound(&self, conn: &Arc<Conn>) -> u64 {
+        let number = self.next_connection.fetch_add(1, Ordering::Relaxed);
+        self.inbound.lock().insert(number, Arc::clone(conn));
+        if self.draining.load(Ordering::SeqCst) {
+            goodbye(conn);
+        }
+        number
+    }
+
+    pub(crate) fn remove_inbound(&self, number: u64) {
+        self.inbound.lock().remove(&number);
+    }
+
+    fn stop(&self) {
+        self.draining.store(true, Ordering::SeqCst);
+        self.stop.send_replace(true);
+        for peer in self.peers() {
+            for link in peer.links() {
+                link.close();
+            }
+        }
+        for (_, conn) in self.inbound() {
+            conn.close(CloseReason::Closed);
+        }
+    }
+}
+
+/// Tells a peer that it should send no new requests.
+fn goodbye(conn: &Conn) {
+    let header = Header::new(Kind::Goodbye, 0, 0);
+    let lanes = &conn.channel.lanes;
+    if lanes
+        .push(Lane::System, header, &Payload::default(), None)
+        .is_ok()
+    {
+        conn.notify(true);
+    }
+}
+
+/// A node's transport. Cheap to clone; when the last clone is dropped all connections are closed.
+///
+/// # Delivery
+///
+/// - A message is sent at most once: nothing is ever repeated by the transport. What is queued when a connection is lost is dropped, counted, and
+///   for calls reported.
+/// - Messages to one peer of one priority arrive in the order in which they were sent, without gaps while a connection lasts. Priorities have no
+///   order among each other.
+/// - A call completes exactly once: with its reply or with a [`TransportError`], at its deadline at the latest. A cancelled call frees its slot; its late reply is
+///   dropped. A reply of an earlier connection never completes a later call.
+///
+/// # Costs
+///
+/// A call to a connected peer takes no allocation and no lock that is held for longer than the copy of a small message. With up to three calls in
+/// flight the caller writes to the socket itself; with more the connection's task writes for all of them. `send` may be called from any
+/// thread; it never blocks on the network.
+#[derive(Clone)]
+pub struct Transport {
+    inner: Arc<Inner>,
+    _life: Arc<Life>,
+}
+
+/// Stops the tasks when the last [`Transport`] is gone.
+struct Life(Arc<Inner>);
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// What a message needs to be sent.
+struct Way<'a> {
+    peer: Arc<Peer>,
+    link_class: crate::proto::ConnectionClass,
+    lane: Lane,
+    number: u16,
+    name: &'a Name,
+}
+
+impl Way<'_> {
+    #[inline]
+    fn link(&self) -> &Link {
+        self.peer.link(self.link_class)
+    }
+
+    #[inline]
+    fn conn(&self) -> &Arc<Conn> {
+        &self.link().conn
+    }
+}
+
+impl Transport {
+    /// Prepares the transport of a node in a cluster.
+    ///
+    /// With TLS the cluster's name is part of the names in certificates: letters, digits, `-` and `.`.
+    pub fn builder(node: u64, cluster: &str, security: Security) -> Builder {
+        Builder {
+            node,
+            cluster: cluster.to_owned(),
+            security,
+            config: Config::default(),
+            router: Router::new(),
+            connector: Arc::new(TcpConnector),
+            listener: ListenOn::Nothing,
+            callback: None,
+            peers: Vec::new(),
+            #[cfg(feature = "metrics")]
+            metrics: None,
+        }
+    }
+
+    /// This node's id.
+    #[must_use]
+    pub fn node(&self) -> u64 {
+        self.inner.local.node
+    }
+
+    /// Where it accepts connections, as peers dial it; `None` if it only dials.
+    #[must_use]
+    pub fn address(&self) -> Option<&str> {
+        self.inner.address.as_deref()
+    }
+
+    /// Makes a peer known, or gives a known one another address. Dials nothing: the first message does.
+    pub fn add_peer(&self, peer: u64, address: impl Into<String>) {
+        let address = address.into();
+        let mut all = self.inner.all.lock();
+        if let Some(known) = all.iter().find(|known| known.id == peer) {
+            *known.address.lock() = address;
+            return;
+        }
+        let new = Arc::new(Peer::new(peer, address, &self.inner));
+        all.push(Arc::clone(&new));
+        self.inner.peers.insert(peer, new);
+    }
+
+    /// Forgets a peer: its connections are closed, calls in flight end with `Disconnected`. `false` if it was not known.
+    pub fn remove_peer(&self, peer: u64) -> bool {
+        let removed = {
+            let mut all = self.inner.all.lock();
+            self.inner.peers.remove(&peer);
+            let place = all.iter().position(|known| known.id == peer);
+            place.map(|place| all.swap_remove(place))
+        };
+        let Some(removed) = removed else { return false };
+        for link in removed.links() {
+            link.close();
+        }
+        true
+    }
+
+    /// The peers that are known.
+    #[must_use]
+    pub fn peers(&self) -> Vec<u64> {
+        self.inner.all.lock().iter().map(|peer| peer.id).collect()
+    }
+
+    #[inline]
+    fn way(&self, envelope: &Envelope<'_>) -> Result<Way<'_>, TransportError> {
+        let inner = &self.inner;
+        let Some(peer) = inner.peers.get(&envelope.target) else {
+            return Err(TransportError::UnknownPeer {
+                peer: envelope.target,
+            });
+        };
+        if inner.draining.load(Ordering::Relaxed) {
+            return Err(TransportError::ShuttingDown);
+        }
+        let (service, method) = (envelope.service, envelope.method);
+        let priority = || inner.router.priority(service, method);
+        let (number, name) = inner.names.number(service, method, priority)?;
+        let priority = envelope.priority.unwrap_or(name.priority);
+        let link_class = priority.class();
+        let link = peer.link(link_class);
+        let bytes = envelope.payload.len();
+        let bytes_max = link.frame_bytes_max.load(Ordering::Relaxed) as usize;
+        if bytes > bytes_max {
+            return Err(TransportError::TooLarge { bytes, bytes_max });
+        }
+        link.admit(&peer, inner)?;
+        Ok(Way {
+            lane: priority.lane(),
+            peer,
+            link_class,
+            number,
+            name,
+        })
+    }
+
+    /// Sends a message without a reply. It is queued, or written at once where the connection is idle and the message urgent. Never waits.
+    ///
+    /// # Errors
+    /// Gives the message back, with the reason: [`QueueFull`](TransportError::QueueFull), [`Unreachable`](TransportError::Unreachable),
+    /// [`UnknownPeer`](TransportError::UnknownPeer), [`TooLarge`](TransportError::TooLarge), [`PeerDraining`](TransportError::PeerDraining),
+    /// [`ShuttingDown`](TransportError::ShuttingDown) or [`InvalidName`](TransportError::InvalidName). Nothing was sent then.
+    #[allow(
+        clippy::result_large_err,
+        reason = "the error is the message itself, given back; a box would be an allocation where the node is busiest"
+    )]
+    #[inline]
+    pub fn send<'a>(&self, envelope: Envelope<'a>) -> Result<(), Undelivered<'a>> {
+        match self.try_send(&envelope) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(Undelivered { envelope, error }),
+        }
+    }
+
+    #[inline]
+    fn try_send(&self, envelope: &Envelope<'_>) -> Result<(), TransportError> {
+        let way = self.way(envelope)?;
+        let conn = way.conn();
+        let header = Header::new(Kind::OneWay, way.number, envelope.request_id);
+        let define = Some(&way.name.define);
+        let lanes = &conn.channel.lanes;
+        let pushed = lanes.push(way.lane, header, &envelope.payload, define);
+        pushed.map_err(|Full| TransportError::QueueFull {
+            peer: envelope.target,
+        })?;
+        conn.messages.fetch_add(1, Ordering::Relaxed);
+        conn.notify(is_urgent(&way));
+        Ok(())
+    }
+
+    /// Sends a message without a reply, and waits while its queue is full: in turn with others who wait for the same queue.
+    ///
+    /// Dropping the future before it is ready sends nothing.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), without `QueueFull`.
+    pub async fn send_wait(&self, envelope: Envelope<'_>) -> Result<(), TransportError> {
+        let way = self.way(&envelope)?;
+        let conn = way.conn();
+        let header = Header::new(Kind::OneWay, way.number, envelope.request_id);
+        let mut waiting = Waiting {
+            conn,
+            lane: way.lane,
+            waiter: Waiter::default(),
+        };
+        poll_fn(|cx| {
+            // The connection may have been lost while this waited: then it may have to be dialled anew.
+            if let Err(error) = way.link().admit(&way.peer, &self.inner) {
+                return Poll::Ready(Err(error));
+            }
+            let define = Some(&way.name.define);
+            let (result, next) = conn.channel.lanes.push_or_wait(
+                &mut waiting.waiter,
+                cx.waker(),
+                way.lane,
+                header,
+                &envelope.payload,
+                define,
+            );
+            if let Some(next) = next {
+                next.wake();
+            }
+            match result {
+                Ok(()) => Poll::Ready(Ok(())),
+                Err(Full) => Poll::Pending,
+            }
+        })
+        .await?;
+        drop(waiting);
+        conn.messages.fetch_add(1, Ordering::Relaxed);
+        conn.notify(is_urgent(&way));
+        Ok(())
+    }
+
+    /// Sends a request and returns the future of its reply. The request is on its way when this returns, not when the future is first
+    /// polled, so several calls can be begun before the first is awaited.
+    ///
+    /// # Errors
+    /// The future's: those of [`send`](Self::send), [`TooManyCalls`](TransportError::TooManyCalls), [`Timeout`](TransportError::Timeout),
+    /// [`Disconnected`](TransportError::Disconnected), [`PeerRejected`](TransportError::PeerRejected).
+    #[inline]
+    pub fn call(&self, envelope: Envelope<'_>) -> Call {
+        match self.try_call(&envelope) {
+            Ok(call) => call,
+            Err(error) => Call::failed(error),
+        }
+    }
+
+    #[inline]
+    fn try_call(&self, envelope: &Envelope<'_>) -> Result<Call, TransportError> {
+        let way = self.way(envelope)?;
+        let timeout = envelope.timeout.unwrap_or(self.inner.config.call_timeout);
+        let (call, key) = self.open(&way, timeout)?;
+        let conn = way.conn();
+        let header = Header::new(Kind::Request, way.number, key.id());
+        let define = Some(&way.name.define);
+        let lanes = &conn.channel.lanes;
+        let pushed = lanes.push(way.lane, header, &envelope.payload, define);
+        pushed.map_err(|Full| TransportError::QueueFull {
+            peer: envelope.target,
+        })?;
+        conn.messages.fetch_add(1, Ordering::Relaxed);
+        conn.notify(conn.channel.pending.in_flight() <= DIRECT_CALLS_MAX);
+        Ok(call)
+    }
+
+    /// Takes a slot. The call frees it when dropped.
+    #[inline]
+    fn open(&self, way: &Way<'_>, timeout: Duration) -> Result<(Call, CallKey), TransportError> {
+        let config = &self.inner.config;
+        // The clock is up to a tick behind.
+        let deadline_ms = self
+            .inner
+            .now_ms()
+            .saturating_add(millis(timeout))
+            .saturating_add(millis(config.tick));
+        let conn = way.conn();
+        let Some(key) = conn.channel.pending.open(deadline_ms) else {
+            return Err(TransportError::TooManyCalls {
+                peer: way.peer.id,
+                calls_max: config.calls_max,
+            });
+        };
+        Ok((Call::waiting(Arc::clone(conn), key), key))
+    }
+
+    /// Sends the same message to several peers. A shared payload is not copied, whatever their number: give large ones as `Bytes`. The
+    /// envelope's own target is ignored.
+    ///
+    /// ```no_run
+    /// # fn f(transport: &perf_transport::Transport) {
+    /// use perf_transport::Envelope;
+    ///
+    /// let sent = transport.broadcast(&[2, 3], Envelope::new(0, "raft", "heartbeat", b"term 7"));
+    /// for (peer, error) in &sent.refused {
+    ///     eprintln!("node {peer}: {error}");
+    /// }
+    /// # }
+    /// ```
+    pub fn broadcast(&self, targets: &[u64], envelope: Envelope<'_>) -> Broadcast {
+        let mut outcome = Broadcast::default();
+        let mut envelope = envelope;
+        for &target in targets {
+            envelope.target = target;
+            match self.try_send(&envelope) {
+                Ok(()) => outcome.accepted += 1,
+                Err(error) => outcome.refused.push((target, error)),
+            }
+        }
+        outcome
+    }
+
+    /// Relays a received message to another node as it is: same service, method, number and bytes, which are neither decoded nor copied
+    /// (up to 1 KiB they are copied once).
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn forward(&self, target: u64, message: &Message) -> Result<(), TransportError> {
+        self.try_send(&relayed(target, message))
+    }
+
+    /// Relays a received request to another node as it is, and returns the future of the reply.
+    ///
+    /// # Errors
+    /// The future's, as of [`call`](Self::call).
+    pub fn forward_call(&self, target: u64, message: &Message) -> Call {
+        self.call(relayed(target, message))
+    }
+
+    /// Begins a request whose body is sent in chunks: snapshots, and whatever is longer than a frame. The envelope's payload is the
+    /// request's head. It is answered once, when the receiver's handler returns.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), and [`TooManyStreams`](TransportError::TooManyStreams).
+    pub fn stream(&self, envelope: Envelope<'_>) -> Result<BodySender, TransportError> {
+        let way = self.way(&envelope)?;
+        let timeout = envelope.timeout.unwrap_or(self.inner.config.stream_timeout);
+        let (call, key) = self.open(&way, timeout)?;
+        let (link, conn) = (way.link(), way.conn());
+        let credit = link.stream_window_bytes.load(Ordering::Relaxed);
+        let streams_max = link.streams_max.load(Ordering::Relaxed) as usize;
+        let channel = &conn.channel;
+        let Some(window) = channel.open_window(key, credit.into(), streams_max) else {
+            return Err(TransportError::TooManyStreams {
+                peer: envelope.target,
+                streams_max,
+            });
+        };
+        let header = Header::new(Kind::StreamOpen, way.number, key.id());
+        let define = Some(&way.name.define);
+        if channel
+            .lanes
+            .push(way.lane, header, &envelope.payload, define)
+            .is_err()
+        {
+            channel.close_window(key);
+            return Err(TransportError::QueueFull {
+                peer: envelope.target,
+            });
+        }
+        conn.messages.fetch_add(1, Ordering::Relaxed);
+        conn.notify(false);
+        Ok(BodySender {
+            conn: Arc::clone(conn),
+            key,
+            window,
+            lane: way.lane,
+            call: Some(call),
+            sent_bytes: 0,
+            chunk_bytes_max: link.frame_bytes_max.load(Ordering::Relaxed) as usize,
+        })
+    }
+
+    /// What happens to connections from now on. A subscriber that is 256 events behind loses the oldest, and is told how many.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<PeerEvent> {
+        self.inner.events.subscribe()
+    }
+
+    /// Counts of the whole transport.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let inner = &self.inner;
+        let peers = inner.peers();
+        let links = peers.iter().flat_map(|peer| peer.links());
+        let outbound = links.filter(|link| link.is_up()).count();
+        let inbound = inner.inbound();
+        let handlers = inbound
+            .iter()
+            .map(|(_, conn)| conn.handlers.load(Ordering::Relaxed));
+        Stats {
+            peers: peers.len(),
+            outbound,
+            inbound: inbound.len(),
+            handlers: handlers.sum(),
+            timeouts: inner.counts.timeouts.load(Ordering::Relaxed),
+            dials_failed: inner.counts.dials_failed.load(Ordering::Relaxed),
+            unhandled: inner.unhandled.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Counts of one peer; `None` if it is not known.
+    #[must_use]
+    pub fn peer_stats(&self, peer: u64) -> Option<PeerStats> {
+        let peer = self.inner.peers.get(&peer)?;
+        Some(PeerStats {
+            control: link_stats(&peer.control),
+            bulk: link_stats(&peer.bulk),
+        })
+    }
+
+    /// Shuts down in good order: takes no new messages, tells the peers to send none, waits until what is queued is written, calls in flight
+    /// have ended and handlers have answered, and closes. After `time_max` it closes whatever is left.
+    ///
+    /// Returns whether everything was done in time.
+    pub async fn drain(&self, time_max: Duration) -> bool {
+        let inner = &self.inner;
+        inner.draining.store(true, Ordering::SeqCst);
+        for (_, conn) in inner.inbound() {
+            goodbye(&conn);
+        }
+        let quiet = async {
+            while !self.is_quiet() {
+                tokio::time::sleep(inner.config.tick).await;
+            }
+        };
+        let in_time = tokio::time::timeout(time_max, quiet).await.is_ok();
+        self.shutdown();
+        in_time
+    }
+
+    fn is_quiet(&self) -> bool {
+        let peers = self.inner.peers();
+        let mut links = peers.iter().flat_map(|peer| peer.links());
+        let links_are = links.all(|link| {
+            let channel = &link.conn.channel;
+            // What is queued for a peer that cannot be reached will not be written.
+            let is_written = link.conn.backlog() == 0 || !link.is_up();
+            channel.pending.in_flight() == 0 && is_written
+        });
+        let inbound = self.inner.inbound();
+        let mut accepted = inbound.iter();
+        links_are
+            && accepted
+                .all(|(_, conn)| conn.handlers.load(Ordering::SeqCst) == 0 && conn.backlog() == 0)
+    }
+
+    /// Closes everything at once: calls in flight end with `Disconnected`, what is queued is dropped. Also done when the last clone is dropped.
+    pub fn shutdown(&self) {
+        self.inner.stop();
+    }
+}
+
+#[inline]
+fn is_urgent(way: &Way<'_>) -> bool {
+    way.link_class == crate::proto::ConnectionClass::Control
+}
+
+fn relayed<'a>(target: u64, message: &'a Message) -> Envelope<'a> {
+    let payload = Payload::Shared(message.payload().clone());
+    Envelope::new(target, message.service(), message.method(), payload)
+        .with_request_id(message.request_id())
+}
+
+fn link_stats(link: &Link) -> LinkStats {
+    let conn = &link.conn;
+    let (queued_bytes, queued_frames) = conn.channel.lanes.queued();
+    let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    LinkStats {
+        is_up: link.is_up(),
+        dials: get(&link.dials),
+        connects: get(&link.connects),
+        calls_in_flight: conn.channel.pending.in_flight(),
+        queued_bytes: queued_bytes + conn.unwritten.load(Ordering::Relaxed),
+        queued_frames,
+        dropped_frames: conn.channel.lanes.dropped(),
+        messages_sent: get(&conn.messages),
+        bytes_sent: get(&conn.bytes_written),
+        writes: get(&conn.writes),
+        frames_received: get(&conn.frames_received),
+        bytes_received: get(&conn.bytes_received),
+    }
+}
+
+impl fmt::Debug for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transport")
+            .field("node", &self.inner.local.node)
+            .field("cluster", &self.inner.local.cluster)
+            .field("security", &self.inner.security)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What became of a [`broadcast`](Transport::broadcast).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Broadcast {
+    /// How many peers it was queued for.
+    pub accepted: usize,
+    /// The others, with the reason.
+    pub refused: Vec<(u64, TransportError)>,
+}
+
+enum ListenOn {
+    Nothing,
+    Address(String),
+    Listener(Box<dyn Listener>),
+}
+
+/// Prepares a [`Transport`].
+#[must_use = "nothing happens before `start`"]
+pub struct Builder {
+    node: u64,
+    cluster: String,
+    security: Security,
+    config: Config,
+    router: Router,
+    connector: Arc<dyn Connector>,
+    listener: ListenOn,
+    callback: Option<Arc<Callback>>,
+    peers: Vec<(u64, String)>,
+    #[cfg(feature = "metrics")]
+    metrics: Option<&'static perf_metrics::NodeMetrics>,
+}
+
+impl Builder {
+    /// Bounds and times.
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Handlers of what arrives, and the priorities of what is sent.
+    pub fn router(mut self, router: Router) -> Self {
+        self.router = router;
+        self
+    }
+
+    /// Accepts connections at an address, `host:port`; port 0 lets the system choose. Without it the node only dials.
+    pub fn listen(mut self, address: impl Into<String>) -> Self {
+        self.listener = ListenOn::Address(address.into());
+        self
+    }
+
+    /// Accepts connections from a listener of the caller's.
+    pub fn listener(mut self, listener: impl Listener) -> Self {
+        self.listener = ListenOn::Listener(Box::new(listener));
+        self
+    }
+
+    /// Dials through a connector of the caller's instead of TCP.
+    pub fn connector(mut self, connector: impl Connector) -> Self {
+        self.connector = Arc::new(connector);
+        self
+    }
+
+    /// Makes a peer known.
+    pub fn peer(mut self, peer: u64, address: impl Into<String>) -> Self {
+        self.peers.push((peer, address.into()));
+        self
+    }
+
+    /// Called with everything that happens to connections, in the task where it happens: it must not block.
+    pub fn on_event(mut self, callback: impl Fn(&PeerEvent) + Send + Sync + 'static) -> Self {
+        self.callback = Some(Arc::new(callback));
+        self
+    }
+
+    /// Records into a node's catalogue.
+    #[cfg(feature = "metrics")]
+    pub fn metrics(mut self, metrics: &'static perf_metrics::NodeMetrics) -> Self {
+        self.metrics = Some(metrics);
+        self
+    }
+
+    /// Starts the transport on the current tokio runtime, which must have time and IO enabled.
+    ///
+    /// # Errors
+    /// [`TransportError::Configuration`] if the configuration cannot work, [`TransportError::Io`] if the address cannot be listened on.
+    pub async fn start(self) -> Result<Transport, TransportError> {
+        self.config.check()?;
+        if self.cluster.is_empty() || self.cluster.len() > 128 {
+            return Err(TransportError::Configuration {
+                reason: "the cluster's name must have 1 to 128 bytes".to_owned(),
+            });
+        }
+        let io = |error: std::io::Error| TransportError::Io {
+            action: "listen",
+            reason: error.to_string(),
+        };
+        let listener: Option<Box<dyn Listener>> = match self.listener {
+            ListenOn::Nothing => None,
+            ListenOn::Address(address) => {
+                Some(Box::new(TcpListener::bind(&address).await.map_err(io)?))
+            }
+            ListenOn::Listener(listener) => Some(listener),
+        };
+        let address = listener.as_ref().map(|listener| listener.address());
+        let checksum = self.config.checksum && self.security.is_plain();
+        let local = Local {
+            cluster: self.cluster,
+            node: self.node,
+            incarnation: foldhash::quality::RandomState::default().hash_one(self.node),
+            frame_bytes_max: self.config.frame_bytes_max,
+            stream_window_bytes: self.config.stream_window_bytes,
+            streams_max: self.config.streams_max,
+            checksum,
+        };
+        let inner = Arc::new(Inner {
+            counts: Counts {
+                #[cfg(feature = "metrics")]
+                metrics: self.metrics.map(crate::metrics::Recorder::new),
+                ..Counts::default()
+            },
+            config: self.config,
+            local,
+            security: self.security,
+            router: Arc::new(self.router),
+            connector: self.connector,
+            events: Events::new(self.callback),
+            runtime: tokio::runtime::Handle::current(),
+            stop: watch::Sender::new(false),
+            next_connection: AtomicU64::new(1),
+            unhandled: Arc::new(AtomicU64::new(0)),
+            names: NameTable::new(),
+            peers: Membership::new(),
+            all: Mutex::new(Vec::new()),
+            inbound: Mutex::new(HashMap::new()),
+            now_ms: AtomicU64::new(1),
+            draining: AtomicBool::new(false),
+            address,
+        });
+        let transport = Transport {
+            _life: Arc::new(Life(Arc::clone(&inner))),
+            inner: Arc::clone(&inner),
+        };
+        for (peer, address) in self.peers {
+            transport.add_peer(peer, address);
+        }
+        if let Some(listener) = listener {
+            tokio::spawn(accept::run(Arc::clone(&inner), listener));
+        }
+        tokio::spawn(ticker::run(inner));
+        Ok(transport)
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("node", &self.node)
+            .field("cluster", &self.cluster)
+            .field("security", &self.security)
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,163 @@
+//! Every interleaving of what threads share: the gate in front of the write side, turns in a lane, calls in flight.
+//!
+//! `RUSTFLAGS="--cfg perf_loom" cargo test -p perf-transport --test loom --release`
+#![cfg(perf_loom)]
+
+use bytes::Bytes;
+use loom::sync::Arc;
+use loom::thread;
+use perf_transport::__mutant::set;
+use perf_transport::Payload;
+use perf_transport::proto::{
+    Channel, ChannelLimits, Header, Kind, Lane, LaneLimits, Notified, Pending,
+};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+/// The mutant switch is the process's: one test at a time.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn holds(model: fn()) {
+    let _turn = TURN
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    set(None);
+    loom::model(model);
+}
+
+fn catches(mutant: &'static str, model: fn()) {
+    let _turn = TURN
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    set(Some(mutant));
+    let outcome = catch_unwind(AssertUnwindSafe(|| loom::model(model)));
+    set(None);
+    assert!(outcome.is_err(), "no interleaving shows {mutant}");
+}
+
+#[derive(Default)]
+struct Count(AtomicUsize);
+
+impl Wake for Count {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+fn channel() -> Channel {
+    let lane = LaneLimits {
+        bytes_max: 1 << 20,
+        frames_max: 16,
+        weight: 1,
+    };
+    Channel::new(ChannelLimits {
+        first: lane,
+        second: lane,
+        calls_max: 2,
+        checksum: false,
+    })
+}
+
+/// Queues a frame and does what the shell does behind it: whoever owns the gate takes what is queued.
+fn queue_and_drive(channel: &Channel, taken: &AtomicUsize) {
+    let header = Header::new(Kind::OneWay, 0, 1);
+    let pushed = channel
+        .lanes
+        .push(Lane::First, header, &Payload::default(), None);
+    assert_eq!(pushed, Ok(()));
+    if channel.gate.notify() == Notified::Claimed {
+        loop {
+            channel.gate.begin();
+            let mut done = Vec::new();
+            channel.lanes.drain(usize::MAX, &mut done, |block| {
+                taken.fetch_add(block.frames(), Ordering::SeqCst);
+            });
+            if channel.gate.finish() {
+                break;
+            }
+        }
+    }
+}
+
+/// Two threads queue a frame each. When both are done, both frames were taken.
+fn gate() {
+    let channel = Arc::new(channel());
+    let taken = std::sync::Arc::new(AtomicUsize::new(0));
+    let (its, counted) = (Arc::clone(&channel), std::sync::Arc::clone(&taken));
+    let other = thread::spawn(move || queue_and_drive(&its, &counted));
+    queue_and_drive(&channel, &taken);
+    other.join().expect("no panics");
+    assert_eq!(taken.load(Ordering::SeqCst), 2, "a frame is left behind");
+}
+
+/// A reply, a deadline and the caller meet: the call ends once, the caller is woken, the slot is free.
+fn pending() {
+    let pending = Arc::new(Pending::new(1));
+    let key = pending.open(10).expect("room");
+    let count = std::sync::Arc::new(Count::default());
+    let waker = Waker::from(std::sync::Arc::clone(&count));
+    let its = Arc::clone(&pending);
+    let reply = thread::spawn(move || its.complete(key, Ok(Bytes::from_static(b"reply"))));
+    let mut cx = Context::from_waker(&waker);
+    let first = pending.poll(key, &mut cx);
+    let replied = reply.join().expect("no panics");
+    match first {
+        Poll::Ready(outcome) => assert!(outcome.is_ok() && replied),
+        Poll::Pending => {
+            assert_eq!(count.0.load(Ordering::SeqCst), 1, "nobody was woken");
+            assert!(pending.poll(key, &mut cx).is_ready());
+        }
+    }
+    assert_eq!(pending.in_flight(), 0);
+    assert!(pending.open(10).is_some(), "the slot is lost");
+}
+
+/// A late reply meets the next call in the same slot: that one never gets it.
+fn generations() {
+    let pending = Arc::new(Pending::new(1));
+    let first = pending.open(10).expect("room");
+    let its = Arc::clone(&pending);
+    let late = thread::spawn(move || its.complete(first, Ok(Bytes::from_static(b"late"))));
+    pending.cancel(first);
+    let second = pending.open(10).expect("the slot is free");
+    late.join().expect("no panics");
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(
+        pending.poll(second, &mut cx).is_pending(),
+        "another call's reply"
+    );
+    pending.cancel(second);
+    assert_eq!(pending.in_flight(), 0);
+}
+
+#[test]
+fn no_notification_is_lost() {
+    holds(gate);
+}
+
+#[test]
+fn a_gate_that_forgets_is_found() {
+    catches("gate_forgets_notification", gate);
+}
+
+#[test]
+fn a_call_ends_once_and_its_caller_knows() {
+    holds(pending);
+}
+
+#[test]
+fn a_reply_that_wakes_nobody_is_found() {
+    catches("reply_wakes_nobody", pending);
+}
+
+#[test]
+fn replies_find_their_own_call_only() {
+    holds(generations);
+}
+
+#[test]
+fn a_reply_without_generation_is_found() {
+    catches("reply_without_generation", generations);
+}

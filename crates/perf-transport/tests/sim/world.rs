@@ -1,0 +1,1106 @@
+//! The world of one seed.
+
+use super::Random;
+use bytes::{Bytes, BytesMut};
+use perf_transport::Payload;
+use perf_transport::proto::{
+    Admission, Backoff, BodyState, BodyStep, CallKey, Channel, ChannelLimits, Client,
+    ConnectionClass, Decoder, Define, DialState, Dialer, Fault, Header, Incoming, Kind, Lane,
+    LaneLimits, Liveness, LivenessLimits, Local, Notified, SendWindow, Server, ServerLimits,
+    Transmit, Verdict, Waiter, accept, check_welcome,
+};
+use prost::Message;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+const CALLS_MAX: usize = 6;
+const FRAMES_MAX: usize = 8;
+const BYTES_MAX: usize = 24 * 1024;
+const FRAME_BYTES_MAX: u32 = 16 * 1024;
+const WINDOW_BYTES: u32 = 4000;
+const PIPE_BYTES: usize = 6000;
+const OUTBOX_BYTES: usize = 8000;
+const TIMEOUT_MS: u64 = 400;
+const DIAL_MS: u64 = 100;
+const BACKOFF_MS: u64 = 300;
+const LIMITS: LivenessLimits = LivenessLimits {
+    interval_ms: 50,
+    timeout_ms: 200,
+};
+/// Steps in which things break, and steps in which everything must come right again.
+const STORM_STEPS: u32 = 1500;
+const CALM_STEPS: u32 = 1500;
+
+/// What a seed did: to see that the storms are storms.
+#[derive(Debug, Default)]
+pub(crate) struct Summary {
+    pub(crate) replies: u64,
+    pub(crate) faults: u64,
+    pub(crate) cancelled: u64,
+    pub(crate) connects: u64,
+    pub(crate) lost: u64,
+    pub(crate) messages: u64,
+    pub(crate) bodies: u64,
+}
+
+/// A waker that only remembers.
+#[derive(Default)]
+struct Flag(AtomicBool);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Something that is polled only when it was woken, as an executor would.
+struct Task {
+    flag: Arc<Flag>,
+    waker: Waker,
+}
+
+impl Task {
+    fn new() -> Self {
+        let flag = Arc::new(Flag(AtomicBool::new(true)));
+        let waker = Waker::from(Arc::clone(&flag));
+        Self { flag, waker }
+    }
+
+    fn is_woken(&self) -> bool {
+        self.flag.0.swap(false, Ordering::Relaxed)
+    }
+}
+
+/// One direction of a stream of bytes.
+#[derive(Default)]
+struct Pipe {
+    pieces: VecDeque<(u64, Vec<u8>)>,
+    bytes: usize,
+}
+
+impl Pipe {
+    fn room(&self) -> usize {
+        PIPE_BYTES - self.bytes.min(PIPE_BYTES)
+    }
+
+    fn write(&mut self, bytes: &[u8], at_ms: u64) {
+        let at_ms = at_ms.max(self.pieces.back().map_or(0, |(last, _)| *last));
+        self.bytes += bytes.len();
+        self.pieces.push_back((at_ms, bytes.to_vec()));
+    }
+
+    fn read(&mut self, now_ms: u64, most: usize) -> Vec<u8> {
+        let Some((at_ms, piece)) = self.pieces.front_mut() else {
+            return Vec::new();
+        };
+        if *at_ms > now_ms {
+            return Vec::new();
+        }
+        let rest = piece.split_off(piece.len().min(most));
+        let read = std::mem::replace(piece, rest);
+        if piece.is_empty() {
+            self.pieces.pop_front();
+        }
+        self.bytes -= read.len();
+        read
+    }
+}
+
+/// The write side of one end, with the turn of whoever owns its gate.
+struct Writer {
+    transmit: Transmit,
+    /// The owner has looked into the lanes and comes back to say that it is done.
+    has_looked: bool,
+}
+
+/// What one end reads with.
+struct Reader {
+    decoder: Decoder,
+    input: BytesMut,
+    frames: u64,
+    bytes: u64,
+    liveness: Liveness,
+}
+
+impl Reader {
+    fn new(now_ms: u64) -> Self {
+        Self {
+            decoder: Decoder::new(FRAME_BYTES_MAX, true),
+            input: BytesMut::new(),
+            frames: 0,
+            bytes: 0,
+            liveness: Liveness::new(LIMITS, now_ms),
+        }
+    }
+}
+
+/// The dialling end of the connection there is.
+struct Dialled {
+    number: u64,
+    writer: Writer,
+    reader: Reader,
+    client: Client,
+}
+
+/// The accepting end, and the replies that handlers still owe.
+struct Accepted {
+    number: u64,
+    channel: Channel,
+    writer: Writer,
+    reader: Reader,
+    server: Server,
+    owed: Vec<(u64, u64, Bytes)>,
+    bodies: Vec<Reading>,
+}
+
+struct Reading {
+    id: u64,
+    expected: u64,
+    body: Arc<BodyState>,
+    task: Task,
+    read: Vec<u8>,
+}
+
+struct Call {
+    number: u64,
+    key: CallKey,
+    task: Task,
+    opened_ms: u64,
+}
+
+struct Waiting {
+    waiter: Waiter,
+    task: Task,
+    lane: Lane,
+    number: u64,
+}
+
+/// A body that is being sent: its bytes are its number, over and over.
+struct Sending {
+    number: u64,
+    key: CallKey,
+    window: Arc<SendWindow>,
+    task: Task,
+    left: u64,
+    call: Task,
+}
+
+struct World {
+    random: Random,
+    now_ms: u64,
+    channel: Channel,
+    dialer: Dialer,
+    dialling_until: Option<u64>,
+    dialled: Option<Dialled>,
+    accepted: Option<Accepted>,
+    to_server: Pipe,
+    to_client: Pipe,
+    connections: u64,
+    /// Nothing moves in this direction.
+    is_cut: [bool; 2],
+    cut_since: Option<u64>,
+    calls: Vec<Call>,
+    waiting: Vec<Waiting>,
+    sending: Vec<Sending>,
+    numbers: u64,
+    handled: HashSet<u64>,
+    answered: HashSet<u64>,
+    bodies: HashMap<u64, u64>,
+    is_calm: bool,
+    summary: Summary,
+}
+
+/// Runs one seed.
+///
+/// # Errors
+/// What was broken that must hold.
+pub(crate) fn run(seed: u64) -> Result<Summary, String> {
+    let mut world = World::new(seed);
+    for _ in 0..STORM_STEPS {
+        world.step()?;
+    }
+    world.is_calm = true;
+    world.is_cut = [false, false];
+    world.cut_since = None;
+    for _ in 0..CALM_STEPS {
+        world.step()?;
+    }
+    world.end()?;
+    Ok(world.summary)
+}
+
+fn local(node: u64) -> Local {
+    Local {
+        cluster: "sim".to_owned(),
+        node,
+        incarnation: node,
+        frame_bytes_max: FRAME_BYTES_MAX,
+        stream_window_bytes: WINDOW_BYTES,
+        streams_max: 2,
+        checksum: true,
+    }
+}
+
+fn channel() -> Channel {
+    let lane = |weight| LaneLimits {
+        bytes_max: BYTES_MAX,
+        frames_max: FRAMES_MAX,
+        weight,
+    };
+    Channel::new(ChannelLimits {
+        first: lane(4),
+        second: lane(1),
+        calls_max: CALLS_MAX,
+        checksum: true,
+    })
+}
+
+fn define() -> Bytes {
+    let define = Define {
+        service: "sim".to_owned(),
+        method: "echo".to_owned(),
+    };
+    define.encode_to_vec().into()
+}
+
+fn wake(wakers: impl IntoIterator<Item = Waker>) {
+    wakers.into_iter().for_each(Waker::wake);
+}
+
+/// The number that a payload carries.
+fn number_of(payload: &[u8]) -> Result<u64, String> {
+    let head = payload.first_chunk().ok_or("a payload without number")?;
+    Ok(u64::from_le_bytes(*head))
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let backoff = Backoff::new(20, BACKOFF_MS, random.next());
+        Self {
+            random,
+            now_ms: 1,
+            channel: channel(),
+            dialer: Dialer::new(backoff),
+            dialling_until: None,
+            dialled: None,
+            accepted: None,
+            to_server: Pipe::default(),
+            to_client: Pipe::default(),
+            connections: 0,
+            is_cut: [false; 2],
+            cut_since: None,
+            calls: Vec::new(),
+            waiting: Vec::new(),
+            sending: Vec::new(),
+            numbers: 0,
+            handled: HashSet::new(),
+            answered: HashSet::new(),
+            bodies: HashMap::new(),
+            is_calm: false,
+            summary: Summary::default(),
+        }
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        self.now_ms += self.random.below(4);
+        match self.random.below(100) {
+            0..15 => self.new_call(),
+            15..22 => self.new_one_way(),
+            22..27 => self.new_waiting(),
+            27..29 => self.new_body(),
+            29..33 => self.cancel_something(),
+            33..35 if !self.is_calm => self.break_something(),
+            _ => {}
+        }
+        for _ in 0..3 {
+            match self.random.below(6) {
+                0 => self.move_bytes(true)?,
+                1 => self.move_bytes(false)?,
+                2 => self.write(true),
+                3 => self.write(false),
+                4 => self.run_tasks()?,
+                _ => self.handlers()?,
+            }
+        }
+        self.dial()?;
+        if self.random.chance(30) {
+            self.tick()?;
+        }
+        self.nobody_is_forgotten()?;
+        let (bytes, frames) = self.channel.lanes.queued();
+        // Two budgets, and what the connection itself has to say.
+        if bytes > 2 * BYTES_MAX + 4096 || frames > 2 * FRAMES_MAX + 64 {
+            return Err(format!("{frames} frames, {bytes} bytes are queued"));
+        }
+        Ok(())
+    }
+
+    /// What is queued on a connection has somebody who will write it.
+    fn nobody_is_forgotten(&self) -> Result<(), String> {
+        let dialled = self.dialled.as_ref().map(|_| &self.channel);
+        let accepted = self.accepted.as_ref().map(|accepted| &accepted.channel);
+        for channel in dialled.into_iter().chain(accepted) {
+            let (_, frames) = channel.lanes.queued();
+            if frames > 0 && channel.gate.is_idle() {
+                return Err(format!("{frames} frames are queued and nobody writes"));
+            }
+        }
+        Ok(())
+    }
+
+    fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+
+    fn payload(&mut self, number: u64) -> Vec<u8> {
+        let longest = if self.random.chance(10) { 9000 } else { 90 };
+        let length = 8 + self.random.below(longest) as usize;
+        let mut payload = number.to_le_bytes().to_vec();
+        payload.resize(length, number as u8);
+        payload
+    }
+
+    fn lane(&mut self) -> Lane {
+        if self.random.chance(50) {
+            Lane::First
+        } else {
+            Lane::Second
+        }
+    }
+
+    /// As the shell does before it queues anything.
+    fn admit(&mut self) -> bool {
+        match self.dialer.want(self.now_ms) {
+            Admission::Queue => true,
+            Admission::QueueAndDial => {
+                self.dialling_until = Some(self.now_ms + 1 + self.random.below(DIAL_MS));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn new_call(&mut self) {
+        if !self.admit() {
+            return;
+        }
+        let deadline_ms = self.now_ms + TIMEOUT_MS;
+        let Some(key) = self.channel.pending.open(deadline_ms) else {
+            return;
+        };
+        let number = self.number();
+        let payload = self.payload(number);
+        let header = Header::new(Kind::Request, 3, key.id());
+        let lane = self.lane();
+        let payload = Payload::Borrowed(&payload);
+        let pushed = self
+            .channel
+            .lanes
+            .push(lane, header, &payload, Some(&define()));
+        if pushed.is_err() {
+            self.channel.pending.cancel(key);
+            return;
+        }
+        self.notify_client();
+        self.calls.push(Call {
+            number,
+            key,
+            task: Task::new(),
+            opened_ms: self.now_ms,
+        });
+    }
+
+    fn new_one_way(&mut self) {
+        if !self.admit() {
+            return;
+        }
+        let number = self.number();
+        let payload = self.payload(number);
+        let header = Header::new(Kind::OneWay, 3, number);
+        let lane = self.lane();
+        let payload = Payload::Shared(payload.into());
+        if self
+            .channel
+            .lanes
+            .push(lane, header, &payload, Some(&define()))
+            .is_ok()
+        {
+            self.notify_client();
+        }
+    }
+
+    fn new_waiting(&mut self) {
+        let lane = self.lane();
+        let number = self.number();
+        if self.waiting.len() < 20 {
+            self.waiting.push(Waiting {
+                waiter: Waiter::default(),
+                task: Task::new(),
+                lane,
+                number,
+            });
+        }
+    }
+
+    fn new_body(&mut self) {
+        if !self.admit() {
+            return;
+        }
+        let Some(key) = self.channel.pending.open(self.now_ms + 100 * TIMEOUT_MS) else {
+            return;
+        };
+        let Some(window) = self.channel.open_window(key, WINDOW_BYTES.into(), 2) else {
+            self.channel.pending.cancel(key);
+            return;
+        };
+        let number = self.number();
+        let header = Header::new(Kind::StreamOpen, 3, key.id());
+        let head = number.to_le_bytes();
+        let payload = Payload::Borrowed(&head);
+        if self
+            .channel
+            .lanes
+            .push(Lane::Second, header, &payload, Some(&define()))
+            .is_err()
+        {
+            self.channel.close_window(key);
+            self.channel.pending.cancel(key);
+            return;
+        }
+        self.notify_client();
+        let left = 1 + self.random.below(20_000);
+        self.bodies.insert(number, left);
+        self.sending.push(Sending {
+            number,
+            key,
+            window,
+            task: Task::new(),
+            left,
+            call: Task::new(),
+        });
+    }
+
+    fn cancel_something(&mut self) {
+        match self.random.below(3) {
+            0 if !self.calls.is_empty() => {
+                let place = self.random.below(self.calls.len() as u64) as usize;
+                let call = self.calls.swap_remove(place);
+                self.channel.pending.cancel(call.key);
+                self.summary.cancelled += 1;
+            }
+            1 if !self.waiting.is_empty() => {
+                let place = self.random.below(self.waiting.len() as u64) as usize;
+                let mut waiting = self.waiting.remove(place);
+                wake(self.channel.lanes.forget(&mut waiting.waiter, waiting.lane));
+                self.summary.cancelled += 1;
+            }
+            2 if !self.sending.is_empty() && self.random.chance(30) => {
+                let sending = self.sending.swap_remove(0);
+                self.end_body(&sending, Kind::StreamReset);
+                self.channel.pending.cancel(sending.key);
+            }
+            _ => {}
+        }
+    }
+
+    fn end_body(&mut self, sending: &Sending, kind: Kind) {
+        self.channel.close_window(sending.key);
+        let header = Header::new(kind, 0, sending.key.id());
+        let lanes = &self.channel.lanes;
+        lanes.push_past_limit(Lane::Second, header, &Payload::default());
+        self.notify_client();
+    }
+
+    fn break_something(&mut self) {
+        match self.random.below(6) {
+            // One direction or both, for a while: half-open and black-holed connections.
+            0 => self.is_cut[0] = true,
+            1 => self.is_cut[1] = true,
+            2 => self.is_cut = [true, true],
+            3 => self.is_cut = [false, false],
+            // The server crashes and comes back; nobody tells the client.
+            4 => self.server_gone(),
+            // Both ends learn of a reset.
+            _ => {
+                self.server_gone();
+                self.client_gone();
+            }
+        }
+        let is_cut = self.is_cut[0] || self.is_cut[1];
+        match (is_cut, self.cut_since) {
+            (true, None) => self.cut_since = Some(self.now_ms),
+            (false, _) => self.cut_since = None,
+            _ => {}
+        }
+    }
+
+    fn client_gone(&mut self) {
+        if self.dialled.take().is_some() {
+            self.dialer.lost();
+            wake(self.channel.lost(&Fault::Disconnected));
+            self.summary.lost += 1;
+        }
+    }
+
+    fn server_gone(&mut self) {
+        if let Some(mut accepted) = self.accepted.take() {
+            accepted.server.lost();
+            self.to_client = Pipe::default();
+        }
+    }
+
+    fn dial(&mut self) -> Result<(), String> {
+        let Some(until_ms) = self.dialling_until.filter(|until| *until <= self.now_ms) else {
+            return Ok(());
+        };
+        self.dialling_until = None;
+        if self.dialled.is_some() {
+            return Err("a second connection was dialled".to_owned());
+        }
+        if self.is_cut[0] || self.is_cut[1] || (!self.is_calm && self.random.chance(20)) {
+            self.dialer.failed(until_ms);
+            wake(self.channel.lost(&Fault::Unreachable));
+            return Ok(());
+        }
+        self.connections += 1;
+        let number = self.connections;
+        let said = local(1)
+            .hello(2, number, ConnectionClass::Bulk)
+            .encode_to_vec();
+        let accepted = accept(&local(2), &Header::new(Kind::Hello, 0, 0), &said.into());
+        let accepted = accepted.map_err(|error| error.to_string())?;
+        let answer = accepted.welcome.encode_to_vec().into();
+        let welcome = check_welcome(&local(1), 2, &Header::new(Kind::Welcome, 0, 0), &answer);
+        welcome.map_err(|error| error.to_string())?;
+        // A connection that the client has given up may still be there on the server.
+        self.server_gone();
+        self.to_server = Pipe::default();
+        self.to_client = Pipe::default();
+        let writer = || Writer {
+            transmit: Transmit::new(OUTBOX_BYTES),
+            has_looked: false,
+        };
+        self.accepted = Some(Accepted {
+            number,
+            channel: channel(),
+            writer: writer(),
+            reader: Reader::new(self.now_ms),
+            server: Server::new(ServerLimits {
+                streams_max: 2,
+                stream_window_bytes: WINDOW_BYTES,
+            }),
+            owed: Vec::new(),
+            bodies: Vec::new(),
+        });
+        self.dialled = Some(Dialled {
+            number,
+            writer: writer(),
+            reader: Reader::new(self.now_ms),
+            client: Client::new(),
+        });
+        if !self.dialer.connected() {
+            return Err("the dialer was closed".to_owned());
+        }
+        self.summary.connects += 1;
+        self.notify_client();
+        Ok(())
+    }
+
+    /// Who becomes the owner gets its turn in `write`; until then others find the gate taken. Without a connection it finds nothing to do.
+    fn notify_client(&mut self) {
+        if self.channel.gate.notify() == Notified::Claimed {
+            self.channel.gate.hand_to_task();
+        }
+    }
+
+    fn notify_server(channel: &Channel) {
+        if channel.gate.notify() == Notified::Claimed {
+            channel.gate.hand_to_task();
+        }
+    }
+
+    /// The owner's turn, in two steps with others between them: look and write, then say that it is done.
+    fn write(&mut self, is_client: bool) {
+        let at_ms = self.now_ms + self.random.below(20);
+        let (channel, writer, pipe) = if is_client {
+            let Some(dialled) = &mut self.dialled else {
+                return;
+            };
+            (&self.channel, &mut dialled.writer, &mut self.to_server)
+        } else {
+            let Some(accepted) = &mut self.accepted else {
+                return;
+            };
+            (&accepted.channel, &mut accepted.writer, &mut self.to_client)
+        };
+        if !channel.gate.is_tasks() {
+            return;
+        }
+        if writer.has_looked {
+            writer.has_looked = false;
+            channel.gate.finish();
+            return;
+        }
+        channel.gate.begin();
+        loop {
+            wake(writer.transmit.fill(&channel.lanes).into_iter().flatten());
+            if writer.transmit.is_empty() {
+                writer.has_looked = true;
+                return;
+            }
+            let mut slices = [std::io::IoSlice::new(&[]); 8];
+            let count = writer.transmit.slices(&mut slices);
+            let mut room = pipe.room().min(1 + self.random.below(5000) as usize);
+            let mut written = 0;
+            for slice in &slices[..count] {
+                let now = slice.len().min(room);
+                if now > 0 {
+                    pipe.write(&slice[..now], at_ms);
+                }
+                room -= now;
+                written += now;
+            }
+            if written == 0 {
+                // Blocked; it stays the owner.
+                return;
+            }
+            writer.transmit.advance(written);
+        }
+    }
+
+    fn move_bytes(&mut self, is_to_server: bool) -> Result<(), String> {
+        if self.is_cut[usize::from(is_to_server)] {
+            return Ok(());
+        }
+        let most = 1 + self.random.below(3000) as usize;
+        if is_to_server {
+            self.server_reads(most)
+        } else {
+            self.client_reads(most)
+        }
+    }
+
+    fn client_reads(&mut self, most: usize) -> Result<(), String> {
+        let Some(dialled) = &mut self.dialled else {
+            return Ok(());
+        };
+        let is_same = self
+            .accepted
+            .as_ref()
+            .is_some_and(|other| other.number == dialled.number);
+        let read = self.to_client.read(self.now_ms, most);
+        if !is_same && self.random.chance(20) {
+            // What a restarted server answers to an old connection, if the answer gets through.
+            self.client_gone();
+            return Ok(());
+        }
+        dialled.reader.bytes += read.len() as u64;
+        dialled.reader.input.extend_from_slice(&read);
+        let mut queued = false;
+        while let Some(frame) = dialled
+            .reader
+            .decoder
+            .next(&mut dialled.reader.input)
+            .map_err(|error| error.to_string())?
+        {
+            dialled.reader.frames += 1;
+            let received = dialled.client.receive(frame, &self.channel);
+            queued |= received.map_err(|error| error.to_string())?;
+        }
+        if queued {
+            self.notify_client();
+        }
+        Ok(())
+    }
+
+    fn server_reads(&mut self, most: usize) -> Result<(), String> {
+        let Some(accepted) = &mut self.accepted else {
+            return Ok(());
+        };
+        let is_same = self
+            .dialled
+            .as_ref()
+            .is_some_and(|other| other.number == accepted.number);
+        if !is_same {
+            return Ok(());
+        }
+        let read = self.to_server.read(self.now_ms, most);
+        accepted.reader.bytes += read.len() as u64;
+        accepted.reader.input.extend_from_slice(&read);
+        while let Some(frame) = accepted
+            .reader
+            .decoder
+            .next(&mut accepted.reader.input)
+            .map_err(|error| error.to_string())?
+        {
+            accepted.reader.frames += 1;
+            match accepted
+                .server
+                .receive(frame)
+                .map_err(|error| error.to_string())?
+            {
+                Incoming::Message {
+                    wants_reply,
+                    id,
+                    payload,
+                    ..
+                } => {
+                    let number = number_of(&payload)?;
+                    if !self.handled.insert(number) {
+                        return Err(format!("message {number} arrived twice"));
+                    }
+                    self.summary.messages += 1;
+                    if wants_reply {
+                        // At once, or long after its caller has given up.
+                        let delay = if self.random.chance(70) {
+                            0
+                        } else {
+                            self.random.below(900)
+                        };
+                        accepted.owed.push((self.now_ms + delay, id, payload));
+                    }
+                }
+                Incoming::Opened {
+                    id, payload, body, ..
+                } => {
+                    let expected = number_of(&payload)?;
+                    accepted.bodies.push(Reading {
+                        id,
+                        expected,
+                        body,
+                        task: Task::new(),
+                        read: Vec::new(),
+                    });
+                }
+                Incoming::TooManyBodies { id } => {
+                    let busy = Header::new(Kind::Failure, 0, id);
+                    let lanes = &accepted.channel.lanes;
+                    let _ = lanes.push(Lane::System, busy, &Payload::Borrowed(&[3]), None);
+                    Self::notify_server(&accepted.channel);
+                }
+                Incoming::Ping(id) => {
+                    let pong = Header::new(Kind::Pong, 0, id);
+                    let lanes = &accepted.channel.lanes;
+                    let _ = lanes.push(Lane::System, pong, &Payload::default(), None);
+                    Self::notify_server(&accepted.channel);
+                }
+                Incoming::Defined(..) | Incoming::Handled => {}
+            }
+        }
+        if accepted.server.buffered() > 2 * u64::from(WINDOW_BYTES) {
+            return Err("more bytes of bodies are held than their windows".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Handlers answer, and read bodies.
+    fn handlers(&mut self) -> Result<(), String> {
+        let now_ms = self.now_ms;
+        let Some(accepted) = &mut self.accepted else {
+            return Ok(());
+        };
+        let channel = &accepted.channel;
+        accepted.owed.retain(|(at_ms, id, payload)| {
+            if *at_ms > now_ms {
+                return true;
+            }
+            let reply = Header::new(Kind::Reply, 0, *id);
+            let payload = Payload::Shared(payload.clone());
+            // A full lane: later.
+            channel
+                .lanes
+                .push(Lane::First, reply, &payload, None)
+                .is_err()
+        });
+        Self::notify_server(channel);
+        let mut replies = Vec::new();
+        for reading in &mut accepted.bodies {
+            if !reading.task.is_woken() {
+                continue;
+            }
+            let mut cx = Context::from_waker(&reading.task.waker);
+            while let Poll::Ready(step) = reading.body.poll_next(&mut cx) {
+                match step {
+                    BodyStep::Chunk(chunk, grant) => {
+                        reading.read.extend_from_slice(&chunk);
+                        if grant > 0 {
+                            let header = Header::new(Kind::StreamCredit, 0, reading.id);
+                            let grant = grant.to_le_bytes();
+                            let payload = Payload::Borrowed(&grant);
+                            let _ = channel.lanes.push(Lane::System, header, &payload, None);
+                        }
+                    }
+                    BodyStep::Complete => {
+                        let sound = reading
+                            .read
+                            .iter()
+                            .all(|&byte| byte == reading.expected as u8);
+                        let length = self.bodies.get(&reading.expected).copied();
+                        if !sound || length != Some(reading.read.len() as u64) {
+                            return Err(format!("body {} is not what was sent", reading.expected));
+                        }
+                        replies.push((reading.id, reading.expected));
+                        self.summary.bodies += 1;
+                        break;
+                    }
+                    BodyStep::Broken => {
+                        replies.push((reading.id, 0));
+                        break;
+                    }
+                }
+            }
+        }
+        for (id, number) in replies {
+            accepted.bodies.retain(|reading| reading.id != id);
+            if number > 0 {
+                let reply = Header::new(Kind::Reply, 0, id);
+                let number = number.to_le_bytes();
+                let payload = Payload::Borrowed(&number);
+                let _ = channel.lanes.push(Lane::System, reply, &payload, None);
+            }
+        }
+        Self::notify_server(channel);
+        Ok(())
+    }
+
+    fn run_tasks(&mut self) -> Result<(), String> {
+        for call in std::mem::take(&mut self.calls) {
+            if let Some(call) = self.run_call(call)? {
+                self.calls.push(call);
+            }
+        }
+        for mut waiting in std::mem::take(&mut self.waiting) {
+            if !waiting.task.is_woken() || self.run_waiting(&mut waiting) {
+                self.waiting.push(waiting);
+            }
+        }
+        for sending in std::mem::take(&mut self.sending) {
+            if let Some(sending) = self.run_sending(sending)? {
+                self.sending.push(sending);
+            }
+        }
+        Ok(())
+    }
+
+    fn run_call(&mut self, call: Call) -> Result<Option<Call>, String> {
+        if !call.task.is_woken() {
+            return Ok(Some(call));
+        }
+        let mut cx = Context::from_waker(&call.task.waker);
+        match self.channel.pending.poll(call.key, &mut cx) {
+            Poll::Pending => Ok(Some(call)),
+            Poll::Ready(Ok(reply)) => {
+                let number = number_of(&reply)?;
+                if number != call.number {
+                    return Err(format!("call {} got the reply of {number}", call.number));
+                }
+                if !self.answered.insert(number) {
+                    return Err(format!("call {number} completed twice"));
+                }
+                self.summary.replies += 1;
+                Ok(None)
+            }
+            Poll::Ready(Err(_)) => {
+                self.summary.faults += 1;
+                Ok(None)
+            }
+        }
+    }
+
+    /// `true` if it waits on.
+    fn run_waiting(&mut self, waiting: &mut Waiting) -> bool {
+        if !self.admit() {
+            wake(self.channel.lanes.forget(&mut waiting.waiter, waiting.lane));
+            return false;
+        }
+        let payload = waiting.number.to_le_bytes();
+        let header = Header::new(Kind::OneWay, 3, waiting.number);
+        let (result, next) = self.channel.lanes.push_or_wait(
+            &mut waiting.waiter,
+            &waiting.task.waker,
+            waiting.lane,
+            header,
+            &Payload::Borrowed(&payload),
+            Some(&define()),
+        );
+        wake(next);
+        if result.is_ok() {
+            self.notify_client();
+        }
+        result.is_err()
+    }
+
+    fn run_sending(&mut self, mut sending: Sending) -> Result<Option<Sending>, String> {
+        if sending.call.is_woken() {
+            let mut cx = Context::from_waker(&sending.call.waker);
+            if let Poll::Ready(outcome) = self.channel.pending.poll(sending.key, &mut cx) {
+                if let Ok(reply) = outcome {
+                    let number = number_of(&reply)?;
+                    if number != sending.number || sending.left > 0 {
+                        return Err(format!("body {} got the reply of {number}", sending.number));
+                    }
+                }
+                self.end_body(&sending, Kind::StreamReset);
+                return Ok(None);
+            }
+        }
+        if sending.left == 0 || !sending.task.is_woken() {
+            return Ok(Some(sending));
+        }
+        let mut cx = Context::from_waker(&sending.task.waker);
+        // With one frame to spare for the end.
+        if self.channel.lanes.queued().1 + 2 > FRAMES_MAX {
+            sending.task.waker.wake_by_ref();
+            return Ok(Some(sending));
+        }
+        let wanted = sending.left.min(1500);
+        if let Poll::Ready(Some(taken)) = sending.window.poll_take(wanted, &mut cx) {
+            sending.task.waker.wake_by_ref();
+            let chunk = vec![sending.number as u8; taken as usize];
+            let header = Header::new(Kind::StreamChunk, 0, sending.key.id());
+            let payload = Payload::Shared(chunk.into());
+            let pushed = self
+                .channel
+                .lanes
+                .push(Lane::Second, header, &payload, None);
+            if pushed.is_err() {
+                // Its credit is lost with it: the body cannot be completed.
+                self.end_body(&sending, Kind::StreamReset);
+                self.channel.pending.cancel(sending.key);
+                return Ok(None);
+            }
+            sending.left -= taken;
+            if sending.left == 0 {
+                self.end_body(&sending, Kind::StreamEnd);
+            }
+            self.notify_client();
+        }
+        Ok(Some(sending))
+    }
+
+    fn tick(&mut self) -> Result<(), String> {
+        self.channel.pending.expire(self.now_ms);
+        if let DialState::Backoff { until_ms } = self.dialer.state() {
+            if until_ms > self.now_ms + BACKOFF_MS {
+                return Err("the next attempt is later than the bound".to_owned());
+            }
+            if self.channel.lanes.queued().1 > 0 {
+                self.admit();
+            }
+        }
+        let now_ms = self.now_ms;
+        let mut verdict = Verdict::Alive;
+        if let Some(dialled) = &mut self.dialled {
+            let reader = &mut dialled.reader;
+            let received = (reader.frames, reader.bytes);
+            let written = dialled.writer.transmit.written();
+            let unwritten = !dialled.writer.transmit.is_empty();
+            verdict = reader
+                .liveness
+                .check(now_ms, received, written, unwritten, true);
+        }
+        match verdict {
+            Verdict::Alive => {}
+            Verdict::Ping => {
+                let ping = Header::new(Kind::Ping, 0, now_ms);
+                let lanes = &self.channel.lanes;
+                let _ = lanes.push(Lane::System, ping, &Payload::default(), None);
+                self.notify_client();
+            }
+            Verdict::Silent | Verdict::Stalled => self.client_gone(),
+        }
+        // A black-holed peer is found within two timeouts; ticks come at least every few dozen milliseconds.
+        if let (Some(since), Some(_)) = (self.cut_since, &self.dialled) {
+            let silent_ms = now_ms - since;
+            if silent_ms > 2 * LIMITS.timeout_ms + 100 {
+                return Err(format!(
+                    "a cut connection is still trusted after {silent_ms} ms"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything has had time to come right.
+    fn end(&mut self) -> Result<(), String> {
+        self.calm_down()?;
+        let (bytes, frames) = self.channel.lanes.queued();
+        if frames > 0 {
+            return Err(format!("{frames} frames, {bytes} bytes are stuck"));
+        }
+        let waiters = [Lane::First, Lane::Second].map(|lane| self.channel.lanes.waiters(lane));
+        if !self.waiting.is_empty() || waiters != [0, 0] {
+            return Err(format!(
+                "{} wait for room that is there",
+                self.waiting.len()
+            ));
+        }
+        if let Some(call) = self.calls.first() {
+            let age_ms = self.now_ms - call.opened_ms;
+            return Err(format!(
+                "call {} is not woken after {age_ms} ms",
+                call.number
+            ));
+        }
+        if !self.sending.is_empty() || self.channel.windows() > 0 {
+            return Err("a body is stuck".to_owned());
+        }
+        let in_flight = self.channel.pending.in_flight();
+        let free = (0..CALLS_MAX)
+            .filter_map(|_| self.channel.pending.open(u64::MAX))
+            .count();
+        if in_flight != 0 || free != CALLS_MAX {
+            return Err(format!(
+                "{in_flight} slots are taken, {free} of {CALLS_MAX} free"
+            ));
+        }
+        if self.summary.connects == 0 || self.summary.replies == 0 {
+            return Err("nothing happened".to_owned());
+        }
+        Ok(())
+    }
+
+    /// No new work; what there is ends.
+    fn calm_down(&mut self) -> Result<(), String> {
+        // A reply after healing proves that the link is used again.
+        let replies = self.summary.replies;
+        for _ in 0..200 {
+            if self.summary.replies > replies {
+                break;
+            }
+            self.now_ms += 5;
+            self.new_call();
+            for _ in 0..20 {
+                self.quiet_round()?;
+            }
+        }
+        if self.summary.replies == replies {
+            return Err("no call succeeds after healing".to_owned());
+        }
+        for _ in 0..4000 {
+            self.now_ms += 1;
+            self.quiet_round()?;
+        }
+        // What the last tick queued.
+        for _ in 0..10 {
+            self.write(true);
+        }
+        Ok(())
+    }
+
+    fn quiet_round(&mut self) -> Result<(), String> {
+        self.now_ms += u64::from(self.random.chance(20));
+        self.write(true);
+        self.move_bytes(true)?;
+        self.handlers()?;
+        self.write(false);
+        self.move_bytes(false)?;
+        self.run_tasks()?;
+        self.dial()?;
+        self.tick()
+    }
+}
