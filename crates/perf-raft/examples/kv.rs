@@ -4,8 +4,8 @@
 
 use bytes::Bytes;
 use perf_raft::{
-    ChannelNetwork, Command, EngineLog, ProposeError, RaftHandle, RaftNode, RaftOptions, StateMachine,
-    StateMachineError,
+    ChannelNetwork, Command, EngineLog, ProposeError, RaftHandle, RaftNode, RaftOptions,
+    StateMachine, StateMachineError,
 };
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -27,7 +27,11 @@ struct Kv(Arc<RwLock<Map>>);
 
 impl Kv {
     fn get(&self, key: &[u8]) -> Option<Bytes> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(key)
+            .cloned()
     }
 }
 
@@ -78,7 +82,10 @@ struct Node {
 }
 
 fn start(id: u64, folder: &Path, network: &ChannelNetwork) -> Result<Node, Box<dyn Error>> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_time()
+        .build()?;
     let kv = Kv::default();
     let mut options = RaftOptions::default();
     options.tick = Duration::from_millis(20);
@@ -90,13 +97,21 @@ fn start(id: u64, folder: &Path, network: &ChannelNetwork) -> Result<Node, Box<d
         .options(options)
         .bootstrap([1, 2, 3]);
     let handle = runtime.block_on(node.start())?;
-    Ok(Node { runtime, handle, kv })
+    Ok(Node {
+        runtime,
+        handle,
+        kv,
+    })
 }
 
 /// The node that leads in the latest term.
 fn leader(nodes: &BTreeMap<u64, Node>) -> Option<u64> {
-    let leaders = nodes.iter().filter(|(_, node)| node.handle.status().is_leader());
-    leaders.max_by_key(|(_, node)| node.handle.status().term).map(|(id, _)| *id)
+    let leaders = nodes
+        .iter()
+        .filter(|(_, node)| node.handle.status().is_leader());
+    leaders
+        .max_by_key(|(_, node)| node.handle.status().term)
+        .map(|(id, _)| *id)
 }
 
 fn wait_for_leader(nodes: &BTreeMap<u64, Node>) -> u64 {
@@ -160,17 +175,28 @@ fn main() -> Result<(), Box<dyn Error>> {
         nodes.insert(id, start(id, folder.path(), &network)?);
     }
     let first = wait_for_leader(&nodes);
-    println!("three nodes, logs in {}, node {first} leads", folder.path().display());
+    println!(
+        "three nodes, logs in {}, node {first} leads",
+        folder.path().display()
+    );
 
     let load = Arc::new(Load {
-        handles: Mutex::new(nodes.iter().map(|(id, node)| (*id, node.handle.clone())).collect()),
+        handles: Mutex::new(
+            nodes
+                .iter()
+                .map(|(id, node)| (*id, node.handle.clone()))
+                .collect(),
+        ),
         acknowledged: Mutex::default(),
         writes: AtomicU64::new(0),
         last_write_ns: AtomicU64::new(0),
         start: Instant::now(),
         stop: AtomicBool::new(false),
     });
-    let clients = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build()?;
+    let clients = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_time()
+        .build()?;
     for number in 0..CLIENTS {
         clients.spawn(client(number, Arc::clone(&load)));
     }
@@ -199,7 +225,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         std::thread::sleep(Duration::from_millis(1));
     };
-    println!("node {first} killed; node {second} leads, and writes go on after {:?}", at.elapsed());
+    println!(
+        "node {first} killed; node {second} leads, and writes go on after {:?}",
+        at.elapsed()
+    );
     std::thread::sleep(LOAD / 2);
     load.stop.store(true, Ordering::Relaxed);
     std::thread::sleep(Duration::from_millis(300));
@@ -216,15 +245,27 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
         };
         for (number, turn) in &acknowledged {
-            let value = node.kv.get(&number.to_be_bytes()).ok_or("an acknowledged write is missing")?;
+            let value = node
+                .kv
+                .get(&number.to_be_bytes())
+                .ok_or("an acknowledged write is missing")?;
             let found = u64::from_le_bytes(value[..8].try_into()?);
             if found < *turn {
-                return Err(format!("node {id}: client {number} was told {turn}, the map has {found}").into());
+                return Err(format!(
+                    "node {id}: client {number} was told {turn}, the map has {found}"
+                )
+                .into());
             }
         }
-        println!("node {id}: all {} clients' last writes are there, at index {read}", acknowledged.len());
+        println!(
+            "node {id}: all {} clients' last writes are there, at index {read}",
+            acknowledged.len()
+        );
     }
-    println!("{} writes acknowledged, none missing", load.writes.load(Ordering::Relaxed));
+    println!(
+        "{} writes acknowledged, none missing",
+        load.writes.load(Ordering::Relaxed)
+    );
     for node in nodes.into_values() {
         node.runtime.block_on(node.handle.shutdown());
     }

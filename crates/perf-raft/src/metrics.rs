@@ -41,13 +41,29 @@ impl RaftMetrics {
     /// [`MetricsError`] if the registry has instruments of these names, or is full.
     pub fn new(registry: &Registry, catalogue: &'static NodeMetrics) -> Result<Self, MetricsError> {
         let stages = |name: &'static str, unit: &'static str, description: &'static str| {
-            registry.f64_gauge(name).with_unit(unit).with_description(description).build_table::<(Stage,)>()
+            registry
+                .f64_gauge(name)
+                .with_unit(unit)
+                .with_description(description)
+                .build_table::<(Stage,)>()
         };
         Ok(Self {
             catalogue,
-            waiting: stages("raft.stage.waiting", "{item}", "Items that wait for a stage")?,
-            batch: stages("raft.stage.batch", "{item}", "Items per run of a stage since the last tick")?,
-            duration: stages("raft.stage.duration", "s", "Time per run of a stage since the last tick")?,
+            waiting: stages(
+                "raft.stage.waiting",
+                "{item}",
+                "Items that wait for a stage",
+            )?,
+            batch: stages(
+                "raft.stage.batch",
+                "{item}",
+                "Items per run of a stage since the last tick",
+            )?,
+            duration: stages(
+                "raft.stage.duration",
+                "s",
+                "Time per run of a stage since the last tick",
+            )?,
             log_memory: registry
                 .f64_gauge("raft.log.memory")
                 .with_unit("By")
@@ -77,18 +93,30 @@ impl Recorder {
         let catalogue = metrics.catalogue;
         let (core, before) = (&now.core, &last.core);
         let new = |now: u64, before: u64| now.saturating_sub(before);
-        catalogue.raft_proposals[Outcome::Success].add(new(core.proposals_applied, before.proposals_applied));
-        catalogue.raft_proposals[Outcome::Failed].add(new(core.requests_failed, before.requests_failed));
-        catalogue.raft_messages[Direction::Receive].add(new(core.messages_received, before.messages_received));
-        catalogue.raft_messages[Direction::Transmit].add(new(core.messages_sent, before.messages_sent));
-        catalogue.raft_elections.add(new(core.elections, before.elections));
-        catalogue.raft_leader_changes.add(new(core.leader_changes, before.leader_changes));
-        catalogue.raft_snapshots[Direction::Receive].add(new(core.snapshots_received, before.snapshots_received));
-        catalogue.raft_snapshots[Direction::Transmit].add(new(core.snapshots_sent, before.snapshots_sent));
+        catalogue.raft_proposals[Outcome::Success]
+            .add(new(core.proposals_applied, before.proposals_applied));
+        catalogue.raft_proposals[Outcome::Failed]
+            .add(new(core.requests_failed, before.requests_failed));
+        catalogue.raft_messages[Direction::Receive]
+            .add(new(core.messages_received, before.messages_received));
+        catalogue.raft_messages[Direction::Transmit]
+            .add(new(core.messages_sent, before.messages_sent));
+        catalogue
+            .raft_elections
+            .add(new(core.elections, before.elections));
+        catalogue
+            .raft_leader_changes
+            .add(new(core.leader_changes, before.leader_changes));
+        catalogue.raft_snapshots[Direction::Receive]
+            .add(new(core.snapshots_received, before.snapshots_received));
+        catalogue.raft_snapshots[Direction::Transmit]
+            .add(new(core.snapshots_sent, before.snapshots_sent));
         catalogue.raft_term.set(now.status.term);
         catalogue.raft_commit_index.set(now.status.commit_index);
         catalogue.raft_applied_index.set(now.status.applied_index);
-        catalogue.raft_is_leader.set(u64::from(now.status.is_leader()));
+        catalogue
+            .raft_is_leader
+            .set(u64::from(now.status.is_leader()));
         metrics.stage(Stage::Propose, &now.propose, &last.propose);
         metrics.stage(Stage::Log, &now.log, &last.log);
         metrics.stage(Stage::Apply, &now.apply, &last.apply);

@@ -1,9 +1,9 @@
 //! `perf-transport` under a node.
 
+use crate::GroupId;
 use crate::inbound::MessageClass;
 use crate::shell::Inbox;
 use crate::transport::{DeliverError, OutboundMessage, SendError, Transport};
-use crate::GroupId;
 use perf_transport::{Envelope, Message, Payload, Priority, Router, TransportError};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -67,12 +67,14 @@ impl RaftService {
     /// Adds the service's handlers and priorities to a router.
     #[must_use]
     pub fn register(&self, router: Router) -> Router {
-        METHODS.into_iter().fold(router, |router, (_, method, priority)| {
-            let shared = Arc::clone(&self.shared);
-            router
-                .one_way(SERVICE, method, move |message| shared.take(message))
-                .with_priority(SERVICE, method, priority)
-        })
+        METHODS
+            .into_iter()
+            .fold(router, |router, (_, method, priority)| {
+                let shared = Arc::clone(&self.shared);
+                router
+                    .one_way(SERVICE, method, move |message| shared.take(message))
+                    .with_priority(SERVICE, method, priority)
+            })
     }
 
     /// The transport of a node, over one whose router this service is registered with. One for each group.
@@ -120,7 +122,9 @@ pub struct NetworkTransport {
 
 impl fmt::Debug for NetworkTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NetworkTransport").field("group", &self.group).finish_non_exhaustive()
+        f.debug_struct("NetworkTransport")
+            .field("group", &self.group)
+            .finish_non_exhaustive()
     }
 }
 
@@ -128,7 +132,12 @@ impl Transport for NetworkTransport {
     fn start(&self, inbox: Inbox) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let group = inbox.group();
         if inbox.id() != self.transport.node() {
-            return Err(format!("node {} over the transport of node {}", inbox.id(), self.transport.node()).into());
+            return Err(format!(
+                "node {} over the transport of node {}",
+                inbox.id(),
+                self.transport.node()
+            )
+            .into());
         }
         *self.group.lock() = Some(group);
         self.shared.inboxes.write().insert(group, inbox);
@@ -138,10 +147,12 @@ impl Transport for NetworkTransport {
     fn send(&self, message: OutboundMessage) -> Result<(), SendError> {
         let (_, method, _) = METHODS[message.class as usize];
         let envelope = Envelope::new(message.to, SERVICE, method, Payload::Shared(message.frame));
-        self.transport.send(envelope).map_err(|undelivered| match undelivered.error {
-            TransportError::QueueFull { .. } => SendError::Full,
-            _ => SendError::Unreachable,
-        })
+        self.transport
+            .send(envelope)
+            .map_err(|undelivered| match undelivered.error {
+                TransportError::QueueFull { .. } => SendError::Full,
+                _ => SendError::Unreachable,
+            })
     }
 
     fn stop(&self) {

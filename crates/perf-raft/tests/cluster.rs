@@ -5,8 +5,8 @@ mod common;
 use bytes::Bytes;
 use common::{Cluster, Map, options};
 use perf_raft::{
-    ApplyMode, ChannelNetwork, DeliverError, LogError, LogStore, MembershipChange, MemoryLog, ProposeError, RaftNode,
-    ReadError, Role, StartError, StopReason,
+    ApplyMode, ChannelNetwork, DeliverError, LogError, LogStore, MembershipChange, MemoryLog,
+    ProposeError, RaftNode, ReadError, Role, StartError, StopReason,
 };
 use std::time::Duration;
 
@@ -25,7 +25,10 @@ async fn what_is_proposed_is_applied_everywhere_in_order() {
             let response = leader.propose(command(number)).await.expect("a leader");
             assert_eq!(response, Bytes::from(format!("{}", number + 1)));
         }
-        let results = leader.propose_batch((0..500).map(command).collect()).await.expect("a leader");
+        let results = leader
+            .propose_batch((0..500).map(command).collect())
+            .await
+            .expect("a leader");
         assert_eq!(results.len(), 500);
         for (place, result) in results.into_iter().enumerate() {
             assert_eq!(result, Ok(Bytes::from(format!("{}", place + 51))));
@@ -48,7 +51,10 @@ async fn many_clients_share_batches() {
             let leader = leader.clone();
             tokio::spawn(async move {
                 for turn in 0..10 {
-                    leader.propose(command(client * 10 + turn)).await.expect("a leader");
+                    leader
+                        .propose(command(client * 10 + turn))
+                        .await
+                        .expect("a leader");
                 }
             })
         })
@@ -60,7 +66,11 @@ async fn many_clients_share_batches() {
     tokio::time::sleep(Duration::from_millis(30)).await;
     let stats = leader.stats();
     assert_eq!(stats.core.proposals, 2000);
-    assert!(stats.core.proposal_batches < 1000, "{} batches", stats.core.proposal_batches);
+    assert!(
+        stats.core.proposal_batches < 1000,
+        "{} batches",
+        stats.core.proposal_batches
+    );
     cluster.stop().await;
 }
 
@@ -68,7 +78,10 @@ async fn many_clients_share_batches() {
 async fn followers_say_who_leads() {
     let cluster = Cluster::start(&[1, 2, 3], options()).await;
     let leader = cluster.leader().await;
-    let follower = cluster.handles().find(|handle| handle.id() != leader.id()).expect("there are three");
+    let follower = cluster
+        .handles()
+        .find(|handle| handle.id() != leader.id())
+        .expect("there are three");
     follower.read_index().await.expect("it heard of the leader");
     match follower.propose(command(1)).await {
         Err(ProposeError::NotLeader { hint }) => assert_eq!(hint.id(), Some(leader.id())),
@@ -87,9 +100,18 @@ async fn bounds_are_said_at_once() {
     let leader = cluster.leader().await;
     assert_eq!(leader.propose(Bytes::new()).await, Err(ProposeError::Empty));
     let too_large = leader.propose(Bytes::from(vec![1; 101])).await;
-    assert_eq!(too_large, Err(ProposeError::TooLarge { bytes: 101, limit: 100 }));
+    assert_eq!(
+        too_large,
+        Err(ProposeError::TooLarge {
+            bytes: 101,
+            limit: 100
+        })
+    );
     let busy = leader.propose_batch((0..5).map(command).collect()).await;
-    assert!(matches!(busy, Err(ProposeError::Busy { limit: 4, .. })), "{busy:?}");
+    assert!(
+        matches!(busy, Err(ProposeError::Busy { limit: 4, .. })),
+        "{busy:?}"
+    );
     leader.propose(command(1)).await.expect("one fits");
     cluster.stop().await;
 }
@@ -109,23 +131,48 @@ async fn members_come_and_go_and_leadership_moves() {
     assert!(at >= 100);
     // A node that knows nothing gets a snapshot, in many parts.
     cluster.add(4, &[], options.clone(), MemoryLog::new()).await;
-    let state = leader.change_membership(vec![MembershipChange::AddLearner(4)]).await.expect("a leader");
+    let state = leader
+        .change_membership(vec![MembershipChange::AddLearner(4)])
+        .await
+        .expect("a leader");
     assert_eq!(state.learners, [4]);
     while cluster.applied(4) < 100 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(cluster.handle(4).status().role, Role::Learner);
     // Two changes at once, by joint consensus.
-    let leaver = (1..=3).find(|id| *id != leader.id()).expect("there are three");
-    let changes = vec![MembershipChange::AddVoter(4), MembershipChange::Remove(leaver)];
+    let leaver = (1..=3)
+        .find(|id| *id != leader.id())
+        .expect("there are three");
+    let changes = vec![
+        MembershipChange::AddVoter(4),
+        MembershipChange::Remove(leaver),
+    ];
     let state = leader.change_membership(changes).await.expect("a leader");
-    assert!(state.voters.contains(&4) && !state.voters.contains(&leaver) && state.voters_outgoing.is_empty());
+    assert!(
+        state.voters.contains(&4)
+            && !state.voters.contains(&leaver)
+            && state.voters_outgoing.is_empty()
+    );
     // The new voter takes over.
-    leader.transfer_leader(4).await.expect("it is a voter and has all entries");
+    leader
+        .transfer_leader(4)
+        .await
+        .expect("it is a voter and has all entries");
     assert!(cluster.handle(4).status().is_leader());
-    cluster.handle(4).propose(command(7)).await.expect("it leads");
-    let refused = cluster.handle(4).change_membership(vec![MembershipChange::Remove(4)]).await;
-    assert!(matches!(refused, Err(ProposeError::Refused { .. })), "{refused:?}");
+    cluster
+        .handle(4)
+        .propose(command(7))
+        .await
+        .expect("it leads");
+    let refused = cluster
+        .handle(4)
+        .change_membership(vec![MembershipChange::Remove(4)])
+        .await;
+    assert!(
+        matches!(refused, Err(ProposeError::Refused { .. })),
+        "{refused:?}"
+    );
     cluster.stop().await;
 }
 
@@ -152,7 +199,10 @@ async fn a_leader_with_a_lease_reads_without_a_round() {
 async fn everyone_who_waits_gets_an_answer_when_the_quorum_is_gone() {
     let cluster = Cluster::start(&[1, 2, 3], options()).await;
     let leader = cluster.leader().await;
-    for handle in cluster.handles().filter(|handle| handle.id() != leader.id()) {
+    for handle in cluster
+        .handles()
+        .filter(|handle| handle.id() != leader.id())
+    {
         handle.shutdown().await;
     }
     let waiting: Vec<_> = (0..20)
@@ -168,7 +218,10 @@ async fn everyone_who_waits_gets_an_answer_when_the_quorum_is_gone() {
     for waits in waiting {
         let result = waits.await.expect("no panic");
         assert!(
-            matches!(result, Err(ProposeError::Unknown | ProposeError::NotLeader { .. })),
+            matches!(
+                result,
+                Err(ProposeError::Unknown | ProposeError::NotLeader { .. })
+            ),
             "{result:?}"
         );
     }
@@ -194,9 +247,15 @@ async fn a_stopped_node_says_so() {
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(leader.propose(command(1)).await, Err(ProposeError::Stopped(StopReason::Shutdown)));
-    assert_eq!(leader.read_index().await, Err(ReadError::Stopped(StopReason::Shutdown)));
-    assert_eq!(leader.deliver(Bytes::from_static(&[10])).is_err(), true);
+    assert_eq!(
+        leader.propose(command(1)).await,
+        Err(ProposeError::Stopped(StopReason::Shutdown))
+    );
+    assert_eq!(
+        leader.read_index().await,
+        Err(ReadError::Stopped(StopReason::Shutdown))
+    );
+    assert!(leader.deliver(Bytes::from_static(&[10])).is_err());
     assert_eq!(leader.stopped().await, StopReason::Shutdown);
 }
 
@@ -222,11 +281,18 @@ async fn a_node_starts_again_from_its_log() {
 struct Failing(u32);
 
 impl LogStore for Failing {
-    fn load(&mut self, _: perf_raft::GroupId) -> Result<Option<perf_raft::log::LogState>, LogError> {
+    fn load(
+        &mut self,
+        _: perf_raft::GroupId,
+    ) -> Result<Option<perf_raft::log::LogState>, LogError> {
         Ok(None)
     }
 
-    fn save_snapshot(&mut self, _: perf_raft::GroupId, _: &perf_raft::log::StoredSnapshot) -> Result<(), LogError> {
+    fn save_snapshot(
+        &mut self,
+        _: perf_raft::GroupId,
+        _: &perf_raft::log::StoredSnapshot,
+    ) -> Result<(), LogError> {
         Ok(())
     }
 
@@ -256,7 +322,10 @@ async fn a_failed_fsync_stops_the_node_and_is_never_acknowledged() {
         }
     };
     assert!(acknowledged <= 4, "{acknowledged} acknowledged");
-    assert!(matches!(error, ProposeError::Unknown | ProposeError::Stopped(_)), "{error:?}");
+    assert!(
+        matches!(error, ProposeError::Unknown | ProposeError::Stopped(_)),
+        "{error:?}"
+    );
     match leader.stopped().await {
         StopReason::Log(error) => assert!(matches!(*error, LogError::Sync { .. })),
         other => panic!("{other:?}"),
@@ -291,9 +360,14 @@ async fn a_slow_state_machine_costs_no_leader_its_office() {
     for round in 0..40 {
         let batch: Vec<_> = (0..10).map(|number| command(round * 10 + number)).collect();
         let leader = leader.clone();
-        let proposed = tokio::time::timeout(Duration::from_millis(20), async move { leader.propose_batch(batch).await });
+        let proposed = tokio::time::timeout(Duration::from_millis(20), async move {
+            leader.propose_batch(batch).await
+        });
         if let Ok(Ok(results)) = proposed.await {
-            busy += results.iter().filter(|result| matches!(result, Err(ProposeError::Busy { .. }))).count();
+            busy += results
+                .iter()
+                .filter(|result| matches!(result, Err(ProposeError::Busy { .. })))
+                .count();
         }
     }
     assert!(busy > 0, "no bound was met");
@@ -304,8 +378,15 @@ async fn a_slow_state_machine_costs_no_leader_its_office() {
 
 #[tokio::test]
 async fn a_builder_says_what_is_missing() {
-    let built = RaftNode::builder(1).log_store(MemoryLog::new()).state_machine(Map::default()).start().await;
-    assert!(matches!(built, Err(StartError::Missing { what: "transport" })));
+    let built = RaftNode::builder(1)
+        .log_store(MemoryLog::new())
+        .state_machine(Map::default())
+        .start()
+        .await;
+    assert!(matches!(
+        built,
+        Err(StartError::Missing { what: "transport" })
+    ));
     let network = ChannelNetwork::new();
     let zero = RaftNode::builder(0)
         .log_store(MemoryLog::new())
@@ -313,7 +394,10 @@ async fn a_builder_says_what_is_missing() {
         .transport(network.transport(0))
         .start()
         .await;
-    assert!(matches!(zero, Err(StartError::Options { option: "id", .. })));
+    assert!(matches!(
+        zero,
+        Err(StartError::Options { option: "id", .. })
+    ));
 }
 
 #[tokio::test]
@@ -336,7 +420,13 @@ async fn frames_for_others_are_refused() {
     };
     let bytes = frame.encode_pooled().expect("small");
     let delivered = cluster.handle(1).deliver(bytes);
-    assert_eq!(delivered, Err(DeliverError::Misdirected { to: 2, group: 5 }));
-    assert!(matches!(cluster.handle(1).deliver(Bytes::from_static(b"nonsense")), Err(DeliverError::Malformed(_))));
+    assert_eq!(
+        delivered,
+        Err(DeliverError::Misdirected { to: 2, group: 5 })
+    );
+    assert!(matches!(
+        cluster.handle(1).deliver(Bytes::from_static(b"nonsense")),
+        Err(DeliverError::Malformed(_))
+    ));
     cluster.stop().await;
 }

@@ -82,8 +82,11 @@ fn message(random: &mut StdRng) -> Message {
     let count = random.random_range(0..5);
     let entries: Vec<Entry> = (0..count)
         .map(|_| Entry {
-            entry_type: [EntryType::EntryNormal, EntryType::EntryConfChange, EntryType::EntryConfChangeV2]
-                [random.random_range(0..3)],
+            entry_type: [
+                EntryType::EntryNormal,
+                EntryType::EntryConfChange,
+                EntryType::EntryConfChangeV2,
+            ][random.random_range(0..3)],
             term: number(random),
             index: number(random),
             data: bytes(random),
@@ -122,7 +125,10 @@ fn snapshot(random: &mut StdRng) -> Snapshot {
 }
 
 fn count(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+    std::env::var(name)
+        .ok()
+        .and_then(|value| value.parse().ok())
+        .unwrap_or(default)
 }
 
 #[test]
@@ -136,7 +142,11 @@ fn it_writes_and_reads_the_bytes_of_rafts_codec() {
         assert_eq!(codec::encoded_len(&message), ours.len(), "message {number}");
         let parsed = Message::parse_from_bytes(&ours).expect("raft reads it");
         assert_eq!(parsed, message, "message {number}");
-        assert_eq!(codec::decode(theirs).as_ref(), Ok(&message), "message {number}");
+        assert_eq!(
+            codec::decode(theirs).as_ref(),
+            Ok(&message),
+            "message {number}"
+        );
     }
 }
 
@@ -145,7 +155,13 @@ fn payloads_are_slices_of_the_frame() {
     let mut message = Message::default();
     message.set_msg_type(MessageType::MsgAppend);
     let data = Bytes::from(vec![7; 1000]);
-    message.set_entries(vec![Entry { data, ..Default::default() }].into());
+    message.set_entries(
+        vec![Entry {
+            data,
+            ..Default::default()
+        }]
+        .into(),
+    );
     let frame = codec::encode_pooled(&message).expect("it is small");
     let within = frame.as_ptr_range();
     let decoded = codec::decode(frame.clone()).expect("it was encoded");
@@ -176,7 +192,10 @@ fn steady_encoding_allocates_nothing() {
 #[test]
 fn memory_is_taken_for_what_is_there_alone() {
     let announced: Bytes = [0x3A, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F].to_vec().into();
-    assert!(codec::decode(announced).is_err(), "an entry of 4 GiB in 6 bytes");
+    assert!(
+        codec::decode(announced).is_err(),
+        "an entry of 4 GiB in 6 bytes"
+    );
     let empty_entries = Bytes::from([0x3A, 0x00].repeat(1000));
     let decoded = codec::decode(empty_entries).expect("1000 empty entries are a message");
     assert_eq!(decoded.entries.len(), 1000);

@@ -69,13 +69,21 @@ fn open(folder: &Path) -> Result<EngineLog, LogError> {
 }
 
 fn load(folder: &Path) -> LogState {
-    open(folder).expect("a sound log").load(GROUP).expect("a sound log").unwrap_or_default()
+    open(folder)
+        .expect("a sound log")
+        .load(GROUP)
+        .expect("a sound log")
+        .unwrap_or_default()
 }
 
 /// The one file of the log.
 fn log_file(folder: &Path) -> PathBuf {
-    let files = fs::read_dir(folder).expect("it is there").map(|entry| entry.expect("readable").path());
-    let mut logs: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|end| end == "raftlog")).collect();
+    let files = fs::read_dir(folder)
+        .expect("it is there")
+        .map(|entry| entry.expect("readable").path());
+    let mut logs: Vec<PathBuf> = files
+        .filter(|path| path.extension().is_some_and(|end| end == "raftlog"))
+        .collect();
     logs.sort();
     logs.pop().expect("there is one")
 }
@@ -151,7 +159,11 @@ fn groups_share_a_log_without_seeing_each_other() {
     run_jobs(&mut log, &mut [append(entries(1..=3, 1)), other]).expect("a sound disk");
     drop(log);
     let mut log = open(folder.path()).expect("a sound log");
-    let count = |log: &mut EngineLog, group| log.load(group).expect("sound").map(|state| state.entries.len());
+    let count = |log: &mut EngineLog, group| {
+        log.load(group)
+            .expect("sound")
+            .map(|state| state.entries.len())
+    };
     assert_eq!(count(&mut log, GROUP), Some(3));
     assert_eq!(count(&mut log, GroupId(10)), Some(2));
     assert_eq!(count(&mut log, GroupId(11)), None);
@@ -172,13 +184,21 @@ fn a_torn_tail_is_cut_wherever_it_was_torn() {
     assert!(after.starts_with(&before) && after.len() > before.len());
     for len in before.len()..after.len() {
         fs::write(log_file(folder.path()), &after[..len]).expect("writable");
-        assert_eq!(load(folder.path()).entries, entries(1..=3, 1), "torn at {len}");
+        assert_eq!(
+            load(folder.path()).entries,
+            entries(1..=3, 1),
+            "torn at {len}"
+        );
         // Some of its pages may be there and others not.
         let mut holes = after.clone();
         holes[before.len()..len].fill(0);
         fs::write(log_file(folder.path()), &holes).expect("writable");
         if holes != after {
-            assert_eq!(load(folder.path()).entries, entries(1..=3, 1), "a hole to {len}");
+            assert_eq!(
+                load(folder.path()).entries,
+                entries(1..=3, 1),
+                "a hole to {len}"
+            );
         }
     }
 }
@@ -208,7 +228,11 @@ fn damage_before_a_sound_record_is_refused() {
             }
             other => panic!("damage at {at} of {first_end}: {other:?}"),
         }
-        assert_eq!(fs::read(&path).expect("readable"), rotten, "a refused log was changed");
+        assert_eq!(
+            fs::read(&path).expect("readable"),
+            rotten,
+            "a refused log was changed"
+        );
     }
     fs::write(&path, &sound).expect("writable");
     assert_eq!(load(folder.path()).entries.len(), 6);
@@ -221,14 +245,26 @@ fn a_missing_file_and_a_damaged_snapshot_are_refused() {
     run_jobs(&mut log, &mut [install(7, 2)]).expect("a sound disk");
     drop(log);
     assert_eq!(load(folder.path()).snapshot, Some(snapshot(7, 2)));
-    let files = fs::read_dir(folder.path()).expect("it is there").map(|entry| entry.expect("readable").path());
-    let data: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|end| end == "snapshot")).collect();
+    let files = fs::read_dir(folder.path())
+        .expect("it is there")
+        .map(|entry| entry.expect("readable").path());
+    let data: Vec<PathBuf> = files
+        .filter(|path| path.extension().is_some_and(|end| end == "snapshot"))
+        .collect();
     fs::write(&data[0], "something else").expect("writable");
-    let error = open(folder.path()).expect("the log itself is sound").load(GROUP);
-    assert!(matches!(error, Err(LogError::Corrupted { ref file, .. }) if *file == data[0]), "{error:?}");
+    let error = open(folder.path())
+        .expect("the log itself is sound")
+        .load(GROUP);
+    assert!(
+        matches!(error, Err(LogError::Corrupted { ref file, .. }) if *file == data[0]),
+        "{error:?}"
+    );
     let path = log_file(folder.path());
     fs::copy(&path, path.with_file_name("0000000000000003.raftlog")).expect("writable");
-    assert!(matches!(open(folder.path()), Err(LogError::Corrupted { .. })), "file 2 is missing");
+    assert!(
+        matches!(open(folder.path()), Err(LogError::Corrupted { .. })),
+        "file 2 is missing"
+    );
 }
 
 #[test]
@@ -250,7 +286,10 @@ fn a_failed_fsync_is_reported_once_and_never_repeated() {
     assert_eq!(faults.syncs(), syncs + 1, "fsync was asked for again");
     // What was synced before is there; the rest may be.
     let found = load(folder.path()).entries;
-    assert!(found == entries(1..=3, 1) || found == entries(1..=6, 1), "{found:?}");
+    assert!(
+        found == entries(1..=3, 1) || found == entries(1..=6, 1),
+        "{found:?}"
+    );
 }
 
 #[test]
@@ -259,11 +298,15 @@ fn a_full_disk_is_an_error_and_what_was_written_stays() {
     let options = EngineLogOptions::default();
     for fault in [Fault::Full, Fault::TornWrite] {
         let (file_system, faults) = FaultyFileSystem::new();
-        let mut log = EngineLog::open_on(folder.path(), &options, file_system).expect("a sound log");
+        let mut log =
+            EngineLog::open_on(folder.path(), &options, file_system).expect("a sound log");
         run_jobs(&mut log, &mut [append(entries(1..=3, 1))]).expect("a sound disk");
         faults.set(fault);
         let failed = run_jobs(&mut log, &mut [append(entries(4..=6, 1))]);
-        assert!(matches!(failed, Err(LogError::Io { .. })), "{fault:?}: {failed:?}");
+        assert!(
+            matches!(failed, Err(LogError::Io { .. })),
+            "{fault:?}: {failed:?}"
+        );
         faults.set(Fault::None);
         let again = run_jobs(&mut log, &mut [append(entries(4..=6, 1))]);
         assert_eq!(again, failed, "a log that failed goes on");
@@ -279,7 +322,9 @@ fn one_write_and_one_sync_for_many_jobs() {
     let options = EngineLogOptions::default();
     let mut log = EngineLog::open_on(folder.path(), &options, file_system).expect("a fresh folder");
     let syncs = faults.syncs();
-    let mut jobs: Vec<LogJob> = (1..=50).map(|index| append(entries(index..=index, 1))).collect();
+    let mut jobs: Vec<LogJob> = (1..=50)
+        .map(|index| append(entries(index..=index, 1)))
+        .collect();
     run_jobs(&mut log, &mut jobs).expect("a sound disk");
     assert_eq!(faults.syncs(), syncs + 1);
     drop(log);

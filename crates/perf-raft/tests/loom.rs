@@ -32,14 +32,18 @@ fn answered() {
 
 #[test]
 fn an_answer_is_never_missed() {
-    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _turn = TURN
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     perf_raft::__mutants::set(None);
     answered();
 }
 
 #[test]
 fn a_forgotten_waker_is_found() {
-    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _turn = TURN
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     perf_raft::__mutants::set(Some("slot_forgets_waker"));
     let outcome = catch_unwind(AssertUnwindSafe(answered));
     perf_raft::__mutants::set(None);

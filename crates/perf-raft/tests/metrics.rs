@@ -14,7 +14,9 @@ use std::time::Duration;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn figures_of_each_stage_are_recorded() {
     let registry = Registry::new();
-    let catalogue: &'static NodeMetrics = Box::leak(Box::new(NodeMetrics::new(&registry).expect("a new registry")));
+    let catalogue: &'static NodeMetrics = Box::leak(Box::new(
+        NodeMetrics::new(&registry).expect("a new registry"),
+    ));
     let metrics = Arc::new(RaftMetrics::new(&registry, catalogue).expect("a new registry"));
     let node = RaftNode::builder(1)
         .log_store(MemoryLog::new())
@@ -30,11 +32,19 @@ async fn figures_of_each_stage_are_recorded() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     for _ in 0..10 {
-        node.propose(Bytes::from_static(b"key value")).await.expect("it leads");
+        node.propose(Bytes::from_static(b"key value"))
+            .await
+            .expect("it leads");
     }
     node.shutdown().await;
     let snapshot = registry.collect();
-    for name in ["raft.proposals", "raft.term", "raft.leader", "raft.stage.batch", "raft.log.memory"] {
+    for name in [
+        "raft.proposals",
+        "raft.term",
+        "raft.leader",
+        "raft.stage.batch",
+        "raft.log.memory",
+    ] {
         let metric = snapshot.metric(name).unwrap_or_else(|| panic!("no {name}"));
         assert!(!metric.series().is_empty(), "{name} has no series");
     }

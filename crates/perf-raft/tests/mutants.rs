@@ -15,7 +15,9 @@ static TURN: Mutex<()> = Mutex::new(());
 
 /// Runs seeds until one shows the fault. A panic of raft-rs over what the fault led to shows it too.
 fn is_caught(mutant: &'static str) {
-    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _turn = TURN
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     perf_raft::__mutants::set(Some(mutant));
     let found = (0..SEEDS).find_map(|seed| match catch_unwind(|| world::run(seed)) {
         Ok(Ok(_)) => None,
@@ -23,7 +25,8 @@ fn is_caught(mutant: &'static str) {
         Err(_) => Some((seed, "a panic".to_owned())),
     });
     perf_raft::__mutants::set(None);
-    let (seed, violation) = found.unwrap_or_else(|| panic!("{mutant}: not found within {SEEDS} seeds"));
+    let (seed, violation) =
+        found.unwrap_or_else(|| panic!("{mutant}: not found within {SEEDS} seeds"));
     println!("{mutant}: seed {seed}: {violation}");
 }
 

@@ -49,7 +49,9 @@ async fn a_group_lives_on_tcp() {
         }
     }
     let leader = loop {
-        let leader = nodes.iter().find(|(handle, ..)| handle.status().is_leader());
+        let leader = nodes
+            .iter()
+            .find(|(handle, ..)| handle.status().is_leader());
         if let Some((leader, ..)) = leader
             && leader.read_index().await.is_ok()
         {
@@ -58,10 +60,16 @@ async fn a_group_lives_on_tcp() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
     for number in 0..200 {
-        leader.propose(Bytes::from(format!("k{number} v"))).await.expect("a leader");
+        leader
+            .propose(Bytes::from(format!("k{number} v")))
+            .await
+            .expect("a leader");
     }
     // A new node gets a snapshot over the bulk connection.
-    leader.change_membership(vec![perf_raft::MembershipChange::AddLearner(4)]).await.expect("a leader");
+    leader
+        .change_membership(vec![perf_raft::MembershipChange::AddLearner(4)])
+        .await
+        .expect("a leader");
     for (_, map, ..) in &nodes {
         while map.state.lock().expect("no panic under it").0 < 200 {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -5,8 +5,8 @@
 
 use bytes::Bytes;
 use perf_raft::{
-    Command, DeliverError, EngineLog, Inbox, OutboundMessage, ProposeError, RaftHandle, RaftNode, RaftOptions,
-    SendError, StateMachine, StateMachineError, Transport,
+    Command, DeliverError, EngineLog, Inbox, OutboundMessage, ProposeError, RaftHandle, RaftNode,
+    RaftOptions, SendError, StateMachine, StateMachineError, Transport,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::env;
@@ -43,7 +43,11 @@ impl StateMachine for Map {
 
     fn snapshot(&mut self) -> Result<Bytes, StateMachineError> {
         let map = self.0.lock().expect("no panic under it");
-        Ok(map.iter().map(|(key, value)| format!("{key} {value}\n")).collect::<String>().into())
+        Ok(map
+            .iter()
+            .map(|(key, value)| format!("{key} {value}\n"))
+            .collect::<String>()
+            .into())
     }
 
     fn restore(&mut self, snapshot: Bytes) -> Result<(), StateMachineError> {
@@ -116,7 +120,9 @@ impl Transport for Tcp {
     fn start(&self, inbox: Inbox) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let port = self.listen;
         tokio::spawn(async move {
-            let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.expect("the port is free");
+            let listener = tokio::net::TcpListener::bind(("127.0.0.1", port))
+                .await
+                .expect("the port is free");
             while let Ok((stream, _)) = listener.accept().await {
                 tokio::spawn(read_from(stream, inbox.clone()));
             }
@@ -131,7 +137,9 @@ impl Transport for Tcp {
 }
 
 fn ports_of(text: &str) -> Vec<u16> {
-    text.split(',').map(|port| port.parse().expect("a port")).collect()
+    text.split(',')
+        .map(|port| port.parse().expect("a port"))
+        .collect()
 }
 
 /// Not a test by itself: what the processes run.
@@ -143,7 +151,11 @@ fn node_process() {
     let id: u64 = id.parse().expect("an id");
     let ports = ports_of(&env::var(PORTS).expect("ports"));
     let folder = env::var(FOLDER).expect("a folder");
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("threads");
     runtime.block_on(async {
         let map = Map::default();
         let mut options = RaftOptions::default();
@@ -161,7 +173,9 @@ fn node_process() {
             .await
             .expect("it starts");
         let address = ("127.0.0.1", ports[id as usize + 2]);
-        let listener = tokio::net::TcpListener::bind(address).await.expect("the port is free");
+        let listener = tokio::net::TcpListener::bind(address)
+            .await
+            .expect("the port is free");
         while let Ok((stream, _)) = listener.accept().await {
             tokio::spawn(serve(stream, handle.clone(), map.clone()));
         }
@@ -182,11 +196,22 @@ async fn serve(stream: tokio::net::TcpStream, handle: RaftHandle, map: Map) {
         } else {
             let key: u64 = line[2..].parse().expect("a key");
             match handle.read_index().await {
-                Ok(_) => map.0.lock().expect("no panic under it").get(&key).copied().unwrap_or(0).to_string(),
+                Ok(_) => map
+                    .0
+                    .lock()
+                    .expect("no panic under it")
+                    .get(&key)
+                    .copied()
+                    .unwrap_or(0)
+                    .to_string(),
                 Err(error) => format!("failed {error}"),
             }
         };
-        if write.write_all(format!("{answer}\n").as_bytes()).await.is_err() {
+        if write
+            .write_all(format!("{answer}\n").as_bytes())
+            .await
+            .is_err()
+        {
             return;
         }
     }
@@ -248,7 +273,12 @@ fn ask(connection: &mut Option<BufReader<TcpStream>>, port: u16, line: &str) -> 
     let stream = connection.as_mut()?;
     let mut answer = String::new();
     let sent = stream.get_mut().write_all(format!("{line}\n").as_bytes());
-    if sent.is_err() || stream.read_line(&mut answer).ok().is_none_or(|bytes| bytes == 0) {
+    if sent.is_err()
+        || stream
+            .read_line(&mut answer)
+            .ok()
+            .is_none_or(|bytes| bytes == 0)
+    {
         *connection = None;
         return None;
     }
@@ -257,9 +287,17 @@ fn ask(connection: &mut Option<BufReader<TcpStream>>, port: u16, line: &str) -> 
 
 #[test]
 fn nothing_acknowledged_is_missing_after_many_kills() {
-    let seconds = env::var("PERF_RAFT_KILL_SECONDS").ok().and_then(|value| value.parse().ok()).unwrap_or(4);
-    let listeners: Vec<TcpListener> = (0..6).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
-    let ports = listeners.iter().map(|listener| listener.local_addr().expect("bound").port()).collect();
+    let seconds = env::var("PERF_RAFT_KILL_SECONDS")
+        .ok()
+        .and_then(|value| value.parse().ok())
+        .unwrap_or(4);
+    let listeners: Vec<TcpListener> = (0..6)
+        .map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"))
+        .collect();
+    let ports = listeners
+        .iter()
+        .map(|listener| listener.local_addr().expect("bound").port())
+        .collect();
     drop(listeners);
     let mut nodes = Nodes {
         children: vec![None, None, None],
@@ -274,7 +312,8 @@ fn nothing_acknowledged_is_missing_after_many_kills() {
     let total = Arc::new(AtomicU64::new(0));
     let clients: Vec<_> = (0..CLIENTS)
         .map(|key| {
-            let (stop, ports, total) = (Arc::clone(&stop), client_ports.clone(), Arc::clone(&total));
+            let (stop, ports, total) =
+                (Arc::clone(&stop), client_ports.clone(), Arc::clone(&total));
             thread::spawn(move || {
                 let mut connections = [None, None, None];
                 let (mut place, mut acknowledged, mut tried) = (0, 0_u64, 0_u64);
@@ -316,8 +355,14 @@ fn nothing_acknowledged_is_missing_after_many_kills() {
         nodes.assert_alive();
     }
     stop.store(true, Ordering::Relaxed);
-    let told: Vec<(u64, u64, u64)> = clients.into_iter().map(|client| client.join().expect("no panic")).collect();
-    assert!(kills > 0 && total.load(Ordering::Relaxed) > 0, "nothing happened");
+    let told: Vec<(u64, u64, u64)> = clients
+        .into_iter()
+        .map(|client| client.join().expect("no panic"))
+        .collect();
+    assert!(
+        kills > 0 && total.load(Ordering::Relaxed) > 0,
+        "nothing happened"
+    );
     for (key, acknowledged, tried) in told {
         for (place, port) in client_ports.iter().enumerate() {
             let mut connection = None;
@@ -327,7 +372,11 @@ fn nothing_acknowledged_is_missing_after_many_kills() {
                 if let Some(value) = answer.and_then(|answer| answer.parse().ok()) {
                     break value;
                 }
-                assert!(Instant::now() < deadline, "node {} does not answer", place + 1);
+                assert!(
+                    Instant::now() < deadline,
+                    "node {} does not answer",
+                    place + 1
+                );
                 thread::sleep(Duration::from_millis(20));
             };
             assert!(
@@ -337,5 +386,8 @@ fn nothing_acknowledged_is_missing_after_many_kills() {
             );
         }
     }
-    println!("{} writes acknowledged over {kills} kills, none missing", total.load(Ordering::Relaxed));
+    println!(
+        "{} writes acknowledged over {kills} kills, none missing",
+        total.load(Ordering::Relaxed)
+    );
 }

@@ -8,19 +8,28 @@ use std::env;
 
 fn number(name: &str, default: u64) -> u64 {
     let value = env::var(name).ok();
-    value.map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name} is no number: {value}")))
+    value.map_or(default, |value| {
+        value
+            .parse()
+            .unwrap_or_else(|_| panic!("{name} is no number: {value}"))
+    })
 }
 
 #[test]
 fn groups_stay_sound_in_a_bad_world() {
     let start = number("PERF_SIM_START", 0);
     // A debug build takes ten times as long for each.
-    let seeds = number("PERF_SIM_SEEDS", if cfg!(debug_assertions) { 60 } else { 300 });
+    let seeds = number(
+        "PERF_SIM_SEEDS",
+        if cfg!(debug_assertions) { 60 } else { 300 },
+    );
     let mut sum = world::Coverage::default();
     for seed in start..start + seeds {
         match world::run(seed) {
             Ok(coverage) => add(&mut sum, coverage),
-            Err(violation) => panic!("seed {seed}: {violation}\nagain: cargo xtask sim raft --start {seed} --seeds 1"),
+            Err(violation) => panic!(
+                "seed {seed}: {violation}\nagain: cargo xtask sim raft --start {seed} --seeds 1"
+            ),
         }
     }
     println!("{seeds} seeds from {start}: {sum:?}");

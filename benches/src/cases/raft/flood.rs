@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use perf_raft::{ChannelNetwork, MemoryLog, MembershipChange, RaftHandle, RaftNode};
+use perf_raft::{ChannelNetwork, MembershipChange, MemoryLog, RaftHandle, RaftNode};
 
 use super::ours::{Map, leader, options};
 use super::{command, runtime};
@@ -78,7 +78,9 @@ async fn run(time: Duration) -> Result<Vec<Figure>, String> {
         if joining.is_none() && begin.elapsed() > time / 4 {
             let leader = leader.clone();
             let change = vec![MembershipChange::AddLearner(4)];
-            joining = Some(tokio::spawn(async move { leader.change_membership(change).await }));
+            joining = Some(tokio::spawn(async move {
+                leader.change_membership(change).await
+            }));
         }
         let asked = Instant::now();
         if leader.read_index().await.is_ok() {
@@ -92,7 +94,9 @@ async fn run(time: Duration) -> Result<Vec<Figure>, String> {
         proposed += client.await.map_err(|error| failed(&error))?;
     }
     let per_second = proposed as f64 * VALUE_BYTES as f64 / begin.elapsed().as_secs_f64();
-    let installed = nodes.last().map_or(0, |node| node.stats().core.snapshots_received);
+    let installed = nodes
+        .last()
+        .map_or(0, |node| node.stats().core.snapshots_received);
     let terms = leader.status().term - term;
     for node in &nodes {
         node.shutdown().await;
@@ -100,12 +104,15 @@ async fn run(time: Duration) -> Result<Vec<Figure>, String> {
     rounds.sort_unstable();
     let at = |share: f64| {
         let place = (rounds.len() as f64 * share) as usize;
-        rounds.get(place).map_or(f64::NAN, |round| round.as_nanos() as f64)
+        rounds
+            .get(place)
+            .map_or(f64::NAN, |round| round.as_nanos() as f64)
     };
     let tick_ns = options.tick.as_nanos() as f64;
     Ok(vec![
         Figure::new("heartbeat there and back, p50", at(0.5), Unit::Nanoseconds),
-        Figure::new("heartbeat there and back, p99", at(0.99), Unit::Nanoseconds).expected(Bound::AtMost(tick_ns)),
+        Figure::new("heartbeat there and back, p99", at(0.99), Unit::Nanoseconds)
+            .expected(Bound::AtMost(tick_ns)),
         Figure::new("elections", terms as f64, Unit::Count).expected(Bound::AtMost(0.0)),
         Figure::new("snapshots installed", installed as f64, Unit::Count),
         Figure::new("proposed meanwhile", per_second, Unit::BytesPerSecond),

@@ -39,15 +39,31 @@ const WAL: &str = "bare WAL";
 #[must_use]
 pub fn cases() -> Vec<Case> {
     vec![
-        memory::<1>("raft/memory_x1", "one client proposes, log in memory", &[ratio(OPENRAFT, 3.0)]),
-        memory::<64>("raft/memory_x64", "64 clients propose once each, log in memory", &[ratio(OPENRAFT, 2.5)]),
+        memory::<1>(
+            "raft/memory_x1",
+            "one client proposes, log in memory",
+            &[ratio(OPENRAFT, 3.0)],
+        ),
+        memory::<64>(
+            "raft/memory_x64",
+            "64 clients propose once each, log in memory",
+            &[ratio(OPENRAFT, 2.5)],
+        ),
         memory::<256>(
             "raft/memory_x256",
             "256 clients propose once each, log in memory",
             &[ratio(OPENRAFT, 2.5), ratio("before", 10.0)],
         ),
-        memory::<1024>("raft/memory_x1024", "1024 clients propose once each, log in memory", &[ratio(OPENRAFT, 2.5)]),
-        memory::<4096>("raft/memory_x4096", "4096 clients propose once each, log in memory", &[ratio(OPENRAFT, 2.5)]),
+        memory::<1024>(
+            "raft/memory_x1024",
+            "1024 clients propose once each, log in memory",
+            &[ratio(OPENRAFT, 2.5)],
+        ),
+        memory::<4096>(
+            "raft/memory_x4096",
+            "4096 clients propose once each, log in memory",
+            &[ratio(OPENRAFT, 2.5)],
+        ),
         durable::<256>(
             "raft/durable_x256",
             "256 clients propose once each, log on disk; before: an fsync per proposal",
@@ -111,7 +127,10 @@ fn durable<const CLIENTS: u64>(
 }
 
 fn runtime() -> Runtime {
-    let built = Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build();
+    let built = Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build();
     built.expect("the system gives two threads")
 }
 
@@ -124,7 +143,9 @@ fn command(client: u64, turn: u64) -> Bytes {
 }
 
 fn key_of(command: &[u8]) -> u64 {
-    command.first_chunk::<8>().map_or(0, |key| u64::from_le_bytes(*key))
+    command
+        .first_chunk::<8>()
+        .map_or(0, |key| u64::from_le_bytes(*key))
 }
 
 /// Who proposes, and waits for the response.

@@ -50,7 +50,8 @@ impl Node {
                     }
                 }
                 Ok(Input::Message(bytes)) => {
-                    let message = Message::parse_from_bytes(&bytes).expect("it was encoded by a peer");
+                    let message =
+                        Message::parse_from_bytes(&bytes).expect("it was encoded by a peer");
                     // As the example does.
                     let _ = self.raft.step(message);
                 }
@@ -77,7 +78,10 @@ impl Node {
         self.apply(ready.take_committed_entries());
         let storage = self.raft.store().clone();
         self.persist(ready.entries());
-        storage.wl().append(ready.entries()).expect("entries follow each other");
+        storage
+            .wl()
+            .append(ready.entries())
+            .expect("entries follow each other");
         if let Some(state) = ready.hs() {
             storage.wl().set_hardstate(state.clone());
         }
@@ -120,7 +124,10 @@ impl Node {
                 continue;
             }
             let was = self.map.put(entry.data);
-            let id = entry.context.first_chunk::<8>().map(|id| u64::from_le_bytes(*id));
+            let id = entry
+                .context
+                .first_chunk::<8>()
+                .map(|id| u64::from_le_bytes(*id));
             if self.raft.raft.state == StateRole::Leader
                 && let Some(reply) = id.and_then(|id| self.waiting.remove(&id))
             {
@@ -136,14 +143,20 @@ struct Leader(Sender<Input>);
 impl Proposer for Leader {
     async fn propose(&self, command: Bytes) {
         let (reply, response) = oneshot::channel();
-        self.0.send(Input::Propose(command, reply)).expect("its thread runs");
+        self.0
+            .send(Input::Propose(command, reply))
+            .expect("its thread runs");
         std::hint::black_box(response.await.expect("the leader stays"));
     }
 }
 
 fn prepare(count: u64, mut file: impl FnMut(u64) -> Option<File>) -> Run {
-    let queues: HashMap<u64, (Sender<Input>, Receiver<Input>)> = (1..=3).map(|id| (id, channel())).collect();
-    let senders: HashMap<u64, Sender<Input>> = queues.iter().map(|(id, queue)| (*id, queue.0.clone())).collect();
+    let queues: HashMap<u64, (Sender<Input>, Receiver<Input>)> =
+        (1..=3).map(|id| (id, channel())).collect();
+    let senders: HashMap<u64, Sender<Input>> = queues
+        .iter()
+        .map(|(id, queue)| (*id, queue.0.clone()))
+        .collect();
     let logger = slog::Logger::root(slog::Discard, slog::o!());
     for (id, (_, inputs)) in queues {
         let config = Config {
@@ -166,7 +179,9 @@ fn prepare(count: u64, mut file: impl FnMut(u64) -> Option<File>) -> Run {
         loop {
             for sender in senders.values() {
                 let (reply, leads) = oneshot::channel();
-                sender.send(Input::IsLeader(reply)).expect("its thread runs");
+                sender
+                    .send(Input::IsLeader(reply))
+                    .expect("its thread runs");
                 if leads.await.expect("its thread runs") {
                     return sender.clone();
                 }

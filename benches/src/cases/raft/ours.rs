@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use perf_raft::{
-    ApplyMode, ChannelNetwork, Command, EngineLog, LogStore, MemoryLog, RaftHandle, RaftNode, RaftOptions,
-    StateMachine, StateMachineError,
+    ApplyMode, ChannelNetwork, Command, EngineLog, LogStore, MemoryLog, RaftHandle, RaftNode,
+    RaftOptions, StateMachine, StateMachineError,
 };
 use tempfile::TempDir;
 
@@ -28,16 +28,27 @@ impl StateMachine for Map {
     fn apply(&mut self, batch: &[Command], responses: &mut Vec<Bytes>) {
         for command in batch {
             let was = self.put(command.data.clone());
-            responses.push(if was == 0 { Bytes::from_static(b"new") } else { Bytes::from_static(b"old") });
+            responses.push(if was == 0 {
+                Bytes::from_static(b"new")
+            } else {
+                Bytes::from_static(b"old")
+            });
         }
     }
 
     fn snapshot(&mut self) -> Result<Bytes, StateMachineError> {
-        Ok(self.0.values().flat_map(|value| value.iter().copied()).collect::<Vec<u8>>().into())
+        Ok(self
+            .0
+            .values()
+            .flat_map(|value| value.iter().copied())
+            .collect::<Vec<u8>>()
+            .into())
     }
 
     fn restore(&mut self, snapshot: Bytes) -> Result<(), StateMachineError> {
-        let values = snapshot.chunks(super::PAYLOAD_BYTES).map(Bytes::copy_from_slice);
+        let values = snapshot
+            .chunks(super::PAYLOAD_BYTES)
+            .map(Bytes::copy_from_slice);
         self.0 = values.map(|value| (key_of(&value), value)).collect();
         Ok(())
     }
@@ -50,7 +61,10 @@ pub(super) fn options() -> RaftOptions {
     options
 }
 
-pub(super) async fn cluster(options: &RaftOptions, mut log: impl FnMut(u64) -> Box<dyn LogStore>) -> Vec<RaftHandle> {
+pub(super) async fn cluster(
+    options: &RaftOptions,
+    mut log: impl FnMut(u64) -> Box<dyn LogStore>,
+) -> Vec<RaftHandle> {
     let network = ChannelNetwork::new();
     let mut nodes = Vec::new();
     for id in 1..=3 {

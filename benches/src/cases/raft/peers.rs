@@ -12,13 +12,13 @@ use bytes::Bytes;
 use openraft::error::{InstallSnapshotError, RPCError, RaftError, Unreachable};
 use openraft::network::{RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest,
-    VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
+    VoteRequest, VoteResponse,
 };
 use openraft::storage::{LogFlushed, LogState, RaftLogStorage, RaftStateMachine, Snapshot};
 use openraft::{
-    BasicNode, Config, Entry, EntryPayload, LogId, OptionalSend, Raft, RaftLogReader, RaftSnapshotBuilder,
-    SnapshotMeta, StorageError, StoredMembership, Vote,
+    BasicNode, Config, Entry, EntryPayload, LogId, OptionalSend, Raft, RaftLogReader,
+    RaftSnapshotBuilder, SnapshotMeta, StorageError, StoredMembership, Vote,
 };
 
 use super::ours::Map;
@@ -54,7 +54,12 @@ impl RaftLogReader<Types> for Log {
         &mut self,
         range: RB,
     ) -> Result<Vec<Entry<Types>>, Fault> {
-        Ok(self.with(|log| log.entries.range(range).map(|(_, entry)| entry.clone()).collect()))
+        Ok(self.with(|log| {
+            log.entries
+                .range(range)
+                .map(|(_, entry)| entry.clone())
+                .collect()
+        }))
     }
 }
 
@@ -64,7 +69,12 @@ impl RaftLogStorage<Types> for Log {
     async fn get_log_state(&mut self) -> Result<LogState<Types>, Fault> {
         Ok(self.with(|log| LogState {
             last_purged_log_id: log.purged,
-            last_log_id: log.entries.values().next_back().map(|entry| entry.log_id).or(log.purged),
+            last_log_id: log
+                .entries
+                .values()
+                .next_back()
+                .map(|entry| entry.log_id)
+                .or(log.purged),
         }))
     }
 
@@ -86,7 +96,10 @@ impl RaftLogStorage<Types> for Log {
         I: IntoIterator<Item = Entry<Types>> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        self.with(|log| log.entries.extend(entries.into_iter().map(|entry| (entry.log_id.index, entry))));
+        self.with(|log| {
+            log.entries
+                .extend(entries.into_iter().map(|entry| (entry.log_id.index, entry)))
+        });
         callback.log_io_completed(Ok(()));
         Ok(())
     }
@@ -125,7 +138,12 @@ impl Machine {
 impl RaftSnapshotBuilder<Types> for Machine {
     async fn build_snapshot(&mut self) -> Result<Snapshot<Types>, Fault> {
         Ok(self.with(|machine| {
-            let bytes: Vec<u8> = machine.map.0.values().flat_map(|value| value.iter().copied()).collect();
+            let bytes: Vec<u8> = machine
+                .map
+                .0
+                .values()
+                .flat_map(|value| value.iter().copied())
+                .collect();
             Snapshot {
                 meta: SnapshotMeta {
                     last_log_id: machine.applied,
@@ -141,7 +159,9 @@ impl RaftSnapshotBuilder<Types> for Machine {
 impl RaftStateMachine<Types> for Machine {
     type SnapshotBuilder = Self;
 
-    async fn applied_state(&mut self) -> Result<(Option<LogId<u64>>, StoredMembership<u64, BasicNode>), Fault> {
+    async fn applied_state(
+        &mut self,
+    ) -> Result<(Option<LogId<u64>>, StoredMembership<u64, BasicNode>), Fault> {
         Ok(self.with(|machine| (machine.applied, machine.membership.clone())))
     }
 
@@ -180,7 +200,8 @@ impl RaftStateMachine<Types> for Machine {
         _snapshot: Box<Cursor<Vec<u8>>>,
     ) -> Result<(), Fault> {
         self.with(|machine| {
-            (machine.applied, machine.membership) = (meta.last_log_id, meta.last_membership.clone());
+            (machine.applied, machine.membership) =
+                (meta.last_log_id, meta.last_membership.clone());
         });
         Ok(())
     }
@@ -238,7 +259,11 @@ impl RaftNetwork<Types> for Connection {
         answer.map_err(|error| RPCError::Unreachable(Unreachable::new(&error)))
     }
 
-    async fn vote(&mut self, request: VoteRequest<u64>, _: RPCOption) -> Result<VoteResponse<u64>, Rpc<RaftError<u64>>> {
+    async fn vote(
+        &mut self,
+        request: VoteRequest<u64>,
+        _: RPCOption,
+    ) -> Result<VoteResponse<u64>, Rpc<RaftError<u64>>> {
         let answer = self.raft()?.vote(request).await;
         answer.map_err(|error| RPCError::Unreachable(Unreachable::new(&error)))
     }
@@ -250,7 +275,11 @@ struct Leader(Raft<Types>);
 impl Proposer for Leader {
     async fn propose(&self, command: Bytes) {
         let response = self.0.client_write(command).await;
-        std::hint::black_box(response.map(|response| response.data).expect("the leader stays"));
+        std::hint::black_box(
+            response
+                .map(|response| response.data)
+                .expect("the leader stays"),
+        );
     }
 }
 
@@ -264,9 +293,19 @@ async fn cluster(count: u64) -> Raft<Types> {
     let mut first = None;
     for id in 1..=3_u64 {
         let network = Network(Arc::clone(&routes));
-        let raft = Raft::new(id, Arc::clone(&config), network, Log::default(), Machine::default()).await;
+        let raft = Raft::new(
+            id,
+            Arc::clone(&config),
+            network,
+            Log::default(),
+            Machine::default(),
+        )
+        .await;
         let raft = raft.expect("it starts");
-        routes.write().unwrap_or_else(PoisonError::into_inner).insert(id, raft.clone());
+        routes
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id, raft.clone());
         first.get_or_insert(raft);
     }
     let first = first.expect("there are three");

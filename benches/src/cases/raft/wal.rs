@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::sync::mpsc::{Sender, channel};
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Instant;
 
@@ -19,7 +19,8 @@ pub(super) fn durable<const CLIENTS: u64>() -> Run {
     let files: Vec<Sender<Arc<[u8]>>> = (0..3)
         .map(|number| {
             let (queue, batches) = channel::<Arc<[u8]>>();
-            let mut file = File::create(folder.path().join(number.to_string())).expect("a fresh folder");
+            let mut file =
+                File::create(folder.path().join(number.to_string())).expect("a fresh folder");
             let synced = synced.clone();
             thread::spawn(move || {
                 while let Ok(batch) = batches.recv() {

@@ -222,7 +222,9 @@ impl Storage for LogView {
     fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
         let fits = |stored: &&StoredSnapshot| {
             let metadata = &stored.metadata;
-            metadata.index > 0 && metadata.index >= request_index && is_member(metadata.get_conf_state(), to)
+            metadata.index > 0
+                && metadata.index >= request_index
+                && is_member(metadata.get_conf_state(), to)
         };
         match self.snapshot.as_ref().filter(fits) {
             Some(stored) => {
@@ -232,7 +234,9 @@ impl Storage for LogView {
             }
             None => {
                 self.wanted.set(true);
-                Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+                Err(raft::Error::Store(
+                    StorageError::SnapshotTemporarilyUnavailable,
+                ))
             }
         }
     }
@@ -240,5 +244,7 @@ impl Storage for LogView {
 
 fn is_member(state: &ConfState, id: u64) -> bool {
     // Learners to be are outgoing voters.
-    [&state.voters, &state.learners, &state.voters_outgoing].iter().any(|ids| ids.contains(&id))
+    [&state.voters, &state.learners, &state.voters_outgoing]
+        .iter()
+        .any(|ids| ids.contains(&id))
 }

@@ -23,6 +23,9 @@ use tokio::time::{MissedTickBehavior, interval};
 /// Messages taken in one turn, before proposals and ticks have theirs.
 const MESSAGES_PER_TURN: usize = 512;
 
+/// Proposals in a batch from which on it pays to wait for more.
+const CROWD: usize = 2;
+
 /// Where log jobs go.
 pub(crate) enum LogSide {
     /// A log in memory: done at once.
@@ -54,6 +57,8 @@ pub(crate) struct Driver {
     pub(crate) start: Instant,
     pub(crate) last_status: RaftStatus,
     pub(crate) scratch: Scratch,
+    /// The last batch had many proposals.
+    pub(crate) crowded: bool,
     #[cfg(feature = "metrics")]
     pub(crate) metrics: Option<crate::metrics::Recorder>,
 }
@@ -86,6 +91,11 @@ impl Driver {
                     biased;
                     _ = ticker.tick() => tick = true,
                     () = mailbox.rung() => {}
+                }
+                // Those whose answers came together propose again together, but the first of them rings the bell: let the
+                // others have their turn first, so that they share a batch. A lone client is not made to wait.
+                if self.crowded {
+                    tokio::task::yield_now().await;
                 }
             }
             let turn = catch_unwind(AssertUnwindSafe(|| self.turn(tick)));
@@ -126,6 +136,7 @@ impl Driver {
                 self.scratch.proposals.len() as u64,
                 std::time::Duration::ZERO,
             );
+            self.crowded = self.scratch.proposals.len() > CROWD;
             self.core.propose(&mut self.scratch.proposals);
         }
         self.settle()?;

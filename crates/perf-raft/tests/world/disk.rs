@@ -65,11 +65,17 @@ impl LogStore for SimDisk {
         let mut state = self.durable.clone();
         if let Some(snapshot) = &mut state.snapshot {
             let place = (snapshot.metadata.index, snapshot.metadata.term);
-            let data = self.snapshots.get(&place).ok_or_else(|| LogError::Corrupted {
-                file: "snapshot".into(),
-                offset: 0,
-                reason: format!("the log refers to a snapshot at {} that is not there", place.0),
-            })?;
+            let data = self
+                .snapshots
+                .get(&place)
+                .ok_or_else(|| LogError::Corrupted {
+                    file: "snapshot".into(),
+                    offset: 0,
+                    reason: format!(
+                        "the log refers to a snapshot at {} that is not there",
+                        place.0
+                    ),
+                })?;
             snapshot.data = data.clone();
         }
         Ok(Some(state))

@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 pub(crate) enum Kind {
     /// Puts a value that no other has, and returns what was there.
     Swap(u64),
-    Read { lease: bool },
+    Read {
+        lease: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,19 +110,29 @@ impl History {
 
     /// One that was asked before `time` and has no answer.
     pub(crate) fn still_waiting(&self, time: u64) -> Option<String> {
-        let late = |operation: &&Operation| operation.end == End::Waiting && operation.invoked < time;
-        self.operations.iter().find(late).map(|operation| format!("{operation:?}"))
+        let late =
+            |operation: &&Operation| operation.end == End::Waiting && operation.invoked < time;
+        self.operations
+            .iter()
+            .find(late)
+            .map(|operation| format!("{operation:?}"))
     }
 
     /// Whether the operations of each key are linearizable. A map is, if each of its keys is.
     pub(crate) fn check(&self) -> Result<(), String> {
-        let keys: BTreeSet<u64> = self.operations.iter().map(|operation| operation.key).collect();
+        let keys: BTreeSet<u64> = self
+            .operations
+            .iter()
+            .map(|operation| operation.key)
+            .collect();
         for key in keys {
             let relevant = |operation: &&Operation| {
-                let is_silent_read = matches!(operation.kind, Kind::Read { .. }) && !matches!(operation.end, End::Returned(..));
+                let is_silent_read = matches!(operation.kind, Kind::Read { .. })
+                    && !matches!(operation.end, End::Returned(..));
                 operation.key == key && operation.end != End::NoEffect && !is_silent_read
             };
-            let operations: Vec<Operation> = self.operations.iter().filter(relevant).copied().collect();
+            let operations: Vec<Operation> =
+                self.operations.iter().filter(relevant).copied().collect();
             if !is_linearizable(&operations) {
                 return Err(format!("the history of key {key} is not linearizable"));
             }
@@ -146,7 +158,10 @@ pub(crate) fn is_linearizable(operations: &[Operation]) -> bool {
     while let Some((done, value)) = stack.pop() {
         let is_done = |place: usize| done[place / 64] >> (place % 64) & 1 == 1;
         let open = |place: &usize| !is_done(*place);
-        let earliest_return = (0..operations.len()).filter(open).map(|place| returned(&operations[place])).min();
+        let earliest_return = (0..operations.len())
+            .filter(open)
+            .map(|place| returned(&operations[place]))
+            .min();
         let Some(limit) = earliest_return.filter(|&limit| limit != u64::MAX) else {
             return true;
         };

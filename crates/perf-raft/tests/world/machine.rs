@@ -11,7 +11,10 @@ pub(crate) struct Machine {
 }
 
 fn number(bytes: &[u8], at: usize) -> Option<u64> {
-    bytes.get(at..)?.first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes))
+    bytes
+        .get(at..)?
+        .first_chunk::<8>()
+        .map(|bytes| u64::from_le_bytes(*bytes))
 }
 
 impl Machine {

@@ -10,14 +10,14 @@ use bytes::Bytes;
 use disk::SimDisk;
 use history::{History, Kind};
 use machine::Machine;
-use perf_raft::core::{ApplyJob, Core, CoreConfig, Outputs, Reply, bootstrap_state, encode_frames};
 use perf_raft::codec::Frame;
+use perf_raft::core::{ApplyJob, Core, CoreConfig, Outputs, Reply, bootstrap_state, encode_frames};
 use perf_raft::inbound::{InboundLimits, InboundQueues};
 use perf_raft::log::{LogJob, run_jobs};
 use perf_raft::{GroupId, LogStore, MembershipChange, ProposeError, RaftOptions, Role, StopReason};
 use random::Random;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
 
 const MS: u64 = 1_000_000;
@@ -132,7 +132,9 @@ pub(crate) fn run(seed: u64) -> Result<Coverage, Violation> {
         Some(violation) => Err(violation),
         None => world.judge(),
     };
-    outcome.map(|()| world.coverage).map_err(|violation| format!("{violation} (at {} ms of {count} nodes)", world.now / MS))
+    outcome
+        .map(|()| world.coverage)
+        .map_err(|violation| format!("{violation} (at {} ms of {count} nodes)", world.now / MS))
 }
 
 impl World {
@@ -216,7 +218,10 @@ impl World {
 
     fn happen(&mut self, event: Event) {
         let target = match event {
-            Event::Tick(id, _) | Event::LogDone(id, _) | Event::ApplyDone(id, _) | Event::Deliver(id, _) => Some(id),
+            Event::Tick(id, _)
+            | Event::LogDone(id, _)
+            | Event::ApplyDone(id, _)
+            | Event::Deliver(id, _) => Some(id),
             _ => None,
         };
         if let Some(id) = target {
@@ -232,7 +237,11 @@ impl World {
                 let now_ns = self.local_now(id);
                 self.with_core(id, |core, _| core.tick(now_ns));
                 // Late at times, never early.
-                let late = if self.random.one_in(20) { self.random.below(TICK_NS) } else { 0 };
+                let late = if self.random.one_in(20) {
+                    self.random.below(TICK_NS)
+                } else {
+                    0
+                };
                 let period = TICK_NS * 1000 / self.nodes[&id].clock_permille + 1;
                 self.at(period + late, Event::Tick(id, run));
             }
@@ -287,7 +296,12 @@ impl World {
         }
         node.machine = Machine::default();
         node.inbound = InboundQueues::new(InboundLimits::default());
-        (node.log_jobs, node.log_busy, node.apply_jobs, node.apply_busy) = (Vec::new(), None, Vec::new(), false);
+        (
+            node.log_jobs,
+            node.log_busy,
+            node.apply_jobs,
+            node.apply_busy,
+        ) = (Vec::new(), None, Vec::new(), false);
         let run = node.run;
         let first = self.random.below(TICK_NS);
         self.at(first, Event::Tick(id, run));
@@ -295,7 +309,11 @@ impl World {
     }
 
     /// Gives input to a core and does what it says.
-    fn with_core<R>(&mut self, id: u64, input: impl FnOnce(&mut Core<Op>, &mut Node) -> R) -> Option<R> {
+    fn with_core<R>(
+        &mut self,
+        id: u64,
+        input: impl FnOnce(&mut Core<Op>, &mut Node) -> R,
+    ) -> Option<R> {
         let now_ns = self.local_now(id);
         let node = self.nodes.get_mut(&id)?;
         let mut core = node.core.take()?;
@@ -312,7 +330,10 @@ impl World {
         if status.role == Role::Leader {
             let leader = *self.leaders.entry(status.term).or_insert(id);
             if leader != id {
-                self.fail(format!("nodes {leader} and {id} both lead term {}", status.term));
+                self.fail(format!(
+                    "nodes {leader} and {id} both lead term {}",
+                    status.term
+                ));
             }
         }
         self.coverage.trace = self.coverage.trace.rotate_left(5)
@@ -365,7 +386,11 @@ impl World {
         };
         for _ in 0..copies {
             let slow = !self.calm && self.random.one_in(25);
-            let delay = if slow { self.random.below(250 * MS) } else { 200_000 + self.random.below(3 * MS) };
+            let delay = if slow {
+                self.random.below(250 * MS)
+            } else {
+                200_000 + self.random.below(3 * MS)
+            };
             self.at(delay, Event::Deliver(to, frame.clone()));
         }
     }
@@ -389,7 +414,11 @@ impl World {
     }
 
     fn begin_log(&mut self, id: u64) {
-        let delay = if self.random.one_in(15) { self.random.below(60 * MS) } else { 100_000 + self.random.below(4 * MS) };
+        let delay = if self.random.one_in(15) {
+            self.random.below(60 * MS)
+        } else {
+            100_000 + self.random.below(4 * MS)
+        };
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
         };
@@ -425,7 +454,11 @@ impl World {
     }
 
     fn begin_apply(&mut self, id: u64) {
-        let delay = if self.random.one_in(20) { self.random.below(40 * MS) } else { 50_000 };
+        let delay = if self.random.one_in(20) {
+            self.random.below(40 * MS)
+        } else {
+            50_000
+        };
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
         };
@@ -446,14 +479,24 @@ impl World {
             return;
         }
         match node.apply_jobs.remove(0) {
-            ApplyJob::Apply { commands, waiting, index } => {
+            ApplyJob::Apply {
+                commands,
+                waiting,
+                index,
+            } => {
                 let mut waiting = waiting.into_iter().peekable();
                 for (place, command) in commands.iter().enumerate() {
                     let seen = (command.term, command.data.clone());
-                    let known = self.applied.entry(command.index).or_insert_with(|| seen.clone());
+                    let known = self
+                        .applied
+                        .entry(command.index)
+                        .or_insert_with(|| seen.clone());
                     if *known != seen {
                         let known = known.clone();
-                        self.fail(format!("node {id} applies {seen:?} at {}, another applied {known:?}", command.index));
+                        self.fail(format!(
+                            "node {id} applies {seen:?} at {}, another applied {known:?}",
+                            command.index
+                        ));
                         return;
                     }
                     let node = self.nodes.get_mut(&id).expect("it is there");
@@ -526,9 +569,18 @@ impl World {
             return;
         }
         let ids: Vec<u64> = self.nodes.keys().copied().collect();
-        let leads = |id: &&u64| self.nodes[id].core.as_ref().is_some_and(|core| core.status().role == Role::Leader);
+        let leads = |id: &&u64| {
+            self.nodes[id]
+                .core
+                .as_ref()
+                .is_some_and(|core| core.status().role == Role::Leader)
+        };
         let leaders: Vec<u64> = ids.iter().filter(leads).copied().collect();
-        let candidates = if self.random.one_in(4) || leaders.is_empty() { &ids } else { &leaders };
+        let candidates = if self.random.one_in(4) || leaders.is_empty() {
+            &ids
+        } else {
+            &leaders
+        };
         let id = candidates[self.random.index(candidates.len())];
         if self.nodes[&id].core.is_none() || self.nodes[&id].paused_until > self.now {
             return;
@@ -544,7 +596,9 @@ impl World {
         };
         let op = self.history.invoke(client, key, kind, self.now);
         self.with_core(id, |core, _| match kind {
-            Kind::Swap(value) => core.propose(&mut vec![(Machine::command(key, value), Op::Client(op))]),
+            Kind::Swap(value) => {
+                core.propose(&mut vec![(Machine::command(key, value), Op::Client(op))])
+            }
             Kind::Read { lease: true } => core.lease_read(Op::Client(op)),
             Kind::Read { lease: false } => core.read(Op::Client(op)),
         });
@@ -557,8 +611,17 @@ impl World {
         let pause = 50 * MS + self.random.below(500 * MS);
         self.at(pause, Event::Fault);
         let ids: Vec<u64> = self.nodes.keys().copied().collect();
-        let leads = |id: &&u64| self.nodes[id].core.as_ref().is_some_and(|core| core.status().role == Role::Leader);
-        let leader = ids.iter().find(leads).copied().filter(|_| self.random.one_in(2));
+        let leads = |id: &&u64| {
+            self.nodes[id]
+                .core
+                .as_ref()
+                .is_some_and(|core| core.status().role == Role::Leader)
+        };
+        let leader = ids
+            .iter()
+            .find(leads)
+            .copied()
+            .filter(|_| self.random.one_in(2));
         let id = leader.unwrap_or_else(|| ids[self.random.index(ids.len())]);
         match self.random.below(14) {
             0..=2 => self.crash(id),
@@ -575,13 +638,17 @@ impl World {
                 self.coverage.partitions += 1;
             }
             6 => {
-                self.cut.extend(ids.iter().flat_map(|&other| [(id, other), (other, id)]));
+                self.cut
+                    .extend(ids.iter().flat_map(|&other| [(id, other), (other, id)]));
                 self.coverage.partitions += 1;
             }
             7 => {
                 // A side with more or fewer than half.
                 let size = 1 + self.random.index(ids.len() - 1);
-                let across = |a: u64, b: u64| (ids.iter().position(|&x| x == a) < Some(size)) != (ids.iter().position(|&x| x == b) < Some(size));
+                let across = |a: u64, b: u64| {
+                    (ids.iter().position(|&x| x == a) < Some(size))
+                        != (ids.iter().position(|&x| x == b) < Some(size))
+                };
                 let pairs = ids.iter().flat_map(|&a| ids.iter().map(move |&b| (a, b)));
                 let crossing: Vec<(u64, u64)> = pairs.filter(|&(a, b)| across(a, b)).collect();
                 self.cut.extend(crossing);
@@ -596,7 +663,8 @@ impl World {
             }
             11 | 12 => {
                 // It sleeps for long enough to be replaced, and wakes up alone.
-                self.cut.extend(ids.iter().flat_map(|&other| [(id, other), (other, id)]));
+                self.cut
+                    .extend(ids.iter().flat_map(|&other| [(id, other), (other, id)]));
                 let until = self.now + (250 + self.random.below(250)) * MS;
                 if let Some(node) = self.nodes.get_mut(&id) {
                     node.paused_until = until;
@@ -660,7 +728,11 @@ impl World {
         }
         let pause = 200 * MS + self.random.below(600 * MS);
         self.at(pause, Event::Admin);
-        let leads = |node: &Node| node.core.as_ref().is_some_and(|core| core.status().role == Role::Leader);
+        let leads = |node: &Node| {
+            node.core
+                .as_ref()
+                .is_some_and(|core| core.status().role == Role::Leader)
+        };
         let Some((&id, node)) = self.nodes.iter().find(|(_, node)| leads(node)) else {
             return;
         };
@@ -707,9 +779,19 @@ impl World {
         if let Some(op) = self.history.still_waiting(END - 1_000 * MS) {
             return Err(format!("a client waits for ever: {op}"));
         }
-        let leads = |node: &&Node| node.core.as_ref().is_some_and(|core| core.status().role == Role::Leader);
-        let leader = self.nodes.values().filter(leads).max_by_key(|node| node.core.as_ref().map(|core| core.status().term));
-        let core = leader.and_then(|node| node.core.as_ref()).ok_or("there is no leader")?;
+        let leads = |node: &&Node| {
+            node.core
+                .as_ref()
+                .is_some_and(|core| core.status().role == Role::Leader)
+        };
+        let leader = self
+            .nodes
+            .values()
+            .filter(leads)
+            .max_by_key(|node| node.core.as_ref().map(|core| core.status().term));
+        let core = leader
+            .and_then(|node| node.core.as_ref())
+            .ok_or("there is no leader")?;
         let membership = core.membership();
         let members = membership.voters.iter().chain(&membership.learners);
         let committed = core.status().commit_index;
@@ -718,7 +800,10 @@ impl World {
             let node = &self.nodes[id];
             let core = node.core.as_ref().ok_or(format!("node {id} is down"))?;
             if node.machine.index != committed {
-                return Err(format!("node {id} is at {} of {committed} long after the world healed", node.machine.index));
+                return Err(format!(
+                    "node {id} is at {} of {committed} long after the world healed",
+                    node.machine.index
+                ));
             }
             let same = reference.is_none_or(|machine| machine.state == node.machine.state);
             if !same {
@@ -726,7 +811,10 @@ impl World {
             }
             reference = Some(&node.machine);
             let (first, last) = core.log_range();
-            let common = self.applied.iter().filter(|(index, _)| (first..=last.min(committed)).contains(index));
+            let common = self
+                .applied
+                .iter()
+                .filter(|(index, _)| (first..=last.min(committed)).contains(index));
             for (&index, (term, _)) in common {
                 if core.log_term(index) != Some(*term) {
                     return Err(format!("the log of node {id} has another entry at {index}"));
