@@ -186,6 +186,8 @@ pub struct Core<T> {
     lease_renewed_tick: u64,
     /// No lease in this term: leadership may be handed over by a message still on its way.
     lease_void_term: u64,
+    /// The last indexes of batches that are not committed.
+    batch_ends: VecDeque<u64>,
     /// The commit index at the last tick.
     told_commit: u64,
     out: Outputs<T>,
@@ -308,6 +310,7 @@ impl<T> Core<T> {
             lease_until_ns: 0,
             lease_renewed_tick: 0,
             lease_void_term: 0,
+            batch_ends: VecDeque::new(),
             told_commit: 0,
             out: Outputs::default(),
             stats: CoreStats::default(),
@@ -463,6 +466,15 @@ impl<T> Core<T> {
     #[must_use]
     pub fn defect(&self) -> Option<&'static str> {
         self.defect
+    }
+
+    /// Steps of Raft with proposals that are not committed yet.
+    ///
+    /// A driver that lets proposals gather while two are on their way gets large batches from many clients, and makes none of a few
+    /// wait.
+    #[must_use]
+    pub fn batches_in_flight(&self) -> usize {
+        self.batch_ends.len()
     }
 
     /// The options it was made with.
