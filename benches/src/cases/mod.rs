@@ -24,6 +24,7 @@ pub mod atomics;
 pub mod cache;
 pub mod metrics;
 pub mod pool;
+pub mod raft;
 pub mod transport;
 
 /// All cases in the order in which tables show them.
@@ -35,6 +36,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(metrics::cases());
     cases.extend(cache::cases());
     cases.extend(transport::cases());
+    cases.extend(raft::cases());
     cases.extend(mix::cases());
     cases
 }
@@ -45,6 +47,7 @@ pub fn experiments() -> Vec<Experiment> {
     let mut experiments = Vec::new();
     experiments.extend(cache::experiments());
     experiments.extend(transport::experiments());
+    experiments.extend(raft::experiments());
     experiments
 }
 

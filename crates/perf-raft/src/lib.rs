@@ -9,6 +9,10 @@ mod error;
 pub mod forward;
 pub mod inbound;
 pub mod log;
+#[cfg(feature = "metrics")]
+mod metrics;
+#[cfg(feature = "transport")]
+mod network;
 mod options;
 mod primitive;
 mod shell;
@@ -20,6 +24,10 @@ pub use error::{LeaderHint, ProposeError, ReadError, StartError, StopReason};
 #[cfg(feature = "durable")]
 pub use log::{EngineLog, EngineLogOptions};
 pub use log::{LogError, LogStore, MemoryLog};
+#[cfg(feature = "metrics")]
+pub use metrics::{RaftMetrics, Stage};
+#[cfg(feature = "transport")]
+pub use network::{NetworkTransport, RaftService};
 pub use options::{ApplyMode, RaftOptions};
 pub use shell::{Inbox, RaftHandle, RaftNode, RaftNodeBuilder, RaftStats, StageStats};
 pub use state_machine::{Command, StateMachine, StateMachineError};

@@ -182,7 +182,8 @@ mod tests {
     #[test]
     fn the_default_is_sound_and_each_flaw_is_named() {
         assert!(RaftOptions::default().check().is_ok());
-        let flaws: [(&str, fn(&mut RaftOptions)); 5] = [
+        type Flaw = (&'static str, fn(&mut RaftOptions));
+        let flaws: [Flaw; 5] = [
             ("tick", |options| options.tick = Duration::ZERO),
             ("election_ticks", |options| options.election_ticks = 3),
             ("proposals_max", |options| options.proposals_max = 0),

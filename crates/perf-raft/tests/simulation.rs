@@ -18,7 +18,11 @@ fn number(name: &str, default: u64) -> u64 {
 #[test]
 fn groups_stay_sound_in_a_bad_world() {
     let start = number("PERF_SIM_START", 0);
-    let seeds = number("PERF_SIM_SEEDS", 200);
+    // A debug build takes ten times as long for each.
+    let seeds = number(
+        "PERF_SIM_SEEDS",
+        if cfg!(debug_assertions) { 60 } else { 300 },
+    );
     let mut sum = world::Coverage::default();
     for seed in start..start + seeds {
         match world::run(seed) {
@@ -29,7 +33,7 @@ fn groups_stay_sound_in_a_bad_world() {
         }
     }
     println!("{seeds} seeds from {start}: {sum:?}");
-    if seeds >= 100 {
+    if seeds >= 60 {
         // A simulation that meets nothing proves nothing.
         for (what, count) in [
             ("writes", sum.writes_acked),
@@ -46,7 +50,7 @@ fn groups_stay_sound_in_a_bad_world() {
             ("transfers", sum.transfers),
             ("leaders", sum.leaders),
         ] {
-            assert!(count >= seeds / 10, "{what}: only {count} in {seeds} seeds");
+            assert!(count >= seeds / 4, "{what}: only {count} in {seeds} seeds");
         }
     }
 }

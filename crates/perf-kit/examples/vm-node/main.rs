@@ -18,7 +18,6 @@ mod cluster;
 mod inventory;
 mod machine;
 mod naive;
-mod network;
 mod node;
 mod placement;
 mod view;

@@ -10,7 +10,7 @@ use perf_kit::metrics::{BoundHistogram, NodeMetrics, Registry, prometheus};
 use perf_kit::pool::BufferGuard;
 use perf_kit::raft::{
     ApplyMode, EngineLog, LeaderHint, MembershipChange, ProposeError, RaftHandle, RaftNode,
-    RaftOptions, ReadError,
+    RaftOptions, RaftService, ReadError,
 };
 use perf_kit::transport::{Router, Security, Transport};
 use prost::Message as _;
@@ -22,7 +22,6 @@ use crate::cli::Serve;
 use crate::inventory::Inventory;
 use crate::inventory::command::{Action, Command, Host, Outcome, Size};
 use crate::machine::Machine;
-use crate::network::TransportNetwork;
 use crate::placement::{Placements, Strategy};
 use crate::view::View;
 
@@ -52,9 +51,9 @@ impl FastNode {
         let own = options.peers.iter().find(|host| host.id == options.id);
         let own = own.context("this node is not among the peers")?;
         let identity = Identity::read(&options.certificates, options.id)?.transport()?;
-        let network = TransportNetwork::new();
+        let service = RaftService::new();
         let mut transport = Transport::builder(options.id, CLUSTER, Security::MutualTls(identity))
-            .router(network.routes(Router::new()))
+            .router(service.register(Router::new()))
             .listen(own.raft.clone());
         for host in options.peers.iter().filter(|host| host.id != options.id) {
             transport = transport.peer(host.id, host.raft.clone());
@@ -85,7 +84,7 @@ impl FastNode {
         raft_options.apply = ApplyMode::Inline;
         let mut builder = RaftNode::builder(options.id)
             .log_store(EngineLog::open(&options.data)?)
-            .transport(network.transport(transport.clone()))
+            .transport(service.transport(transport.clone()))
             .state_machine(machine)
             .options(raft_options);
         if !options.join {

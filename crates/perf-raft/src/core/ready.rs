@@ -23,6 +23,10 @@ impl<T> Core<T> {
             self.draw_timeout();
             self.begin_reads();
         }
+        let committed = self.node.raft.raft_log.committed;
+        while self.batch_ends.front().is_some_and(|end| *end <= committed) {
+            self.batch_ends.pop_front();
+        }
         let applied = self.applied;
         let replies = &mut self.out.replies;
         self.reads.take_ready(applied, |token, result| {
@@ -167,6 +171,7 @@ impl<T> Core<T> {
         if office_lost {
             let deadline = self.ticks + 2 * self.options.election_ticks as u64;
             self.pending.orphan(deadline);
+            self.batch_ends.clear();
             self.lease_until_ns = 0;
             self.transfers.clear();
         }
@@ -263,6 +268,7 @@ impl<T> Core<T> {
         self.handed = index;
         self.stats.entries_applied += commands.len() as u64;
         self.stats.apply_batches += 1;
+        self.stats.proposals_applied += waiting.len() as u64;
         self.out.apply_jobs.push(ApplyJob::Apply {
             commands,
             waiting,

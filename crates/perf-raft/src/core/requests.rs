@@ -127,6 +127,7 @@ impl<T> Core<T> {
             Ok(Some(indexes)) => {
                 self.stats.proposals += count;
                 self.stats.proposal_batches += 1;
+                self.batch_ends.push_back(*indexes.end());
                 let term = self.node.raft.term;
                 for (index, token) in indexes.zip(tokens.drain(..)) {
                     self.pending.push(term, index, token);

@@ -95,10 +95,6 @@ impl LogView {
         self.bytes
     }
 
-    pub(crate) fn compacted(&self) -> (u64, u64) {
-        self.compacted
-    }
-
     pub(crate) fn snapshot(&self) -> Option<&StoredSnapshot> {
         self.snapshot.as_ref()
     }
@@ -221,14 +217,22 @@ impl Storage for LogView {
     }
 
     /// Only the metadata: the core sends the data in parts.
-    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        match &self.snapshot {
-            Some(stored) if stored.metadata.index > 0 && stored.metadata.index >= request_index => {
+    ///
+    /// A node takes no snapshot from before it was a member, so for a new one there must be a newer.
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        let fits = |stored: &&StoredSnapshot| {
+            let metadata = &stored.metadata;
+            metadata.index > 0
+                && metadata.index >= request_index
+                && is_member(metadata.get_conf_state(), to)
+        };
+        match self.snapshot.as_ref().filter(fits) {
+            Some(stored) => {
                 let mut snapshot = Snapshot::default();
                 snapshot.set_metadata(stored.metadata.clone());
                 Ok(snapshot)
             }
-            _ => {
+            None => {
                 self.wanted.set(true);
                 Err(raft::Error::Store(
                     StorageError::SnapshotTemporarilyUnavailable,
@@ -236,4 +240,11 @@ impl Storage for LogView {
             }
         }
     }
+}
+
+fn is_member(state: &ConfState, id: u64) -> bool {
+    // Learners to be are outgoing voters.
+    [&state.voters, &state.learners, &state.voters_outgoing]
+        .iter()
+        .any(|ids| ids.contains(&id))
 }

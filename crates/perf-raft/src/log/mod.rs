@@ -87,6 +87,24 @@ pub trait LogStore: Send + 'static {
     }
 }
 
+impl LogStore for Box<dyn LogStore> {
+    fn load(&mut self, group: GroupId) -> Result<Option<LogState>, LogError> {
+        self.as_mut().load(group)
+    }
+
+    fn save_snapshot(&mut self, group: GroupId, snapshot: &StoredSnapshot) -> Result<(), LogError> {
+        self.as_mut().save_snapshot(group, snapshot)
+    }
+
+    fn write(&mut self, jobs: &[LogJob], sync: bool) -> Result<(), LogError> {
+        self.as_mut().write(jobs, sync)
+    }
+
+    fn is_volatile(&self) -> bool {
+        self.as_ref().is_volatile()
+    }
+}
+
 /// What is wrong with a log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

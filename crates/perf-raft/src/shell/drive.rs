@@ -23,6 +23,13 @@ use tokio::time::{MissedTickBehavior, interval};
 /// Messages taken in one turn, before proposals and ticks have theirs.
 const MESSAGES_PER_TURN: usize = 512;
 
+/// Batches of proposals on their way at once; others gather meanwhile. Without the bound many clients end up in batches of one, each with a round
+/// of messages of its own: a stable state, as answers then come one at a time too. Two keep the disk busy.
+const BATCHES_IN_FLIGHT: usize = 2;
+
+/// Proposals in a batch from which on it pays to wait for more.
+const CROWD: usize = 2;
+
 /// Where log jobs go.
 pub(crate) enum LogSide {
     /// A log in memory: done at once.
@@ -54,6 +61,8 @@ pub(crate) struct Driver {
     pub(crate) start: Instant,
     pub(crate) last_status: RaftStatus,
     pub(crate) scratch: Scratch,
+    /// The last batch had many proposals.
+    pub(crate) crowded: bool,
     #[cfg(feature = "metrics")]
     pub(crate) metrics: Option<crate::metrics::Recorder>,
 }
@@ -86,6 +95,11 @@ impl Driver {
                     biased;
                     _ = ticker.tick() => tick = true,
                     () = mailbox.rung() => {}
+                }
+                // Those whose answers came together propose again together, but the first of them rings the bell: let the
+                // others have their turn first, so that they share a batch. A lone client is not made to wait.
+                if self.crowded {
+                    tokio::task::yield_now().await;
                 }
             }
             let turn = catch_unwind(AssertUnwindSafe(|| self.turn(tick)));
@@ -120,17 +134,32 @@ impl Driver {
         for frame in self.scratch.messages.drain(..) {
             self.core.receive(frame);
         }
+        self.propose();
+        self.settle()?;
+        // What gathered while batches were on their way goes now, if they have arrived.
+        if self.propose() {
+            self.settle()?;
+        }
+        self.publish(tick);
+        Ok(more)
+    }
+
+    /// Proposes what waits, unless enough batches are on their way; whether it did.
+    fn propose(&mut self) -> bool {
+        if self.core.batches_in_flight() >= BATCHES_IN_FLIGHT {
+            return false;
+        }
         self.mailbox.take_proposals(&mut self.scratch.proposals);
-        if !self.scratch.proposals.is_empty() {
+        let any = !self.scratch.proposals.is_empty();
+        if any {
             self.scratch.propose.add(
                 self.scratch.proposals.len() as u64,
                 std::time::Duration::ZERO,
             );
+            self.crowded = self.scratch.proposals.len() > CROWD;
             self.core.propose(&mut self.scratch.proposals);
         }
-        self.settle()?;
-        self.publish(tick);
-        Ok(more)
+        any
     }
 
     fn take_reports(&mut self) -> Result<(), StopReason> {

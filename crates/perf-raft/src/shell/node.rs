@@ -59,7 +59,6 @@ impl RaftNode {
     /// # })?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    #[must_use]
     pub fn builder(id: u64) -> RaftNodeBuilder {
         RaftNodeBuilder {
             id,
@@ -224,6 +223,7 @@ impl RaftNodeBuilder {
             start: Instant::now(),
             last_status: status,
             scratch: Scratch::default(),
+            crowded: false,
             #[cfg(feature = "metrics")]
             metrics: self.metrics,
         };

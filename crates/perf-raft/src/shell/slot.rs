@@ -19,6 +19,7 @@ enum State<A> {
     Answered(A),
 }
 
+#[cfg_attr(not(perf_loom), allow(unreachable_pub))]
 impl<A> Slot<A> {
     pub fn new() -> Self {
         Self {

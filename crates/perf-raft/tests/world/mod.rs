@@ -611,8 +611,19 @@ impl World {
         let pause = 50 * MS + self.random.below(500 * MS);
         self.at(pause, Event::Fault);
         let ids: Vec<u64> = self.nodes.keys().copied().collect();
-        let id = ids[self.random.index(ids.len())];
-        match self.random.below(12) {
+        let leads = |id: &&u64| {
+            self.nodes[id]
+                .core
+                .as_ref()
+                .is_some_and(|core| core.status().role == Role::Leader)
+        };
+        let leader = ids
+            .iter()
+            .find(leads)
+            .copied()
+            .filter(|_| self.random.one_in(2));
+        let id = leader.unwrap_or_else(|| ids[self.random.index(ids.len())]);
+        match self.random.below(14) {
             0..=2 => self.crash(id),
             3 => {
                 // The power fails for all.
@@ -646,6 +657,15 @@ impl World {
             8 | 9 => self.cut.clear(),
             10 => {
                 let until = self.now + self.random.below(500 * MS);
+                if let Some(node) = self.nodes.get_mut(&id) {
+                    node.paused_until = until;
+                }
+            }
+            11 | 12 => {
+                // It sleeps for long enough to be replaced, and wakes up alone.
+                self.cut
+                    .extend(ids.iter().flat_map(|&other| [(id, other), (other, id)]));
+                let until = self.now + (250 + self.random.below(250)) * MS;
                 if let Some(node) = self.nodes.get_mut(&id) {
                     node.paused_until = until;
                 }

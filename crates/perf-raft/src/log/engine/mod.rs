@@ -225,6 +225,26 @@ impl<F: FileSystem> EngineLog<F> {
         Ok(())
     }
 
+    fn write_jobs(&mut self, jobs: &[LogJob], sync: bool) -> Result<(), LogError> {
+        let mut obsolete = Vec::new();
+        for job in jobs {
+            self.add(job, &mut obsolete)?;
+        }
+        let written = self.engine.write(&mut self.batch, sync);
+        self.poison.check()?;
+        written.map_err(|error| engine_error(&self.folder, "writing", &error))?;
+        for path in obsolete {
+            std::fs::remove_file(&path).map_err(|error| io_error(&path, "removing", &error))?;
+        }
+        if self.compactions >= COMPACTIONS_PER_PURGE {
+            self.compactions = 0;
+            let purged = self.engine.purge_expired_files();
+            self.poison.check()?;
+            purged.map_err(|error| engine_error(&self.folder, "purging", &error))?;
+        }
+        Ok(())
+    }
+
     fn add(&mut self, job: &LogJob, obsolete: &mut Vec<PathBuf>) -> Result<(), LogError> {
         let group = job.group;
         let mut compacted = job.compacted;
@@ -334,23 +354,13 @@ impl<F: FileSystem + 'static> LogStore for EngineLog<F> {
     }
 
     fn write(&mut self, jobs: &[LogJob], sync: bool) -> Result<(), LogError> {
-        let mut obsolete = Vec::new();
-        for job in jobs {
-            self.add(job, &mut obsolete)?;
-        }
-        let written = self.engine.write(&mut self.batch, sync);
         self.poison.check()?;
-        written.map_err(|error| engine_error(&self.folder, "writing", &error))?;
-        for path in obsolete {
-            std::fs::remove_file(&path).map_err(|error| io_error(&path, "removing", &error))?;
+        let written = self.write_jobs(jobs, sync);
+        if let Err(error) = &written {
+            // What of it is durable is unknown: nothing may be built on it.
+            self.poison.set(error.clone());
         }
-        if self.compactions >= COMPACTIONS_PER_PURGE {
-            self.compactions = 0;
-            let purged = self.engine.purge_expired_files();
-            self.poison.check()?;
-            purged.map_err(|error| engine_error(&self.folder, "purging", &error))?;
-        }
-        Ok(())
+        written
     }
 }
 

@@ -1,0 +1,7 @@
+//! Criterion over the cases of `perf-raft`.
+
+mod support;
+
+fn main() {
+    support::run("raft");
+}

@@ -1,0 +1,163 @@
+//! `perf-transport` under a node.
+
+use crate::GroupId;
+use crate::inbound::MessageClass;
+use crate::shell::Inbox;
+use crate::transport::{DeliverError, OutboundMessage, SendError, Transport};
+use perf_transport::{Envelope, Message, Payload, Priority, Router, TransportError};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const SERVICE: &str = "raft";
+
+/// The methods of the service, by class.
+const METHODS: [(MessageClass, &str, Priority); 4] = [
+    (MessageClass::Election, "election", Priority::Critical),
+    (MessageClass::Heartbeat, "heartbeat", Priority::Critical),
+    (MessageClass::Append, "append", Priority::Normal),
+    (MessageClass::Snapshot, "snapshot", Priority::Low),
+];
+
+/// The `raft` service of a node, for all its groups: takes messages off a [`perf_transport::Transport`] and puts them on it.
+///
+/// Elections and heartbeats go over the control connection, entries and snapshots over the bulk connection, so a full pipe never
+/// delays a heartbeat. Frames are handed over as they are, without a copy. A frame whose sender is not the node it came from is dropped.
+///
+/// ```no_run
+/// use perf_raft::RaftService;
+/// use perf_transport::{Router, Security, Transport};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let service = RaftService::new();
+/// let transport = Transport::builder(1, "cluster", Security::InsecurePlaintext)
+///     .router(service.register(Router::new()))
+///     .listen("10.0.0.1:7000")
+///     .peer(2, "10.0.0.2:7000")
+///     .start()
+///     .await?;
+/// let for_the_node = service.transport(transport); // to `RaftNodeBuilder::transport`
+/// # let _ = for_the_node;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// The transport's `frame_bytes_max` must be larger than [`RaftOptions::message_bytes_max`](crate::RaftOptions::message_bytes_max) and
+/// [`RaftOptions::proposal_bytes_max`](crate::RaftOptions::proposal_bytes_max).
+#[derive(Clone, Debug, Default)]
+pub struct RaftService {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Read by every message, changed when a node starts or stops.
+    inboxes: parking_lot::RwLock<BTreeMap<GroupId, Inbox>>,
+    dropped: AtomicU64,
+}
+
+impl RaftService {
+    /// A service without nodes.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds the service's handlers and priorities to a router.
+    #[must_use]
+    pub fn register(&self, router: Router) -> Router {
+        METHODS
+            .into_iter()
+            .fold(router, |router, (_, method, priority)| {
+                let shared = Arc::clone(&self.shared);
+                router
+                    .one_way(SERVICE, method, move |message| shared.take(message))
+                    .with_priority(SERVICE, method, priority)
+            })
+    }
+
+    /// The transport of a node, over one whose router this service is registered with. One for each group.
+    #[must_use]
+    pub fn transport(&self, transport: perf_transport::Transport) -> NetworkTransport {
+        NetworkTransport {
+            shared: Arc::clone(&self.shared),
+            transport,
+            group: parking_lot::Mutex::new(None),
+        }
+    }
+
+    /// Messages that came in and were dropped: for no group here, damaged, from somebody else, or beyond a bound.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.shared.dropped.load(Ordering::Relaxed)
+    }
+}
+
+impl Shared {
+    fn take(&self, message: Message) {
+        let from = message.from();
+        let frame = message.into_payload();
+        let taken = crate::codec::FrameHeader::peek(&frame).is_ok_and(|header| {
+            let inbox = self.inboxes.read().get(&header.group).cloned();
+            header.from == from && inbox.is_some_and(|inbox| deliver(&inbox, frame))
+        });
+        if !taken {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn deliver(inbox: &Inbox, frame: bytes::Bytes) -> bool {
+    let delivered: Result<(), DeliverError> = inbox.deliver(frame);
+    delivered.is_ok()
+}
+
+/// A node's end of a [`perf_transport::Transport`]; see [`RaftService`].
+pub struct NetworkTransport {
+    shared: Arc<Shared>,
+    transport: perf_transport::Transport,
+    group: parking_lot::Mutex<Option<GroupId>>,
+}
+
+impl fmt::Debug for NetworkTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NetworkTransport")
+            .field("group", &self.group)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Transport for NetworkTransport {
+    fn start(&self, inbox: Inbox) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let group = inbox.group();
+        if inbox.id() != self.transport.node() {
+            return Err(format!(
+                "node {} over the transport of node {}",
+                inbox.id(),
+                self.transport.node()
+            )
+            .into());
+        }
+        *self.group.lock() = Some(group);
+        self.shared.inboxes.write().insert(group, inbox);
+        Ok(())
+    }
+
+    fn send(&self, message: OutboundMessage) -> Result<(), SendError> {
+        let (_, method, _) = METHODS[message.class as usize];
+        let envelope = Envelope::new(message.to, SERVICE, method, Payload::Shared(message.frame));
+        self.transport
+            .send(envelope)
+            .map_err(|undelivered| match undelivered.error {
+                TransportError::QueueFull { .. } => SendError::Full,
+                _ => SendError::Unreachable,
+            })
+    }
+
+    fn stop(&self) {
+        if let Some(group) = self.group.lock().take() {
+            self.shared.inboxes.write().remove(&group);
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The wire codec against raft's own, both ways.
+//!
+//! `PERF_CODEC_MESSAGES` sets how many random messages there are: 20 000 by default, a million for the full run (in release).
+
+use bytes::Bytes;
+use perf_raft::codec::{self, Body, ChunkAck, Frame, FrameHeader};
+use proptest::prelude::*;
+use protobuf::Message as _;
+use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType, Snapshot};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use std::alloc::System;
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+const TYPES: [MessageType; 19] = [
+    MessageType::MsgHup,
+    MessageType::MsgBeat,
+    MessageType::MsgPropose,
+    MessageType::MsgAppend,
+    MessageType::MsgAppendResponse,
+    MessageType::MsgRequestVote,
+    MessageType::MsgRequestVoteResponse,
+    MessageType::MsgSnapshot,
+    MessageType::MsgHeartbeat,
+    MessageType::MsgHeartbeatResponse,
+    MessageType::MsgUnreachable,
+    MessageType::MsgSnapStatus,
+    MessageType::MsgCheckQuorum,
+    MessageType::MsgTransferLeader,
+    MessageType::MsgTimeoutNow,
+    MessageType::MsgReadIndex,
+    MessageType::MsgReadIndexResp,
+    MessageType::MsgRequestPreVote,
+    MessageType::MsgRequestPreVoteResponse,
+];
+
+/// Small, middling and huge numbers, and 0, which protobuf leaves out.
+fn number(random: &mut StdRng) -> u64 {
+    match random.random_range(0..4) {
+        0 => 0,
+        1 => random.random_range(0..200),
+        2 => u64::from(random.random::<u32>()),
+        _ => random.random(),
+    }
+}
+
+fn bytes(random: &mut StdRng) -> Bytes {
+    let len = match random.random_range(0..5) {
+        0 => 0,
+        1..=3 => random.random_range(0..40),
+        _ => random.random_range(0..400),
+    };
+    (0..len).map(|_| random.random::<u8>()).collect()
+}
+
+fn ids(random: &mut StdRng) -> Vec<u64> {
+    let count = random.random_range(0..4);
+    (0..count).map(|_| number(random)).collect()
+}
+
+fn message(random: &mut StdRng) -> Message {
+    let mut message = Message {
+        to: number(random),
+        from: number(random),
+        term: number(random),
+        log_term: number(random),
+        index: number(random),
+        commit: number(random),
+        commit_term: number(random),
+        request_snapshot: number(random),
+        reject: random.random(),
+        reject_hint: number(random),
+        context: bytes(random),
+        deprecated_priority: number(random),
+        priority: number(random).cast_signed(),
+        ..Default::default()
+    };
+    message.set_msg_type(TYPES[random.random_range(0..TYPES.len())]);
+    let count = random.random_range(0..5);
+    let entries: Vec<Entry> = (0..count)
+        .map(|_| Entry {
+            entry_type: [
+                EntryType::EntryNormal,
+                EntryType::EntryConfChange,
+                EntryType::EntryConfChangeV2,
+            ][random.random_range(0..3)],
+            term: number(random),
+            index: number(random),
+            data: bytes(random),
+            context: bytes(random),
+            sync_log: random.random(),
+            ..Default::default()
+        })
+        .collect();
+    message.set_entries(entries.into());
+    if random.random_range(0..4) == 0 {
+        message.set_snapshot(snapshot(random));
+    }
+    message
+}
+
+fn snapshot(random: &mut StdRng) -> Snapshot {
+    let mut snapshot = Snapshot {
+        data: bytes(random),
+        ..Default::default()
+    };
+    if random.random() {
+        let metadata = snapshot.mut_metadata();
+        (metadata.index, metadata.term) = (number(random), number(random));
+        if random.random() {
+            metadata.set_conf_state(ConfState {
+                voters: ids(random),
+                learners: ids(random),
+                voters_outgoing: ids(random),
+                learners_next: ids(random),
+                auto_leave: random.random(),
+                ..Default::default()
+            });
+        }
+    }
+    snapshot
+}
+
+fn count(name: &str, default: u64) -> u64 {
+    std::env::var(name)
+        .ok()
+        .and_then(|value| value.parse().ok())
+        .unwrap_or(default)
+}
+
+#[test]
+fn it_writes_and_reads_the_bytes_of_rafts_codec() {
+    let mut random = StdRng::seed_from_u64(count("PERF_CODEC_SEED", 1));
+    for number in 0..count("PERF_CODEC_MESSAGES", 20_000) {
+        let message = message(&mut random);
+        let theirs = Bytes::from(message.write_to_bytes().expect("it can be written"));
+        let ours = codec::encode_pooled(&message).expect("it is small");
+        assert_eq!(ours, theirs, "message {number}: {message:?}");
+        assert_eq!(codec::encoded_len(&message), ours.len(), "message {number}");
+        let parsed = Message::parse_from_bytes(&ours).expect("raft reads it");
+        assert_eq!(parsed, message, "message {number}");
+        assert_eq!(
+            codec::decode(theirs).as_ref(),
+            Ok(&message),
+            "message {number}"
+        );
+    }
+}
+
+#[test]
+fn payloads_are_slices_of_the_frame() {
+    let mut message = Message::default();
+    message.set_msg_type(MessageType::MsgAppend);
+    let data = Bytes::from(vec![7; 1000]);
+    message.set_entries(
+        vec![Entry {
+            data,
+            ..Default::default()
+        }]
+        .into(),
+    );
+    let frame = codec::encode_pooled(&message).expect("it is small");
+    let within = frame.as_ptr_range();
+    let decoded = codec::decode(frame.clone()).expect("it was encoded");
+    let start = decoded.entries[0].data.as_ptr();
+    assert!(within.contains(&start), "the payload was copied");
+}
+
+#[test]
+fn steady_encoding_allocates_nothing() {
+    let mut random = StdRng::seed_from_u64(7);
+    let messages: Vec<Message> = (0..64).map(|_| message(&mut random)).collect();
+    let encode_all = || {
+        for message in &messages {
+            std::hint::black_box(codec::encode_pooled(message).expect("it is small"));
+        }
+    };
+    encode_all();
+    // Other tests share the counter: one quiet run is enough.
+    let quiet = (0..200).any(|_| {
+        let region = Region::new(ALLOCATOR);
+        encode_all();
+        region.change().allocations == 0
+    });
+    assert!(quiet, "no run of 64 messages without an allocation");
+}
+
+/// One thread, so that what others allocate does not count: the frame of nothing but empty entries is the worst there is.
+#[test]
+fn memory_is_taken_for_what_is_there_alone() {
+    let announced: Bytes = [0x3A, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F].to_vec().into();
+    assert!(
+        codec::decode(announced).is_err(),
+        "an entry of 4 GiB in 6 bytes"
+    );
+    let empty_entries = Bytes::from([0x3A, 0x00].repeat(1000));
+    let decoded = codec::decode(empty_entries).expect("1000 empty entries are a message");
+    assert_eq!(decoded.entries.len(), 1000);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn arbitrary_bytes_are_a_message_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let frame = Bytes::from(bytes);
+        let _ = codec::decode(frame.clone());
+        let _ = Frame::decode(frame.clone());
+        let _ = FrameHeader::peek(&frame);
+    }
+
+    #[test]
+    fn damaged_frames_are_a_message_or_an_error(seed in any::<u64>(), place in any::<prop::sample::Index>(), bit in 0_u8..8, cut in any::<prop::sample::Index>()) {
+        let message = message(&mut StdRng::seed_from_u64(seed));
+        let header = FrameHeader { to: 2, from: 1, group: perf_raft::GroupId(3), session: seed, sequence: 9 };
+        let frame = Frame { header, body: Body::Raft(message) };
+        let mut bytes = frame.encode_pooled().expect("it is small").to_vec();
+        let at = place.index(bytes.len());
+        bytes[at] ^= 1 << bit;
+        let _ = Frame::decode(Bytes::copy_from_slice(&bytes));
+        bytes.truncate(cut.index(bytes.len()));
+        let _ = Frame::decode(bytes.into());
+    }
+
+    #[test]
+    fn frames_come_back(seed in any::<u64>(), to in any::<u64>(), from in any::<u64>(), group in any::<u64>(), session in any::<u64>(), sequence in any::<u64>()) {
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut message = message(&mut random);
+        message.to = to;
+        let header = FrameHeader { to, from, group: perf_raft::GroupId(group), session, sequence };
+        for body in [Body::Raft(message), Body::Ack(ChunkAck { transfer: from, received: to, refused: seed % 2 == 0 })] {
+            let frame = Frame { header, body };
+            let bytes = frame.encode_pooled().expect("it is small");
+            prop_assert_eq!(bytes.len(), frame.encoded_len());
+            prop_assert_eq!(FrameHeader::peek(&bytes), Ok(header));
+            prop_assert_eq!(Frame::decode(bytes), Ok(frame));
+        }
+    }
+}

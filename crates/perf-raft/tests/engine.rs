@@ -1,0 +1,339 @@
+//! The log on disk: what it keeps, and what it does on disks that fail.
+#![cfg(feature = "durable")]
+
+mod faulty;
+
+use bytes::Bytes;
+use faulty::{Fault, FaultyFileSystem};
+use perf_raft::log::{LogJob, LogState, LogStore, StoredSnapshot, run_jobs};
+use perf_raft::{EngineLog, EngineLogOptions, GroupId, LogError};
+use proptest::prelude::*;
+use raft::eraftpb::{Entry, HardState};
+use std::fs;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+const GROUP: GroupId = GroupId(9);
+
+fn entries(range: std::ops::RangeInclusive<u64>, term: u64) -> Vec<Entry> {
+    range
+        .map(|index| Entry {
+            index,
+            term,
+            data: Bytes::from(format!("entry {index} of term {term}")),
+            ..Default::default()
+        })
+        .collect()
+}
+
+fn hard_state(term: u64, vote: u64, commit: u64) -> HardState {
+    HardState {
+        term,
+        vote,
+        commit,
+        ..Default::default()
+    }
+}
+
+fn snapshot(index: u64, term: u64) -> StoredSnapshot {
+    let mut snapshot = StoredSnapshot {
+        data: Bytes::from(format!("state at {index}")),
+        ..Default::default()
+    };
+    (snapshot.metadata.index, snapshot.metadata.term) = (index, term);
+    snapshot.metadata.mut_conf_state().voters = vec![1, 2, 3];
+    snapshot
+}
+
+fn append(entries: Vec<Entry>) -> LogJob {
+    let term = entries.last().map_or(0, |entry| entry.term);
+    LogJob {
+        group: GROUP,
+        entries,
+        hard_state: Some(hard_state(term, 2, 1)),
+        ..Default::default()
+    }
+}
+
+fn install(index: u64, term: u64) -> LogJob {
+    LogJob {
+        group: GROUP,
+        snapshot: Some(snapshot(index, term)),
+        replaces_log: true,
+        ..Default::default()
+    }
+}
+
+fn open(folder: &Path) -> Result<EngineLog, LogError> {
+    EngineLog::open(folder)
+}
+
+fn load(folder: &Path) -> LogState {
+    open(folder)
+        .expect("a sound log")
+        .load(GROUP)
+        .expect("a sound log")
+        .unwrap_or_default()
+}
+
+/// The one file of the log.
+fn log_file(folder: &Path) -> PathBuf {
+    let files = fs::read_dir(folder)
+        .expect("it is there")
+        .map(|entry| entry.expect("readable").path());
+    let mut logs: Vec<PathBuf> = files
+        .filter(|path| path.extension().is_some_and(|end| end == "raftlog"))
+        .collect();
+    logs.sort();
+    logs.pop().expect("there is one")
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Append { back: u64, count: u64 },
+    Install(u64),
+    Save(u64),
+    Reopen,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (0_u64..4, 1_u64..6).prop_map(|(back, count)| Step::Append { back, count }),
+        1 => (1_u64..9).prop_map(Step::Install),
+        2 => (0_u64..5).prop_map(Step::Save),
+        2 => Just(Step::Reopen),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Any appends, overwritten tails, snapshots and compactions: what is read after opening is what the plain model holds.
+    #[test]
+    fn it_is_the_log_of_the_model(steps in prop::collection::vec(step(), 1..25)) {
+        let folder = TempDir::new().expect("a temporary folder");
+        let mut model = LogState::default();
+        let mut log = open(folder.path()).expect("a fresh folder");
+        let mut term = 1;
+        for step in steps {
+            let last = model.compacted.0 + model.entries.len() as u64;
+            let job = match step {
+                Step::Append { back, count } => {
+                    term += u64::from(back > 0);
+                    let first = (last + 1 - back.min(model.entries.len() as u64)).max(model.compacted.0 + 1);
+                    append(entries(first..=first + count - 1, term))
+                }
+                Step::Install(ahead) => install(last + ahead, term),
+                Step::Save(behind) if !model.entries.is_empty() => {
+                    let index = (last - behind.min(model.entries.len() as u64 - 1)).max(model.compacted.0 + 1);
+                    let of = model.entries[(index - model.compacted.0 - 1) as usize].term;
+                    let saved = LogJob { group: GROUP, snapshot: Some(snapshot(index, of)), ..Default::default() };
+                    run_jobs(&mut log, &mut [saved.clone()]).expect("a sound disk");
+                    model.apply(&saved);
+                    LogJob { group: GROUP, compacted: Some((index, of)), ..Default::default() }
+                }
+                Step::Save(_) => continue,
+                Step::Reopen => {
+                    drop(log);
+                    log = open(folder.path()).expect("a sound log");
+                    prop_assert_eq!(log.load(GROUP).expect("a sound log").unwrap_or_default(), model.clone());
+                    continue;
+                }
+            };
+            run_jobs(&mut log, &mut [job.clone()]).expect("a sound disk");
+            model.apply(&job);
+        }
+        drop(log);
+        prop_assert_eq!(load(folder.path()), model);
+    }
+}
+
+#[test]
+fn groups_share_a_log_without_seeing_each_other() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let mut log = open(folder.path()).expect("a fresh folder");
+    let other = LogJob {
+        group: GroupId(10),
+        ..append(entries(1..=2, 1))
+    };
+    run_jobs(&mut log, &mut [append(entries(1..=3, 1)), other]).expect("a sound disk");
+    drop(log);
+    let mut log = open(folder.path()).expect("a sound log");
+    let count = |log: &mut EngineLog, group| {
+        log.load(group)
+            .expect("sound")
+            .map(|state| state.entries.len())
+    };
+    assert_eq!(count(&mut log, GROUP), Some(3));
+    assert_eq!(count(&mut log, GroupId(10)), Some(2));
+    assert_eq!(count(&mut log, GroupId(11)), None);
+}
+
+/// Two writes; the last one's end is cut off at every place: the first is always there.
+#[test]
+fn a_torn_tail_is_cut_wherever_it_was_torn() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let mut log = open(folder.path()).expect("a fresh folder");
+    run_jobs(&mut log, &mut [append(entries(1..=3, 1))]).expect("a sound disk");
+    drop(log);
+    let before = fs::read(log_file(folder.path())).expect("readable");
+    let mut log = open(folder.path()).expect("a sound log");
+    run_jobs(&mut log, &mut [append(entries(4..=6, 1))]).expect("a sound disk");
+    drop(log);
+    let after = fs::read(log_file(folder.path())).expect("readable");
+    assert!(after.starts_with(&before) && after.len() > before.len());
+    for len in before.len()..after.len() {
+        fs::write(log_file(folder.path()), &after[..len]).expect("writable");
+        assert_eq!(
+            load(folder.path()).entries,
+            entries(1..=3, 1),
+            "torn at {len}"
+        );
+        // Some of its pages may be there and others not.
+        let mut holes = after.clone();
+        holes[before.len()..len].fill(0);
+        fs::write(log_file(folder.path()), &holes).expect("writable");
+        if holes != after {
+            assert_eq!(
+                load(folder.path()).entries,
+                entries(1..=3, 1),
+                "a hole to {len}"
+            );
+        }
+    }
+}
+
+/// Every single bit that may rot before a sound record is found, and named with its file.
+#[test]
+fn damage_before_a_sound_record_is_refused() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let mut log = open(folder.path()).expect("a fresh folder");
+    run_jobs(&mut log, &mut [append(entries(1..=3, 1))]).expect("a sound disk");
+    drop(log);
+    let first_end = fs::read(log_file(folder.path())).expect("readable").len();
+    let mut log = open(folder.path()).expect("a sound log");
+    run_jobs(&mut log, &mut [append(entries(4..=6, 1))]).expect("a sound disk");
+    drop(log);
+    let path = log_file(folder.path());
+    let sound = fs::read(&path).expect("readable");
+    // Behind the file's header: the first record.
+    for at in 69..first_end {
+        let mut rotten = sound.clone();
+        rotten[at] ^= 1 << (at % 8);
+        fs::write(&path, &rotten).expect("writable");
+        match open(folder.path()) {
+            Err(LogError::Corrupted { file, offset, .. }) => {
+                assert_eq!(file, path);
+                assert!(offset <= at as u64, "offset {offset} for damage at {at}");
+            }
+            other => panic!("damage at {at} of {first_end}: {other:?}"),
+        }
+        assert_eq!(
+            fs::read(&path).expect("readable"),
+            rotten,
+            "a refused log was changed"
+        );
+    }
+    fs::write(&path, &sound).expect("writable");
+    assert_eq!(load(folder.path()).entries.len(), 6);
+}
+
+#[test]
+fn a_missing_file_and_a_damaged_snapshot_are_refused() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let mut log = open(folder.path()).expect("a fresh folder");
+    run_jobs(&mut log, &mut [install(7, 2)]).expect("a sound disk");
+    drop(log);
+    assert_eq!(load(folder.path()).snapshot, Some(snapshot(7, 2)));
+    let files = fs::read_dir(folder.path())
+        .expect("it is there")
+        .map(|entry| entry.expect("readable").path());
+    let data: Vec<PathBuf> = files
+        .filter(|path| path.extension().is_some_and(|end| end == "snapshot"))
+        .collect();
+    fs::write(&data[0], "something else").expect("writable");
+    let error = open(folder.path())
+        .expect("the log itself is sound")
+        .load(GROUP);
+    assert!(
+        matches!(error, Err(LogError::Corrupted { ref file, .. }) if *file == data[0]),
+        "{error:?}"
+    );
+    let path = log_file(folder.path());
+    fs::copy(&path, path.with_file_name("0000000000000003.raftlog")).expect("writable");
+    assert!(
+        matches!(open(folder.path()), Err(LogError::Corrupted { .. })),
+        "file 2 is missing"
+    );
+}
+
+#[test]
+fn a_failed_fsync_is_reported_once_and_never_repeated() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let (file_system, faults) = FaultyFileSystem::new();
+    let options = EngineLogOptions::default();
+    let mut log = EngineLog::open_on(folder.path(), &options, file_system).expect("a fresh folder");
+    run_jobs(&mut log, &mut [append(entries(1..=3, 1))]).expect("a sound disk");
+    faults.set(Fault::Sync);
+    let syncs = faults.syncs();
+    let failed = run_jobs(&mut log, &mut [append(entries(4..=6, 1))]);
+    assert!(matches!(failed, Err(LogError::Sync { .. })), "{failed:?}");
+    assert_eq!(faults.syncs(), syncs + 1);
+    faults.set(Fault::None);
+    let again = run_jobs(&mut log, &mut [append(entries(4..=6, 1))]);
+    assert!(matches!(again, Err(LogError::Sync { .. })), "{again:?}");
+    drop(log);
+    assert_eq!(faults.syncs(), syncs + 1, "fsync was asked for again");
+    // What was synced before is there; the rest may be.
+    let found = load(folder.path()).entries;
+    assert!(
+        found == entries(1..=3, 1) || found == entries(1..=6, 1),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn a_full_disk_is_an_error_and_what_was_written_stays() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let options = EngineLogOptions::default();
+    for fault in [Fault::Full, Fault::TornWrite] {
+        let (file_system, faults) = FaultyFileSystem::new();
+        let mut log =
+            EngineLog::open_on(folder.path(), &options, file_system).expect("a sound log");
+        run_jobs(&mut log, &mut [append(entries(1..=3, 1))]).expect("a sound disk");
+        faults.set(fault);
+        let failed = run_jobs(&mut log, &mut [append(entries(4..=6, 1))]);
+        assert!(
+            matches!(failed, Err(LogError::Io { .. })),
+            "{fault:?}: {failed:?}"
+        );
+        faults.set(Fault::None);
+        let again = run_jobs(&mut log, &mut [append(entries(4..=6, 1))]);
+        assert_eq!(again, failed, "a log that failed goes on");
+        drop(log);
+        assert_eq!(load(folder.path()).entries, entries(1..=3, 1));
+    }
+}
+
+#[test]
+fn one_write_and_one_sync_for_many_jobs() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let (file_system, faults) = FaultyFileSystem::new();
+    let options = EngineLogOptions::default();
+    let mut log = EngineLog::open_on(folder.path(), &options, file_system).expect("a fresh folder");
+    let syncs = faults.syncs();
+    let mut jobs: Vec<LogJob> = (1..=50)
+        .map(|index| append(entries(index..=index, 1)))
+        .collect();
+    run_jobs(&mut log, &mut jobs).expect("a sound disk");
+    assert_eq!(faults.syncs(), syncs + 1);
+    drop(log);
+    assert_eq!(load(folder.path()).entries.len(), 50);
+}
+
+#[test]
+fn the_same_folder_is_not_opened_twice() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let _log = open(folder.path()).expect("a fresh folder");
+    assert!(open(folder.path()).is_err());
+}
