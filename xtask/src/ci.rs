@@ -10,12 +10,13 @@ use anyhow::{Context, Result};
 use crate::step;
 
 /// The command lines after `cargo xtask`, as `.ci/run` has them too.
-const STEPS: [&[&str]; 5] = [
+const STEPS: [&[&str]; 6] = [
     &["test"],
     &["lint"],
     &["features"],
     &["package"],
-    &["bench", "--quick"],
+    &["bench", "--quick", "--against", "main", "--gate"],
+    &["cluster", "--for", "15", "--chaos"],
 ];
 
 /// How the lines begin that are worth repeating at the end.

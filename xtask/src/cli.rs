@@ -24,7 +24,7 @@ Commands:
   features  build every crate with no feature, each feature alone, and all
   package   what would be published: file lists and a dry run
   release   which versions a change to a crate implies, and its changelogs
-  ci        all of the above, with a quick bench, in the order of .ci/run
+  ci        what a change must pass, in the order of .ci/run
 
 `cargo xtask <command> --help` says more.
 ";
@@ -150,7 +150,7 @@ depend on it; dates what their changelogs have under `Unreleased`, and prints th
 const CI_HELP: &str = "\
 Usage: cargo xtask ci [--allow-dirty]
 
-Runs test, lint, features, package and a quick bench, and repeats cargo test's summary at the end.
+Runs test, lint, features, package, a quick bench with its gate and a cluster under chaos, and repeats cargo test's summary at the end.
 
   --allow-dirty  package also with uncommitted changes
 ";
