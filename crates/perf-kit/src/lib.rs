@@ -47,8 +47,14 @@ pub mod prelude {
         AtomicCounters, AtomicFlags, Membership, MembershipReader, NodeState, OwnedCounter,
         RaftStatus, Role, Snapshot,
     };
+    #[cfg(feature = "cache")]
+    pub use perf_cache::{CacheManager, CachedValue, PlacementIndex, TtlCache};
     #[cfg(feature = "metrics")]
     pub use perf_metrics::{EMPTY_ATTRS, KeyValue, NodeMetrics, Registry, label_set};
     #[cfg(feature = "pool")]
     pub use perf_pool::{BufferGuard, BufferPool, BytesGuard, ObjectPool, buffer_pool};
+    #[cfg(feature = "raft")]
+    pub use perf_raft::{RaftHandle, RaftNode, RaftOptions, StateMachine};
+    #[cfg(feature = "transport")]
+    pub use perf_transport::{Envelope, Priority, Router, Security, Transport};
 }
