@@ -40,7 +40,7 @@ pub(crate) enum LogSide {
 /// Where jobs for the state machine go.
 pub(crate) enum ApplySide {
     Inline(Box<Applier>),
-    Task(Arc<ApplyQueue>),
+    Thread(Arc<ApplyQueue>),
 }
 
 /// What the handle reads.
@@ -77,6 +77,15 @@ pub(crate) struct Scratch {
     wakers: Vec<Waker>,
     refused: Vec<u64>,
     propose: StageStats,
+}
+
+impl Drop for ApplySide {
+    /// The runtime may end without a word; the thread shall not outlive the node.
+    fn drop(&mut self) {
+        if let Self::Thread(queue) = self {
+            queue.close();
+        }
+    }
 }
 
 impl Driver {
@@ -260,7 +269,7 @@ impl Driver {
             return Ok(());
         }
         match &mut self.apply {
-            ApplySide::Task(queue) => queue.push(jobs.drain(..)),
+            ApplySide::Thread(queue) => queue.push(jobs.drain(..)),
             ApplySide::Inline(applier) => {
                 for job in jobs.drain(..) {
                     match applier.run(job)? {
@@ -294,7 +303,7 @@ impl Driver {
         };
         let mut apply = match &self.apply {
             ApplySide::Inline(applier) => applier.stats,
-            ApplySide::Task(queue) => *queue.stats.lock(),
+            ApplySide::Thread(queue) => *queue.stats.lock(),
         };
         apply.waiting = self.last_status.apply_lag();
         let stats = RaftStats {
@@ -340,7 +349,7 @@ impl Driver {
         };
         self.published.status.publish(self.last_status);
         self.publish_stats();
-        if let ApplySide::Task(queue) = &self.apply {
+        if let ApplySide::Thread(queue) = &self.apply {
             queue.close();
         }
         let Self { log, ended, .. } = self;
