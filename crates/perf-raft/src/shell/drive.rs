@@ -30,6 +30,22 @@ const BATCHES_IN_FLIGHT: usize = 2;
 /// Proposals in a batch from which on it pays to wait for more.
 const CROWD: usize = 2;
 
+/// Turns given to others while the queue of proposals grows.
+const TURNS_MAX: u32 = 8;
+
+/// Lets others have their turn as long as that brings proposals.
+async fn gather(mailbox: &Mailbox) {
+    let mut seen = 0;
+    for _ in 0..TURNS_MAX {
+        tokio::task::yield_now().await;
+        let waiting = mailbox.proposals_waiting();
+        if waiting == seen {
+            return;
+        }
+        seen = waiting;
+    }
+}
+
 /// Where log jobs go.
 pub(crate) enum LogSide {
     /// A log in memory: done at once.
@@ -108,7 +124,7 @@ impl Driver {
                 // Those whose answers came together propose again together, but the first of them rings the bell: let the
                 // others have their turn first, so that they share a batch. A lone client is not made to wait.
                 if self.crowded {
-                    tokio::task::yield_now().await;
+                    gather(&mailbox).await;
                 }
             }
             let turn = catch_unwind(AssertUnwindSafe(|| self.turn(tick)));
