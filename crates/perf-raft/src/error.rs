@@ -168,7 +168,7 @@ pub enum StartError {
     #[error("the state machine failed: {0}")]
     StateMachine(String),
     /// A thread could not be started.
-    #[error("no thread for the log: {0}")]
+    #[error("no thread for the log or the state machine: {0}")]
     Thread(#[from] std::io::Error),
     /// The transport cannot start.
     #[error("the transport failed: {0}")]

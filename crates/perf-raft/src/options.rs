@@ -7,10 +7,10 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ApplyMode {
-    /// In a task of its own: a slow [`apply`](crate::StateMachine::apply) delays no heartbeat.
+    /// In a thread of its own: a slow [`apply`](crate::StateMachine::apply) delays no heartbeat, and blocks no task.
     #[default]
-    Task,
-    /// In the task that drives Raft: one hand-over between tasks less per batch. For state machines that take
+    Thread,
+    /// In the task that drives Raft: one hand-over between threads less per batch. For state machines that take
     /// microseconds, such as maps in memory.
     Inline,
 }
@@ -99,7 +99,7 @@ impl Default for RaftOptions {
             snapshot_window_chunks: 8,
             lease_reads: false,
             clock_drift_max_percent: 10,
-            apply: ApplyMode::Task,
+            apply: ApplyMode::Thread,
         }
     }
 }

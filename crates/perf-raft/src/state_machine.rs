@@ -16,7 +16,7 @@ pub struct Command {
 
 /// What a group replicates: the same commands in the same order on every node.
 ///
-/// It is driven from one task and may block for as long as
+/// It is driven from one place and may block for as long as
 /// [`RaftOptions::unapplied_entries_max`](crate::RaftOptions::unapplied_entries_max) allows. It need not be durable: at the
 /// start of a node it is restored from the last snapshot and gets what the log has after it.
 ///

@@ -16,7 +16,7 @@ fn command(number: u64) -> Bytes {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_proposed_is_applied_everywhere_in_order() {
-    for mode in [ApplyMode::Task, ApplyMode::Inline] {
+    for mode in [ApplyMode::Thread, ApplyMode::Inline] {
         let mut options = options();
         options.apply = mode;
         let cluster = Cluster::start(&[1, 2, 3], options).await;

@@ -155,6 +155,7 @@ pub(crate) fn conf_change_single(
 }
 
 /// The way back, for what the log keeps.
+#[cfg(feature = "durable")]
 pub(crate) fn wire_conf_state(from: &eraftpb::ConfState) -> wire::ConfState {
     wire::ConfState {
         voters: from.voters.clone(),
@@ -165,6 +166,7 @@ pub(crate) fn wire_conf_state(from: &eraftpb::ConfState) -> wire::ConfState {
     }
 }
 
+#[cfg(feature = "durable")]
 pub(crate) fn wire_snapshot_metadata(from: &eraftpb::SnapshotMetadata) -> wire::SnapshotMetadata {
     wire::SnapshotMetadata {
         conf_state: Some(wire_conf_state(from.get_conf_state())),

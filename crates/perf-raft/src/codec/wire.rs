@@ -119,6 +119,7 @@ pub(crate) struct ConfChange {
 }
 
 /// What `EngineLog` keeps beside the entries.
+#[cfg(feature = "durable")]
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct HardState {
     #[prost(uint64, tag = "1")]

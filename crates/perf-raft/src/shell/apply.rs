@@ -7,13 +7,11 @@ use crate::core::ApplyJob;
 use crate::error::StopReason;
 use crate::state_machine::{Command, StateMachine};
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
-use tokio::sync::Notify;
 
 /// The state machine with what it needs from batch to batch.
 pub(crate) struct Applier {
@@ -119,12 +117,12 @@ pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
         .to_owned()
 }
 
-/// Jobs on their way to the task of the state machine. As many as the core hands over: it bounds them by
+/// Jobs on their way to the thread of the state machine. As many as the core hands over: it bounds them by
 /// `unapplied_entries_max`.
 #[derive(Default)]
 pub(crate) struct ApplyQueue {
     jobs: Mutex<(VecDeque<ApplyJob<Token>>, bool)>,
-    bell: Notify,
+    bell: Condvar,
     pub(crate) stats: Mutex<StageStats>,
 }
 
@@ -140,20 +138,18 @@ impl ApplyQueue {
     }
 
     /// Drives the state machine until the queue is closed; what still waits then is dropped, which answers it.
-    pub(crate) async fn drive(self: Arc<Self>, mut applier: Applier, mailbox: Arc<Mailbox>) {
+    pub(crate) fn run(&self, mut applier: Applier, mailbox: &Mailbox) {
         let mut jobs = VecDeque::new();
         loop {
-            let closed = {
+            {
                 let mut waiting = self.jobs.lock();
+                while waiting.0.is_empty() && !waiting.1 {
+                    self.bell.wait(&mut waiting);
+                }
                 std::mem::swap(&mut waiting.0, &mut jobs);
-                waiting.1
-            };
-            if closed {
-                return;
-            }
-            if jobs.is_empty() {
-                self.bell.notified().await;
-                continue;
+                if waiting.1 {
+                    return;
+                }
             }
             let mut applied = 0;
             for job in jobs.drain(..) {
@@ -172,7 +168,6 @@ impl ApplyQueue {
             if applied > 0 {
                 mailbox.report(|reports| reports.applied = reports.applied.max(applied));
             }
-            tokio::task::yield_now().await;
         }
     }
 }

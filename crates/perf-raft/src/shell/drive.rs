@@ -30,6 +30,22 @@ const BATCHES_IN_FLIGHT: usize = 2;
 /// Proposals in a batch from which on it pays to wait for more.
 const CROWD: usize = 2;
 
+/// Turns given to others while the queue of proposals grows.
+const TURNS_MAX: u32 = 8;
+
+/// Lets others have their turn as long as that brings proposals.
+async fn gather(mailbox: &Mailbox) {
+    let mut seen = 0;
+    for _ in 0..TURNS_MAX {
+        tokio::task::yield_now().await;
+        let waiting = mailbox.proposals_waiting();
+        if waiting == seen {
+            return;
+        }
+        seen = waiting;
+    }
+}
+
 /// Where log jobs go.
 pub(crate) enum LogSide {
     /// A log in memory: done at once.
@@ -40,7 +56,7 @@ pub(crate) enum LogSide {
 /// Where jobs for the state machine go.
 pub(crate) enum ApplySide {
     Inline(Box<Applier>),
-    Task(Arc<ApplyQueue>),
+    Thread(Arc<ApplyQueue>),
 }
 
 /// What the handle reads.
@@ -79,6 +95,15 @@ pub(crate) struct Scratch {
     propose: StageStats,
 }
 
+impl Drop for ApplySide {
+    /// The runtime may end without a word; the thread shall not outlive the node.
+    fn drop(&mut self) {
+        if let Self::Thread(queue) = self {
+            queue.close();
+        }
+    }
+}
+
 impl Driver {
     /// Drives the node until it is told to stop or cannot go on.
     pub(crate) async fn run(mut self) {
@@ -99,7 +124,7 @@ impl Driver {
                 // Those whose answers came together propose again together, but the first of them rings the bell: let the
                 // others have their turn first, so that they share a batch. A lone client is not made to wait.
                 if self.crowded {
-                    tokio::task::yield_now().await;
+                    gather(&mailbox).await;
                 }
             }
             let turn = catch_unwind(AssertUnwindSafe(|| self.turn(tick)));
@@ -260,7 +285,7 @@ impl Driver {
             return Ok(());
         }
         match &mut self.apply {
-            ApplySide::Task(queue) => queue.push(jobs.drain(..)),
+            ApplySide::Thread(queue) => queue.push(jobs.drain(..)),
             ApplySide::Inline(applier) => {
                 for job in jobs.drain(..) {
                     match applier.run(job)? {
@@ -294,7 +319,7 @@ impl Driver {
         };
         let mut apply = match &self.apply {
             ApplySide::Inline(applier) => applier.stats,
-            ApplySide::Task(queue) => *queue.stats.lock(),
+            ApplySide::Thread(queue) => *queue.stats.lock(),
         };
         apply.waiting = self.last_status.apply_lag();
         let stats = RaftStats {
@@ -340,7 +365,7 @@ impl Driver {
         };
         self.published.status.publish(self.last_status);
         self.publish_stats();
-        if let ApplySide::Task(queue) = &self.apply {
+        if let ApplySide::Thread(queue) = &self.apply {
             queue.close();
         }
         let Self { log, ended, .. } = self;

@@ -200,10 +200,12 @@ impl RaftNodeBuilder {
         };
         let apply = match options.apply {
             ApplyMode::Inline => ApplySide::Inline(Box::new(applier)),
-            ApplyMode::Task => {
+            ApplyMode::Thread => {
                 let queue = Arc::new(ApplyQueue::default());
-                tokio::spawn(Arc::clone(&queue).drive(applier, Arc::clone(&mailbox)));
-                ApplySide::Task(queue)
+                let (its, mailbox) = (Arc::clone(&queue), Arc::clone(&mailbox));
+                let thread = std::thread::Builder::new().name(format!("raft-apply-{id}"));
+                thread.spawn(move || its.run(applier, &mailbox))?;
+                ApplySide::Thread(queue)
             }
         };
         let status = core.status();
