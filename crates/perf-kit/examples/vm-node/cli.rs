@@ -51,6 +51,19 @@ pub(crate) struct Serve {
     pub(crate) naive: bool,
 }
 
+impl Serve {
+    /// The host that this node is.
+    pub(crate) fn own(&self) -> Result<&Host> {
+        let own = self.peers.iter().find(|host| host.id == self.id);
+        own.with_context(|| format!("node {} is not among the peers", self.id))
+    }
+
+    /// All other hosts.
+    pub(crate) fn others(&self) -> impl Iterator<Item = &Host> {
+        self.peers.iter().filter(|host| host.id != self.id)
+    }
+}
+
 /// Parses the arguments after the program's name.
 pub(crate) fn parse(parser: lexopt::Parser) -> Result<Command> {
     let mut parser = parser;
@@ -95,17 +108,18 @@ fn serve(mut parser: lexopt::Parser) -> Result<Command> {
     for host in &mut peers {
         host.size = size;
     }
-    if !peers.iter().any(|host: &Host| host.id == id) {
-        bail!("`serve` needs a --peer for node {id} itself, too");
-    }
-    Ok(Command::Serve(Serve {
+    let options = Serve {
         id,
         peers,
         data: data.ok_or_else(|| missing("--data"))?,
         certificates: certificates.ok_or_else(|| missing("--certificates"))?,
         join,
         naive,
-    }))
+    };
+    options
+        .own()
+        .context("`serve` needs a --peer for the node itself, too")?;
+    Ok(Command::Serve(options))
 }
 
 /// `1=127.0.0.1:7001,127.0.0.1:8001`

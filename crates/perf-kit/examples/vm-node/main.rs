@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use anyhow::{Context as _, Result};
 use tokio::net::TcpListener;
 
+mod answer;
 mod api;
 mod backend;
 mod certificates;
@@ -44,11 +45,7 @@ fn main() -> Result<()> {
 
 /// Runs a node until Ctrl-C or until it stops by itself.
 async fn serve(options: Serve) -> Result<()> {
-    let own = options.peers.iter().find(|host| host.id == options.id);
-    let address: SocketAddr = own
-        .context("this node is not among the peers")?
-        .http
-        .parse()?;
+    let address: SocketAddr = options.own()?.http.parse()?;
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on {address}"))?;

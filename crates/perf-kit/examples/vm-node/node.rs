@@ -16,7 +16,7 @@ use perf_kit::transport::{Router, Security, Transport};
 use prost::Message as _;
 use tokio::task::JoinHandle;
 
-use crate::backend::{HostStatus, Refusal, Status, role_name};
+use crate::answer::{HostStatus, Refusal, Status, role_name};
 use crate::certificates::{CLUSTER, Identity};
 use crate::cli::Serve;
 use crate::inventory::Inventory;
@@ -48,14 +48,13 @@ pub(crate) struct FastNode {
 impl FastNode {
     /// Starts a node: its connections, its log, its state, in this order.
     pub(crate) async fn start(options: &Serve) -> Result<Arc<Self>> {
-        let own = options.peers.iter().find(|host| host.id == options.id);
-        let own = own.context("this node is not among the peers")?;
+        let own = options.own()?;
         let identity = Identity::read(&options.certificates, options.id)?.transport()?;
         let service = RaftService::new();
         let mut transport = Transport::builder(options.id, CLUSTER, Security::MutualTls(identity))
             .router(service.register(Router::new()))
             .listen(own.raft.clone());
-        for host in options.peers.iter().filter(|host| host.id != options.id) {
+        for host in options.others() {
             transport = transport.peer(host.id, host.raft.clone());
         }
         let transport = transport

@@ -7,7 +7,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::backend::Refusal;
+use crate::answer::Refusal;
 use crate::inventory::command::{Outcome, Size};
 
 /// What is answered instead of what was asked for.

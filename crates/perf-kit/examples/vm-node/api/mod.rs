@@ -106,6 +106,15 @@ struct Freshness {
     stale: bool,
 }
 
+impl Freshness {
+    async fn wait(&self, backend: &Backend) -> Result<(), ApiError> {
+        if !self.stale {
+            backend.barrier().await?;
+        }
+        Ok(())
+    }
+}
+
 #[derive(Debug, Serialize)]
 struct VmList {
     count: usize,
@@ -243,9 +252,7 @@ async fn get_vm(
     Query(freshness): Query<Freshness>,
 ) -> Result<Response, ApiError> {
     check::name("name", &name)?;
-    if !freshness.stale {
-        backend.barrier().await?;
-    }
+    freshness.wait(&backend).await?;
     match backend.vm(&name).await {
         Some(vm) => Ok(json(StatusCode::OK, &vm)),
         None => Err(Outcome::Unknown(name).into()),
@@ -256,9 +263,7 @@ async fn list_vms(
     State(backend): Shared,
     Query(freshness): Query<Freshness>,
 ) -> Result<Response, ApiError> {
-    if !freshness.stale {
-        backend.barrier().await?;
-    }
+    freshness.wait(&backend).await?;
     let vms = backend.vms().await;
     let count = vms.len();
     Ok(json(StatusCode::OK, &VmList { count, vms }))

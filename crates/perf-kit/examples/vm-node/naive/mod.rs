@@ -20,7 +20,7 @@ use raft::storage::MemStorage;
 use raft::{Config, RawNode, StateRole};
 use tokio::sync::{Mutex, RwLock, mpsc, oneshot};
 
-use crate::backend::{HostStatus, Refusal, Status};
+use crate::answer::{HostStatus, Refusal, Status};
 use crate::certificates::Identity;
 use crate::cli::Serve;
 use crate::inventory::Inventory;
@@ -118,14 +118,10 @@ impl NaiveNode {
         let raft = RawNode::new(&config, storage, &logger)?;
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let identity = Identity::read(&options.certificates, options.id)?;
-        let own = options
-            .peers
-            .iter()
-            .find(|host| host.id == options.id)
-            .context("this node is not among the peers")?;
+        let own = options.own()?;
         let listen: SocketAddr = own.raft.parse()?;
         let network = Network::start(&identity, listen, events.clone()).await?;
-        for host in options.peers.iter().filter(|host| host.id != options.id) {
+        for host in options.others() {
             network.add_peer(host.id, host.raft.clone()).await;
         }
         let shared = Arc::new(RwLock::new(Shared {
