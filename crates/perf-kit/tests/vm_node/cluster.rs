@@ -13,7 +13,7 @@ const LEADER_MAX: Duration = Duration::from_secs(60);
 /// How long an answer may take.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 
-/// Three nodes; they and their files are gone when it is dropped.
+/// Three nodes, and the place for a fourth; they and their files are gone when it is dropped.
 pub(crate) struct Cluster {
     directory: tempfile::TempDir,
     peers: Vec<(u64, String, String)>,
@@ -53,26 +53,27 @@ fn program() -> PathBuf {
 impl Cluster {
     pub(crate) fn start() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
-        let listeners: Vec<TcpListener> = (0..6)
+        let listeners: Vec<TcpListener> = (0..8)
             .map(|_| TcpListener::bind("127.0.0.1:0").expect("loopback is there"))
             .collect();
         let address = |place: usize| {
             let address = listeners[place].local_addr().expect("it is bound");
             address.to_string()
         };
-        let peers = (0..3)
+        let peers = (0..4)
             .map(|place| (place as u64 + 1, address(2 * place), address(2 * place + 1)))
             .collect();
         drop(listeners);
         let made = Command::new(program())
             .arg("certificates")
             .arg(directory.path().join("certificates"))
+            .args(["--nodes", "4"])
             .status();
         assert!(made.is_ok_and(|status| status.success()));
         let mut cluster = Self {
             directory,
             peers,
-            children: vec![None, None, None],
+            children: vec![None, None, None, None],
         };
         for id in 1..=3 {
             cluster.restart(id);
@@ -80,12 +81,17 @@ impl Cluster {
         cluster
     }
 
+    /// Starts a node; the fourth is one that joins.
     pub(crate) fn restart(&mut self, id: u64) {
         let folder = self.directory.path();
         let mut command = Command::new(program());
         command.args(["serve", "--id", &id.to_string()]);
-        for (id, raft, http) in &self.peers {
+        let known = if id == 4 { 4 } else { 3 };
+        for (id, raft, http) in self.peers.iter().take(known) {
             command.args(["--peer", &format!("{id}={raft},{http}")]);
+        }
+        if id == 4 {
+            command.arg("--join");
         }
         let child = command
             .arg("--data")
@@ -107,11 +113,16 @@ impl Cluster {
         }
     }
 
+    /// Where the peers of a node connect to.
+    pub(crate) fn raft_address(&self, id: u64) -> &str {
+        &self.peers[id as usize - 1].1
+    }
+
     pub(crate) fn address(&self, id: u64) -> &str {
         &self.peers[id as usize - 1].2
     }
 
-    /// The id of a leader that a majority agrees on and that knows all three hosts.
+    /// The id of a leader that a majority of the first three agrees on and that knows their hosts.
     pub(crate) fn leader(&self) -> u64 {
         let start = Instant::now();
         while start.elapsed() < LEADER_MAX {
@@ -123,7 +134,7 @@ impl Cluster {
                 status["role"] == "leader"
                     && status["hosts"]
                         .as_array()
-                        .is_some_and(|hosts| hosts.len() == 3)
+                        .is_some_and(|hosts| hosts.len() >= 3)
             });
             if let Some(leader) = leader {
                 let agree = statuses
@@ -148,7 +159,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        for id in 1..=3 {
+        for id in 1..=4 {
             self.kill(id);
         }
     }

@@ -192,3 +192,32 @@ fn without_a_quorum_nothing_is_promised_and_nothing_is_lost() {
         "{names:?}"
     );
 }
+
+#[test]
+fn a_fourth_node_joins_and_counts() {
+    let mut cluster = Cluster::start();
+    let leader = cluster.leader();
+    assert_eq!(cluster.send(leader, "POST", "/vms", VM).status, 201);
+    cluster.restart(4);
+    let member = format!(
+        r#"{{"id":4,"http":"{}","raft":"{}","vcpus":64,"memory_mib":65536,"disk_gib":1024}}"#,
+        cluster.address(4),
+        cluster.raft_address(4)
+    );
+    let added = cluster.send(leader, "POST", "/members", &member);
+    assert_eq!(added.status, 200, "{added:?}");
+    // It has what was there before, and a vote: with one of the first three gone, three of four are a quorum.
+    let follower = (1..=3).find(|&id| id != leader).expect("there are three");
+    cluster.kill(follower);
+    let body = VM.replace("web-1", "web-2");
+    let written = cluster.send(leader, "POST", "/vms", &body);
+    assert_eq!(written.status, 201, "{written:?}");
+    let list = cluster.send(4, "GET", "/vms", "");
+    assert_eq!(
+        (list.status, &list.json()["count"]),
+        (200, &2.into()),
+        "{list:?}"
+    );
+    let hosts = cluster.send(4, "GET", "/status", "").json();
+    assert_eq!(hosts["hosts"].as_array().map(Vec::len), Some(4), "{hosts}");
+}
