@@ -95,6 +95,8 @@ struct Generation {
 pub(crate) struct Evictor<K, V> {
     store: Arc<Store<K, V>>,
     capacity: Capacity,
+    /// Reads are told from this weight on: three quarters of the capacity.
+    told_from: u64,
     current: ArcSwap<Generation>,
     /// The number of the current generation; what others throw out does not count.
     number: Arc<AtomicU64>,
@@ -119,6 +121,7 @@ where
         Self {
             store,
             capacity,
+            told_from: capacity.units - capacity.units / 4,
             current: ArcSwap::from_pointee(first),
             number,
             shadow: (policy == Policy::Adaptive).then(Mutex::default),
@@ -152,6 +155,12 @@ where
 
     pub(crate) fn switches(&self) -> u64 {
         self.switches.load(Ordering::Relaxed)
+    }
+
+    /// Whether the cache is so full that the policy must know of reads.
+    #[inline]
+    pub(crate) fn is_filling(&self) -> bool {
+        self.store.weight() >= self.told_from
     }
 
     /// An entry was read for the first time in this tick.
