@@ -178,6 +178,8 @@ where
         self.sync(hash);
         self.sample(hash, weight);
         if self.store.weight() > self.weight_max() {
+            // A policy that is just taking over does not know of all entries yet, and the one before it has no say.
+            let _settled = self.switching.lock();
             self.current.load().tokens.run_pending_tasks();
         }
         self.store.bury();
@@ -242,9 +244,7 @@ where
 
     /// Changes the policy. Linear in the number of entries.
     fn switch(&self, kind: Kind) {
-        let Some(_alone) = self.switching.try_lock() else {
-            return;
-        };
+        let _alone = self.switching.lock();
         if self.kind() == kind {
             return;
         }
