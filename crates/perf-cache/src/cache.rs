@@ -3,7 +3,7 @@
 use crate::builder::{CacheBuilder, Loader, Weigher};
 use crate::entry::{Content, Entry, Failure, Freshness};
 use crate::flight::{Flight, Outcome};
-use crate::local;
+use crate::local::{self, Lease};
 use crate::policy::{Capacity, Evictor, Policy};
 use crate::reader::CacheReader;
 use crate::shard::{self, Store};
@@ -211,6 +211,7 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
     }
 
     /// What an entry is good for now.
+    #[inline]
     pub(crate) fn judge(&self, entry: &Entry<K, V>) -> Freshness {
         let coarse = self.time.now().as_nanos().saturating_add(self.lag);
         let fresh_until = entry.fresh_until.min(entry.idle_end(self.rules.idle));
@@ -222,6 +223,7 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
     }
 
     /// Up to when on the coarse clock a front may serve an entry.
+    #[inline]
     pub(crate) fn safe_until(&self, entry: &Entry<K, V>) -> u64 {
         let mut until = entry.fresh_until;
         if let Some(idle) = self.rules.idle {
@@ -252,11 +254,15 @@ where
         let tick = self.store.stamp(entry.hash).tick();
         if entry.tick.load(Ordering::Relaxed) != tick {
             entry.tick.store(tick, Ordering::Relaxed);
-            self.evictor.read(entry);
+            // With much room left nothing is thrown out for a while, and moka's sketch does not count before it is half full either.
+            if self.evictor.is_filling() {
+                self.evictor.read(entry);
+            }
         }
     }
 
     /// What an entry of the table is for a reader of `key`.
+    #[inline]
     pub(crate) fn classify<Q>(&self, entry: Arc<Entry<K, V>>, key: &Q) -> Look<K, V>
     where
         K: Borrow<Q>,
@@ -285,6 +291,7 @@ where
     }
 
     /// Looks into the shared table, and says under which stamp a front may keep what was found.
+    #[inline]
     pub(crate) fn look<Q>(&self, hash: u64, key: &Q) -> (u64, Look<K, V>)
     where
         K: Borrow<Q>,
@@ -405,10 +412,12 @@ where
     {
         let shared = &*self.shared;
         let hash = shared.hasher.hash_one(key);
-        if shared.rules.has_front
-            && let Some(mut lease) = local::lease::<K, V>(shared.id)
-            && let Some(front) = lease.front()
-        {
+        let mut lease = if shared.rules.has_front {
+            local::lease::<K, V>(shared.id)
+        } else {
+            None
+        };
+        if let Some(front) = lease.as_mut().and_then(|lease| lease.front()) {
             let stamp = shared.store.stamp(hash).current();
             if let Some(value) = front
                 .find(hash, key, stamp, shared.time.at_hand())
@@ -418,15 +427,17 @@ where
                 return Ok(read(value));
             }
         }
-        self.with_fresh_shared(hash, key, read)
+        self.with_fresh_shared(hash, key, read, lease)
     }
 
+    /// The same past this thread's front, which stays out of its slot meanwhile.
     #[inline(never)]
     fn with_fresh_shared<Q, R, F>(
         &self,
         hash: u64,
         key: &Q,
         read: F,
+        mut lease: Option<Lease<K, V>>,
     ) -> Result<R, (u64, Look<K, V>, F)>
     where
         K: Borrow<Q>,
@@ -443,12 +454,12 @@ where
         };
         shared.counters.one(Count::Hits);
         let result = read(value);
-        if shared.rules.has_front
-            && let Some(mut lease) = local::lease::<K, V>(shared.id)
-            && let Some(front) = lease.front()
+        if let Some(front) = lease.as_mut().and_then(|lease| lease.front())
+            && front.admits(hash)
         {
             // Under the stamp that was read before the entry was fetched, whatever `read` has done meanwhile.
-            let (_, old) = front.keep(Arc::clone(&entry), stamp, shared.safe_until(&entry));
+            let until = shared.safe_until(&entry);
+            let (_, old) = front.keep(entry, stamp, until);
             drop(lease);
             drop(old);
         }

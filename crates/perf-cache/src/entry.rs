@@ -16,24 +16,27 @@ pub(crate) enum Content<V> {
 }
 
 /// What is cached for a key, and until when. Times are nanoseconds of [`Time`](crate::Time).
+///
+/// In this order: what each read asks for comes first, beside the reference counts.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Entry<K, V> {
-    pub(crate) hash: u64,
+    /// From here on it is stale.
+    pub(crate) fresh_until: u64,
+    /// The tick of its shard in which the policy was last told of a read.
+    pub(crate) tick: AtomicU64,
     pub(crate) key: K,
     pub(crate) content: Content<V>,
+    pub(crate) hash: u64,
     /// Tells entries of one hash apart; never reused within a cache.
     pub(crate) id: u64,
     pub(crate) weight: u32,
-    /// From here on it is stale.
-    pub(crate) fresh_until: u64,
     /// From here on it is not served at all; not before `fresh_until`.
     pub(crate) ends: u64,
     /// When it was last read through the shared table, for the idle TTL.
     ///
-    /// Relaxed here and below: each number is all there is to see.
+    /// Relaxed here and above: each number is all there is to see.
     pub(crate) read_at: AtomicU64,
-    /// The tick of its shard in which the policy was last told of a read.
-    pub(crate) tick: AtomicU64,
     /// No new attempt to refresh it before this time.
     pub(crate) retry_at: AtomicU64,
 }

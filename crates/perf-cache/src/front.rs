@@ -18,6 +18,11 @@ use std::sync::Arc;
 /// How many entries move to make room for one. Eight reach, at half load, practically always an empty place.
 const MOVES_MAX: usize = 8;
 
+/// How many keys the door remembers.
+const SEEN: usize = 64;
+/// Of so many strangers one is let in, so that two hot keys which share a mark in the door do not keep each other out.
+const STRANGERS: u32 = 32;
+
 /// The most places a front may have.
 pub(crate) const PLACES_MAX: usize = 1 << 16;
 
@@ -36,6 +41,30 @@ struct Place<K, V> {
 pub(crate) struct Front<K, V, const N: usize> {
     /// The left places of all hashes, and from the middle on the right ones.
     places: Box<[Place<K, V>; N]>,
+    door: Door,
+}
+
+/// Remembers who came of late. Keeping an entry costs the shared count of that one and of another, so a key that does not come again soon is not kept.
+#[derive(Debug)]
+struct Door {
+    /// Parts of hashes, by other bits of them.
+    seen: [u32; SEEN],
+    strangers: u32,
+}
+
+impl Door {
+    /// Whether this key came a short while ago.
+    #[inline]
+    fn lets_in(&mut self, hash: u64) -> bool {
+        let mark = (hash >> 32) as u32;
+        let seen = &mut self.seen[(hash >> 10) as usize % SEEN];
+        if *seen == mark {
+            return true;
+        }
+        *seen = mark;
+        self.strangers = self.strangers.wrapping_add(1);
+        self.strangers.is_multiple_of(STRANGERS)
+    }
 }
 
 impl<K, V, const N: usize> Front<K, V, N> {
@@ -59,6 +88,10 @@ impl<K, V, const N: usize> Front<K, V, N> {
             places: places
                 .try_into()
                 .unwrap_or_else(|_| unreachable!("as many as were made")),
+            door: Door {
+                seen: [0; SEEN],
+                strangers: 0,
+            },
         }
     }
 
@@ -102,6 +135,17 @@ impl<K, V, const N: usize> Front<K, V, N> {
     #[inline]
     pub(crate) fn value(&self, at: usize) -> Option<&V> {
         self.places[at % N].entry.as_ref()?.value()
+    }
+
+    /// Whether it is worth to keep the entry of a hash: it has a place already, or there is an empty one, or it comes again.
+    #[inline]
+    pub(crate) fn admits(&mut self, hash: u64) -> bool {
+        let (left, right) = (
+            &self.places[Self::left(hash)],
+            &self.places[Self::right(hash)],
+        );
+        let has_place = (left.hash == hash) | (right.hash == hash) | right.entry.is_none();
+        has_place || self.door.lets_in(hash)
     }
 
     /// Keeps an entry, and says where. What had to go is given back, to be dropped when nothing is borrowed.
@@ -156,5 +200,37 @@ impl<K, V, const N: usize> Front<K, V, N> {
         for step in (0..len).rev() {
             self.places.swap(path[step], path[step + 1]);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn door() -> Door {
+        Door {
+            seen: [0; SEEN],
+            strangers: 0,
+        }
+    }
+
+    #[test]
+    fn who_comes_again_soon_is_let_in() {
+        let mut door = door();
+        assert!(!door.lets_in(7 << 32));
+        assert!(door.lets_in(7 << 32));
+    }
+
+    #[test]
+    fn two_of_one_mark_do_not_keep_each_other_out() {
+        let mut door = door();
+        let let_in = (0..2 * STRANGERS).filter(|turn| door.lets_in(u64::from(turn % 2 + 1) << 32));
+        assert_eq!(let_in.count(), 2);
+    }
+
+    #[test]
+    fn a_place_of_its_own_or_an_empty_one_needs_no_second_visit() {
+        let mut front = Front::<u64, u64, 2>::new();
+        assert!(front.admits(5));
     }
 }

@@ -32,8 +32,7 @@ thread_local! {
 pub(crate) struct Lease<K: 'static, V: 'static> {
     cache: u64,
     /// Taken only by `drop`.
-    front: Option<Box<dyn Any>>,
-    types: std::marker::PhantomData<(K, V)>,
+    front: Option<Box<Front<K, V, FRONT_PLACES>>>,
 }
 
 /// This thread's front of a cache. `None` while it is out, in another cache's slot, or at the end of the thread.
@@ -51,8 +50,8 @@ pub(crate) fn lease<K: 'static, V: 'static>(cache: u64) -> Option<Lease<K, V>> {
     };
     Some(Lease {
         cache,
-        front: Some(front),
-        types: std::marker::PhantomData,
+        // A cache's id is its own, so it is of its types.
+        front: Some(front.downcast().ok()?),
     })
 }
 
@@ -78,14 +77,14 @@ fn claim<K: 'static, V: 'static>(cache: u64) -> Option<Box<dyn Any>> {
 impl<K, V> Lease<K, V> {
     #[inline]
     pub(crate) fn front(&mut self) -> Option<&mut Front<K, V, FRONT_PLACES>> {
-        self.front.as_mut()?.downcast_mut()
+        self.front.as_deref_mut()
     }
 }
 
 impl<K, V> Drop for Lease<K, V> {
     #[inline]
     fn drop(&mut self) {
-        let front = self.front.take();
+        let front = self.front.take().map(|front| front as Box<dyn Any>);
         let cache = self.cache;
         let replaced = SLOTS_OF_THREAD.try_with(|slots| {
             let slot = &slots[cache as usize % SLOTS];

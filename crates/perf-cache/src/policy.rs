@@ -95,6 +95,8 @@ struct Generation {
 pub(crate) struct Evictor<K, V> {
     store: Arc<Store<K, V>>,
     capacity: Capacity,
+    /// Reads are told from this weight on: three quarters of the capacity.
+    told_from: u64,
     current: ArcSwap<Generation>,
     /// The number of the current generation; what others throw out does not count.
     number: Arc<AtomicU64>,
@@ -119,6 +121,7 @@ where
         Self {
             store,
             capacity,
+            told_from: capacity.units - capacity.units / 4,
             current: ArcSwap::from_pointee(first),
             number,
             shadow: (policy == Policy::Adaptive).then(Mutex::default),
@@ -154,6 +157,12 @@ where
         self.switches.load(Ordering::Relaxed)
     }
 
+    /// Whether the cache is so full that the policy must know of reads.
+    #[inline]
+    pub(crate) fn is_filling(&self) -> bool {
+        self.store.weight() >= self.told_from
+    }
+
     /// An entry was read for the first time in this tick.
     #[cold]
     pub(crate) fn read(&self, entry: &Entry<K, V>) {
@@ -169,6 +178,8 @@ where
         self.sync(hash);
         self.sample(hash, weight);
         if self.store.weight() > self.weight_max() {
+            // A policy that is just taking over does not know of all entries yet, and the one before it has no say.
+            let _settled = self.switching.lock();
             self.current.load().tokens.run_pending_tasks();
         }
         self.store.bury();
@@ -233,9 +244,7 @@ where
 
     /// Changes the policy. Linear in the number of entries.
     fn switch(&self, kind: Kind) {
-        let Some(_alone) = self.switching.try_lock() else {
-            return;
-        };
+        let _alone = self.switching.lock();
         if self.kind() == kind {
             return;
         }

@@ -56,7 +56,7 @@ pub(crate) enum Direction {
 }
 
 impl Direction {
-    const fn flip(self) -> i32 {
+    pub(crate) const fn flip(self) -> i32 {
         match self {
             Self::Most => 0,
             // `!points` is `-points - 1`: the order turned around, without a multiplication.

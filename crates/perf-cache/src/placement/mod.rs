@@ -1,6 +1,7 @@
 //! Which nodes fit a VM, and which is best.
 
 mod block;
+mod coarse;
 mod index;
 mod labels;
 mod requirements;
