@@ -12,6 +12,7 @@ use crate::proto::{
 };
 use crate::transport::Inner;
 use parking_lot::Mutex;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -38,6 +39,14 @@ pub(crate) struct Peer {
     pub(crate) address: Mutex<String>,
     pub(crate) control: Link,
     pub(crate) bulk: Link,
+}
+
+impl fmt::Debug for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peer")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Peer {
@@ -120,6 +129,11 @@ impl Link {
         self.conn.close(CloseReason::Closed);
         // Without a task nobody else would end what waits.
         self.conn.channel.pending.fail_all(&Fault::Disconnected);
+    }
+
+    /// Whether it will never be connected again.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.dialer.lock().state() == DialState::Closed
     }
 
     pub(crate) fn is_up(&self) -> bool {
