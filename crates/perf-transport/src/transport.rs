@@ -762,7 +762,7 @@ impl Builder {
     ///
     /// # Errors
     /// [`TransportError::Configuration`] if the configuration cannot work, [`TransportError::Io`] if the address cannot be listened on.
-    pub async fn start(self) -> Result<Transport, TransportError> {
+    pub async fn start(mut self) -> Result<Transport, TransportError> {
         self.config.check()?;
         if self.cluster.is_empty() || self.cluster.len() > 128 {
             return Err(TransportError::Configuration {
@@ -773,7 +773,8 @@ impl Builder {
             action: "listen",
             reason: error.to_string(),
         };
-        let listener: Option<Box<dyn Listener>> = match self.listener {
+        let listen_on = std::mem::replace(&mut self.listener, ListenOn::Nothing);
+        let listener: Option<Box<dyn Listener>> = match listen_on {
             ListenOn::Nothing => None,
             ListenOn::Address(address) => {
                 Some(Box::new(TcpListener::bind(&address).await.map_err(io)?))
@@ -781,7 +782,24 @@ impl Builder {
             ListenOn::Listener(listener) => Some(listener),
         };
         let address = listener.as_ref().map(|listener| listener.address());
-        let checksum = self.config.checksum && self.security.is_plain();
+        let peers = std::mem::take(&mut self.peers);
+        let inner = Arc::new(self.into_inner(address));
+        let transport = Transport {
+            _life: Arc::new(Life(Arc::clone(&inner))),
+            inner: Arc::clone(&inner),
+        };
+        for (peer, address) in peers {
+            transport.add_peer(peer, address);
+        }
+        if let Some(listener) = listener {
+            tokio::spawn(accept::run(Arc::clone(&inner), listener));
+        }
+        tokio::spawn(ticker::run(inner));
+        Ok(transport)
+    }
+
+    /// What the tasks share. Called on the runtime that they will run on.
+    fn into_inner(self, address: Option<String>) -> Inner {
         let local = Local {
             cluster: self.cluster,
             node: self.node,
@@ -789,9 +807,9 @@ impl Builder {
             frame_bytes_max: self.config.frame_bytes_max,
             stream_window_bytes: self.config.stream_window_bytes,
             streams_max: self.config.streams_max,
-            checksum,
+            checksum: self.config.checksum && self.security.is_plain(),
         };
-        let inner = Arc::new(Inner {
+        Inner {
             number: TRANSPORTS.fetch_add(1, Ordering::Relaxed),
             counts: Counts {
                 #[cfg(feature = "metrics")]
@@ -815,19 +833,7 @@ impl Builder {
             now_ms: AtomicU64::new(1),
             draining: AtomicBool::new(false),
             address,
-        });
-        let transport = Transport {
-            _life: Arc::new(Life(Arc::clone(&inner))),
-            inner: Arc::clone(&inner),
-        };
-        for (peer, address) in self.peers {
-            transport.add_peer(peer, address);
         }
-        if let Some(listener) = listener {
-            tokio::spawn(accept::run(Arc::clone(&inner), listener));
-        }
-        tokio::spawn(ticker::run(inner));
-        Ok(transport)
     }
 }
 
