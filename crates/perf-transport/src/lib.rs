@@ -21,6 +21,7 @@ mod payload;
 mod primitive;
 mod priority;
 pub mod proto;
+mod route;
 mod router;
 mod security;
 mod shell;

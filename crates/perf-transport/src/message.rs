@@ -1,8 +1,7 @@
 //! What a handler gets.
 
-use crate::proto::MethodName;
+use crate::names::Named;
 use bytes::Bytes;
-use std::sync::Arc;
 
 /// Where a message came from: proven by the certificate where there is TLS, said by the peer otherwise.
 ///
@@ -28,7 +27,7 @@ pub struct Origin {
 #[derive(Clone, Debug)]
 pub struct Message {
     pub(crate) origin: Origin,
-    pub(crate) name: Arc<MethodName>,
+    pub(crate) name: Named,
     pub(crate) request_id: u64,
     pub(crate) payload: Bytes,
 }

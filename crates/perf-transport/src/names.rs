@@ -4,9 +4,56 @@ use crate::error::TransportError;
 use crate::priority::Priority;
 use crate::proto::{Define, METHODS_MAX, MethodName};
 use bytes::Bytes;
+use parking_lot::RwLock;
 use prost::Message;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::OnceLock;
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
+
+/// Names that a process remembers for ever, at most: those that its own routers have handlers for.
+const INTERNED_MAX: usize = 4096;
+
+static INTERNED: RwLock<Vec<&'static MethodName>> = RwLock::new(Vec::new());
+
+/// Remembers a name for ever, if there is room: a message that refers to it counts no references. Only for names that the program itself
+/// chooses.
+pub(crate) fn intern(name: &MethodName) {
+    let mut interned = INTERNED.write();
+    if interned.len() < INTERNED_MAX && !interned.contains(&name) {
+        interned.push(Box::leak(Box::new(name.clone())));
+    }
+}
+
+/// The name of a message.
+#[derive(Clone, Debug)]
+pub(crate) enum Named {
+    /// One that this process has a handler for.
+    Interned(&'static MethodName),
+    Shared(Arc<MethodName>),
+}
+
+impl Named {
+    pub(crate) fn new(name: Arc<MethodName>) -> Self {
+        let interned = INTERNED.read();
+        let known = interned.iter().find(|known| ***known == *name);
+        known.map_or_else(
+            || Self::Shared(Arc::clone(&name)),
+            |known| Self::Interned(known),
+        )
+    }
+}
+
+impl Deref for Named {
+    type Target = MethodName;
+
+    #[inline]
+    fn deref(&self) -> &MethodName {
+        match self {
+            Self::Interned(name) => name,
+            Self::Shared(name) => name,
+        }
+    }
+}
 
 /// A service and method that was used.
 #[derive(Debug)]
@@ -17,10 +64,17 @@ pub(crate) struct Name {
     pub(crate) define: Bytes,
 }
 
+impl Name {
+    #[inline]
+    pub(crate) fn is(&self, service: &str, method: &str) -> bool {
+        self.name.service() == service && self.name.method() == method
+    }
+}
+
 /// An insert-only table; a name's number is its place. Reading takes no lock: a hash, one or two loads, two comparisons.
 #[derive(Debug)]
 pub(crate) struct NameTable {
-    places: Box<[OnceLock<Name>]>,
+    places: Box<[OnceLock<Arc<Name>>]>,
     hasher: foldhash::fast::RandomState,
 }
 
@@ -39,7 +93,7 @@ impl NameTable {
         service: &str,
         method: &str,
         priority: impl FnOnce() -> Priority,
-    ) -> Result<(u16, &Name), TransportError> {
+    ) -> Result<(u16, &Arc<Name>), TransportError> {
         let mut hasher = self.hasher.build_hasher();
         hasher.write(service.as_bytes());
         hasher.write(method.as_bytes());
@@ -49,7 +103,7 @@ impl NameTable {
             let Some(name) = self.places[place].get() else {
                 return self.insert(start, service, method, priority());
             };
-            if name.name.service() == service && name.name.method() == method {
+            if name.is(service, method) {
                 return Ok((place as u16, name));
             }
         }
@@ -63,7 +117,7 @@ impl NameTable {
         service: &str,
         method: &str,
         priority: Priority,
-    ) -> Result<(u16, &Name), TransportError> {
+    ) -> Result<(u16, &Arc<Name>), TransportError> {
         let name = MethodName::new(service, method).ok_or(TransportError::InvalidName {
             reason: "a name has 1 to 128 bytes, the method's may be empty",
         })?;
@@ -74,10 +128,12 @@ impl NameTable {
         let define = Bytes::from(define.encode_to_vec());
         for step in 0..METHODS_MAX {
             let place = start.wrapping_add(step) % METHODS_MAX;
-            let found = self.places[place].get_or_init(|| Name {
-                name: name.clone(),
-                priority,
-                define: define.clone(),
+            let found = self.places[place].get_or_init(|| {
+                Arc::new(Name {
+                    name: name.clone(),
+                    priority,
+                    define: define.clone(),
+                })
             });
             // Another thread may have put another name there, or the same one.
             if found.name == name {

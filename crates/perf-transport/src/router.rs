@@ -78,6 +78,7 @@ impl Router {
     fn with(mut self, service: &str, method: &str, handler: Handler) -> Self {
         // A name that no peer can send needs no handler.
         if let Some(name) = MethodName::new(service, method) {
+            crate::names::intern(&name);
             self.handlers.insert(name, handler);
         }
         self

@@ -86,11 +86,14 @@ impl Counts {
         }
     }
 
+    #[cfg(feature = "metrics")]
     pub(crate) fn connected(&self, is_up: bool) {
-        #[cfg(feature = "metrics")]
         if let Some(metrics) = &self.metrics {
             metrics.connected(is_up);
         }
-        let _ = is_up;
     }
+
+    /// Nobody records.
+    #[cfg(not(feature = "metrics"))]
+    pub(crate) fn connected(&self, _is_up: bool) {}
 }

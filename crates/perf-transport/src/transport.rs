@@ -8,9 +8,10 @@ use crate::envelope::Envelope;
 use crate::error::{TransportError, Undelivered};
 use crate::event::{Callback, CloseReason, Events, PeerEvent};
 use crate::message::Message;
-use crate::names::{Name, NameTable};
+use crate::names::NameTable;
 use crate::payload::Payload;
 use crate::proto::{CallKey, Full, Header, Kind, Lane, Local, Waiter};
+use crate::route::{self, Address, Era, Route};
 use crate::router::Router;
 use crate::security::Security;
 use crate::shell::conn::{Conn, DIRECT_CALLS_MAX};
@@ -18,6 +19,7 @@ use crate::shell::link::{Link, Peer};
 use crate::shell::serve::Waiting;
 use crate::shell::{accept, ticker};
 use crate::stats::{Counts, LinkStats, PeerStats, Stats};
+use bytes::Bytes;
 use parking_lot::Mutex;
 use perf_atomics::Membership;
 use std::collections::HashMap;
@@ -31,8 +33,13 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, watch};
 
+/// Transports that were started in this process.
+static TRANSPORTS: AtomicU64 = AtomicU64::new(0);
+
 /// What all tasks of a transport share.
 pub(crate) struct Inner {
+    /// Which transport of this process.
+    number: u64,
     pub(crate) config: Config,
     pub(crate) local: Local,
     #[cfg_attr(not(feature = "tls"), allow(dead_code))]
@@ -157,22 +164,25 @@ impl Drop for Life {
 
 /// What a message needs to be sent.
 struct Way<'a> {
-    peer: Arc<Peer>,
-    link_class: crate::proto::ConnectionClass,
+    route: &'a Route,
+    link: &'a Link,
     lane: Lane,
-    number: u16,
-    name: &'a Name,
 }
 
 impl Way<'_> {
     #[inline]
-    fn link(&self) -> &Link {
-        self.peer.link(self.link_class)
+    fn conn(&self) -> &Arc<Conn> {
+        &self.link.conn
     }
 
     #[inline]
-    fn conn(&self) -> &Arc<Conn> {
-        &self.link().conn
+    fn define(&self) -> Option<&Bytes> {
+        Some(&self.route.name.define)
+    }
+
+    #[inline]
+    fn header(&self, kind: Kind, id: u64) -> Header {
+        Header::new(kind, self.route.number, id)
     }
 }
 
@@ -243,34 +253,82 @@ impl Transport {
     }
 
     #[inline]
-    fn way(&self, envelope: &Envelope<'_>) -> Result<Way<'_>, TransportError> {
+    fn era(&self) -> Era {
+        Era {
+            transport: self.inner.number,
+            generation: self.inner.peers.generation(),
+        }
+    }
+
+    /// Does something with the route of an envelope: the one that the thread remembers, or a new one.
+    #[inline]
+    fn with_route<R>(
+        &self,
+        envelope: &Envelope<'_>,
+        act: impl Fn(&Route) -> Result<R, TransportError>,
+    ) -> Result<R, TransportError> {
+        match route::with(self.era(), address(envelope), &act) {
+            Some(result) => result,
+            None => self.with_new_route(envelope, act),
+        }
+    }
+
+    #[inline(never)]
+    fn with_new_route<R>(
+        &self,
+        envelope: &Envelope<'_>,
+        act: impl Fn(&Route) -> Result<R, TransportError>,
+    ) -> Result<R, TransportError> {
+        let route = self.route(envelope)?;
+        let result = act(&route);
+        route::remember(address(envelope), route);
+        result
+    }
+
+    /// Looks up peer and name.
+    fn route(&self, envelope: &Envelope<'_>) -> Result<Route, TransportError> {
         let inner = &self.inner;
+        // Before the look-up: a change in between makes the route one of the past.
+        let era = self.era();
         let Some(peer) = inner.peers.get(&envelope.target) else {
             return Err(TransportError::UnknownPeer {
                 peer: envelope.target,
             });
         };
-        if inner.draining.load(Ordering::Relaxed) {
-            return Err(TransportError::ShuttingDown);
-        }
         let (service, method) = (envelope.service, envelope.method);
         let priority = || inner.router.priority(service, method);
         let (number, name) = inner.names.number(service, method, priority)?;
-        let priority = envelope.priority.unwrap_or(name.priority);
-        let link_class = priority.class();
-        let link = peer.link(link_class);
+        Ok(Route {
+            era,
+            peer,
+            name: Arc::clone(name),
+            number,
+        })
+    }
+
+    /// Whether and how an envelope can go this way now; dials where nobody has.
+    #[inline]
+    fn way<'a>(
+        &self,
+        route: &'a Route,
+        envelope: &Envelope<'_>,
+    ) -> Result<Way<'a>, TransportError> {
+        let inner = &self.inner;
+        if inner.draining.load(Ordering::Relaxed) {
+            return Err(TransportError::ShuttingDown);
+        }
+        let priority = envelope.priority.unwrap_or(route.name.priority);
+        let link = route.peer.link(priority.class());
         let bytes = envelope.payload.len();
         let bytes_max = link.frame_bytes_max.load(Ordering::Relaxed) as usize;
         if bytes > bytes_max {
             return Err(TransportError::TooLarge { bytes, bytes_max });
         }
-        link.admit(&peer, inner)?;
+        link.admit(&route.peer, inner)?;
         Ok(Way {
+            route,
+            link,
             lane: priority.lane(),
-            peer,
-            link_class,
-            number,
-            name,
         })
     }
 
@@ -294,18 +352,18 @@ impl Transport {
 
     #[inline]
     fn try_send(&self, envelope: &Envelope<'_>) -> Result<(), TransportError> {
-        let way = self.way(envelope)?;
-        let conn = way.conn();
-        let header = Header::new(Kind::OneWay, way.number, envelope.request_id);
-        let define = Some(&way.name.define);
-        let lanes = &conn.channel.lanes;
-        let pushed = lanes.push(way.lane, header, &envelope.payload, define);
-        pushed.map_err(|Full| TransportError::QueueFull {
-            peer: envelope.target,
-        })?;
-        conn.messages.fetch_add(1, Ordering::Relaxed);
-        conn.notify(is_urgent(&way));
-        Ok(())
+        self.with_route(envelope, |route| {
+            let way = self.way(route, envelope)?;
+            let conn = way.conn();
+            let header = way.header(Kind::OneWay, envelope.request_id);
+            let lanes = &conn.channel.lanes;
+            let pushed = lanes.push(way.lane, header, &envelope.payload, way.define());
+            pushed.map_err(|Full| TransportError::QueueFull {
+                peer: envelope.target,
+            })?;
+            conn.notify(is_urgent(&way));
+            Ok(())
+        })
     }
 
     /// Sends a message without a reply, and waits while its queue is full: in turn with others who wait for the same queue.
@@ -315,9 +373,10 @@ impl Transport {
     /// # Errors
     /// As [`send`](Self::send), without `QueueFull`.
     pub async fn send_wait(&self, envelope: Envelope<'_>) -> Result<(), TransportError> {
-        let way = self.way(&envelope)?;
+        let route = self.route(&envelope)?;
+        let way = self.way(&route, &envelope)?;
         let conn = way.conn();
-        let header = Header::new(Kind::OneWay, way.number, envelope.request_id);
+        let header = way.header(Kind::OneWay, envelope.request_id);
         let mut waiting = Waiting {
             conn,
             lane: way.lane,
@@ -325,17 +384,16 @@ impl Transport {
         };
         poll_fn(|cx| {
             // The connection may have been lost while this waited: then it may have to be dialled anew.
-            if let Err(error) = way.link().admit(&way.peer, &self.inner) {
+            if let Err(error) = way.link.admit(&route.peer, &self.inner) {
                 return Poll::Ready(Err(error));
             }
-            let define = Some(&way.name.define);
             let (result, next) = conn.channel.lanes.push_or_wait(
                 &mut waiting.waiter,
                 cx.waker(),
                 way.lane,
                 header,
                 &envelope.payload,
-                define,
+                way.define(),
             );
             if let Some(next) = next {
                 next.wake();
@@ -347,7 +405,6 @@ impl Transport {
         })
         .await?;
         drop(waiting);
-        conn.messages.fetch_add(1, Ordering::Relaxed);
         conn.notify(is_urgent(&way));
         Ok(())
     }
@@ -368,20 +425,20 @@ impl Transport {
 
     #[inline]
     fn try_call(&self, envelope: &Envelope<'_>) -> Result<Call, TransportError> {
-        let way = self.way(envelope)?;
-        let timeout = envelope.timeout.unwrap_or(self.inner.config.call_timeout);
-        let (call, key) = self.open(&way, timeout)?;
-        let conn = way.conn();
-        let header = Header::new(Kind::Request, way.number, key.id());
-        let define = Some(&way.name.define);
-        let lanes = &conn.channel.lanes;
-        let pushed = lanes.push(way.lane, header, &envelope.payload, define);
-        pushed.map_err(|Full| TransportError::QueueFull {
-            peer: envelope.target,
-        })?;
-        conn.messages.fetch_add(1, Ordering::Relaxed);
-        conn.notify(conn.channel.pending.in_flight() <= DIRECT_CALLS_MAX);
-        Ok(call)
+        self.with_route(envelope, |route| {
+            let way = self.way(route, envelope)?;
+            let timeout = envelope.timeout.unwrap_or(self.inner.config.call_timeout);
+            let (call, key) = self.open(&way, timeout)?;
+            let conn = way.conn();
+            let header = way.header(Kind::Request, key.id());
+            let lanes = &conn.channel.lanes;
+            let pushed = lanes.push(way.lane, header, &envelope.payload, way.define());
+            pushed.map_err(|Full| TransportError::QueueFull {
+                peer: envelope.target,
+            })?;
+            conn.notify(conn.channel.pending.in_flight() <= DIRECT_CALLS_MAX);
+            Ok(call)
+        })
     }
 
     /// Takes a slot. The call frees it when dropped.
@@ -397,7 +454,7 @@ impl Transport {
         let conn = way.conn();
         let Some(key) = conn.channel.pending.open(deadline_ms) else {
             return Err(TransportError::TooManyCalls {
-                peer: way.peer.id,
+                peer: way.route.peer.id,
                 calls_max: config.calls_max,
             });
         };
@@ -453,10 +510,11 @@ impl Transport {
     /// # Errors
     /// As [`send`](Self::send), and [`TooManyStreams`](TransportError::TooManyStreams).
     pub fn stream(&self, envelope: Envelope<'_>) -> Result<BodySender, TransportError> {
-        let way = self.way(&envelope)?;
+        let route = self.route(&envelope)?;
+        let way = self.way(&route, &envelope)?;
         let timeout = envelope.timeout.unwrap_or(self.inner.config.stream_timeout);
         let (call, key) = self.open(&way, timeout)?;
-        let (link, conn) = (way.link(), way.conn());
+        let (link, conn) = (way.link, way.conn());
         let credit = link.stream_window_bytes.load(Ordering::Relaxed);
         let streams_max = link.streams_max.load(Ordering::Relaxed) as usize;
         let channel = &conn.channel;
@@ -466,11 +524,10 @@ impl Transport {
                 streams_max,
             });
         };
-        let header = Header::new(Kind::StreamOpen, way.number, key.id());
-        let define = Some(&way.name.define);
+        let header = way.header(Kind::StreamOpen, key.id());
         if channel
             .lanes
-            .push(way.lane, header, &envelope.payload, define)
+            .push(way.lane, header, &envelope.payload, way.define())
             .is_err()
         {
             channel.close_window(key);
@@ -478,7 +535,6 @@ impl Transport {
                 peer: envelope.target,
             });
         }
-        conn.messages.fetch_add(1, Ordering::Relaxed);
         conn.notify(false);
         Ok(BodySender {
             conn: Arc::clone(conn),
@@ -573,7 +629,16 @@ impl Transport {
 
 #[inline]
 fn is_urgent(way: &Way<'_>) -> bool {
-    way.link_class == crate::proto::ConnectionClass::Control
+    way.link.class == crate::proto::ConnectionClass::Control
+}
+
+#[inline]
+fn address<'a>(envelope: &Envelope<'a>) -> Address<'a> {
+    Address {
+        target: envelope.target,
+        service: envelope.service,
+        method: envelope.method,
+    }
 }
 
 fn relayed<'a>(target: u64, message: &'a Message) -> Envelope<'a> {
@@ -594,7 +659,7 @@ fn link_stats(link: &Link) -> LinkStats {
         queued_bytes: queued_bytes + conn.unwritten.load(Ordering::Relaxed),
         queued_frames,
         dropped_frames: conn.channel.lanes.dropped(),
-        messages_sent: get(&conn.messages),
+        messages_sent: conn.channel.lanes.messages(),
         bytes_sent: get(&conn.bytes_written),
         writes: get(&conn.writes),
         frames_received: get(&conn.frames_received),
@@ -697,7 +762,7 @@ impl Builder {
     ///
     /// # Errors
     /// [`TransportError::Configuration`] if the configuration cannot work, [`TransportError::Io`] if the address cannot be listened on.
-    pub async fn start(self) -> Result<Transport, TransportError> {
+    pub async fn start(mut self) -> Result<Transport, TransportError> {
         self.config.check()?;
         if self.cluster.is_empty() || self.cluster.len() > 128 {
             return Err(TransportError::Configuration {
@@ -708,7 +773,8 @@ impl Builder {
             action: "listen",
             reason: error.to_string(),
         };
-        let listener: Option<Box<dyn Listener>> = match self.listener {
+        let listen_on = std::mem::replace(&mut self.listener, ListenOn::Nothing);
+        let listener: Option<Box<dyn Listener>> = match listen_on {
             ListenOn::Nothing => None,
             ListenOn::Address(address) => {
                 Some(Box::new(TcpListener::bind(&address).await.map_err(io)?))
@@ -716,7 +782,24 @@ impl Builder {
             ListenOn::Listener(listener) => Some(listener),
         };
         let address = listener.as_ref().map(|listener| listener.address());
-        let checksum = self.config.checksum && self.security.is_plain();
+        let peers = std::mem::take(&mut self.peers);
+        let inner = Arc::new(self.into_inner(address));
+        let transport = Transport {
+            _life: Arc::new(Life(Arc::clone(&inner))),
+            inner: Arc::clone(&inner),
+        };
+        for (peer, address) in peers {
+            transport.add_peer(peer, address);
+        }
+        if let Some(listener) = listener {
+            tokio::spawn(accept::run(Arc::clone(&inner), listener));
+        }
+        tokio::spawn(ticker::run(inner));
+        Ok(transport)
+    }
+
+    /// What the tasks share. Called on the runtime that they will run on.
+    fn into_inner(self, address: Option<String>) -> Inner {
         let local = Local {
             cluster: self.cluster,
             node: self.node,
@@ -724,9 +807,10 @@ impl Builder {
             frame_bytes_max: self.config.frame_bytes_max,
             stream_window_bytes: self.config.stream_window_bytes,
             streams_max: self.config.streams_max,
-            checksum,
+            checksum: self.config.checksum && self.security.is_plain(),
         };
-        let inner = Arc::new(Inner {
+        Inner {
+            number: TRANSPORTS.fetch_add(1, Ordering::Relaxed),
             counts: Counts {
                 #[cfg(feature = "metrics")]
                 metrics: self.metrics.map(crate::metrics::Recorder::new),
@@ -749,19 +833,7 @@ impl Builder {
             now_ms: AtomicU64::new(1),
             draining: AtomicBool::new(false),
             address,
-        });
-        let transport = Transport {
-            _life: Arc::new(Life(Arc::clone(&inner))),
-            inner: Arc::clone(&inner),
-        };
-        for (peer, address) in self.peers {
-            transport.add_peer(peer, address);
         }
-        if let Some(listener) = listener {
-            tokio::spawn(accept::run(Arc::clone(&inner), listener));
-        }
-        tokio::spawn(ticker::run(inner));
-        Ok(transport)
     }
 }
 

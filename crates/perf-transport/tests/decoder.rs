@@ -2,7 +2,7 @@
 
 #![cfg(not(perf_loom))]
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use perf_transport::Payload;
 use perf_transport::proto::{
     Block, Decoder, FrameError, HEADER_BYTES, Header, Kind, Outbox, ReadBuffer, SLICES_MAX,
@@ -77,8 +77,14 @@ fn slow_crc(bytes: &[u8]) -> u32 {
     !crc
 }
 
-/// Reads in pieces, through the memory that connections read into.
+/// Reads in pieces, through the memory that connections read into: frame by frame, and in batches as connections do.
 fn in_pieces(input: &[u8], cuts: &[usize], checksum: bool) -> Meaning {
+    let single = pieces(input, cuts, checksum, false);
+    assert_eq!(pieces(input, cuts, checksum, true), single);
+    single
+}
+
+fn pieces(input: &[u8], cuts: &[usize], checksum: bool, batches: bool) -> Meaning {
     let decoder = Decoder::new(FRAME_BYTES_MAX, checksum);
     let mut buffer = ReadBuffer::new(1024, 4096);
     let mut frames = Vec::new();
@@ -96,8 +102,18 @@ fn in_pieces(input: &[u8], cuts: &[usize], checksum: bool) -> Meaning {
         let now = rest.len().min(room).min(cuts.next().unwrap_or(1).max(1));
         buffer.buffer().extend_from_slice(&rest[..now]);
         rest = &rest[now..];
+        let mut batch = Bytes::new();
+        if batches {
+            let whole = decoder.whole_bytes(buffer.buffer());
+            batch = buffer.buffer().split_to(whole).freeze();
+        }
         loop {
-            match decoder.next(buffer.buffer()) {
+            let next = if batches {
+                decoder.take(&mut batch)
+            } else {
+                decoder.next(buffer.buffer())
+            };
+            match next {
                 Ok(Some(frame)) => {
                     let header = frame.header;
                     frames.push((
@@ -115,6 +131,11 @@ fn in_pieces(input: &[u8], cuts: &[usize], checksum: bool) -> Meaning {
                 Err(error) => return (frames, Some(error)),
             }
         }
+        assert!(batch.is_empty(), "a batch is of whole frames");
+    }
+    // What has not all arrived may be wrong already.
+    if let Err(error) = decoder.needed(buffer.buffer()) {
+        return (frames, Some(error));
     }
     for (shared, copy) in kept {
         assert_eq!(&shared[..], &copy[..], "a frame in use was written over");

@@ -69,6 +69,8 @@ struct State {
     lanes: [LaneState; 3],
     spares: Vec<Block>,
     tickets: u64,
+    /// Frames that had a name to announce, since the beginning.
+    messages: u64,
     /// Frames that were dropped by `clear` since the beginning.
     dropped: u64,
 }
@@ -147,6 +149,7 @@ impl Lanes {
                 lanes: [system, first, second].map(LaneState::new),
                 spares: Vec::new(),
                 tickets: 0,
+                messages: 0,
                 dropped: 0,
             }),
             checksum,
@@ -205,6 +208,7 @@ impl Lanes {
         define: Option<&Bytes>,
     ) {
         if let Some(define) = define {
+            state.messages += 1;
             let (word, bit) = (usize::from(header.method) / 64, header.method % 64);
             let announced = &mut state.lanes[lane as usize].announced;
             if let Some(word) = announced
@@ -387,6 +391,12 @@ impl Lanes {
         state.lanes.iter().fold((0, 0), |(bytes, frames), lane| {
             (bytes + lane.bytes, frames + lane.frames)
         })
+    }
+
+    /// Messages that were queued since the beginning: frames with a name.
+    #[must_use]
+    pub fn messages(&self) -> u64 {
+        self.state.lock().messages
     }
 
     /// Frames that were dropped because their connection was lost, since the beginning.

@@ -57,7 +57,6 @@ pub(crate) struct Conn {
     pub(crate) bytes_written: AtomicU64,
     pub(crate) writes: AtomicU64,
     pub(crate) unwritten: AtomicUsize,
-    pub(crate) messages: AtomicU64,
 }
 
 /// Adds to a counter that only one thread writes at a time.
@@ -86,7 +85,6 @@ impl Conn {
             bytes_written: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             unwritten: AtomicUsize::new(0),
-            messages: AtomicU64::new(0),
         }
     }
 

@@ -3,7 +3,7 @@
 use super::conn::Conn;
 use super::handshake::{read_frame, write_frame};
 use super::session::{self, Established, Role};
-use crate::connect::StreamOptions;
+use crate::connect::{ByteStream, StreamOptions};
 use crate::error::TransportError;
 use crate::event::{CloseReason, PeerEvent};
 use crate::proto::{
@@ -12,9 +12,9 @@ use crate::proto::{
 };
 use crate::transport::Inner;
 use parking_lot::Mutex;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
 use tokio::time::timeout;
 
 /// One of a peer's two connections, from this node's side.
@@ -38,6 +38,14 @@ pub(crate) struct Peer {
     pub(crate) address: Mutex<String>,
     pub(crate) control: Link,
     pub(crate) bulk: Link,
+}
+
+impl fmt::Debug for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peer")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Peer {
@@ -120,6 +128,11 @@ impl Link {
         self.conn.close(CloseReason::Closed);
         // Without a task nobody else would end what waits.
         self.conn.channel.pending.fail_all(&Fault::Disconnected);
+    }
+
+    /// Whether it will never be connected again.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.dialer.lock().state() == DialState::Closed
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -205,6 +218,25 @@ async fn dial(
     peer: &Peer,
     class: ConnectionClass,
 ) -> Result<(Established, Welcome), TransportError> {
+    let stream = connect(inner, peer, class).await?;
+    let time = inner.config.handshake_timeout;
+    let shaken = timeout(time, shake(inner, peer, class, stream)).await;
+    let late = HandshakeError::Timeout {
+        timeout_ms: crate::config::millis(time),
+    };
+    shaken
+        .unwrap_or(Err(late))
+        .map_err(|error| TransportError::Handshake {
+            peer: Some(peer.id),
+            error,
+        })
+}
+
+async fn connect(
+    inner: &Inner,
+    peer: &Peer,
+    class: ConnectionClass,
+) -> Result<Box<dyn ByteStream>, TransportError> {
     let config = &inner.config;
     let options = StreamOptions {
         nodelay: config.nodelay,
@@ -214,54 +246,49 @@ async fn dial(
         },
     };
     let address = peer.address.lock().clone();
-    let late = |time: Duration| HandshakeError::Timeout {
-        timeout_ms: crate::config::millis(time),
-    };
     let connected = timeout(
         config.dial_timeout,
         inner.connector.connect(&address, options),
     )
     .await
     .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
-    let stream = connected.map_err(|error| TransportError::Io {
+    connected.map_err(|error| TransportError::Io {
         action: "connect to the peer",
         reason: format!("{address}: {error}"),
-    })?;
-    let shaken = async {
-        #[cfg(feature = "tls")]
-        let stream = match &inner.security {
-            crate::security::Security::MutualTls(identity) => {
-                identity
-                    .connect(stream, peer.id, &inner.local.cluster)
-                    .await?
-            }
-            crate::security::Security::InsecurePlaintext => stream,
-        };
-        let (mut read, mut write) = stream.into_halves();
-        let number = inner.next_connection.fetch_add(1, Ordering::Relaxed);
-        let hello = inner.local.hello(peer.id, number, class);
-        let checksum = inner.local.checksum;
-        write_frame(&mut write, Kind::Hello, &hello, checksum).await?;
-        let (first, most) = config.read_bytes;
-        let mut buffer = ReadBuffer::new(first, most);
-        let frame = read_frame(&mut read, &mut buffer, checksum).await?;
-        let welcome = check_welcome(&inner.local, peer.id, &frame.header, &frame.payload)?;
-        let decoder = Decoder::new(inner.local.frame_bytes_max, checksum);
-        let established = Established {
-            read,
-            write,
-            buffer,
-            decoder,
-        };
-        Ok((established, welcome))
-    };
-    let shaken: Result<_, HandshakeError> = timeout(config.handshake_timeout, shaken)
-        .await
-        .unwrap_or_else(|_| Err(late(config.handshake_timeout)));
-    shaken.map_err(|error| TransportError::Handshake {
-        peer: Some(peer.id),
-        error,
     })
+}
+
+async fn shake(
+    inner: &Inner,
+    peer: &Peer,
+    class: ConnectionClass,
+    stream: Box<dyn ByteStream>,
+) -> Result<(Established, Welcome), HandshakeError> {
+    #[cfg(feature = "tls")]
+    let stream = match &inner.security {
+        crate::security::Security::MutualTls(identity) => {
+            identity
+                .connect(stream, peer.id, &inner.local.cluster)
+                .await?
+        }
+        crate::security::Security::InsecurePlaintext => stream,
+    };
+    let (mut read, mut write) = stream.into_halves();
+    let number = inner.next_connection.fetch_add(1, Ordering::Relaxed);
+    let hello = inner.local.hello(peer.id, number, class);
+    let checksum = inner.local.checksum;
+    write_frame(&mut write, Kind::Hello, &hello, checksum).await?;
+    let (first, most) = inner.config.read_bytes;
+    let mut buffer = ReadBuffer::new(first, most);
+    let frame = read_frame(&mut read, &mut buffer, checksum).await?;
+    let welcome = check_welcome(&inner.local, peer.id, &frame.header, &frame.payload)?;
+    let established = Established {
+        read,
+        write,
+        buffer,
+        decoder: Decoder::new(inner.local.frame_bytes_max, checksum),
+    };
+    Ok((established, welcome))
 }
 
 /// The dialling side's part in a session.

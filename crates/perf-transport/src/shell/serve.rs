@@ -1,10 +1,11 @@
 //! The accepting side: hands requests to handlers and queues their replies.
 
-use super::conn::{Conn, DIRECT_CALLS_MAX, bump};
+use super::conn::{Conn, DIRECT_CALLS_MAX};
 use super::session::Role;
 use crate::body::Body;
 use crate::error::{Rejection, RejectionCode};
 use crate::message::{Message, Origin, Reply};
+use crate::names::Named;
 use crate::payload::Payload;
 use crate::priority::Priority;
 use crate::proto::{
@@ -20,7 +21,7 @@ use std::task::Poll;
 
 /// What is known of a number that the peer has defined.
 struct Method {
-    name: Arc<MethodName>,
+    name: Named,
     handler: Option<Handler>,
     priority: Priority,
 }
@@ -93,7 +94,7 @@ impl ServeRole {
         let handler = self.router.handler(&name);
         let priority = self.router.priority(name.service(), name.method());
         self.methods[place] = Some(Method {
-            name,
+            name: Named::new(name),
             handler,
             priority,
         });
@@ -105,7 +106,7 @@ impl ServeRole {
         self.origin.sequence = sequence;
         Some(Message {
             origin: self.origin,
-            name: Arc::clone(&method.name),
+            name: method.name.clone(),
             request_id: id,
             payload,
         })
@@ -261,7 +262,6 @@ impl Role for ServeRole {
                 sequence,
                 payload,
             } => {
-                bump(&conn.messages, 1);
                 if let Some(message) = self.message(method, id, sequence, payload) {
                     self.dispatch(method, message, wants_reply, conn);
                 }
@@ -277,7 +277,6 @@ impl Role for ServeRole {
                 payload,
                 body,
             } => {
-                bump(&conn.messages, 1);
                 if let Some(message) = self.message(method, id, sequence, payload) {
                     self.open(method, message, body, conn);
                 }

@@ -149,15 +149,20 @@ impl<R: Role> Session<R> {
     fn handle(&mut self, cx: &Context<'_>) -> Result<(), CloseReason> {
         let mut frames = 0;
         let mut result = Ok(());
-        while let Some(frame) = self
-            .decoder
-            .next(self.buffer.buffer())
-            .map_err(CloseReason::Protocol)?
-        {
-            frames += 1;
-            result = self.role.receive(frame, &self.conn);
-            if result.is_err() {
-                break;
+        let buffer = self.buffer.buffer();
+        let whole = self.decoder.whole_bytes(buffer);
+        if whole > 0 {
+            let mut batch = buffer.split_to(whole).freeze();
+            while let Some(frame) = self
+                .decoder
+                .take(&mut batch)
+                .map_err(CloseReason::Protocol)?
+            {
+                frames += 1;
+                result = self.role.receive(frame, &self.conn);
+                if result.is_err() {
+                    break;
+                }
             }
         }
         bump(&self.conn.frames_received, frames);

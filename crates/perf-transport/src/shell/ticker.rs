@@ -107,7 +107,7 @@ impl Ticker {
             conn.close(CloseReason::PeerDrained);
             return;
         }
-        let messages = conn.messages.load(Ordering::Relaxed);
+        let messages = conn.channel.lanes.messages();
         if messages != watch.messages || !is_quiet {
             watch.messages = messages;
             watch.messages_ms = now_ms;

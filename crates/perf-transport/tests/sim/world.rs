@@ -134,6 +134,12 @@ impl Reader {
             liveness: Liveness::new(LIMITS, now_ms),
         }
     }
+
+    /// What has arrived whole.
+    fn batch(&mut self) -> Bytes {
+        let whole = self.decoder.whole_bytes(&self.input);
+        self.input.split_to(whole).freeze()
+    }
 }
 
 /// The dialling end of the connection there is.
@@ -701,10 +707,11 @@ impl World {
         dialled.reader.bytes += read.len() as u64;
         dialled.reader.input.extend_from_slice(&read);
         let mut queued = false;
+        let mut batch = dialled.reader.batch();
         while let Some(frame) = dialled
             .reader
             .decoder
-            .next(&mut dialled.reader.input)
+            .take(&mut batch)
             .map_err(|error| error.to_string())?
         {
             dialled.reader.frames += 1;
@@ -731,10 +738,11 @@ impl World {
         let read = self.to_server.read(self.now_ms, most);
         accepted.reader.bytes += read.len() as u64;
         accepted.reader.input.extend_from_slice(&read);
+        let mut batch = accepted.reader.batch();
         while let Some(frame) = accepted
             .reader
             .decoder
-            .next(&mut accepted.reader.input)
+            .take(&mut batch)
             .map_err(|error| error.to_string())?
         {
             accepted.reader.frames += 1;
