@@ -115,9 +115,8 @@ fn table_of(group: &str, report: &Report) -> String {
     for case in &mut part.cases {
         case.goals.clear();
     }
-    let peers = if group == ALL { ", peers left out" } else { "" };
     format!(
-        "From a saved run of `cargo xtask bench --peers --icount` on one machine{peers}; `before` is what nodes do today:\n\n\
+        "From the saved run `{NAME}` of `cargo xtask bench` on one machine; `before` is what nodes do today:\n\n\
          ```text\n{}```\n",
         table::render(&part, table::Colours::new(false))
     )
@@ -132,7 +131,7 @@ mod tests {
     fn every_place_gets_its_groups_table() -> Result<()> {
         let text = "a\n<!-- bench:pool -->\nold\n<!-- /bench:pool -->\nb\n<!-- bench:raft -->\nold\n<!-- /bench:raft -->\nc\n";
         let new = rewritten(text, &sample())?;
-        assert!(new.starts_with("a\n<!-- bench:pool -->\nFrom a saved run"));
+        assert!(new.starts_with("a\n<!-- bench:pool -->\nFrom the saved run"));
         assert!(new.contains("glibc malloc") && !new.contains("old"));
         assert!(!new.contains("Goals") && !new.contains("hit_ratio"));
         // What was not measured has no table.
