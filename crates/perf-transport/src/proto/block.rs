@@ -27,12 +27,47 @@ struct Part {
     payload: Bytes,
 }
 
+/// Payloads in their order. The first has its place here: a block of one large frame allocates no list.
+#[derive(Debug, Default)]
+struct Parts {
+    first: Option<Part>,
+    others: Vec<Part>,
+}
+
+impl Parts {
+    #[inline]
+    fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.others.len()
+    }
+
+    #[inline]
+    fn get(&self, place: usize) -> Option<&Part> {
+        match place.checked_sub(1) {
+            None => self.first.as_ref(),
+            Some(place) => self.others.get(place),
+        }
+    }
+
+    fn push(&mut self, part: Part) {
+        if self.first.is_none() {
+            self.first = Some(part);
+        } else {
+            self.others.push(part);
+        }
+    }
+
+    fn clear(&mut self) {
+        self.first = None;
+        self.others.clear();
+    }
+}
+
 /// Frames in the order in which they leave.
 #[derive(Debug)]
 pub struct Block {
     /// Headers, small payloads and checksums.
     small: Buffer,
-    parts: Vec<Part>,
+    parts: Parts,
     bytes: usize,
     frames: usize,
 }
@@ -50,7 +85,7 @@ impl Block {
         Self {
             // Room for the frame that fills it.
             small: Buffer::new(BLOCK_BYTES + 2 * BORROWED_COPY_BYTES_MAX),
-            parts: Vec::new(),
+            parts: Parts::default(),
             bytes: 0,
             frames: 0,
         }
@@ -86,7 +121,7 @@ impl Block {
         }
         Self {
             small: Buffer::new(copied(payload)),
-            parts: Vec::new(),
+            parts: Parts::default(),
             bytes: 0,
             frames: 0,
         }
@@ -119,7 +154,7 @@ impl Block {
     }
 
     /// Appends a frame. Small and borrowed pieces are copied, large shared ones only referred to. Allocates only while the list of
-    /// references grows for the first time.
+    /// references grows for the first time, and not for the first of them.
     #[inline]
     pub fn push(&mut self, header: Header, payload: &Payload<'_>, checksum: bool) {
         let sum = checksum.then(|| Self::checksum(header, payload));
@@ -208,9 +243,10 @@ impl Block {
         if part > self.parts.len() {
             return None;
         }
-        let from = part
+        let before = part
             .checked_sub(1)
-            .map_or(0, |before| self.parts[before].at);
+            .and_then(|before| self.parts.get(before));
+        let from = before.map_or(0, |before| before.at);
         let to = self
             .parts
             .get(part)
