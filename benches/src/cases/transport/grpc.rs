@@ -26,6 +26,7 @@ use crate::case::Run;
 
 const UNARY: &str = "/bench.Echo/Unary";
 const STREAM: &str = "/bench.Echo/Stream";
+#[cfg(feature = "peers")]
 const BIDI: &str = "/bench.Echo/Bidi";
 /// Large enough that flow control does not stop a stream of 64 KiB messages, as tonic's documentation advises for bulk.
 const WINDOW_BYTES: u32 = 4 << 20;
