@@ -5,6 +5,7 @@
 //! message; openraft gets what its own cluster benchmark uses, a network that hands over Rust values, and encodes nothing.
 
 mod flood;
+mod latency;
 mod naive;
 mod ours;
 mod wal;
@@ -85,7 +86,7 @@ pub fn cases() -> Vec<Case> {
 /// The experiments of `perf-raft`.
 #[must_use]
 pub fn experiments() -> Vec<Experiment> {
-    vec![flood::experiment()]
+    vec![flood::experiment(), latency::experiment()]
 }
 
 const fn ratio(against: &'static str, at_least: f64) -> Goal {
