@@ -78,7 +78,8 @@ impl Outcome {
 
 async fn run(clients: u64, time: Duration) -> Result<Outcome, String> {
     let folder = TempDir::new().map_err(|error| error.to_string())?;
-    let nodes = cluster(&options(), |id| {
+    let options = options();
+    let nodes = cluster(&options, |id| {
         Box::new(EngineLog::open(folder.path().join(id.to_string())).expect("a fresh folder"))
     });
     let nodes = nodes.await;
@@ -93,7 +94,7 @@ async fn run(clients: u64, time: Duration) -> Result<Outcome, String> {
         times.extend(task.await.map_err(|error| error.to_string())??);
     }
     // The figures are those of the last tick.
-    tokio::time::sleep(options().tick * 2).await;
+    tokio::time::sleep(options.tick * 2).await;
     let after = leader.stats().core;
     for node in &nodes {
         node.shutdown().await;
