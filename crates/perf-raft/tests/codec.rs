@@ -3,7 +3,7 @@
 //! `PERF_CODEC_MESSAGES` sets how many random messages there are: 20 000 by default, a million for the full run (in release).
 
 use bytes::Bytes;
-use perf_raft::codec::{self, Body, ChunkAck, Frame, FrameHeader};
+use perf_raft::codec::{self, Body, ChunkAck, CodecError, Frame, FrameHeader};
 use proptest::prelude::*;
 use protobuf::Message as _;
 use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType, Snapshot};
@@ -188,17 +188,87 @@ fn steady_encoding_allocates_nothing() {
     assert!(quiet, "no run of 64 messages without an allocation");
 }
 
-/// One thread, so that what others allocate does not count: the frame of nothing but empty entries is the worst there is.
+/// Nothing takes more memory in relation to its bytes than entries and ids of members: both are counted before they are decoded.
 #[test]
-fn memory_is_taken_for_what_is_there_alone() {
+fn memory_is_bounded_by_the_frame_and_stated_limits() {
     let announced: Bytes = [0x3A, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F].to_vec().into();
     assert!(
         codec::decode(announced).is_err(),
         "an entry of 4 GiB in 6 bytes"
     );
-    let empty_entries = Bytes::from([0x3A, 0x00].repeat(1000));
-    let decoded = codec::decode(empty_entries).expect("1000 empty entries are a message");
-    assert_eq!(decoded.entries.len(), 1000);
+    let empty_entries = |count| Bytes::from([0x3A, 0x00].repeat(count));
+    let decoded = codec::decode(empty_entries(codec::ENTRIES_MAX)).expect("as many as allowed");
+    assert_eq!(decoded.entries.len(), codec::ENTRIES_MAX);
+    let entries = codec::ENTRIES_MAX + 1;
+    let refused = Err(CodecError::TooManyEntries { entries });
+    assert_eq!(codec::decode(empty_entries(entries)), refused);
+    assert_eq!(
+        codec::encode_pooled(&decoded).map(|bytes| bytes.len()),
+        Ok(2 * codec::ENTRIES_MAX)
+    );
+
+    // In a frame, spread over bodies that protobuf adds up, and in a part of a snapshot.
+    let delimited = |tag: u8, content: &[u8]| {
+        let mut bytes = vec![tag << 3 | 2];
+        prost::encoding::encode_varint(content.len() as u64, &mut bytes);
+        bytes.extend(content);
+        bytes
+    };
+    let half = delimited(6, &empty_entries(codec::ENTRIES_MAX / 2 + 1));
+    assert!(Frame::decode(half.clone().into()).is_ok());
+    let entries = codec::ENTRIES_MAX + 2;
+    let refused = |frame: Vec<u8>| {
+        assert_eq!(
+            Frame::decode(frame.into()).err(),
+            Some(CodecError::TooManyEntries { entries })
+        )
+    };
+    refused(half.repeat(2));
+    refused(delimited(7, &delimited(1, &empty_entries(entries))));
+
+    // A membership of one byte for each id, packed: eight bytes each in memory.
+    let ids = |count: usize| {
+        let state = delimited(1, &vec![1; count]);
+        delimited(9, &delimited(2, &delimited(1, &state)))
+    };
+    assert!(codec::decode(ids(60 * 1024).into()).is_ok());
+    let too_large = codec::decode(ids(codec::SNAPSHOT_METADATA_BYTES_MAX).into());
+    assert!(matches!(
+        too_large,
+        Err(CodecError::MetadataTooLarge { .. })
+    ));
+}
+
+#[test]
+fn a_message_with_too_many_entries_is_not_encoded() {
+    let entries = codec::ENTRIES_MAX + 1;
+    let mut message = Message::default();
+    message.set_entries(vec![Entry::default(); entries].into());
+    let refused = CodecError::TooManyEntries { entries };
+    assert_eq!(codec::encode_pooled(&message), Err(refused.clone()));
+    let frame = Frame {
+        header: FrameHeader::default(),
+        body: Body::Raft(message),
+    };
+    assert_eq!(frame.encode_pooled(), Err(refused));
+}
+
+/// A megabyte of the worst there is takes no more than what the limits say. Other tests share the counter: one quiet run is enough.
+#[test]
+fn the_worst_frames_take_a_few_megabytes() {
+    let frames = [
+        [0x3A, 0x00].repeat(512 * 1024),
+        [0x3A, 0x00].repeat(codec::ENTRIES_MAX),
+    ];
+    let frames = frames.map(Bytes::from);
+    let bounded = (0..200).any(|_| {
+        let region = Region::new(ALLOCATOR);
+        for frame in &frames {
+            let _ = std::hint::black_box(codec::decode(frame.clone()));
+        }
+        region.change().bytes_allocated < 16 * 1024 * 1024
+    });
+    assert!(bounded, "a frame took more than 16 MiB in each of 200 runs");
 }
 
 proptest! {

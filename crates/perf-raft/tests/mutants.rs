@@ -1,4 +1,5 @@
-//! Deliberate faults of the core and of the way to the log, each of which the simulation must find within 200 seeds.
+//! Deliberate faults of the core and of the way to the log, each of which the simulation must find within 200 seeds,
+//! and a rare path made common, in which it must find nothing.
 //!
 //! `RUSTFLAGS="--cfg perf_mutants" cargo test -p perf-raft --release --all-features --test mutants`
 #![cfg(perf_mutants)]
@@ -58,4 +59,16 @@ fn deduplication_by_content_is_found() {
 #[test]
 fn a_snapshot_recorded_before_its_data_is_durable_is_found() {
     is_caught("snapshot_before_data");
+}
+
+/// No fault: appends of more than two entries are sent as several, as long ones are in production. The group must not notice.
+#[test]
+fn appends_in_parts_are_as_good_as_whole_ones() {
+    let _turn = TURN
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    perf_raft::__mutants::set(Some("short_appends"));
+    let violation = (0..SEEDS).find_map(|seed| world::run(seed).err().map(|error| (seed, error)));
+    perf_raft::__mutants::set(None);
+    assert_eq!(violation, None);
 }

@@ -5,6 +5,7 @@
 //! message; openraft gets what its own cluster benchmark uses, a network that hands over Rust values, and encodes nothing.
 
 mod flood;
+mod latency;
 mod naive;
 mod ours;
 mod wal;
@@ -34,6 +35,7 @@ const PAYLOAD_BYTES: usize = 128;
 const KEYS: u64 = 10_000;
 const OPENRAFT: &str = "openraft";
 const WAL: &str = "bare WAL";
+const WAL_WITH_CLIENTS: &str = "WAL with clients";
 
 /// The cases of `perf-raft`.
 #[must_use]
@@ -73,9 +75,12 @@ pub fn cases() -> Vec<Case> {
         ),
         durable::<1024>(
             "raft/durable_x1024",
-            "1024 clients propose once each, log on disk; bare WAL: the same batch to three files, two synced",
+            "1024 clients propose once each, log on disk; bare WAL: all in one batch to three files, two synced, without clients",
             naive::durable::<1024>,
-            vec![path(WAL, wal::durable::<1024>)],
+            vec![
+                path(WAL, wal::durable::<1024>),
+                path(WAL_WITH_CLIENTS, wal::with_clients::<1024>),
+            ],
             &[ratio(WAL, 0.8)],
         ),
         encode(),
@@ -85,7 +90,7 @@ pub fn cases() -> Vec<Case> {
 /// The experiments of `perf-raft`.
 #[must_use]
 pub fn experiments() -> Vec<Experiment> {
-    vec![flood::experiment()]
+    vec![flood::experiment(), latency::experiment()]
 }
 
 const fn ratio(against: &'static str, at_least: f64) -> Goal {

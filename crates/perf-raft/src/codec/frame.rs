@@ -1,6 +1,6 @@
 //! The envelope around messages: who, which group, which of the sender's messages.
 
-use super::{CodecError, convert, encode, wire};
+use super::{CodecError, convert, encode, limits, wire};
 use crate::GroupId;
 use crate::inbound::{MessageClass, Queued};
 use bytes::{Buf, BufMut, Bytes};
@@ -221,8 +221,12 @@ impl Frame {
     /// With [`FrameHeader::to`] 0 the message's own receiver is left out too, so the same bytes serve several peers.
     ///
     /// # Errors
-    /// [`CodecError::NoBuffer`] if it is larger than the pool serves.
+    /// [`CodecError::NoBuffer`] if it is larger than the pool serves, [`CodecError::TooManyEntries`] beyond
+    /// [`ENTRIES_MAX`](super::ENTRIES_MAX).
     pub fn encode_pooled(&self) -> Result<Bytes, CodecError> {
+        if let Body::Raft(message) = &self.body {
+            limits::check_entries(message.entries.len())?;
+        }
         let body = self.body.encoded_len(self.header.to);
         let len = self.header.encoded_len() + 1 + encoded_len_varint(body as u64) + body;
         let mut buffer = BytesGuard::try_new(len)?;
@@ -234,11 +238,12 @@ impl Frame {
         Ok(buffer.freeze())
     }
 
-    /// Reads a frame. Payloads are slices of it.
+    /// Reads a frame. Payloads are slices of it; memory is bounded as for [`decode`](super::decode).
     ///
     /// # Errors
     /// [`CodecError`] for anything but a frame; never a panic.
     pub fn decode(frame: Bytes) -> Result<Self, CodecError> {
+        limits::check_frame(&frame)?;
         let frame = wire::Frame::decode(frame)?;
         let body = match frame.body.ok_or(CodecError::EmptyFrame)? {
             wire::Body::Raft(message) => Body::Raft(convert::message(message)?),

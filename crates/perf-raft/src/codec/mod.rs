@@ -23,9 +23,11 @@
 pub(crate) mod convert;
 mod encode;
 mod frame;
+mod limits;
 pub(crate) mod wire;
 
 pub use frame::{Body, ChunkAck, Frame, FrameHeader, SnapshotChunk};
+pub use limits::{ENTRIES_MAX, SNAPSHOT_METADATA_BYTES_MAX};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use perf_pool::{BytesGuard, PoolError};
@@ -67,6 +69,22 @@ pub enum CodecError {
     /// A frame without a body.
     #[error("the frame has no body: the peer speaks a newer protocol")]
     EmptyFrame,
+    /// More entries than a message may have. Each takes far more memory than its bytes on the wire.
+    #[error(
+        "{entries} entries in one message where {ENTRIES_MAX} are allowed: send them as several appends; if a peer sent it, drop its connection"
+    )]
+    TooManyEntries {
+        /// How many there are.
+        entries: usize,
+    },
+    /// The metadata of a snapshot are larger than any membership.
+    #[error(
+        "{bytes} bytes of snapshot metadata where {SNAPSHOT_METADATA_BYTES_MAX} are allowed: drop the message and the connection it came from"
+    )]
+    MetadataTooLarge {
+        /// Their size.
+        bytes: usize,
+    },
     /// There is no buffer for it.
     #[error("no buffer for the message: {0}")]
     NoBuffer(#[from] PoolError),
@@ -105,8 +123,9 @@ pub fn encode(message: &Message, buf: &mut impl BufMut) {
 /// Writes the message into a pooled buffer of its exact size.
 ///
 /// # Errors
-/// [`CodecError::NoBuffer`] if it is larger than the pool serves.
+/// [`CodecError::NoBuffer`] if it is larger than the pool serves, [`CodecError::TooManyEntries`] beyond [`ENTRIES_MAX`].
 pub fn encode_pooled(message: &Message) -> Result<Bytes, CodecError> {
+    limits::check_entries(message.entries.len())?;
     let mut buffer = BytesGuard::try_new(encoded_len(message))?;
     encode(message, &mut buffer.buf_mut());
     Ok(buffer.freeze())
@@ -114,12 +133,13 @@ pub fn encode_pooled(message: &Message) -> Result<Bytes, CodecError> {
 
 /// Reads a message. Payloads are slices of `frame`, nothing is copied.
 ///
-/// Memory is taken as the bytes justify it, never for a length that they only announce: an entry takes at least two bytes on the wire
-/// and one element of the entries' vector, which grows by doubling.
+/// Memory is taken as the bytes justify it, never for a length that they only announce. What takes more memory than its bytes is bounded:
+/// [`ENTRIES_MAX`], some 6 MiB of entries at most while it decodes, and [`SNAPSHOT_METADATA_BYTES_MAX`]. That is looked at before anything is decoded.
 ///
 /// # Errors
 /// [`CodecError`] for anything but a message; never a panic.
 pub fn decode(frame: Bytes) -> Result<Message, CodecError> {
+    limits::check_message(&frame)?;
     convert::message(wire::Message::decode(frame)?)
 }
 

@@ -4,7 +4,8 @@ use super::snapshots::{Assembly, Progress, Transfer};
 use super::{Core, validate};
 use crate::codec::{self, Body, ChunkAck, Frame, FrameHeader, SnapshotChunk};
 use crate::dedup::Delivery;
-use raft::eraftpb::{Message, MessageType};
+use crate::primitive::mutant;
+use raft::eraftpb::{Entry, Message, MessageType};
 use raft::{ProgressState, SnapshotStatus};
 
 /// Raft's mark of an election that the leader itself asked for.
@@ -204,10 +205,20 @@ impl<T> Core<T> {
 
     /// Makes frames of messages. A snapshot becomes a transfer, whose parts are sent as the peer takes them.
     pub(super) fn frames_of(&mut self, messages: Vec<Message>) -> Vec<Frame> {
+        // Not a fault, but what few simulated appends are long enough for.
+        let entries_max = if mutant::is("short_appends") {
+            2
+        } else {
+            codec::ENTRIES_MAX
+        };
         let mut frames = Vec::with_capacity(messages.len());
         for message in messages {
             if message.get_msg_type() == MessageType::MsgSnapshot {
                 self.begin_transfer(message);
+            } else if message.entries.len() > entries_max {
+                for part in split_append(message, entries_max) {
+                    frames.push(self.frame(part.to, Body::Raft(part)));
+                }
             } else {
                 frames.push(self.frame(message.to, Body::Raft(message)));
             }
@@ -249,9 +260,70 @@ impl<T> Core<T> {
     }
 }
 
+/// Makes appends of at most `entries_max` entries of one, each behind the last entry of the one before. A peer that gets them in another
+/// order, or not all, answers as it does to appends that raft-rs sent one by one.
+fn split_append(mut message: Message, entries_max: usize) -> Vec<Message> {
+    let mut entries: Vec<Entry> = message.take_entries().into();
+    let mut parts = Vec::with_capacity(entries.len() / entries_max + 1);
+    while entries.len() > entries_max {
+        let rest = entries.split_off(entries_max);
+        let mut part = message.clone();
+        if let Some(last) = entries.last() {
+            (message.index, message.log_term) = (last.index, last.term);
+        }
+        part.set_entries(entries.into());
+        parts.push(part);
+        entries = rest;
+    }
+    message.set_entries(entries.into());
+    parts.push(message);
+    parts
+}
+
 /// For the mutant that takes equal content for a repeated delivery.
 fn content_hash(from: u64, body: &Body) -> u64 {
     let mut hash = crc32fast::Hasher::new();
     hash.update(format!("{from} {body:?}").as_bytes());
     u64::from(hash.finalize())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_an_append_follow_each_other() {
+        let entry = |index| Entry {
+            index,
+            term: index / 3,
+            ..Default::default()
+        };
+        for count in 1..=9_usize {
+            let entries: Vec<Entry> = (11..).map(entry).take(count).collect();
+            let mut message = Message {
+                to: 2,
+                term: 9,
+                index: 10,
+                log_term: 3,
+                commit: 15,
+                ..Default::default()
+            };
+            message.set_msg_type(MessageType::MsgAppend);
+            message.set_entries(entries.clone().into());
+            let parts = split_append(message, 4);
+            assert_eq!(parts.len(), count.div_ceil(4));
+            let (mut place, mut together) = ((10, 3), Vec::new());
+            for part in parts {
+                assert_eq!((part.index, part.log_term), place);
+                assert_eq!((part.to, part.term, part.commit), (2, 9, 15));
+                assert!((1..=4).contains(&part.entries.len()));
+                place = part
+                    .entries
+                    .last()
+                    .map_or(place, |last| (last.index, last.term));
+                together.extend(part.entries.iter().cloned());
+            }
+            assert_eq!(together, entries);
+        }
+    }
 }

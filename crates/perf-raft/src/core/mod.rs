@@ -33,7 +33,7 @@ use crate::options::RaftOptions;
 use bytes::Bytes;
 use pending::{Lost, PendingProposals};
 use perf_atomics::{RaftStatus, Role};
-use raft::eraftpb::{ConfState, SnapshotMetadata};
+use raft::eraftpb::{ConfState, HardState, SnapshotMetadata};
 use raft::{Config, RawNode, StateRole};
 use reads::Reads;
 use snapshots::{Assembly, Progress, Transfer};
@@ -169,6 +169,8 @@ pub struct Core<T> {
     last_job: u64,
     persisted_job: u64,
     persisted_hard_state: (u64, u64),
+    /// A commit that was in no job yet.
+    unwritten_hard_state: Option<HardState>,
     /// What the state machine has been given, and what it has done.
     handed: u64,
     applied: u64,
@@ -294,6 +296,7 @@ impl<T> Core<T> {
             last_job: 0,
             persisted_job: 0,
             persisted_hard_state: (hard_state.term, hard_state.vote),
+            unwritten_hard_state: None,
             handed: applied,
             applied,
             restoring: None,

@@ -83,8 +83,14 @@ impl<T> Core<T> {
         let number = ready.number();
         let snapshot = self.take_snapshot(&ready);
         let entries = ready.take_entries();
-        let hard_state = ready.hs().cloned();
+        // A commit alone needs no write, but must be there with the next entries: a node whose log holds a change of membership must find the
+        // change before it committed when it starts again, or it campaigns with a membership too old to meet the quorums of today.
+        let unwritten = self.unwritten_hard_state.take();
+        let hard_state = ready.hs().cloned().or(unwritten);
         let must_persist = ready.must_sync();
+        if !must_persist {
+            self.unwritten_hard_state.clone_from(&hard_state);
+        }
 
         if let Some(snapshot) = &snapshot {
             self.node.mut_store().install(snapshot.clone());

@@ -21,6 +21,7 @@ enum State<A> {
 
 #[cfg_attr(not(perf_loom), allow(unreachable_pub))]
 impl<A> Slot<A> {
+    /// A slot without an answer, for whom nobody waits.
     pub fn new() -> Self {
         Self {
             state: Mutex::new(State::Empty),
