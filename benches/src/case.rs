@@ -55,7 +55,8 @@ pub struct Case {
     pub id: &'static str,
     /// One line for the reader of a report: what a node does when it does this.
     pub about: &'static str,
-    /// How many threads work at once; a path's time is per operation of one of them.
+    /// How many threads work at once. A path's time is per operation of one of them; where they are a runtime's workers, it is
+    /// per operation of all together.
     pub threads: u32,
     /// What nodes do today.
     pub before: Path,

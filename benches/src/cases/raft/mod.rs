@@ -28,7 +28,7 @@ use crate::case::{Case, Goal, Path, Prepare, Run, path, timed};
 use crate::experiment::Experiment;
 
 /// Two workers: one for each core of the machine the goals are stated for.
-const WORKERS: usize = 2;
+const WORKERS: u32 = 2;
 /// What a client proposes: a key and a value.
 const PAYLOAD_BYTES: usize = 128;
 /// Keys that clients write in turn.
@@ -105,7 +105,7 @@ fn memory<const CLIENTS: u64>(id: &'static str, about: &'static str, goals: &[Go
     Case {
         id,
         about,
-        threads: 1,
+        threads: WORKERS,
         before: path("before", naive::memory::<CLIENTS>),
         after: path("after", ours::memory::<CLIENTS>),
         peers,
@@ -123,7 +123,7 @@ fn durable<const CLIENTS: u64>(
     Case {
         id,
         about,
-        threads: 1,
+        threads: WORKERS,
         before: path("before", before),
         after: path("after", ours::durable::<CLIENTS>),
         peers,
@@ -133,7 +133,7 @@ fn durable<const CLIENTS: u64>(
 
 fn runtime() -> Runtime {
     let built = Builder::new_multi_thread()
-        .worker_threads(WORKERS)
+        .worker_threads(WORKERS as usize)
         .enable_all()
         .build();
     built.expect("the system gives two threads")

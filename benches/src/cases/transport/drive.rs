@@ -11,11 +11,11 @@ use tokio::sync::{Notify, watch};
 use crate::case::Run;
 
 /// Two workers: one for each core of the machine the goals are stated for.
-const WORKERS: usize = 2;
+pub(super) const WORKERS: u32 = 2;
 
 pub(super) fn runtime() -> Runtime {
     Builder::new_multi_thread()
-        .worker_threads(WORKERS)
+        .worker_threads(WORKERS as usize)
         .enable_all()
         .build()
         .expect("the system gives two threads")

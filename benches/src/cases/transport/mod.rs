@@ -77,7 +77,7 @@ fn case(
     Case {
         id,
         about,
-        threads: 1,
+        threads: drive::WORKERS,
         before: path("before", before),
         after: path("after", after),
         peers,
