@@ -15,8 +15,6 @@ use super::units;
 /// What an exact count of allocations may be off per operation: a single one in a run of several
 /// thousand operations.
 const ALLOCATIONS_SLACK: f64 = 0.001;
-/// With several threads who allocates first is up to the scheduler.
-const CONTENDED_SLACK: f64 = 0.05;
 /// Instructions repeat exactly; what is in libraries that pick their code by the processor does not quite.
 const INSTRUCTIONS_SHARE: f64 = 0.01;
 /// Start-up does not cancel to the last instruction.
@@ -87,12 +85,10 @@ pub(crate) fn judge(
     with_instructions: bool,
 ) -> CaseAgainst {
     let mut worse = Vec::new();
-    let slack = if now.threads > 1 {
-        CONTENDED_SLACK * (1.0 + base.allocs_after)
-    } else {
-        ALLOCATIONS_SLACK
-    };
-    if now.allocs_after > base.allocs_after + slack {
+    // With several threads the scheduler decides who finds what empty, and how large batches get: those counts are shown
+    // and prove nothing.
+    let is_exact = now.threads == 1;
+    if is_exact && now.allocs_after > base.allocs_after + ALLOCATIONS_SLACK {
         worse.push(format!(
             "{} instead of {} allocations",
             units::count(now.allocs_after),
@@ -100,7 +96,7 @@ pub(crate) fn judge(
         ));
     }
     let instructions = (base.instructions_after.zip(now.instructions_after))
-        .filter(|_| with_instructions && now.threads == 1);
+        .filter(|_| with_instructions && is_exact);
     if let Some((then, now)) = instructions
         && now > then * (1.0 + INSTRUCTIONS_SHARE) + INSTRUCTIONS_SLACK
     {
@@ -256,15 +252,12 @@ mod tests {
     }
 
     #[test]
-    fn threads_may_allocate_a_little_differently() {
-        let contended = |allocs: f64| {
-            verdict(move |case| {
-                case.threads = 2;
-                case.allocs_after = allocs;
-            })
-        };
-        assert!(contended(0.04).is_empty());
-        assert_eq!(contended(0.06).len(), 1);
+    fn counts_of_several_threads_prove_nothing() {
+        let contended = verdict(|case| {
+            case.threads = 2;
+            case.allocs_after = 5.0;
+        });
+        assert!(contended.is_empty(), "{contended:?}");
     }
 
     #[test]
