@@ -37,7 +37,7 @@ Usage: cargo xtask bench [FILTER] [--quick] [--peers] [--icount] [--json FILE]
 Measures the cases whose id contains FILTER, all without it, and prints a table:
 before, after, their ratio with its 95 % interval, allocations before -> after.
 
-  --quick         less precise, within 45 seconds; without it within 3 minutes
+  --quick         less precise: the cases within 45 seconds, without it within 3 minutes, where the machine is idle
   --peers         also compare with other crates and allocators
   --icount        also count the instructions of `after`; needs valgrind
   --json FILE     also write the report to FILE
