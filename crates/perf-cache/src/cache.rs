@@ -24,7 +24,7 @@ use std::time::Duration;
 /// | [`CacheReader::get`] of a hot key | the hash, two loads, one place of the reader's own; no lock, no read-modify-write, no reference count |
 /// | [`get`](Self::get), [`with`](Self::with) of a hot key | the same, by way of a thread-local |
 /// | of another key | a shared lock on one of up to 64 shards, a look-up, a reference count |
-/// | [`insert`](Self::insert), a computed value | a lock on the shard, and moka's insertion |
+/// | [`insert`](Self::insert), a computed value | a lock on the shard, and moka's insertion; beyond the capacity it waits for a change of policy that is under way |
 ///
 /// No code of yours (hashing, comparing, cloning, dropping, computing, weighing) runs under a lock or while a thread-local is borrowed. Two keys with
 /// the same 64-bit hash take turns.
