@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::step;
-use crate::workspace::{self, Workspace};
+use crate::workspace::{self, Package, Workspace};
 
 /// A test target that needs the whole tree built under a cfg of its own, where a crate has it.
 struct Special {
@@ -37,15 +37,16 @@ pub(crate) fn run() -> Result<()> {
     let start = Instant::now();
     let workspace = Workspace::load()?;
     let mut tests = workspace::cargo();
-    tests.args(["test", "--workspace", "--all-features"]);
+    tests.args(["test", "--workspace", "--features"]);
+    tests.arg(features(&workspace.packages));
     step::run("unit, integration and doc tests", &mut tests)?;
     for special in &SPECIAL {
         let file = format!("tests/{}.rs", special.name);
-        for package in &workspace.packages {
-            if package.directory().join(&file).is_file() {
-                let mut test = special_test(special, &workspace, &package.name);
-                step::run(&format!("{} of {}", special.what, package.name), &mut test)?;
-            }
+        let has_it = |package: &&Package| package.directory().join(&file).is_file();
+        let packages: Vec<&Package> = workspace.packages.iter().filter(has_it).collect();
+        if !packages.is_empty() {
+            let mut test = special_test(special, &workspace, &packages);
+            step::run(special.what, &mut test)?;
         }
     }
     eprintln!(
@@ -55,14 +56,30 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// A release build, since these walk through many thousand runs; in a directory of its own,
+/// Every feature that reaches a user. The benches' peers are left out: they are large, and no test is about them.
+fn features(packages: &[Package]) -> String {
+    let of = |package: &Package| {
+        let name = package.name.clone();
+        let features: Vec<&String> = package.features.keys().collect();
+        let features = features
+            .into_iter()
+            .map(|feature| format!("{name}/{feature}"));
+        features.collect::<Vec<_>>()
+    };
+    let published = packages.iter().filter(|package| package.is_published());
+    published.flat_map(of).collect::<Vec<_>>().join(",")
+}
+
+/// An optimised build, since these walk through many thousand runs; in a directory of its own,
 /// since other flags would make every other build start over.
-fn special_test(special: &Special, workspace: &Workspace, package: &str) -> Command {
+fn special_test(special: &Special, workspace: &Workspace, packages: &[&Package]) -> Command {
     let mut command = workspace::cargo();
     let (name, flags) = with_cfg(special.cfg, |name| env::var_os(name));
+    command.args(["test", "--release", "--test", special.name]);
+    for package in packages {
+        command.args(["--package", &package.name]);
+    }
     command
-        .args(["test", "--release", "--package", package])
-        .args(["--test", special.name])
         .arg("--target-dir")
         .arg(workspace.target.join(special.name))
         .env(name, flags);

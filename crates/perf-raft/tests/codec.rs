@@ -2,127 +2,16 @@
 //!
 //! `PERF_CODEC_MESSAGES` sets how many random messages there are: 20 000 by default, a million for the full run (in release).
 
+mod messages;
+
 use bytes::Bytes;
+use messages::message;
 use perf_raft::codec::{self, Body, ChunkAck, CodecError, Frame, FrameHeader};
 use proptest::prelude::*;
 use protobuf::Message as _;
-use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType, Snapshot};
+use raft::eraftpb::{Entry, Message, MessageType};
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
-use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
-use std::alloc::System;
-
-#[global_allocator]
-static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
-
-const TYPES: [MessageType; 19] = [
-    MessageType::MsgHup,
-    MessageType::MsgBeat,
-    MessageType::MsgPropose,
-    MessageType::MsgAppend,
-    MessageType::MsgAppendResponse,
-    MessageType::MsgRequestVote,
-    MessageType::MsgRequestVoteResponse,
-    MessageType::MsgSnapshot,
-    MessageType::MsgHeartbeat,
-    MessageType::MsgHeartbeatResponse,
-    MessageType::MsgUnreachable,
-    MessageType::MsgSnapStatus,
-    MessageType::MsgCheckQuorum,
-    MessageType::MsgTransferLeader,
-    MessageType::MsgTimeoutNow,
-    MessageType::MsgReadIndex,
-    MessageType::MsgReadIndexResp,
-    MessageType::MsgRequestPreVote,
-    MessageType::MsgRequestPreVoteResponse,
-];
-
-/// Small, middling and huge numbers, and 0, which protobuf leaves out.
-fn number(random: &mut StdRng) -> u64 {
-    match random.random_range(0..4) {
-        0 => 0,
-        1 => random.random_range(0..200),
-        2 => u64::from(random.random::<u32>()),
-        _ => random.random(),
-    }
-}
-
-fn bytes(random: &mut StdRng) -> Bytes {
-    let len = match random.random_range(0..5) {
-        0 => 0,
-        1..=3 => random.random_range(0..40),
-        _ => random.random_range(0..400),
-    };
-    (0..len).map(|_| random.random::<u8>()).collect()
-}
-
-fn ids(random: &mut StdRng) -> Vec<u64> {
-    let count = random.random_range(0..4);
-    (0..count).map(|_| number(random)).collect()
-}
-
-fn message(random: &mut StdRng) -> Message {
-    let mut message = Message {
-        to: number(random),
-        from: number(random),
-        term: number(random),
-        log_term: number(random),
-        index: number(random),
-        commit: number(random),
-        commit_term: number(random),
-        request_snapshot: number(random),
-        reject: random.random(),
-        reject_hint: number(random),
-        context: bytes(random),
-        deprecated_priority: number(random),
-        priority: number(random).cast_signed(),
-        ..Default::default()
-    };
-    message.set_msg_type(TYPES[random.random_range(0..TYPES.len())]);
-    let count = random.random_range(0..5);
-    let entries: Vec<Entry> = (0..count)
-        .map(|_| Entry {
-            entry_type: [
-                EntryType::EntryNormal,
-                EntryType::EntryConfChange,
-                EntryType::EntryConfChangeV2,
-            ][random.random_range(0..3)],
-            term: number(random),
-            index: number(random),
-            data: bytes(random),
-            context: bytes(random),
-            sync_log: random.random(),
-            ..Default::default()
-        })
-        .collect();
-    message.set_entries(entries.into());
-    if random.random_range(0..4) == 0 {
-        message.set_snapshot(snapshot(random));
-    }
-    message
-}
-
-fn snapshot(random: &mut StdRng) -> Snapshot {
-    let mut snapshot = Snapshot {
-        data: bytes(random),
-        ..Default::default()
-    };
-    if random.random() {
-        let metadata = snapshot.mut_metadata();
-        (metadata.index, metadata.term) = (number(random), number(random));
-        if random.random() {
-            metadata.set_conf_state(ConfState {
-                voters: ids(random),
-                learners: ids(random),
-                voters_outgoing: ids(random),
-                learners_next: ids(random),
-                auto_leave: random.random(),
-                ..Default::default()
-            });
-        }
-    }
-    snapshot
-}
 
 fn count(name: &str, default: u64) -> u64 {
     std::env::var(name)
@@ -167,25 +56,6 @@ fn payloads_are_slices_of_the_frame() {
     let decoded = codec::decode(frame.clone()).expect("it was encoded");
     let start = decoded.entries[0].data.as_ptr();
     assert!(within.contains(&start), "the payload was copied");
-}
-
-#[test]
-fn steady_encoding_allocates_nothing() {
-    let mut random = StdRng::seed_from_u64(7);
-    let messages: Vec<Message> = (0..64).map(|_| message(&mut random)).collect();
-    let encode_all = || {
-        for message in &messages {
-            std::hint::black_box(codec::encode_pooled(message).expect("it is small"));
-        }
-    };
-    encode_all();
-    // Other tests share the counter: one quiet run is enough.
-    let quiet = (0..200).any(|_| {
-        let region = Region::new(ALLOCATOR);
-        encode_all();
-        region.change().allocations == 0
-    });
-    assert!(quiet, "no run of 64 messages without an allocation");
 }
 
 /// Nothing takes more memory in relation to its bytes than entries and ids of members: both are counted before they are decoded.
@@ -251,24 +121,6 @@ fn a_message_with_too_many_entries_is_not_encoded() {
         body: Body::Raft(message),
     };
     assert_eq!(frame.encode_pooled(), Err(refused));
-}
-
-/// A megabyte of the worst there is takes no more than what the limits say. Other tests share the counter: one quiet run is enough.
-#[test]
-fn the_worst_frames_take_a_few_megabytes() {
-    let frames = [
-        [0x3A, 0x00].repeat(512 * 1024),
-        [0x3A, 0x00].repeat(codec::ENTRIES_MAX),
-    ];
-    let frames = frames.map(Bytes::from);
-    let bounded = (0..200).any(|_| {
-        let region = Region::new(ALLOCATOR);
-        for frame in &frames {
-            let _ = std::hint::black_box(codec::decode(frame.clone()));
-        }
-        region.change().bytes_allocated < 16 * 1024 * 1024
-    });
-    assert!(bounded, "a frame took more than 16 MiB in each of 200 runs");
 }
 
 proptest! {
