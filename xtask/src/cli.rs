@@ -78,9 +78,10 @@ const TRIES: usize = 20;
 const TEST_HELP: &str = "\
 Usage: cargo xtask test
 
-Runs the unit, integration and doc tests of all crates with all features, then the loom
-tests (tests/loom.rs) under `--cfg perf_loom` and the mutants of the simulations (tests/mutants.rs)
-under `--cfg perf_mutants`, and stops at the first failure.
+Runs the unit, integration and doc tests of all crates with all features but the benches' peers, then
+in optimised builds the loom models (tests/loom.rs) under `--cfg perf_loom` and the mutants, simulations
+and hit ratios (tests/mutants.rs, simulation.rs, hit_ratio.rs) under `--cfg perf_mutants`, and stops at
+the first failure.
 ";
 
 const SIM_HELP: &str = "\

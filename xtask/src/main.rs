@@ -13,6 +13,7 @@ mod lint;
 mod manifest;
 mod package;
 mod release;
+mod rustc;
 mod sim;
 mod step;
 mod test;
@@ -24,7 +25,12 @@ use cli::Command;
 const USAGE_ERROR: u8 = 2;
 
 fn main() -> ExitCode {
-    let command = match cli::parse(std::env::args_os().skip(1)) {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_default();
+    if let Some(cfg) = rustc::cfg_of(name.as_ref()) {
+        return rustc::run(&cfg, arguments);
+    }
+    let command = match cli::parse(arguments) {
         Ok(command) => command,
         Err(error) => {
             eprintln!("error: {error:#}\nTry `cargo xtask --help`.");

@@ -1,35 +1,38 @@
 //! `cargo xtask test`: every test there is.
 
-use std::env;
-use std::ffi::OsString;
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::Result;
 
+use crate::rustc;
 use crate::step;
 use crate::workspace::{self, Package, Workspace};
 
-/// A test target that needs the whole tree built under a cfg of its own, where a crate has it.
+/// Test targets that want an optimised build under a cfg of their own, of all crates that have one of them.
 struct Special {
-    /// The file `tests/<name>.rs`, and the name of its target directory.
-    name: &'static str,
-    cfg: &'static str,
     what: &'static str,
+    cfg: &'static str,
+    /// Crates of others that do the work.
+    optimised: &'static [&'static str],
+    /// The files `tests/<target>.rs`.
+    targets: &'static [&'static str],
 }
 
 const SPECIAL: [Special; 2] = [
     // Makes the crates' `primitive` modules use loom in place of std.
     Special {
-        name: "loom",
+        what: "loom models",
         cfg: "perf_loom",
-        what: "loom tests",
+        optimised: &["loom", "generator"],
+        targets: &["loom"],
     },
-    // Compiles the seeded faults in, which the simulations have to find.
+    // Compiles the seeded faults in, which the simulations have to find. What else takes long runs along, with no fault on.
     Special {
-        name: "mutants",
+        what: "mutants, simulations and hit ratios",
         cfg: "perf_mutants",
-        what: "mutants",
+        optimised: &[],
+        targets: &["mutants", "simulation", "hit_ratio"],
     },
 ];
 
@@ -41,11 +44,14 @@ pub(crate) fn run() -> Result<()> {
     tests.arg(features(&workspace.packages));
     step::run("unit, integration and doc tests", &mut tests)?;
     for special in &SPECIAL {
-        let file = format!("tests/{}.rs", special.name);
-        let has_it = |package: &&Package| package.directory().join(&file).is_file();
-        let packages: Vec<&Package> = workspace.packages.iter().filter(has_it).collect();
+        let has_one = |package: &&Package| {
+            let tests = package.directory().join("tests");
+            let mut targets = special.targets.iter();
+            targets.any(|target| tests.join(format!("{target}.rs")).is_file())
+        };
+        let packages: Vec<&Package> = workspace.packages.iter().filter(has_one).collect();
         if !packages.is_empty() {
-            let mut test = special_test(special, &workspace, &packages);
+            let mut test = special_test(special, &workspace, &packages)?;
             step::run(special.what, &mut test)?;
         }
     }
@@ -70,51 +76,29 @@ fn features(packages: &[Package]) -> String {
     published.flat_map(of).collect::<Vec<_>>().join(",")
 }
 
-/// An optimised build, since these walk through many thousand runs; in a directory of its own,
-/// since other flags would make every other build start over.
-fn special_test(special: &Special, workspace: &Workspace, packages: &[&Package]) -> Command {
+/// The crates of the workspace are built anew, optimised, since these walk through many thousand runs, and with the cfg. What they depend on
+/// is shared with the plain tests: flags for all of it would build it all over again.
+fn special_test(
+    special: &Special,
+    workspace: &Workspace,
+    packages: &[&Package],
+) -> Result<Command> {
     let mut command = workspace::cargo();
-    let (name, flags) = with_cfg(special.cfg, |name| env::var_os(name));
-    command.args(["test", "--release", "--test", special.name]);
+    command.arg("test");
+    for target in special.targets {
+        command.args(["--test", target]);
+    }
     for package in packages {
         command.args(["--package", &package.name]);
     }
-    command
-        .arg("--target-dir")
-        .arg(workspace.target.join(special.name))
-        .env(name, flags);
-    command
-}
-
-/// Appends to the flags that are in force, wherever they come from.
-fn with_cfg(cfg: &str, variable: impl Fn(&str) -> Option<OsString>) -> (&'static str, OsString) {
-    // Cargo looks at the encoded form first and then ignores the other.
-    for (name, separator) in [("CARGO_ENCODED_RUSTFLAGS", "\x1f"), ("RUSTFLAGS", " ")] {
-        if let Some(mut flags) = variable(name).filter(|flags| !flags.is_empty()) {
-            for flag in ["--cfg", cfg] {
-                flags.push(separator);
-                flags.push(flag);
-            }
-            return (name, flags);
+    let published = workspace.published().map(|package| package.name.as_str());
+    for name in published.chain(special.optimised.iter().copied()) {
+        for setting in ["opt-level=2", "debug-assertions=false"] {
+            command.arg("--config");
+            command.arg(format!("profile.dev.package.{name}.{setting}"));
         }
     }
-    ("RUSTFLAGS", format!("--cfg {cfg}").into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn flags_in_force_are_kept() {
-        let with_loom =
-            |variable: &dyn Fn(&str) -> Option<OsString>| with_cfg("perf_loom", variable);
-        let none = with_loom(&|_| None);
-        assert_eq!(none, ("RUSTFLAGS", "--cfg perf_loom".into()));
-        let plain = with_loom(&|name| (name == "RUSTFLAGS").then(|| "-Cdebuginfo=1".into()));
-        assert_eq!(plain, ("RUSTFLAGS", "-Cdebuginfo=1 --cfg perf_loom".into()));
-        let encoded = with_loom(&|_| Some("-C\x1fdebuginfo=1".into()));
-        let expected = "-C\x1fdebuginfo=1\x1f--cfg\x1fperf_loom".into();
-        assert_eq!(encoded, ("CARGO_ENCODED_RUSTFLAGS", expected));
-    }
+    let wrapper = rustc::with_cfg(special.cfg, &workspace.target)?;
+    command.env("RUSTC_WORKSPACE_WRAPPER", wrapper);
+    Ok(command)
 }

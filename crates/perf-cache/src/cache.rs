@@ -3,6 +3,7 @@
 use crate::builder::{CacheBuilder, Loader, Weigher};
 use crate::entry::{Content, Entry, Failure, Freshness};
 use crate::flight::{Flight, Outcome};
+use crate::fronts;
 use crate::local::{self, Lease};
 use crate::policy::{Capacity, Evictor, Policy};
 use crate::reader::CacheReader;
@@ -23,6 +24,7 @@ use std::time::Duration;
 /// |---|---|
 /// | [`CacheReader::get`] of a hot key | the hash, two loads, one place of the reader's own; no lock, no read-modify-write, no reference count |
 /// | [`get`](Self::get), [`with`](Self::with) of a hot key | the same, by way of a thread-local |
+/// | of one of a thousand more keys of a large cache | twice that, see [`WIDE_FRONT_PLACES`](crate::WIDE_FRONT_PLACES) |
 /// | of another key | a shared lock on one of up to 64 shards, a look-up, a reference count |
 /// | [`insert`](Self::insert), a computed value | a lock on the shard, and moka's insertion; beyond the capacity it waits for a change of policy that is under way |
 ///
@@ -75,6 +77,7 @@ pub(crate) struct Shared<K, V, S, T> {
     pub(crate) rules: Rules,
     /// Nanoseconds by which the coarse clock may be behind.
     lag: u64,
+    has_wide_fronts: bool,
     pub(crate) store: Arc<Store<K, V>>,
     pub(crate) hasher: S,
     pub(crate) time: T,
@@ -125,6 +128,7 @@ where
                 id: NEXT.fetch_add(1, Ordering::Relaxed),
                 rules,
                 lag: crate::builder::as_nanos(time.lag_max()),
+                has_wide_fronts: fronts::is_wide(rules.capacity, weigher.is_some()),
                 store: Arc::clone(&store),
                 hasher,
                 time,
@@ -417,12 +421,34 @@ where
         } else {
             None
         };
-        if let Some(front) = lease.as_mut().and_then(|lease| lease.front()) {
+        if let Some(fronts) = lease.as_mut().and_then(|lease| lease.fronts()) {
             let stamp = shared.store.stamp(hash).current();
-            if let Some(value) = front
-                .find(hash, key, stamp, shared.time.at_hand())
-                .and_then(|at| front.value(at))
-            {
+            if let Some(value) = fronts.find_near(hash, key, stamp, shared.time.at_hand()) {
+                shared.counters.one(Count::Hits);
+                return Ok(read(value));
+            }
+        }
+        self.with_fresh_wide(hash, key, read, lease)
+    }
+
+    /// The same past this thread's small front. The fronts stay out of their slot meanwhile.
+    #[inline(never)]
+    fn with_fresh_wide<Q, R, F>(
+        &self,
+        hash: u64,
+        key: &Q,
+        read: F,
+        mut lease: Option<Lease<K, V>>,
+    ) -> Result<R, (u64, Look<K, V>, F)>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq,
+        F: FnOnce(&V) -> R,
+    {
+        let shared = &*self.shared;
+        if let Some(fronts) = lease.as_mut().and_then(|lease| lease.fronts()) {
+            let stamp = shared.store.stamp(hash).current();
+            if let Some(value) = fronts.find_wide(hash, key, stamp, shared.time.at_hand()) {
                 shared.counters.one(Count::Hits);
                 return Ok(read(value));
             }
@@ -430,7 +456,7 @@ where
         self.with_fresh_shared(hash, key, read, lease)
     }
 
-    /// The same past this thread's front, which stays out of its slot meanwhile.
+    /// The same past this thread's fronts.
     #[inline(never)]
     fn with_fresh_shared<Q, R, F>(
         &self,
@@ -454,14 +480,12 @@ where
         };
         shared.counters.one(Count::Hits);
         let result = read(value);
-        if let Some(front) = lease.as_mut().and_then(|lease| lease.front())
-            && front.admits(hash)
-        {
+        if let Some(fronts) = lease.as_mut().and_then(|lease| lease.fronts()) {
             // Under the stamp that was read before the entry was fetched, whatever `read` has done meanwhile.
             let until = shared.safe_until(&entry);
-            let (_, old) = front.keep(entry, stamp, until);
+            let unused = fronts.keep(entry, stamp, until, shared.has_wide_fronts);
             drop(lease);
-            drop(old);
+            drop(unused);
         }
         Ok(result)
     }

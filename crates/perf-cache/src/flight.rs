@@ -5,7 +5,7 @@
 //! cloned, dropped and woken outside of the lock.
 
 use crate::entry::{Entry, Failure};
-use crate::primitive::{Condvar, Mutex};
+use crate::primitive::{Condvar, Mutex, mutant};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -128,6 +128,10 @@ impl<K, V> Follower<K, V> {
             drop(state);
             drop(waker);
             return Poll::Ready(outcome);
+        }
+        if mutant::is("flight_registers_without_look") {
+            drop(state);
+            state = self.flight.state.lock();
         }
         let place = *self.place.get_or_insert_with(|| {
             state.free.pop().unwrap_or_else(|| {

@@ -16,6 +16,7 @@ mod entry;
 mod error;
 mod flight;
 mod front;
+mod fronts;
 mod local;
 mod manager;
 #[cfg(feature = "metrics")]
@@ -41,7 +42,7 @@ pub use builder::CacheBuilder;
 pub use cache::TtlCache;
 pub use decisions::PlacementDecisionCache;
 pub use error::CacheError;
-pub use local::FRONT_PLACES;
+pub use local::{FRONT_PLACES, WIDE_FRONT_PLACES};
 pub use manager::{CACHES_MAX, CacheManager, CleanupTask, Managed};
 #[cfg(feature = "metrics")]
 pub use metrics::CacheMetrics;

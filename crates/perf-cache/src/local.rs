@@ -3,12 +3,16 @@
 //! A front is taken out of its slot while it is used, so nothing is borrowed when keys are compared or values are read, cloned and dropped.
 //! A read within such a read finds the slot empty and goes to the shared table.
 
-use crate::front::Front;
+use crate::fronts::Fronts;
 use std::any::Any;
 use std::cell::Cell;
 
 /// How many values of a cache each thread keeps at hand: room for a node's few dozen hot keys, in 2 KiB.
 pub const FRONT_PLACES: usize = 64;
+
+/// How many more a thread keeps, in 72 KiB, of a cache without a weigher whose capacity is 16 times that or more, once it reads more keys than
+/// [`FRONT_PLACES`]: two places for each of a thousand keys, still within a processor's second cache.
+pub const WIDE_FRONT_PLACES: usize = 2048;
 
 /// How many caches have a front on a thread at once. Those whose ids share their lowest bits take turns.
 const SLOTS: usize = 8;
@@ -28,14 +32,14 @@ thread_local! {
     };
 }
 
-/// A front that is out of its slot; goes back when dropped.
+/// The fronts of a cache that are out of their slot; they go back when dropped.
 pub(crate) struct Lease<K: 'static, V: 'static> {
     cache: u64,
     /// Taken only by `drop`.
-    front: Option<Box<Front<K, V, FRONT_PLACES>>>,
+    fronts: Option<Box<Fronts<K, V>>>,
 }
 
-/// This thread's front of a cache. `None` while it is out, in another cache's slot, or at the end of the thread.
+/// This thread's fronts of a cache. `None` while it is out, in another cache's slot, or at the end of the thread.
 #[inline]
 pub(crate) fn lease<K: 'static, V: 'static>(cache: u64) -> Option<Lease<K, V>> {
     let front = SLOTS_OF_THREAD
@@ -51,7 +55,7 @@ pub(crate) fn lease<K: 'static, V: 'static>(cache: u64) -> Option<Lease<K, V>> {
     Some(Lease {
         cache,
         // A cache's id is its own, so it is of its types.
-        front: Some(front.downcast().ok()?),
+        fronts: Some(front.downcast().ok()?),
     })
 }
 
@@ -71,20 +75,20 @@ fn claim<K: 'static, V: 'static>(cache: u64) -> Option<Box<dyn Any>> {
         .ok()??;
     // The other cache's values: code of the user.
     drop(replaced);
-    Some(Box::new(Front::<K, V, FRONT_PLACES>::new()))
+    Some(Box::new(Fronts::<K, V>::new()))
 }
 
 impl<K, V> Lease<K, V> {
     #[inline]
-    pub(crate) fn front(&mut self) -> Option<&mut Front<K, V, FRONT_PLACES>> {
-        self.front.as_deref_mut()
+    pub(crate) fn fronts(&mut self) -> Option<&mut Fronts<K, V>> {
+        self.fronts.as_deref_mut()
     }
 }
 
 impl<K, V> Drop for Lease<K, V> {
     #[inline]
     fn drop(&mut self) {
-        let front = self.front.take().map(|front| front as Box<dyn Any>);
+        let front = self.fronts.take().map(|fronts| fronts as Box<dyn Any>);
         let cache = self.cache;
         let replaced = SLOTS_OF_THREAD.try_with(|slots| {
             let slot = &slots[cache as usize % SLOTS];

@@ -1,13 +1,16 @@
 //! The protocols of this crate in a form that models can drive. Not a public interface.
 
 use crate::entry::{Content, Entry};
-use crate::flight::{Flight, Outcome};
+use crate::flight::{Flight, Follower, Outcome};
 use crate::front::Front;
 use crate::policy::{TokenStore, sync};
 use crate::primitive::Mutex;
 use crate::shard::{Joined, Store};
 use perf_atomics::clock::CoarseInstant;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 
 const HASH: u64 = 0;
 const KEY: u64 = 7;
@@ -112,6 +115,38 @@ impl Table {
                 }
             }
         }
+    }
+}
+
+/// A computation under way, with one task that waits for it.
+#[derive(Debug)]
+pub struct Waiting {
+    flight: Arc<Flight<u64, u64>>,
+    follower: Mutex<Follower<u64, u64>>,
+}
+
+impl Waiting {
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "for models only")]
+    pub fn new() -> Self {
+        let flight = Arc::new(Flight::new(KEY));
+        let follower = flight.try_enter().expect("the first may wait");
+        Self {
+            flight,
+            follower: Mutex::new(follower),
+        }
+    }
+
+    pub fn settle(&self) {
+        self.flight.settle(Outcome::Value(entry(1)));
+    }
+
+    /// Whether the task need not wait; if it must, `waker` is to be called.
+    #[must_use]
+    pub fn is_settled(&self, waker: &Waker) -> bool {
+        let mut follower = self.follower.lock();
+        let polled = Pin::new(&mut *follower).poll(&mut Context::from_waker(waker));
+        polled.is_ready()
     }
 }
 

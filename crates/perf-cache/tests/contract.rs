@@ -2,6 +2,7 @@
 
 use perf_cache::{
     CacheError, CachedValue, FRONT_PLACES, ManualTime, Policy, PreciseTime, TtlCache,
+    WIDE_FRONT_PLACES,
 };
 use std::cell::Cell;
 use std::sync::Arc;
@@ -570,6 +571,46 @@ fn a_front_pins_no_more_than_its_places() {
         .filter(|value| Arc::strong_count(value) > 1)
         .count();
     assert!(pinned <= FRONT_PLACES, "{pinned}");
+}
+
+/// How many values this thread still holds after it read them thrice and they were taken out.
+fn pinned_by_this_thread(cache: &TtlCache<u64, Arc<()>>, count: u64) -> usize {
+    let values: Vec<Arc<()>> = (0..count).map(|_| Arc::new(())).collect();
+    for (key, value) in (0..).zip(&values) {
+        cache.insert(key, Arc::clone(value));
+    }
+    for _ in 0..3 {
+        (0..count).for_each(|key| assert!(cache.get(&key).is_some()));
+    }
+    cache.clear();
+    (0..count).for_each(|key| assert!(cache.get(&key).is_none(), "served after it was taken out"));
+    let is_pinned = |value: &&Arc<()>| Arc::strong_count(value) > 1;
+    values.iter().filter(is_pinned).count()
+}
+
+#[test]
+fn of_a_large_cache_a_thread_keeps_more_and_no_more_than_it_says() {
+    let large = TtlCache::builder(16 * WIDE_FRONT_PLACES as u64)
+        .build()
+        .unwrap();
+    let pinned = pinned_by_this_thread(&large, 5000);
+    assert!(pinned <= FRONT_PLACES + WIDE_FRONT_PLACES, "{pinned}");
+    assert!(pinned > WIDE_FRONT_PLACES / 2, "it keeps many: {pinned}");
+}
+
+#[test]
+fn of_a_smaller_or_weighed_cache_a_thread_keeps_few() {
+    let smaller = TtlCache::builder(16 * WIDE_FRONT_PLACES as u64 - 1)
+        .build()
+        .unwrap();
+    let weighed = TtlCache::builder(1 << 30)
+        .weigher(|_, _| 9)
+        .build()
+        .unwrap();
+    for cache in [smaller, weighed] {
+        let pinned = pinned_by_this_thread(&cache, 5000);
+        assert!(pinned <= FRONT_PLACES, "{pinned}");
+    }
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! What is thrown out at capacity, on generated traces.
+//!
+//! `cargo test -p perf-cache --release --test hit_ratio -- --nocapture` prints the ratios.
 
 #[path = "common/traces.rs"]
 mod traces;
 
-use perf_cache::Policy;
+use perf_cache::{Policy, WIDE_FRONT_PLACES};
 use traces::{CAPACITY, TRACES, Way, lru_hits, our_hits, tiny_lfu_hits};
 
 const ACCESSES: usize = 150_000;
@@ -14,6 +16,7 @@ fn percent(hits: u64) -> f64 {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "takes minutes unless optimised: --release")]
 fn the_adaptive_policy_is_within_a_point_of_the_better_one_whatever_the_front() {
     let mut missed = Vec::new();
     for (name, make) in TRACES {
@@ -35,6 +38,7 @@ fn the_adaptive_policy_is_within_a_point_of_the_better_one_whatever_the_front() 
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "takes minutes unless optimised: --release")]
 fn the_fixed_policies_are_within_a_point_of_what_they_are_named_after() {
     let mut missed = Vec::new();
     for (name, make) in TRACES {
@@ -49,6 +53,33 @@ fn the_fixed_policies_are_within_a_point_of_what_they_are_named_after() {
             if ours < expected - 1.0 {
                 missed.push((name, policy, ours));
             }
+        }
+    }
+    assert!(missed.is_empty(), "{missed:?}");
+}
+
+/// Each access of a trace is made by so many tenants in turn, so that the cache is large enough for wide fronts.
+const TENANTS: u64 = 17;
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "takes minutes unless optimised: --release")]
+fn a_wide_front_costs_no_hits() {
+    let capacity = TENANTS * CAPACITY;
+    assert!(capacity >= 16 * WIDE_FRONT_PLACES as u64);
+    let mut missed = Vec::new();
+    for (name, make) in TRACES {
+        let trace: Vec<u64> = make(ACCESSES / 6)
+            .into_iter()
+            .flat_map(|key| (0..TENANTS).map(move |tenant| key * TENANTS + tenant))
+            .collect();
+        let percent = |way| {
+            let (hits, _) = our_hits(&trace, capacity, Policy::Adaptive, way);
+            hits as f64 * 100.0 / trace.len() as f64
+        };
+        let (shared, front) = (percent(Way::Shared), percent(Way::Front));
+        println!("{name:14} shared {shared:6.2} by wide fronts {front:6.2}");
+        if front < shared - 1.0 {
+            missed.push((name, shared, front));
         }
     }
     assert!(missed.is_empty(), "{missed:?}");

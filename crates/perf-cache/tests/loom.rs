@@ -7,7 +7,7 @@
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use loom::thread;
-use perf_cache::__loom::{self, Reader, Table};
+use perf_cache::__loom::{self, Reader, Table, Waiting};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -131,6 +131,41 @@ fn a_successor_computes() {
 #[test]
 fn an_abandoned_computation_has_a_successor() {
     assert_holds(a_successor_computes);
+}
+
+/// Remembers that it was called.
+struct Bell(AtomicBool);
+
+impl std::task::Wake for Bell {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// A computation ends while a task begins to wait for it.
+fn whoever_waits_is_woken() {
+    let waiting = Arc::new(Waiting::new());
+    let leader = {
+        let waiting = Arc::clone(&waiting);
+        thread::spawn(move || waiting.settle())
+    };
+    let bell = std::sync::Arc::new(Bell(AtomicBool::new(false)));
+    let is_settled = waiting.is_settled(&std::sync::Arc::clone(&bell).into());
+    leader.join().unwrap();
+    assert!(
+        is_settled || bell.0.load(Ordering::Acquire),
+        "it waits for ever"
+    );
+}
+
+#[test]
+fn no_wake_up_is_lost() {
+    assert_holds(whoever_waits_is_woken);
+}
+
+#[test]
+fn a_task_that_registers_without_a_second_look_is_caught() {
+    assert_caught("flight_registers_without_look", whoever_waits_is_woken);
 }
 
 /// What is computed from changes, and the key is invalidated after the change.

@@ -1,6 +1,6 @@
 //! Every interleaving of the two protocols that threads share, and of their seeded faults.
 //!
-//! `RUSTFLAGS="--cfg perf_loom" cargo test -p perf-pool --test loom --release`
+//! `RUSTFLAGS="--cfg perf_loom" cargo test -p perf-pool --release --test loom --target-dir target/loom`
 #![cfg(perf_loom)]
 
 use loom::sync::Arc;

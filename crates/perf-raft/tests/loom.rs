@@ -1,6 +1,6 @@
 //! The slot in which an answer is waited for, in every interleaving.
 //!
-//! `RUSTFLAGS="--cfg perf_loom" cargo test -p perf-raft --test loom --release`
+//! `RUSTFLAGS="--cfg perf_loom" cargo test -p perf-raft --release --test loom --target-dir target/loom`
 #![cfg(perf_loom)]
 
 use loom::future::block_on;

@@ -1,6 +1,6 @@
 //! Every interleaving of what threads share: the gate in front of the write side, turns in a lane, calls in flight.
 //!
-//! `RUSTFLAGS="--cfg perf_loom" cargo test -p perf-transport --test loom --release`
+//! `RUSTFLAGS="--cfg perf_loom" cargo test -p perf-transport --release --test loom --target-dir target/loom`
 #![cfg(perf_loom)]
 
 use bytes::Bytes;

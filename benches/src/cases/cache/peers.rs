@@ -72,6 +72,14 @@ fn mini_moka_path<const N: u64>() -> Run {
     keys(N, move |key| cache.get(&key))
 }
 
+/// The memory part of foyer, with the eviction it has unless told otherwise. It has no TTL.
+fn foyer_path<const N: u64>() -> Run {
+    let cache: foyer_memory::Cache<u64, u64> =
+        foyer_memory::CacheBuilder::new(CAPACITY as usize).build();
+    (0..N).for_each(|key| drop(cache.insert(key, key)));
+    keys(N, move |key| cache.get(&key).map(|entry| *entry.value()))
+}
+
 /// As its macro makes it: behind one lock.
 fn cached_path<const N: u64>() -> Run {
     let mut cache = TimedSizedCache::with_size_and_lifespan(CAPACITY as usize, TTL);
@@ -88,6 +96,7 @@ fn all<const N: u64>() -> Vec<Path> {
         path("moka future", moka_future_path::<N>),
         path("quick_cache", quick_cache_path::<N>),
         path("mini-moka", mini_moka_path::<N>),
+        path("foyer", foyer_path::<N>),
         path("cached", cached_path::<N>),
     ]
 }

@@ -1,14 +1,18 @@
 //! Heartbeats under a flood of appends and snapshots.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use perf_raft::{ChannelNetwork, MembershipChange, MemoryLog, RaftHandle, RaftNode};
+use perf_raft::{
+    ChannelNetwork, Command, MembershipChange, MemoryLog, RaftHandle, RaftNode, RaftOptions,
+    StateMachine, StateMachineError,
+};
 
-use super::ours::{Map, leader, options};
-use super::{command, runtime};
+use super::ours::leader;
+use super::{key_of, runtime};
 use crate::experiment::{Bound, Depth, Experiment, Figure, Unit};
 
 /// Clients that propose large values all the time.
@@ -23,10 +27,41 @@ pub(super) fn experiment() -> Experiment {
     }
 }
 
+/// Keys that are written in turn: 16 MiB of state.
+const KEYS: u64 = 256;
+
 fn large(client: u64, turn: u64) -> Bytes {
-    let mut bytes = command(client, turn).to_vec();
-    bytes.resize(VALUE_BYTES, 0x5A);
+    let mut bytes = vec![0x5A; VALUE_BYTES];
+    let key = (client * 7919 + turn) % KEYS;
+    bytes[..8].copy_from_slice(&key.to_le_bytes());
     bytes.into()
+}
+
+/// A map of large values.
+#[derive(Default)]
+struct Map(HashMap<u64, Bytes>);
+
+impl StateMachine for Map {
+    fn apply(&mut self, batch: &[Command], responses: &mut Vec<Bytes>) {
+        for command in batch {
+            self.0.insert(key_of(&command.data), command.data.clone());
+            responses.push(Bytes::new());
+        }
+    }
+
+    fn snapshot(&mut self) -> Result<Bytes, StateMachineError> {
+        let mut all = Vec::with_capacity(self.0.len() * VALUE_BYTES);
+        for value in self.0.values() {
+            all.extend_from_slice(value);
+        }
+        Ok(all.into())
+    }
+
+    fn restore(&mut self, snapshot: Bytes) -> Result<(), StateMachineError> {
+        let values = snapshot.chunks(VALUE_BYTES).map(Bytes::copy_from_slice);
+        self.0 = values.map(|value| (key_of(&value), value)).collect();
+        Ok(())
+    }
 }
 
 fn measure(depth: Depth) -> Result<Vec<Figure>, String> {
@@ -40,7 +75,7 @@ fn measure(depth: Depth) -> Result<Vec<Figure>, String> {
 
 async fn run(time: Duration) -> Result<Vec<Figure>, String> {
     let failed = |error: &dyn std::error::Error| error.to_string();
-    let mut options = options();
+    let mut options = RaftOptions::default();
     options.snapshot_log_bytes = 16 * 1024 * 1024;
     let network = ChannelNetwork::new();
     let mut nodes: Vec<RaftHandle> = Vec::new();

@@ -2,14 +2,10 @@
 //!
 //! The order of fields is that of raft's own codec, so the bytes are the same.
 
+use super::writer::Writer;
 use bytes::BufMut;
-use prost::encoding::{encode_varint, encoded_len_varint};
+use prost::encoding::encoded_len_varint;
 use raft::eraftpb::{ConfState, Entry, Message, Snapshot, SnapshotMetadata};
-
-/// Wire types of protobuf: <https://protobuf.dev/programming-guides/encoding/#structure>.
-const VARINT: u64 = 0;
-const FIXED64: u64 = 1;
-const LENGTH_DELIMITED: u64 = 2;
 
 #[inline]
 pub(super) fn len_uint(tag: u64, value: u64) -> usize {
@@ -48,49 +44,6 @@ pub(super) fn len_bytes(tag: u64, bytes: &[u8]) -> usize {
     }
 }
 
-#[inline]
-pub(super) fn put_uint(buf: &mut impl BufMut, tag: u64, value: u64) {
-    if value != 0 {
-        put_uint_always(buf, tag, value);
-    }
-}
-
-#[inline]
-fn put_uint_always(buf: &mut impl BufMut, tag: u64, value: u64) {
-    encode_varint((tag << 3) | VARINT, buf);
-    encode_varint(value, buf);
-}
-
-#[inline]
-pub(super) fn put_bool(buf: &mut impl BufMut, tag: u64, value: bool) {
-    if value {
-        encode_varint((tag << 3) | VARINT, buf);
-        buf.put_u8(1);
-    }
-}
-
-#[inline]
-pub(super) fn put_fixed64(buf: &mut impl BufMut, tag: u64, value: u64) {
-    if value != 0 {
-        encode_varint((tag << 3) | FIXED64, buf);
-        buf.put_u64_le(value);
-    }
-}
-
-#[inline]
-pub(super) fn put_header(buf: &mut impl BufMut, tag: u64, len: usize) {
-    encode_varint((tag << 3) | LENGTH_DELIMITED, buf);
-    encode_varint(len as u64, buf);
-}
-
-#[inline]
-pub(super) fn put_bytes(buf: &mut impl BufMut, tag: u64, bytes: &[u8]) {
-    if !bytes.is_empty() {
-        put_header(buf, tag, bytes.len());
-        buf.put_slice(bytes);
-    }
-}
-
 pub(super) fn entry_len(entry: &Entry) -> usize {
     len_uint(1, entry.entry_type as u64)
         + len_uint(2, entry.term)
@@ -100,13 +53,13 @@ pub(super) fn entry_len(entry: &Entry) -> usize {
         + len_bool(5, entry.sync_log)
 }
 
-pub(super) fn put_entry(buf: &mut impl BufMut, entry: &Entry) {
-    put_uint(buf, 1, entry.entry_type as u64);
-    put_uint(buf, 2, entry.term);
-    put_uint(buf, 3, entry.index);
-    put_bytes(buf, 4, &entry.data);
-    put_bytes(buf, 6, &entry.context);
-    put_bool(buf, 5, entry.sync_log);
+pub(super) fn put_entry(writer: &mut Writer<impl BufMut>, entry: &Entry) {
+    writer.uint(1, entry.entry_type as u64);
+    writer.uint(2, entry.term);
+    writer.uint(3, entry.index);
+    writer.bytes(4, &entry.data);
+    writer.bytes(6, &entry.context);
+    writer.bool(5, entry.sync_log);
 }
 
 fn lists(state: &ConfState) -> [(u64, &[u64]); 4] {
@@ -125,13 +78,13 @@ fn conf_state_len(state: &ConfState) -> usize {
     lists(state).into_iter().map(list).sum::<usize>() + len_bool(5, state.auto_leave)
 }
 
-fn put_conf_state(buf: &mut impl BufMut, state: &ConfState) {
+fn put_conf_state(writer: &mut Writer<impl BufMut>, state: &ConfState) {
     for (tag, ids) in lists(state) {
         for &id in ids {
-            put_uint_always(buf, tag, id);
+            writer.uint_always(tag, id);
         }
     }
-    put_bool(buf, 5, state.auto_leave);
+    writer.bool(5, state.auto_leave);
 }
 
 fn metadata_len(metadata: &SnapshotMetadata) -> usize {
@@ -141,13 +94,13 @@ fn metadata_len(metadata: &SnapshotMetadata) -> usize {
         + len_uint(3, metadata.term)
 }
 
-fn put_metadata(buf: &mut impl BufMut, metadata: &SnapshotMetadata) {
+fn put_metadata(writer: &mut Writer<impl BufMut>, metadata: &SnapshotMetadata) {
     if let Some(state) = metadata.conf_state.as_ref() {
-        put_header(buf, 1, conf_state_len(state));
-        put_conf_state(buf, state);
+        writer.header(1, conf_state_len(state));
+        put_conf_state(writer, state);
     }
-    put_uint(buf, 2, metadata.index);
-    put_uint(buf, 3, metadata.term);
+    writer.uint(2, metadata.index);
+    writer.uint(3, metadata.term);
 }
 
 fn snapshot_len(snapshot: &Snapshot) -> usize {
@@ -156,11 +109,11 @@ fn snapshot_len(snapshot: &Snapshot) -> usize {
         + metadata.map_or(0, |metadata| len_delimited(2, metadata_len(metadata)))
 }
 
-fn put_snapshot(buf: &mut impl BufMut, snapshot: &Snapshot) {
-    put_bytes(buf, 1, &snapshot.data);
+fn put_snapshot(writer: &mut Writer<impl BufMut>, snapshot: &Snapshot) {
+    writer.bytes(1, &snapshot.data);
     if let Some(metadata) = snapshot.metadata.as_ref() {
-        put_header(buf, 2, metadata_len(metadata));
-        put_metadata(buf, metadata);
+        writer.header(2, metadata_len(metadata));
+        put_metadata(writer, metadata);
     }
 }
 
@@ -188,27 +141,27 @@ pub(super) fn message_len(message: &Message, to: u64) -> usize {
         + len_uint(16, message.priority.cast_unsigned())
 }
 
-pub(super) fn put_message(buf: &mut impl BufMut, message: &Message, to: u64) {
-    put_uint(buf, 1, message.msg_type as u64);
-    put_uint(buf, 2, to);
-    put_uint(buf, 3, message.from);
-    put_uint(buf, 4, message.term);
-    put_uint(buf, 5, message.log_term);
-    put_uint(buf, 6, message.index);
+pub(super) fn put_message(writer: &mut Writer<impl BufMut>, message: &Message, to: u64) {
+    writer.uint(1, message.msg_type as u64);
+    writer.uint(2, to);
+    writer.uint(3, message.from);
+    writer.uint(4, message.term);
+    writer.uint(5, message.log_term);
+    writer.uint(6, message.index);
     for entry in message.entries.iter() {
-        put_header(buf, 7, entry_len(entry));
-        put_entry(buf, entry);
+        writer.header(7, entry_len(entry));
+        put_entry(writer, entry);
     }
-    put_uint(buf, 8, message.commit);
-    put_uint(buf, 15, message.commit_term);
+    writer.uint(8, message.commit);
+    writer.uint(15, message.commit_term);
     if let Some(snapshot) = message.snapshot.as_ref() {
-        put_header(buf, 9, snapshot_len(snapshot));
-        put_snapshot(buf, snapshot);
+        writer.header(9, snapshot_len(snapshot));
+        put_snapshot(writer, snapshot);
     }
-    put_uint(buf, 13, message.request_snapshot);
-    put_bool(buf, 10, message.reject);
-    put_uint(buf, 11, message.reject_hint);
-    put_bytes(buf, 12, &message.context);
-    put_uint(buf, 14, message.deprecated_priority);
-    put_uint(buf, 16, message.priority.cast_unsigned());
+    writer.uint(13, message.request_snapshot);
+    writer.bool(10, message.reject);
+    writer.uint(11, message.reject_hint);
+    writer.bytes(12, &message.context);
+    writer.uint(14, message.deprecated_priority);
+    writer.uint(16, message.priority.cast_unsigned());
 }

@@ -1,5 +1,6 @@
 //! The envelope around messages: who, which group, which of the sender's messages.
 
+use super::writer::Writer;
 use super::{CodecError, convert, encode, limits, wire};
 use crate::GroupId;
 use crate::inbound::{MessageClass, Queued};
@@ -115,12 +116,12 @@ impl FrameHeader {
             + encode::len_uint(5, self.sequence)
     }
 
-    fn put(&self, buf: &mut impl BufMut) {
-        encode::put_uint(buf, 1, self.to);
-        encode::put_uint(buf, 2, self.from);
-        encode::put_uint(buf, 3, self.group.0);
-        encode::put_fixed64(buf, 4, self.session);
-        encode::put_uint(buf, 5, self.sequence);
+    fn put(&self, writer: &mut Writer<impl BufMut>) {
+        writer.uint(1, self.to);
+        writer.uint(2, self.from);
+        writer.uint(3, self.group.0);
+        writer.fixed64(4, self.session);
+        writer.uint(5, self.sequence);
     }
 }
 
@@ -135,16 +136,14 @@ impl SnapshotChunk {
             + crc
     }
 
-    fn put(&self, buf: &mut impl BufMut) {
-        encode::put_header(buf, 1, encode::message_len(&self.message, self.message.to));
-        encode::put_message(buf, &self.message, self.message.to);
-        encode::put_uint(buf, 2, self.transfer);
-        encode::put_uint(buf, 3, self.total_bytes);
-        encode::put_uint(buf, 4, self.offset);
-        encode::put_bytes(buf, 5, &self.data);
-        if self.crc != 0 {
-            prost::encoding::fixed32::encode(6, &self.crc, buf);
-        }
+    fn put(&self, writer: &mut Writer<impl BufMut>) {
+        writer.header(1, encode::message_len(&self.message, self.message.to));
+        encode::put_message(writer, &self.message, self.message.to);
+        writer.uint(2, self.transfer);
+        writer.uint(3, self.total_bytes);
+        writer.uint(4, self.offset);
+        writer.bytes(5, &self.data);
+        writer.fixed32(6, self.crc);
     }
 }
 
@@ -155,10 +154,10 @@ impl ChunkAck {
             + if self.refused { 2 } else { 0 }
     }
 
-    fn put(self, buf: &mut impl BufMut) {
-        encode::put_uint(buf, 1, self.transfer);
-        encode::put_uint(buf, 2, self.received);
-        encode::put_bool(buf, 3, self.refused);
+    fn put(self, writer: &mut Writer<impl BufMut>) {
+        writer.uint(1, self.transfer);
+        writer.uint(2, self.received);
+        writer.bool(3, self.refused);
     }
 }
 
@@ -172,11 +171,11 @@ impl Body {
         }
     }
 
-    fn put(&self, buf: &mut impl BufMut, to: u64) {
+    fn put(&self, writer: &mut Writer<impl BufMut>, to: u64) {
         match self {
-            Self::Raft(message) => encode::put_message(buf, message, to),
-            Self::Chunk(chunk) => chunk.put(buf),
-            Self::Ack(ack) => ack.put(buf),
+            Self::Raft(message) => encode::put_message(writer, message, to),
+            Self::Chunk(chunk) => chunk.put(writer),
+            Self::Ack(ack) => ack.put(writer),
         }
     }
 
@@ -231,9 +230,11 @@ impl Frame {
         let len = self.header.encoded_len() + 1 + encoded_len_varint(body as u64) + body;
         let mut buffer = BytesGuard::try_new(len)?;
         let mut buf = buffer.buf_mut();
-        self.header.put(&mut buf);
-        encode::put_header(&mut buf, self.body.tag(), body);
-        self.body.put(&mut buf, self.header.to);
+        let mut writer = Writer::new(&mut buf);
+        self.header.put(&mut writer);
+        writer.header(self.body.tag(), body);
+        self.body.put(&mut writer, self.header.to);
+        drop(writer);
         drop(buf);
         Ok(buffer.freeze())
     }

@@ -25,6 +25,7 @@ mod encode;
 mod frame;
 mod limits;
 pub(crate) mod wire;
+mod writer;
 
 pub use frame::{Body, ChunkAck, Frame, FrameHeader, SnapshotChunk};
 pub use limits::{ENTRIES_MAX, SNAPSHOT_METADATA_BYTES_MAX};
@@ -33,6 +34,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use perf_pool::{BytesGuard, PoolError};
 use prost::Message as _;
 use raft::eraftpb::{Entry, Message};
+use writer::Writer;
 
 /// Why bytes are no message, or a message becomes no bytes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -117,7 +119,7 @@ pub fn encoded_entry_len(entry: &Entry) -> usize {
 /// # Panics
 /// As `buf` does when it is full: make room for [`encoded_len`] bytes.
 pub fn encode(message: &Message, buf: &mut impl BufMut) {
-    encode::put_message(buf, message, message.to);
+    encode::put_message(&mut Writer::new(buf), message, message.to);
 }
 
 /// Writes the message into a pooled buffer of its exact size.

@@ -86,6 +86,7 @@ impl<T> Core<T> {
         // A commit alone needs no write, but must be there with the next entries: a node whose log holds a change of membership must find the
         // change before it committed when it starts again, or it campaigns with a membership too old to meet the quorums of today.
         let unwritten = self.unwritten_hard_state.take();
+        let unwritten = unwritten.filter(|_| !mutant::is("commit_forgotten"));
         let hard_state = ready.hs().cloned().or(unwritten);
         let must_persist = ready.must_sync();
         if !must_persist {

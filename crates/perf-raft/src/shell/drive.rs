@@ -165,7 +165,10 @@ impl Driver {
         if self.propose() {
             self.settle()?;
         }
-        self.publish(tick);
+        self.publish_status();
+        if tick {
+            self.publish_stats();
+        }
         Ok(more)
     }
 
@@ -228,6 +231,8 @@ impl Driver {
             if self.scratch.out.is_empty() {
                 return Ok(());
             }
+            // Before the frames: whoever learns of a new leader from them finds that its status says so.
+            self.publish_status();
             self.send_frames();
             self.write_log()?;
             self.run_apply_jobs()?;
@@ -298,15 +303,12 @@ impl Driver {
         Ok(())
     }
 
-    /// Publishes the status if it changed, and the statistics at each tick.
-    fn publish(&mut self, tick: bool) {
+    /// Publishes the status if it changed.
+    fn publish_status(&mut self) {
         let status = self.core.status();
         if status != self.last_status {
             self.last_status = status;
             self.published.status.publish(status);
-        }
-        if tick {
-            self.publish_stats();
         }
     }
 
