@@ -39,21 +39,17 @@ const SPECIAL: [Special; 2] = [
 pub(crate) fn run() -> Result<()> {
     let start = Instant::now();
     let workspace = Workspace::load()?;
+    // First of all: the tests build this program anew, in the place of the one that runs.
+    let mut special = Vec::new();
+    for target in &SPECIAL {
+        special.push((target.what, special_test(target, &workspace)?));
+    }
     let mut tests = workspace::cargo();
     tests.args(["test", "--workspace", "--features"]);
     tests.arg(features(&workspace.packages));
     step::run("unit, integration and doc tests", &mut tests)?;
-    for special in &SPECIAL {
-        let has_one = |package: &&Package| {
-            let tests = package.directory().join("tests");
-            let mut targets = special.targets.iter();
-            targets.any(|target| tests.join(format!("{target}.rs")).is_file())
-        };
-        let packages: Vec<&Package> = workspace.packages.iter().filter(has_one).collect();
-        if !packages.is_empty() {
-            let mut test = special_test(special, &workspace, &packages)?;
-            step::run(special.what, &mut test)?;
-        }
+    for (what, mut test) in special {
+        step::run(what, &mut test)?;
     }
     eprintln!(
         "\nAll tests passed in {:.1} s.",
@@ -78,17 +74,18 @@ fn features(packages: &[Package]) -> String {
 
 /// The crates of the workspace are built anew, optimised, since these walk through many thousand runs, and with the cfg. What they depend on
 /// is shared with the plain tests: flags for all of it would build it all over again.
-fn special_test(
-    special: &Special,
-    workspace: &Workspace,
-    packages: &[&Package],
-) -> Result<Command> {
+fn special_test(special: &Special, workspace: &Workspace) -> Result<Command> {
     let mut command = workspace::cargo();
     command.arg("test");
     for target in special.targets {
         command.args(["--test", target]);
     }
-    for package in packages {
+    let has_one = |package: &&Package| {
+        let tests = package.directory().join("tests");
+        let mut targets = special.targets.iter();
+        targets.any(|target| tests.join(format!("{target}.rs")).is_file())
+    };
+    for package in workspace.packages.iter().filter(has_one) {
         command.args(["--package", &package.name]);
     }
     let published = workspace.published().map(|package| package.name.as_str());
