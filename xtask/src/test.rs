@@ -9,7 +9,7 @@ use crate::rustc;
 use crate::step;
 use crate::workspace::{self, Package, Workspace};
 
-/// Test targets that want an optimised build under a cfg of their own, of all crates that have one of them.
+/// Test targets that want an optimised build under a cfg of their own, of whatever crate has one of them.
 struct Special {
     what: &'static str,
     cfg: &'static str,
@@ -44,9 +44,7 @@ pub(crate) fn run() -> Result<()> {
     for target in &SPECIAL {
         special.push((target.what, special_test(target, &workspace)?));
     }
-    let mut tests = workspace::cargo();
-    tests.args(["test", "--workspace", "--features"]);
-    tests.arg(features(&workspace.packages));
+    let mut tests = all_tests(&workspace);
     step::run("unit, integration and doc tests", &mut tests)?;
     for (what, mut test) in special {
         step::run(what, &mut test)?;
@@ -56,6 +54,13 @@ pub(crate) fn run() -> Result<()> {
         start.elapsed().as_secs_f64()
     );
     Ok(())
+}
+
+fn all_tests(workspace: &Workspace) -> Command {
+    let mut command = workspace::cargo();
+    command.args(["test", "--workspace", "--features"]);
+    command.arg(features(&workspace.packages));
+    command
 }
 
 /// Every feature that reaches a user. The benches' peers are left out: they are large, and no test is about them.
@@ -75,18 +80,10 @@ fn features(packages: &[Package]) -> String {
 /// The crates of the workspace are built anew, optimised, since these walk through many thousand runs, and with the cfg. What they depend on
 /// is shared with the plain tests: flags for all of it would build it all over again.
 fn special_test(special: &Special, workspace: &Workspace) -> Result<Command> {
-    let mut command = workspace::cargo();
-    command.arg("test");
+    // With the same packages and features, or dependencies would have others, and be built again.
+    let mut command = all_tests(workspace);
     for target in special.targets {
         command.args(["--test", target]);
-    }
-    let has_one = |package: &&Package| {
-        let tests = package.directory().join("tests");
-        let mut targets = special.targets.iter();
-        targets.any(|target| tests.join(format!("{target}.rs")).is_file())
-    };
-    for package in workspace.packages.iter().filter(has_one) {
-        command.args(["--package", &package.name]);
     }
     let published = workspace.published().map(|package| package.name.as_str());
     for name in published.chain(special.optimised.iter().copied()) {
