@@ -1,10 +1,13 @@
 //! `cargo xtask features`: every crate with no feature, each feature alone, and all together; every two of the
 //! facade's; and what each costs a user.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::fs;
+use std::path::Path;
 use std::process::Stdio;
+use std::sync::Mutex;
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -20,6 +23,8 @@ const NOT_PAIRED: [&str; 3] = ["document-features", "full", "default"];
 
 /// Most crates that a feature of the facade may bring, the facade and its own crate included.
 const CRATES_MAX: [(&str, usize); 2] = [("atomics", 12), ("pool", 16)];
+
+const NO_PANIC: &str = "no worker panics";
 
 /// Where the table of costs is.
 const TABLE: &str = "docs/FEATURES.md";
@@ -48,16 +53,22 @@ fn check_all(workspace: &Workspace) -> Result<()> {
     let names = workspace.packages.iter().map(|package| package.name.len());
     let width = names.max().unwrap_or(0);
     let start = Instant::now();
-    let (mut checked, mut failed) = (0, Vec::new());
     step::heading("feature matrix");
+    let mut waiting = VecDeque::new();
     for package in &workspace.packages {
         let mut selections = selections(package);
         if package.name == FACADE {
             selections.extend(pairs(package));
         }
-        for selection in selections {
-            checked += 1;
-            let failure = check(package, &selection)?;
+        waiting.extend(selections.into_iter().map(|selection| (package, selection)));
+    }
+    let count = waiting.len();
+    let waiting = Mutex::new(waiting);
+    let next = || waiting.lock().expect(NO_PANIC).pop_front();
+    let check_some = |target: &Path| -> Result<Vec<String>> {
+        let mut failed = Vec::new();
+        while let Some((package, selection)) = next() {
+            let failure = check(package, &selection, target)?;
             let verdict = if failure.is_some() { "FAILED" } else { "ok" };
             println!("{:width$}  {:40}  {verdict}", package.name, selection.name);
             if let Some((line, diagnostics)) = failure {
@@ -65,29 +76,47 @@ fn check_all(workspace: &Workspace) -> Result<()> {
                 failed.push(line);
             }
         }
-    }
+        Ok(failed)
+    };
+    // Each selection has little to do at once. What it does holds the lock of its target directory, so each worker has one.
+    let other = workspace.target.join("xtask").join("features");
+    let (first, second) = thread::scope(|scope| {
+        let second = scope.spawn(|| check_some(&other));
+        (
+            check_some(&workspace.target),
+            second.join().expect(NO_PANIC),
+        )
+    });
+    let mut failed = first?;
+    failed.extend(second?);
     let seconds = start.elapsed().as_secs_f64();
     if !failed.is_empty() {
         bail!(
-            "{} of {checked} selections failed; to run them again:\n\n    {}\n",
+            "{} of {count} selections failed; to run them again:\n\n    {}\n",
             failed.len(),
             failed.join("\n    ")
         );
     }
-    println!("{checked} selections ok in {seconds:.1} s");
+    println!("{count} selections ok in {seconds:.1} s");
     Ok(())
 }
 
 /// Returns the command and what it printed when it fails.
-fn check(package: &Package, selection: &Selection) -> Result<Option<(String, String)>> {
+fn check(
+    package: &Package,
+    selection: &Selection,
+    target: &Path,
+) -> Result<Option<(String, String)>> {
     let mut command = workspace::cargo();
     command
         .args(["check", "--quiet", "--package", &package.name])
         .args(&selection.arguments)
         .stdin(Stdio::null());
+    let line = step::command_line(&command);
+    command.arg("--target-dir").arg(target);
     let output = command.output().context("cannot start cargo")?;
     let diagnostics = String::from_utf8_lossy(&output.stderr).into_owned();
-    Ok((!output.status.success()).then(|| (step::command_line(&command), diagnostics)))
+    Ok((!output.status.success()).then_some((line, diagnostics)))
 }
 
 fn selections(package: &Package) -> Vec<Selection> {
@@ -190,7 +219,7 @@ fn crates(feature: &str) -> Result<BTreeSet<String>> {
 fn measured(workspace: &Workspace) -> Result<String> {
     step::heading("cost of each feature, built from nothing");
     let facade = facade(workspace).context("there is no facade")?;
-    let target = workspace.target.join("xtask").join("features");
+    let target = workspace.target.join("xtask").join("features-measured");
     let mut rows = String::new();
     for feature in facade.features.keys() {
         if ["document-features", "default"].contains(&feature.as_str()) {

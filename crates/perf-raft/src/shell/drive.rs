@@ -27,23 +27,15 @@ const MESSAGES_PER_TURN: usize = 512;
 /// of messages of its own: a stable state, as answers then come one at a time too. Two keep the disk busy.
 const BATCHES_IN_FLIGHT: usize = 2;
 
-/// Proposals in a batch from which on it pays to wait for more.
-const CROWD: usize = 2;
+/// How often a batch is held back for more. Each time others have their turn.
+const HOLDS_MAX: u32 = 8;
 
-/// Turns given to others while the queue of proposals grows.
-const TURNS_MAX: u32 = 8;
-
-/// Lets others have their turn as long as that brings proposals.
-async fn gather(mailbox: &Mailbox) {
-    let mut seen = 0;
-    for _ in 0..TURNS_MAX {
-        tokio::task::yield_now().await;
-        let waiting = mailbox.proposals_waiting();
-        if waiting == seen {
-            return;
-        }
-        seen = waiting;
-    }
+/// Whether it pays to hold a batch back: callers that have their answers and not taken them yet propose again soon, and share the batch if
+/// they come in time. Else many callers end up in small batches, each with a round of messages of its own, and stay there, since
+/// their answers come one by one too.
+fn is_worth_waiting(waiting: usize, on_their_way: usize, callers: usize) -> bool {
+    let coming = callers.saturating_sub(waiting + on_their_way);
+    coming * 4 > waiting
 }
 
 /// Where log jobs go.
@@ -77,8 +69,8 @@ pub(crate) struct Driver {
     pub(crate) start: Instant,
     pub(crate) last_status: RaftStatus,
     pub(crate) scratch: Scratch,
-    /// The last batch had many proposals.
-    pub(crate) crowded: bool,
+    /// How often the batch that waits was held back.
+    pub(crate) holds: u32,
     #[cfg(feature = "metrics")]
     pub(crate) metrics: Option<crate::metrics::Recorder>,
 }
@@ -121,10 +113,12 @@ impl Driver {
                     _ = ticker.tick() => tick = true,
                     () = mailbox.rung() => {}
                 }
-                // Those whose answers came together propose again together, but the first of them rings the bell: let the
-                // others have their turn first, so that they share a batch. A lone client is not made to wait.
-                if self.crowded {
-                    gather(&mailbox).await;
+            } else {
+                // Time goes on beside a flood.
+                tokio::select! {
+                    biased;
+                    _ = ticker.tick() => tick = true,
+                    () = tokio::task::yield_now() => {}
                 }
             }
             let turn = catch_unwind(AssertUnwindSafe(|| self.turn(tick)));
@@ -134,9 +128,6 @@ impl Driver {
                 Ok(Err(reason)) => break reason,
                 Err(panic) => break StopReason::Core(panic_message(&*panic).into()),
             }
-            if more {
-                tokio::task::yield_now().await;
-            }
         };
         self.stop(reason).await;
     }
@@ -145,7 +136,7 @@ impl Driver {
         u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// One turn; whether messages are left.
+    /// One turn; whether there is more to do at once.
     fn turn(&mut self, tick: bool) -> Result<bool, StopReason> {
         let now_ns = self.now_ns();
         self.core.set_now(now_ns);
@@ -169,14 +160,23 @@ impl Driver {
         if tick {
             self.publish_stats();
         }
-        Ok(more)
+        Ok(more || self.holds > 0)
     }
 
-    /// Proposes what waits, unless enough batches are on their way; whether it did.
+    /// Proposes what waits, unless enough batches are on their way or it is held back for more; whether it did.
     fn propose(&mut self) -> bool {
         if self.core.batches_in_flight() >= BATCHES_IN_FLIGHT {
+            self.holds = 0;
             return false;
         }
+        let (waiting, callers) = self.mailbox.crowd();
+        let on_their_way = self.core.proposals_waiting();
+        if waiting > 0 && self.holds < HOLDS_MAX && is_worth_waiting(waiting, on_their_way, callers)
+        {
+            self.holds += 1;
+            return false;
+        }
+        self.holds = 0;
         self.mailbox.take_proposals(&mut self.scratch.proposals);
         let any = !self.scratch.proposals.is_empty();
         if any {
@@ -184,7 +184,6 @@ impl Driver {
                 self.scratch.proposals.len() as u64,
                 std::time::Duration::ZERO,
             );
-            self.crowded = self.scratch.proposals.len() > CROWD;
             self.core.propose(&mut self.scratch.proposals);
         }
         any

@@ -30,6 +30,7 @@ pub struct RaftHandle {
 /// A slot that goes back when its waiter is done or gives up.
 struct Waiting<'a> {
     slot: Option<Arc<Slot<Answer>>>,
+    is_proposal: bool,
     mailbox: &'a Mailbox,
 }
 
@@ -46,7 +47,7 @@ impl Waiting<'_> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take() {
-            self.mailbox.recycle(slot);
+            self.mailbox.recycle(slot, self.is_proposal);
         }
     }
 }
@@ -61,7 +62,7 @@ impl RaftHandle {
     /// [`ProposeError`], which says whether the command may have been applied.
     pub async fn propose(&self, data: Bytes) -> Result<Bytes, ProposeError> {
         let slot = self.mailbox.propose(data)?;
-        match self.wait(slot).await {
+        match self.wait(slot, true).await {
             Answer::Response(response) => Ok(response),
             Answer::Reply(Reply::Failed(error)) => Err(error),
             _ => Err(ProposeError::Unknown),
@@ -81,7 +82,7 @@ impl RaftHandle {
             return Ok(Vec::new());
         }
         let slot = self.mailbox.propose_batch(batch)?;
-        match self.wait(slot).await {
+        match self.wait(slot, true).await {
             Answer::Batch(results) => Ok(results),
             Answer::Reply(Reply::Failed(error)) => Err(error),
             _ => Err(ProposeError::Unknown),
@@ -215,9 +216,10 @@ impl RaftHandle {
             .unwrap_or(StopReason::Shutdown)
     }
 
-    async fn wait(&self, slot: Arc<Slot<Answer>>) -> Answer {
+    async fn wait(&self, slot: Arc<Slot<Answer>>, is_proposal: bool) -> Answer {
         let mut waiting = Waiting {
             slot: Some(slot),
+            is_proposal,
             mailbox: &self.mailbox,
         };
         waiting.answer().await
@@ -241,7 +243,7 @@ impl RaftHandle {
         };
         async move {
             asked?;
-            match self.wait(slot).await {
+            match self.wait(slot, false).await {
                 Answer::Gone => Err(ProposeError::Stopped(
                     self.mailbox.closed().unwrap_or(StopReason::Shutdown),
                 )),

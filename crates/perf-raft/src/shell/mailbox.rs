@@ -32,6 +32,8 @@ struct Proposals {
     waiting: Vec<(Bytes, Token)>,
     bytes: usize,
     free: Vec<Arc<Slot<Answer>>>,
+    /// Callers that have a slot, from their proposal until they have taken its answer.
+    callers: usize,
     closed: Option<StopReason>,
 }
 
@@ -170,6 +172,7 @@ impl Mailbox {
             });
         }
         proposals.bytes += bytes;
+        proposals.callers += 1;
         Ok(proposals
             .free
             .pop()
@@ -182,14 +185,15 @@ impl Mailbox {
         free.unwrap_or_else(|| Arc::new(Slot::new()))
     }
 
-    /// Takes a slot back, unless its answer may still come.
-    pub(crate) fn recycle(&self, mut slot: Arc<Slot<Answer>>) {
-        if Arc::get_mut(&mut slot).is_none() {
-            return;
+    /// Takes a slot back, unless its answer may still come. `was_proposal` says that its caller is one of those counted.
+    pub(crate) fn recycle(&self, mut slot: Arc<Slot<Answer>>, was_proposal: bool) {
+        let is_free = Arc::get_mut(&mut slot).is_some();
+        if is_free {
+            slot.clear();
         }
-        slot.clear();
         let mut proposals = self.proposals.lock();
-        if proposals.free.len() < self.proposals_max {
+        proposals.callers -= usize::from(was_proposal);
+        if is_free && proposals.free.len() < self.proposals_max {
             proposals.free.push(slot);
         }
     }
@@ -203,6 +207,13 @@ impl Mailbox {
 
     pub(crate) fn proposals_waiting(&self) -> usize {
         self.proposals.lock().waiting.len()
+    }
+
+    /// How many proposals wait, and how many callers there are: these and those whose proposals are on their way, and those who have their answer and have
+    /// not taken it yet.
+    pub(crate) fn crowd(&self) -> (usize, usize) {
+        let proposals = self.proposals.lock();
+        (proposals.waiting.len(), proposals.callers)
     }
 
     /// Asks something. At the bound the token comes back.

@@ -225,7 +225,7 @@ impl RaftNodeBuilder {
             start: Instant::now(),
             last_status: status,
             scratch: Scratch::default(),
-            crowded: false,
+            holds: 0,
             #[cfg(feature = "metrics")]
             metrics: self.metrics,
         };
