@@ -24,7 +24,7 @@ use std::time::Duration;
 /// |---|---|
 /// | [`CacheReader::get`] of a hot key | the hash, two loads, one place of the reader's own; no lock, no read-modify-write, no reference count |
 /// | [`get`](Self::get), [`with`](Self::with) of a hot key | the same, by way of a thread-local |
-/// | of one of a thousand more keys of a large cache | twice that, see [`WIDE_FRONT_PLACES`](crate::WIDE_FRONT_PLACES) |
+/// | of one of a thousand keys of a large cache | the same, see [`WIDE_FRONT_PLACES`](crate::WIDE_FRONT_PLACES) |
 /// | of another key | a shared lock on one of up to 64 shards, a look-up, a reference count |
 /// | [`insert`](Self::insert), a computed value | a lock on the shard, and moka's insertion; beyond the capacity it waits for a change of policy that is under way |
 ///
@@ -423,32 +423,7 @@ where
         };
         if let Some(fronts) = lease.as_mut().and_then(|lease| lease.fronts()) {
             let stamp = shared.store.stamp(hash).current();
-            if let Some(value) = fronts.find_near(hash, key, stamp, shared.time.at_hand()) {
-                shared.counters.one(Count::Hits);
-                return Ok(read(value));
-            }
-        }
-        self.with_fresh_wide(hash, key, read, lease)
-    }
-
-    /// The same past this thread's small front. The fronts stay out of their slot meanwhile.
-    #[inline(never)]
-    fn with_fresh_wide<Q, R, F>(
-        &self,
-        hash: u64,
-        key: &Q,
-        read: F,
-        mut lease: Option<Lease<K, V>>,
-    ) -> Result<R, (u64, Look<K, V>, F)>
-    where
-        K: Borrow<Q>,
-        Q: ?Sized + Hash + Eq,
-        F: FnOnce(&V) -> R,
-    {
-        let shared = &*self.shared;
-        if let Some(fronts) = lease.as_mut().and_then(|lease| lease.fronts()) {
-            let stamp = shared.store.stamp(hash).current();
-            if let Some(value) = fronts.find_wide(hash, key, stamp, shared.time.at_hand()) {
+            if let Some(value) = fronts.find(hash, key, stamp, shared.time.at_hand()) {
                 shared.counters.one(Count::Hits);
                 return Ok(read(value));
             }
@@ -456,7 +431,7 @@ where
         self.with_fresh_shared(hash, key, read, lease)
     }
 
-    /// The same past this thread's fronts.
+    /// The same past this thread's front, which stays out of its slot meanwhile.
     #[inline(never)]
     fn with_fresh_shared<Q, R, F>(
         &self,

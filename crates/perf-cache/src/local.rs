@@ -10,8 +10,8 @@ use std::cell::Cell;
 /// How many values of a cache each thread keeps at hand: room for a node's few dozen hot keys, in 2 KiB.
 pub const FRONT_PLACES: usize = 64;
 
-/// How many more a thread keeps, in 72 KiB, of a cache without a weigher whose capacity is 16 times that or more, once it reads more keys than
-/// [`FRONT_PLACES`]: two places for each of a thousand keys, still within a processor's second cache.
+/// How many a thread keeps, in 72 KiB, of a cache without a weigher whose capacity is 16 times that or more, once it reads more keys than
+/// [`FRONT_PLACES`] have room for: two places for each of a thousand keys, still within a processor's second cache.
 pub const WIDE_FRONT_PLACES: usize = 2048;
 
 /// How many caches have a front on a thread at once. Those whose ids share their lowest bits take turns.
