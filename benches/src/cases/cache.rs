@@ -77,7 +77,7 @@ pub fn cases() -> Vec<Case> {
         ),
         super::case(
             ("cache/wide_1k", 1),
-            "one of 1024 keys is read, more than fronts hold",
+            "one of 1024 keys is read, more than a small front holds",
             || naive(WIDE_1K),
             || {
                 let cache = ours(WIDE_1K);
