@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use lexopt::prelude::*;
 
 use crate::bench;
+use crate::cluster;
 use crate::release;
 use crate::sim;
 
@@ -95,7 +96,7 @@ A seed that fails is printed with the command that runs it again.
 ";
 
 const CLUSTER_HELP: &str = "\
-Usage: cargo xtask cluster [--nodes N] [--for SECONDS] [--clients C] [--chaos] [--naive] [--compare] [--keep]
+Usage: cargo xtask cluster [--nodes N] [--for SECONDS] [--clients C] [--chaos] [--naive] [--compare] [--keep] [--debug]
 
 Builds the node of crates/perf-kit/examples/vm-node, starts a cluster of it on this machine, puts it under
 load, and checks that every acknowledged write is there and that all answers have an order. Prints throughput,
@@ -108,6 +109,7 @@ latency percentiles, CPU per request, failover times and a line per node.
   --naive        the node the way one writes it first
   --compare      the naive node, then the other one, and the ratios
   --keep         leave the data, certificates and logs of the run
+  --debug        the debug build of `cargo xtask test` instead of a release build
 ";
 
 /// Seeds of a simulation when nothing else is asked for.
@@ -167,7 +169,7 @@ pub(crate) enum Command {
     Test,
     Sim(sim::Options),
     /// With what the example itself understands.
-    Cluster(Vec<OsString>),
+    Cluster(cluster::Options),
     Lint,
     Features {
         measure: bool,
@@ -359,10 +361,11 @@ fn parse_sim(mut parser: lexopt::Parser) -> Result<Command> {
 
 /// Looks at the options here too, so that a wrong one is found before anything is built.
 fn parse_cluster(mut parser: lexopt::Parser) -> Result<Command> {
-    let mut arguments = Vec::new();
+    let (mut debug, mut arguments) = (false, Vec::new());
     while let Some(argument) = parser.next()? {
         match argument {
             Short('h') | Long("help") => return Ok(Command::Help(CLUSTER_HELP)),
+            Long("debug") => debug = true,
             Long(flag @ ("chaos" | "naive" | "compare" | "keep")) => {
                 arguments.push(format!("--{flag}").into());
             }
@@ -375,7 +378,7 @@ fn parse_cluster(mut parser: lexopt::Parser) -> Result<Command> {
             other => return Err(other.unexpected().into()),
         }
     }
-    Ok(Command::Cluster(arguments))
+    Ok(Command::Cluster(cluster::Options { debug, arguments }))
 }
 
 /// Parses the arguments of a command that takes one flag or nothing.
@@ -478,7 +481,10 @@ mod tests {
         let line = "release perf-pool minor --dry-run";
         assert_eq!(parsed(line).ok(), Some(release));
         let cluster = ["--for", "20", "--chaos"].map(OsString::from);
-        let cluster = Command::Cluster(cluster.into());
+        let cluster = Command::Cluster(cluster::Options {
+            debug: false,
+            arguments: cluster.into(),
+        });
         assert_eq!(parsed("cluster --for 20 --chaos").ok(), Some(cluster));
         let dirty = Command::Package { allow_dirty: true };
         assert_eq!(parsed("package --allow-dirty").ok(), Some(dirty));

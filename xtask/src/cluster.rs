@@ -8,43 +8,54 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::step;
-use crate::workspace;
+use crate::test;
+use crate::workspace::{self, Workspace};
 
-/// The example and how it is built: as a user's release build would be.
-const EXAMPLE: [&str; 7] = [
-    "--release",
-    "--package",
-    "perf-kit",
-    "--features",
-    "full",
-    "--example",
-    "vm-node",
-];
+/// What to run.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Options {
+    /// The debug build of the tests, which is there already after them, instead of a user's release build.
+    pub(crate) debug: bool,
+    /// For the example.
+    pub(crate) arguments: Vec<OsString>,
+}
 
 /// Builds the example and gives it the arguments.
-pub(crate) fn run(arguments: &[OsString]) -> Result<()> {
-    let mut build = workspace::cargo();
-    build.arg("build").args(EXAMPLE);
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let workspace = Workspace::load()?;
+    let mut build = build(options.debug, &workspace);
     step::run("building the node", &mut build)?;
-    let mut cluster = cluster(arguments);
+    let profile = if options.debug { "debug" } else { "release" };
+    let program = format!("vm-node{}", std::env::consts::EXE_SUFFIX);
+    let program = workspace
+        .target
+        .join(profile)
+        .join("examples")
+        .join(program);
+    let mut cluster = Command::new(program);
+    cluster
+        .current_dir(workspace::root())
+        .arg("cluster")
+        .args(&options.arguments);
     let line = step::command_line(&cluster);
     // It listens for Ctrl-C too, and ends what it started.
     let status = cluster
         .status()
         .with_context(|| format!("cannot start `{line}`"))?;
     if !status.success() {
-        bail!("the cluster's run failed ({status}); to run it again:\n\n    {line}\n");
+        bail!("the cluster's run failed ({status}): {line}");
     }
     Ok(())
 }
 
-fn cluster(arguments: &[OsString]) -> Command {
+fn build(debug: bool, workspace: &Workspace) -> Command {
     let mut command = workspace::cargo();
-    command
-        .args(["run", "--quiet"])
-        .args(EXAMPLE)
-        .args(["--", "cluster"])
-        .args(arguments);
+    command.args(["build", "--example", "vm-node"]);
+    if debug {
+        command.args(test::all_features(workspace));
+    } else {
+        command.args(["--release", "--package", "perf-kit", "--features", "full"]);
+    }
     command
 }
 
@@ -53,11 +64,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_arguments_are_passed_on() {
-        let arguments = ["--for", "20", "--chaos"].map(OsString::from);
-        let line = step::command_line(&cluster(&arguments));
+    fn a_user_gets_a_release_build_and_the_tests_their_own() {
+        let workspace = Workspace::load().expect("this is one");
+        let line = step::command_line(&build(false, &workspace));
         assert!(
-            line.ends_with("--example vm-node -- cluster --for 20 --chaos"),
+            line.ends_with("--release --package perf-kit --features full"),
+            "{line}"
+        );
+        let line = step::command_line(&build(true, &workspace));
+        assert!(
+            line.contains("--workspace") && !line.contains("--release"),
             "{line}"
         );
     }

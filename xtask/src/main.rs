@@ -51,7 +51,7 @@ fn main() -> ExitCode {
         Command::GateTest(options) => bench::run_gate_test(&options),
         Command::Test => test::run(),
         Command::Sim(options) => sim::run(&options),
-        Command::Cluster(arguments) => cluster::run(&arguments),
+        Command::Cluster(options) => cluster::run(&options),
         Command::Lint => lint::run(),
         Command::Features { measure } => features::run(measure),
         Command::Package { allow_dirty } => package::run(allow_dirty),

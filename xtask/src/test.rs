@@ -58,9 +58,14 @@ pub(crate) fn run() -> Result<()> {
 
 fn all_tests(workspace: &Workspace) -> Command {
     let mut command = workspace::cargo();
-    command.args(["test", "--workspace", "--features"]);
-    command.arg(features(&workspace.packages));
+    command.arg("test").args(all_features(workspace));
     command
+}
+
+/// The packages and features of the tests, as arguments. Whatever is built with the same ones shares all that they depend on.
+pub(crate) fn all_features(workspace: &Workspace) -> [String; 3] {
+    let features = features(&workspace.packages);
+    ["--workspace".to_owned(), "--features".to_owned(), features]
 }
 
 /// Every feature that reaches a user. The benches' peers are left out: they are large, and no test is about them.
