@@ -68,7 +68,7 @@ fn run_step(command: &mut Command, out: &mut dyn Write) -> Result<Vec<String>> {
     let status = child
         .wait()
         .with_context(|| format!("cannot wait for `{line}`"))?;
-    step::finish(&line, &line, status, start)?;
+    step::finish(&line, &line, status, start.elapsed())?;
     Ok(summary)
 }
 

@@ -1,7 +1,9 @@
 //! One step of a command: a heading, a child process, its time, and what to do when it fails.
 
+use std::io::{Write, stderr, stdout};
 use std::process::{Command, ExitStatus};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -23,12 +25,45 @@ pub(crate) fn run(text: &str, command: &mut Command) -> Result<()> {
     let status = command
         .status()
         .with_context(|| format!("cannot start `{line}`"))?;
-    finish(text, &line, status, start)
+    finish(text, &line, status, start.elapsed())
+}
+
+/// Runs commands at the same time, and shows what each printed when it has ended, in their order.
+///
+/// # Errors
+///
+/// Names the command line of the first that failed, after all have ended.
+pub(crate) fn run_side_by_side(commands: Vec<(&str, Command)>) -> Result<()> {
+    let start = Instant::now();
+    let run = |mut command: Command| {
+        let line = command_line(&command);
+        let output = command.output();
+        let output = output.with_context(|| format!("cannot start `{line}`"));
+        (line, output, start.elapsed())
+    };
+    thread::scope(|scope| {
+        let mut running = Vec::new();
+        for (text, command) in commands {
+            running.push((text, scope.spawn(move || run(command))));
+        }
+        let mut outcome = Ok(());
+        for (text, running) in running {
+            let (line, output, time) = running.join().expect("a command's thread does not panic");
+            heading(text);
+            eprintln!("    {line}");
+            let output = output?;
+            stderr().write_all(&output.stderr)?;
+            stdout().write_all(&output.stdout)?;
+            let ended = finish(text, &line, output.status, time);
+            outcome = outcome.and(ended);
+        }
+        outcome
+    })
 }
 
 /// Reports a step that has ended.
-pub(crate) fn finish(text: &str, line: &str, status: ExitStatus, start: Instant) -> Result<()> {
-    let seconds = start.elapsed().as_secs_f64();
+pub(crate) fn finish(text: &str, line: &str, status: ExitStatus, time: Duration) -> Result<()> {
+    let seconds = time.as_secs_f64();
     if !status.success() {
         bail!("{text} failed after {seconds:.1} s ({status}); to run it again:\n\n    {line}\n");
     }
@@ -88,6 +123,9 @@ mod tests {
         command.args(["-c", "exit 3"]);
         let error = run("trying", &mut command).expect_err("it exits with 3");
         let text = error.to_string();
+        let many = vec![("one", Command::new("true")), ("trying", command)];
+        let other = run_side_by_side(many).expect_err("the second exits with 3");
+        assert!(other.to_string().contains("trying failed"), "{other}");
         assert!(
             text.contains("trying failed") && text.contains("sh -c 'exit 3'"),
             "{text}"

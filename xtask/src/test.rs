@@ -46,9 +46,8 @@ pub(crate) fn run() -> Result<()> {
     }
     let mut tests = all_tests(&workspace);
     step::run("unit, integration and doc tests", &mut tests)?;
-    for (what, mut test) in special {
-        step::run(what, &mut test)?;
-    }
+    // Side by side: each builds on all cores, then runs on one.
+    step::run_side_by_side(special)?;
     eprintln!(
         "\nAll tests passed in {:.1} s.",
         start.elapsed().as_secs_f64()

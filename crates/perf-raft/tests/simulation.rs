@@ -21,7 +21,7 @@ fn groups_stay_sound_in_a_bad_world() {
     // A debug build takes ten times as long for each.
     let seeds = number(
         "PERF_SIM_SEEDS",
-        if cfg!(debug_assertions) { 60 } else { 300 },
+        if cfg!(debug_assertions) { 20 } else { 300 },
     );
     let mut sum = world::Coverage::default();
     for seed in start..start + seeds {
