@@ -55,7 +55,10 @@ fn check_all(workspace: &Workspace) -> Result<()> {
     let start = Instant::now();
     step::heading("feature matrix");
     let mut waiting = VecDeque::new();
-    for package in &workspace.packages {
+    let mut packages: Vec<&Package> = workspace.packages.iter().collect();
+    // Those that are not published have the most dependencies, which lint has checked in the first worker's directory.
+    packages.sort_by_key(|package| package.is_published());
+    for package in packages {
         let mut selections = selections(package);
         if package.name == FACADE {
             selections.extend(pairs(package));
@@ -64,10 +67,20 @@ fn check_all(workspace: &Workspace) -> Result<()> {
     }
     let count = waiting.len();
     let waiting = Mutex::new(waiting);
-    let next = || waiting.lock().expect(NO_PANIC).pop_front();
-    let check_some = |target: &Path| -> Result<Vec<String>> {
+    let check_some = |target: &Path, from_front: bool| -> Result<Vec<String>> {
         let mut failed = Vec::new();
-        while let Some((package, selection)) = next() {
+        loop {
+            let taken = {
+                let mut waiting = waiting.lock().expect(NO_PANIC);
+                if from_front {
+                    waiting.pop_front()
+                } else {
+                    waiting.pop_back()
+                }
+            };
+            let Some((package, selection)) = taken else {
+                return Ok(failed);
+            };
             let failure = check(package, &selection, target)?;
             let verdict = if failure.is_some() { "FAILED" } else { "ok" };
             println!("{:width$}  {:40}  {verdict}", package.name, selection.name);
@@ -76,16 +89,14 @@ fn check_all(workspace: &Workspace) -> Result<()> {
                 failed.push(line);
             }
         }
-        Ok(failed)
     };
-    // Each selection has little to do at once. What it does holds the lock of its target directory, so each worker has one.
+    // Each selection has little to do at once, and holds the lock of its target directory meanwhile: a worker for each of two directories,
+    // from both ends of the list.
     let other = workspace.target.join("xtask").join("features");
     let (first, second) = thread::scope(|scope| {
-        let second = scope.spawn(|| check_some(&other));
-        (
-            check_some(&workspace.target),
-            second.join().expect(NO_PANIC),
-        )
+        let second = scope.spawn(|| check_some(&other, false));
+        let first = check_some(&workspace.target, true);
+        (first, second.join().expect(NO_PANIC))
     });
     let mut failed = first?;
     failed.extend(second?);
