@@ -457,7 +457,7 @@ where
         let result = read(value);
         if let Some(fronts) = lease.as_mut().and_then(|lease| lease.fronts()) {
             // Under the stamp that was read before the entry was fetched, whatever `read` has done meanwhile.
-            let until = shared.safe_until(&entry);
+            let until = |entry: &Entry<K, V>| shared.safe_until(entry);
             let unused = fronts.keep(entry, stamp, until, shared.has_wide_fronts);
             drop(lease);
             drop(unused);

@@ -17,9 +17,6 @@ use std::sync::Arc;
 /// How many entries move to make room for one. Eight reach, at half load, practically always an empty place.
 const MOVES_MAX: usize = 8;
 
-/// Of so many strangers one is let in, so that two hot keys which share a place in the door do not keep each other out.
-const STRANGERS: u32 = 32;
-
 /// The most places a front may have.
 pub(crate) const PLACES_MAX: usize = 1 << 16;
 
@@ -38,35 +35,6 @@ struct Place<K, V> {
 pub(crate) struct Front<K, V, const N: usize> {
     /// The left places of all hashes, and from the middle on the right ones.
     places: Box<[Place<K, V>; N]>,
-    door: Door<N>,
-}
-
-/// Remembers who came of late. Keeping an entry costs the shared count of that one and of another, so a key that does not come again soon is not kept.
-#[derive(Debug)]
-struct Door<const N: usize> {
-    /// Parts of as many hashes as there are places, by other bits of them.
-    seen: [u32; N],
-    strangers: u32,
-}
-
-impl<const N: usize> Door<N> {
-    #[inline]
-    fn place(hash: u64) -> usize {
-        (hash >> 8) as usize % N
-    }
-
-    /// Whether this key came a short while ago.
-    #[inline]
-    fn lets_in(&mut self, hash: u64) -> bool {
-        let mark = hash as u32;
-        let seen = &mut self.seen[Self::place(hash)];
-        if *seen == mark {
-            return true;
-        }
-        *seen = mark;
-        self.strangers = self.strangers.wrapping_add(1);
-        self.strangers.is_multiple_of(STRANGERS)
-    }
 }
 
 impl<K, V, const N: usize> Front<K, V, N> {
@@ -90,10 +58,6 @@ impl<K, V, const N: usize> Front<K, V, N> {
             places: places
                 .try_into()
                 .unwrap_or_else(|_| unreachable!("as many as were made")),
-            door: Door {
-                seen: [0; N],
-                strangers: 0,
-            },
         }
     }
 
@@ -143,29 +107,14 @@ impl<K, V, const N: usize> Front<K, V, N> {
         self.places[at % N].entry.as_ref()?.value()
     }
 
-    /// Whether it is worth to keep the entry of a hash: it has a place already, or there is an empty one, or it comes again.
+    /// Whether a hash has a place already, or there is an empty one for it.
     #[inline]
-    pub(crate) fn admits(&mut self, hash: u64) -> bool {
+    pub(crate) fn has_room(&self, hash: u64) -> bool {
         let (left, right) = (
             &self.places[Self::left(hash)],
             &self.places[Self::right(hash)],
         );
-        let has_place = (left.hash == hash) | (right.hash == hash) | right.entry.is_none();
-        has_place || self.door.lets_in(hash)
-    }
-
-    /// Keeps an entry if it is worth it. What is not kept is given back.
-    pub(crate) fn keep_if_admitted(
-        &mut self,
-        entry: Arc<Entry<K, V>>,
-        stamp: u64,
-        safe_until: u64,
-    ) -> Option<Arc<Entry<K, V>>> {
-        if self.admits(entry.hash) {
-            self.keep(entry, stamp, safe_until).1
-        } else {
-            Some(entry)
-        }
+        (left.hash == hash) | (right.hash == hash) | right.entry.is_none()
     }
 
     /// Keeps an entry, and says where. What had to go is given back, to be dropped when nothing is borrowed.
@@ -226,34 +175,29 @@ impl<K, V, const N: usize> Front<K, V, N> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use perf_atomics::DefaultHasher;
+    use std::hash::BuildHasher;
 
-    fn door() -> Door<64> {
-        Door {
-            seen: [0; 64],
-            strangers: 0,
+    /// Chance would fill 63 %.
+    #[test]
+    fn keys_in_a_row_are_spread_over_the_places_whatever_the_seed() {
+        type Wide = Front<u64, u64, 2048>;
+        for (name, place) in [
+            ("left", Wide::left as fn(u64) -> usize),
+            ("right", Wide::right),
+        ] {
+            for _ in 0..200 {
+                let hasher = DefaultHasher::default();
+                let mut used = vec![false; 2048];
+                (0..1024_u64).for_each(|key| used[place(hasher.hash_one(key))] = true);
+                let count = used.iter().filter(|used| **used).count();
+                assert!(count >= 600, "{name}: {count} of 1024 places");
+            }
         }
     }
 
     #[test]
-    fn who_comes_again_soon_is_let_in() {
-        let mut door = door();
-        assert!(!door.lets_in(7));
-        assert!(door.lets_in(7));
-    }
-
-    #[test]
-    fn two_of_one_place_do_not_keep_each_other_out() {
-        let mut door = door();
-        let hashes = [1, 2];
-        assert_eq!(Door::<64>::place(1), Door::<64>::place(2));
-        let turns = (0..2 * STRANGERS as usize).map(|turn| hashes[turn % 2]);
-        let let_in = turns.filter(|hash| door.lets_in(*hash));
-        assert_eq!(let_in.count(), 2);
-    }
-
-    #[test]
-    fn a_place_of_its_own_or_an_empty_one_needs_no_second_visit() {
-        let mut front = Front::<u64, u64, 2>::new();
-        assert!(front.admits(5));
+    fn an_empty_place_is_room() {
+        assert!(Front::<u64, u64, 2>::new().has_room(5));
     }
 }

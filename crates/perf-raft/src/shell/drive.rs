@@ -35,7 +35,15 @@ const HOLDS_MAX: u32 = 8;
 /// their answers come one by one too.
 fn is_worth_waiting(waiting: usize, on_their_way: usize, callers: usize) -> bool {
     let coming = callers.saturating_sub(waiting + on_their_way);
-    coming * 4 > waiting
+    waiting > 0 && coming * 4 > waiting
+}
+
+/// What became of the proposals that wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Proposed {
+    Nothing,
+    Batch,
+    Held,
 }
 
 /// Where log jobs go.
@@ -153,40 +161,41 @@ impl Driver {
         self.propose();
         self.settle()?;
         // What gathered while batches were on their way goes now, if they have arrived.
-        if self.propose() {
+        let proposed = self.propose();
+        if proposed == Proposed::Batch {
             self.settle()?;
         }
-        self.publish_status();
+        let is_held = proposed == Proposed::Held;
+        self.holds = if is_held { self.holds + 1 } else { 0 };
         if tick {
             self.publish_stats();
         }
-        Ok(more || self.holds > 0)
+        Ok(more || is_held)
     }
 
-    /// Proposes what waits, unless enough batches are on their way or it is held back for more; whether it did.
-    fn propose(&mut self) -> bool {
+    /// Proposes what waits, unless enough batches are on their way or it is held back for more.
+    fn propose(&mut self) -> Proposed {
         if self.core.batches_in_flight() >= BATCHES_IN_FLIGHT {
-            self.holds = 0;
-            return false;
+            return Proposed::Nothing;
         }
-        let (waiting, callers) = self.mailbox.crowd();
         let on_their_way = self.core.proposals_waiting();
-        if waiting > 0 && self.holds < HOLDS_MAX && is_worth_waiting(waiting, on_their_way, callers)
-        {
-            self.holds += 1;
-            return false;
+        let may_hold = self.holds < HOLDS_MAX;
+        let batch = &mut self.scratch.proposals;
+        let is_held = self.mailbox.take_proposals_unless(
+            |waiting, callers| may_hold && is_worth_waiting(waiting, on_their_way, callers),
+            batch,
+        );
+        if is_held {
+            return Proposed::Held;
         }
+        if batch.is_empty() {
+            return Proposed::Nothing;
+        }
+        let count = batch.len() as u64;
+        self.scratch.propose.add(count, std::time::Duration::ZERO);
+        self.core.propose(batch);
         self.holds = 0;
-        self.mailbox.take_proposals(&mut self.scratch.proposals);
-        let any = !self.scratch.proposals.is_empty();
-        if any {
-            self.scratch.propose.add(
-                self.scratch.proposals.len() as u64,
-                std::time::Duration::ZERO,
-            );
-            self.core.propose(&mut self.scratch.proposals);
-        }
-        any
+        Proposed::Batch
     }
 
     fn take_reports(&mut self) -> Result<(), StopReason> {
@@ -227,11 +236,11 @@ impl Driver {
             if let Some(defect) = self.core.defect() {
                 return Err(StopReason::Core(defect.into()));
             }
+            // Before the frames: whoever learns of a new leader from them finds that its status says so.
+            self.publish_status();
             if self.scratch.out.is_empty() {
                 return Ok(());
             }
-            // Before the frames: whoever learns of a new leader from them finds that its status says so.
-            self.publish_status();
             self.send_frames();
             self.write_log()?;
             self.run_apply_jobs()?;
@@ -375,5 +384,25 @@ impl Driver {
             LogSide::Inline(log, _) => drop(log),
         }
         ended.send_replace(Some(reason));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_waits_for_those_who_are_about_to_propose_and_for_nobody_else() {
+        // Of 256 callers one has proposed, and the others have their answers and not taken them.
+        assert!(is_worth_waiting(1, 0, 256));
+        assert!(!is_worth_waiting(250, 0, 256), "few are to come");
+        assert!(!is_worth_waiting(1, 0, 1), "a lone client");
+        assert!(
+            !is_worth_waiting(1, 255, 256),
+            "the others wait for the log"
+        );
+        assert!(!is_worth_waiting(0, 0, 256), "there is nothing to hold");
+        // A caller that gave up left its proposal.
+        assert!(!is_worth_waiting(3, 0, 2));
     }
 }

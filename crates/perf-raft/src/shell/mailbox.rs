@@ -198,22 +198,24 @@ impl Mailbox {
         }
     }
 
-    /// Swaps what waits with an empty list.
-    pub(crate) fn take_proposals(&self, empty: &mut Vec<(Bytes, Token)>) {
+    /// Swaps what waits with an empty list, unless `hold` says otherwise; whether it did not. `hold` gets how many wait and how many callers there are: these,
+    /// those whose proposals are on their way, and those who have their answer and have not taken it yet.
+    pub(crate) fn take_proposals_unless(
+        &self,
+        hold: impl FnOnce(usize, usize) -> bool,
+        empty: &mut Vec<(Bytes, Token)>,
+    ) -> bool {
         let mut proposals = self.proposals.lock();
+        if hold(proposals.waiting.len(), proposals.callers) {
+            return true;
+        }
         std::mem::swap(&mut proposals.waiting, empty);
         proposals.bytes = 0;
+        false
     }
 
     pub(crate) fn proposals_waiting(&self) -> usize {
         self.proposals.lock().waiting.len()
-    }
-
-    /// How many proposals wait, and how many callers there are: these and those whose proposals are on their way, and those who have their answer and have
-    /// not taken it yet.
-    pub(crate) fn crowd(&self) -> (usize, usize) {
-        let proposals = self.proposals.lock();
-        (proposals.waiting.len(), proposals.callers)
     }
 
     /// Asks something. At the bound the token comes back.
