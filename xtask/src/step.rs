@@ -123,11 +123,25 @@ mod tests {
         command.args(["-c", "exit 3"]);
         let error = run("trying", &mut command).expect_err("it exits with 3");
         let text = error.to_string();
-        let many = vec![("one", Command::new("true")), ("trying", command)];
-        let other = run_side_by_side(many).expect_err("the second exits with 3");
-        assert!(other.to_string().contains("trying failed"), "{other}");
         assert!(
             text.contains("trying failed") && text.contains("sh -c 'exit 3'"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn side_by_side_all_end_and_a_failure_names_its_command() {
+        let shell = |script: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            command
+        };
+        run_side_by_side(vec![("one", shell("true")), ("two", shell("true"))]).expect("both do");
+        let commands = vec![("one", shell("exit 3")), ("two", shell("true"))];
+        let error = run_side_by_side(commands).expect_err("the first exits with 3");
+        let text = error.to_string();
+        assert!(
+            text.contains("one failed") && text.contains("sh -c 'exit 3'"),
             "{text}"
         );
     }

@@ -69,16 +69,12 @@ pub(crate) fn all_features(workspace: &Workspace) -> [String; 3] {
 
 /// Every feature that reaches a user. The benches' peers are left out: they are large, and no test is about them.
 fn features(packages: &[Package]) -> String {
-    let of = |package: &Package| {
-        let name = package.name.clone();
-        let features: Vec<&String> = package.features.keys().collect();
-        let features = features
-            .into_iter()
-            .map(|feature| format!("{name}/{feature}"));
-        features.collect::<Vec<_>>()
-    };
-    let published = packages.iter().filter(|package| package.is_published());
-    published.flat_map(of).collect::<Vec<_>>().join(",")
+    let mut all = Vec::new();
+    for package in packages.iter().filter(|package| package.is_published()) {
+        let features = package.features.keys();
+        all.extend(features.map(|feature| format!("{}/{feature}", package.name)));
+    }
+    all.join(",")
 }
 
 /// The crates of the workspace are built anew, optimised, since these walk through many thousand runs, and with the cfg. What they depend on
