@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::built::Built;
 use crate::step;
 use crate::test;
 use crate::workspace::{self, Workspace};
@@ -23,15 +24,9 @@ pub(crate) struct Options {
 /// Builds the example and gives it the arguments.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let workspace = Workspace::load()?;
-    let mut build = build(options.debug, &workspace);
-    step::run("building the node", &mut build)?;
-    let profile = if options.debug { "debug" } else { "release" };
-    let program = format!("vm-node{}", std::env::consts::EXE_SUFFIX);
-    let program = workspace
-        .target
-        .join(profile)
-        .join("examples")
-        .join(program);
+    step::heading("building the node");
+    let built = Built::by(&mut build(options.debug, &workspace))?;
+    let program = built.executable("vm-node")?;
     let mut cluster = Command::new(program);
     cluster
         .current_dir(workspace::root())
@@ -43,7 +38,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .status()
         .with_context(|| format!("cannot start `{line}`"))?;
     if !status.success() {
-        bail!("the cluster's run failed ({status}): {line}");
+        bail!("the cluster's run failed ({status}); to run it again:\n\n    {line}\n");
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 mod bench;
+mod built;
 mod checks;
 mod ci;
 mod cli;

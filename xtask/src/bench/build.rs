@@ -2,13 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
-use anyhow::{Context, Result, anyhow, bail};
-use serde::Deserialize;
+use anyhow::{Context, Result, anyhow};
 
 use super::listing::Allocator;
-use crate::step;
+use crate::built::Built;
 use crate::workspace;
 
 /// The names of the binaries.
@@ -23,18 +21,6 @@ pub(crate) struct Binaries {
     pub(crate) counting: PathBuf,
     /// Built with peers only.
     pub(crate) mimalloc: Option<PathBuf>,
-}
-
-/// The part of cargo's messages that says where a binary is.
-#[derive(Debug, Deserialize)]
-struct Message {
-    target: Option<Target>,
-    executable: Option<PathBuf>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Target {
-    name: String,
 }
 
 impl Binaries {
@@ -52,21 +38,11 @@ impl Binaries {
         if peers {
             build.args(["--features", "peers"]);
         }
-        let line = step::command_line(&build);
-        build
-            .arg("--message-format=json-render-diagnostics")
-            .stderr(Stdio::inherit());
-        let output = build.output().context("cannot start cargo")?;
-        if !output.status.success() {
-            bail!("the build of the cases failed; to see it again:\n\n    {line}\n");
-        }
-        let text = String::from_utf8_lossy(&output.stdout);
-        let found = |name: &str| executable(&text, name);
-        let absent = |name: &str| anyhow!("cargo built no {name}");
+        let built = Built::by(&mut build)?;
         Ok(Self {
-            system: found(SYSTEM).ok_or_else(|| absent(SYSTEM))?,
-            counting: found(COUNTING).ok_or_else(|| absent(COUNTING))?,
-            mimalloc: found(MIMALLOC),
+            system: built.executable(SYSTEM)?,
+            counting: built.executable(COUNTING)?,
+            mimalloc: peers.then(|| built.executable(MIMALLOC)).transpose()?,
         })
     }
 
@@ -108,35 +84,5 @@ impl Binaries {
                 .as_ref()
                 .ok_or_else(|| anyhow!("there is no worker with mimalloc")),
         }
-    }
-}
-
-fn executable(messages: &str, name: &str) -> Option<PathBuf> {
-    let messages = messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Message>(line).ok());
-    let mut named = messages.filter(|message| {
-        message
-            .target
-            .as_ref()
-            .is_some_and(|target| target.name == name)
-    });
-    named.find_map(|message| message.executable)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_executable_of_a_target_is_found() {
-        let messages = "\
-{\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"other\"},\"executable\":\"/t/other\"}
-{\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"worker\"},\"executable\":null}
-not json
-{\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"worker\"},\"executable\":\"/t/worker\"}
-{\"reason\":\"build-finished\",\"success\":true}";
-        assert_eq!(executable(messages, "worker"), Some("/t/worker".into()));
-        assert_eq!(executable(messages, "absent"), None);
     }
 }

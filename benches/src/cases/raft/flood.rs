@@ -1,18 +1,14 @@
 //! Heartbeats under a flood of appends and snapshots.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use perf_raft::{
-    ChannelNetwork, Command, MembershipChange, MemoryLog, RaftHandle, RaftNode, RaftOptions,
-    StateMachine, StateMachineError,
-};
+use perf_raft::{ChannelNetwork, MembershipChange, MemoryLog, RaftHandle, RaftNode, RaftOptions};
 
-use super::ours::leader;
-use super::{key_of, runtime};
+use super::ours::{Map, leader};
+use super::runtime;
 use crate::experiment::{Bound, Depth, Experiment, Figure, Unit};
 
 /// Clients that propose large values all the time.
@@ -37,33 +33,6 @@ fn large(client: u64, turn: u64) -> Bytes {
     bytes.into()
 }
 
-/// A map of large values.
-#[derive(Default)]
-struct Map(HashMap<u64, Bytes>);
-
-impl StateMachine for Map {
-    fn apply(&mut self, batch: &[Command], responses: &mut Vec<Bytes>) {
-        for command in batch {
-            self.0.insert(key_of(&command.data), command.data.clone());
-            responses.push(Bytes::new());
-        }
-    }
-
-    fn snapshot(&mut self) -> Result<Bytes, StateMachineError> {
-        let mut all = Vec::with_capacity(self.0.len() * VALUE_BYTES);
-        for value in self.0.values() {
-            all.extend_from_slice(value);
-        }
-        Ok(all.into())
-    }
-
-    fn restore(&mut self, snapshot: Bytes) -> Result<(), StateMachineError> {
-        let values = snapshot.chunks(VALUE_BYTES).map(Bytes::copy_from_slice);
-        self.0 = values.map(|value| (key_of(&value), value)).collect();
-        Ok(())
-    }
-}
-
 fn measure(depth: Depth) -> Result<Vec<Figure>, String> {
     let seconds = match depth {
         Depth::Quick => 1,
@@ -84,7 +53,7 @@ async fn run(time: Duration) -> Result<Vec<Figure>, String> {
         let node = RaftNode::builder(id)
             .log_store(MemoryLog::new())
             .transport(network.transport(id))
-            .state_machine(Map::default())
+            .state_machine(Map::<VALUE_BYTES>::default())
             .options(options.clone())
             .bootstrap(first.iter().copied())
             .start();
@@ -149,7 +118,8 @@ async fn run(time: Duration) -> Result<Vec<Figure>, String> {
         Figure::new("heartbeat there and back, p99", at(0.99), Unit::Nanoseconds)
             .expected(Bound::AtMost(tick_ns)),
         Figure::new("elections", terms as f64, Unit::Count).expected(Bound::AtMost(0.0)),
-        Figure::new("snapshots installed", installed as f64, Unit::Count),
+        Figure::new("snapshots installed", installed as f64, Unit::Count)
+            .expected(Bound::AtLeast(1.0)),
         Figure::new("proposed meanwhile", per_second, Unit::BytesPerSecond),
     ])
 }

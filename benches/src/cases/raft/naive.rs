@@ -172,7 +172,7 @@ fn prepare(count: u64, mut file: impl FnMut(u64) -> Option<File>) -> Run {
         let node = Node {
             raft,
             peers: senders.clone(),
-            map: Map::default(),
+            map: <Map>::default(),
             file: file(id),
             waiting: HashMap::new(),
             next_id: 0,

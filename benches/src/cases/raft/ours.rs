@@ -10,21 +10,21 @@ use perf_raft::{
 };
 use tempfile::TempDir;
 
-use super::{Proposer, clients, key_of, runtime};
+use super::{PAYLOAD_BYTES, Proposer, clients, key_of, runtime};
 use crate::case::Run;
 
-/// The map that every path keeps. A response tells the length of what was there before.
+/// The map that every path keeps, of values of `BYTES` bytes. A response tells the length of what was there before.
 #[derive(Default)]
-pub(super) struct Map(pub(super) HashMap<u64, Bytes>);
+pub(super) struct Map<const BYTES: usize = PAYLOAD_BYTES>(pub(super) HashMap<u64, Bytes>);
 
-impl Map {
+impl<const BYTES: usize> Map<BYTES> {
     pub(super) fn put(&mut self, command: Bytes) -> u64 {
         let before = self.0.insert(key_of(&command), command);
         before.map_or(0, |before| before.len() as u64)
     }
 }
 
-impl StateMachine for Map {
+impl<const BYTES: usize> StateMachine for Map<BYTES> {
     fn apply(&mut self, batch: &[Command], responses: &mut Vec<Bytes>) {
         for command in batch {
             let was = self.put(command.data.clone());
@@ -37,18 +37,15 @@ impl StateMachine for Map {
     }
 
     fn snapshot(&mut self) -> Result<Bytes, StateMachineError> {
-        Ok(self
-            .0
-            .values()
-            .flat_map(|value| value.iter().copied())
-            .collect::<Vec<u8>>()
-            .into())
+        let mut all = Vec::with_capacity(self.0.len() * BYTES);
+        for value in self.0.values() {
+            all.extend_from_slice(value);
+        }
+        Ok(all.into())
     }
 
     fn restore(&mut self, snapshot: Bytes) -> Result<(), StateMachineError> {
-        let values = snapshot
-            .chunks(super::PAYLOAD_BYTES)
-            .map(Bytes::copy_from_slice);
+        let values = snapshot.chunks(BYTES).map(Bytes::copy_from_slice);
         self.0 = values.map(|value| (key_of(&value), value)).collect();
         Ok(())
     }
@@ -71,7 +68,7 @@ pub(super) async fn cluster(
         let node = RaftNode::builder(id)
             .log_store(log(id))
             .transport(network.transport(id))
-            .state_machine(Map::default())
+            .state_machine(<Map>::default())
             .options(options.clone())
             .bootstrap([1, 2, 3])
             .start()

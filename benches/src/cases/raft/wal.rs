@@ -105,7 +105,7 @@ pub(super) fn with_clients<const CLIENTS: u64>() -> Run {
     let (queue, proposals) = channel::<Proposal>();
     thread::spawn(move || {
         let mut files = Files::create();
-        let mut map = Map::default();
+        let mut map = <Map>::default();
         while let Ok(first) = proposals.recv() {
             let gathered: Vec<Proposal> =
                 std::iter::once(first).chain(proposals.try_iter()).collect();
