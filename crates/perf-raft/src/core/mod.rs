@@ -341,6 +341,7 @@ impl<T> Core<T> {
             self.tell_commit();
         }
         self.tick_waiters();
+        self.tick_handover();
         self.tick_transfers();
     }
 
@@ -577,6 +578,22 @@ impl<T> Core<T> {
                 ChangeKind::Transfer { .. } => ProposeError::ProposalDropped,
             };
             replies.push((change.token, Reply::Failed(error)));
+        }
+    }
+
+    /// Asks again where leadership was to be handed over. raft-rs says the word to campaign once, which a node ignores as long as it has not applied the
+    /// change that made it a voter, and gives up after an election timeout.
+    fn tick_handover(&mut self) {
+        let raft = &self.node.raft;
+        if !self.is_leader() || raft.lead_transferee.is_some() {
+            return;
+        }
+        let asked = self.changes.iter().find_map(|change| match change.kind {
+            ChangeKind::Transfer { to, term } if term == raft.term => Some(to),
+            _ => None,
+        });
+        if let Some(to) = asked {
+            self.node.transfer_leader(to);
         }
     }
 
