@@ -4,6 +4,7 @@ use crate::builder::{CacheBuilder, Loader, Weigher};
 use crate::entry::{Content, Entry, Failure, Freshness};
 use crate::flight::{Flight, Outcome};
 use crate::fronts;
+use crate::hash::hash_of;
 use crate::local::{self, Lease};
 use crate::policy::{Capacity, Evictor, Policy};
 use crate::reader::CacheReader;
@@ -415,7 +416,7 @@ where
         F: FnOnce(&V) -> R,
     {
         let shared = &*self.shared;
-        let hash = shared.hasher.hash_one(key);
+        let hash = hash_of(&shared.hasher, key);
         let mut lease = if shared.rules.has_front {
             local::lease::<K, V>(shared.id)
         } else {
@@ -474,7 +475,7 @@ where
         let shared = &*self.shared;
         shared
             .store
-            .get(shared.hasher.hash_one(key))
+            .get(hash_of(&shared.hasher, key))
             .is_some_and(|entry| {
                 entry.key.borrow() == key
                     && entry.value().is_some()
@@ -497,7 +498,7 @@ where
     }
 
     fn insert_nanos(&self, key: K, value: V, ttl: u64) {
-        let hash = self.shared.hasher.hash_one(&key);
+        let hash = hash_of(&self.shared.hasher, &key);
         self.shared.put(self.shared.entry(key, hash, value, ttl));
     }
 
@@ -526,7 +527,7 @@ where
         Q: ?Sized + Hash + Eq,
     {
         let shared = &*self.shared;
-        let hash = shared.hasher.hash_one(key);
+        let hash = hash_of(&shared.hasher, key);
         loop {
             // Compared outside of the lock; if the entry was replaced meanwhile, the new one is looked at.
             let held = shared.store.get(hash);

@@ -17,6 +17,7 @@ mod error;
 mod flight;
 mod front;
 mod fronts;
+mod hash;
 mod local;
 mod manager;
 #[cfg(feature = "metrics")]

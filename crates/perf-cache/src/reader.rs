@@ -2,6 +2,7 @@
 
 use crate::cache::{Look, TtlCache};
 use crate::front::Front;
+use crate::hash::hash_of;
 use crate::local::FRONT_PLACES;
 use crate::shard::{Stamps, shard_index};
 use crate::stats::Count;
@@ -75,7 +76,7 @@ where
         K: Borrow<Q>,
         Q: ?Sized + Hash + Eq,
     {
-        let hash = self.hasher.hash_one(key);
+        let hash = hash_of(&self.hasher, key);
         let stamp = self.stamps[shard_index(hash)].current();
         match self.front.find(hash, key, stamp, self.time.at_hand()) {
             Some(at) => {

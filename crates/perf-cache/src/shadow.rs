@@ -46,8 +46,7 @@ impl Shadow {
 
     /// Shows one access; says which policy to change to, if it is time.
     pub(crate) fn access(&mut self, hash: u64, weight: u32) -> Option<Kind> {
-        // Other bits than shards, tables and fronts take.
-        if (hash >> 16) & self.sample_mask != 0 {
+        if (hash >> 32) & self.sample_mask != 0 {
             return None;
         }
         let lru = hit(&self.lru, hash, weight);

@@ -124,7 +124,6 @@ pub(crate) struct Store<K, V> {
 /// Where a hash's shard is.
 #[inline]
 pub(crate) fn shard_index(hash: u64) -> usize {
-    // Other bits than the table's and the front's.
     (hash >> 40) as usize % SHARDS
 }
 

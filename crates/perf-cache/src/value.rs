@@ -4,6 +4,7 @@ use crate::builder::CacheBuilder;
 use crate::cache::{Look, TtlCache};
 use crate::entry::Entry;
 use crate::error::CacheError;
+use crate::hash::hash_of;
 use crate::policy::Policy;
 use crate::shard::Stamps;
 use crate::stats::{CacheStats, Count};
@@ -11,7 +12,7 @@ use crate::time::{CoarseTime, Time};
 use crate::{shard::PassBuild, shard::shard_index};
 use std::fmt;
 use std::future::Future;
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -309,7 +310,7 @@ impl<V: Send + Sync + 'static, T: Time> ValueReader<V, T> {
     fn fetch(&mut self) -> Option<&V> {
         self.tell();
         let shared = &*self.cache.shared;
-        let hash = shared.hasher.hash_one(Only);
+        let hash = hash_of(&shared.hasher, &Only);
         let (stamp, look) = shared.look(hash, &Only);
         let (entry, count) = match look {
             Look::Fresh(entry) => (Some(entry), Count::Hits),
