@@ -21,6 +21,7 @@ mod payload;
 mod primitive;
 mod priority;
 pub mod proto;
+mod refused;
 mod route;
 mod router;
 mod security;

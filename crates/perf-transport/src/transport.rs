@@ -11,6 +11,7 @@ use crate::message::Message;
 use crate::names::NameTable;
 use crate::payload::Payload;
 use crate::proto::{CallKey, Full, Header, Kind, Lane, Local, Waiter};
+use crate::refused::{Attempt, Refused};
 use crate::route::{self, Address, Era, Route};
 use crate::router::Router;
 use crate::security::Security;
@@ -265,24 +266,33 @@ impl Transport {
     fn with_route<R>(
         &self,
         envelope: &Envelope<'_>,
-        act: impl Fn(&Route) -> Result<R, TransportError>,
+        act: impl Fn(&Route) -> Result<R, Refused>,
     ) -> Result<R, TransportError> {
-        match route::with(self.era(), address(envelope), &act) {
-            Some(result) => result,
-            None => self.with_new_route(envelope, act),
+        match route::with(self.era(), address(envelope), |route| act(route)) {
+            Some(Ok(done)) => Ok(done),
+            Some(Err(refused)) => Err(self.error(refused, envelope)),
+            None => self.with_new_route(envelope, &act),
         }
     }
 
-    #[inline(never)]
+    #[cold]
     fn with_new_route<R>(
         &self,
         envelope: &Envelope<'_>,
-        act: impl Fn(&Route) -> Result<R, TransportError>,
+        act: &dyn Fn(&Route) -> Result<R, Refused>,
     ) -> Result<R, TransportError> {
         let route = self.route(envelope)?;
         let result = act(&route);
         route::remember(address(envelope), route);
-        result
+        result.map_err(|refused| self.error(refused, envelope))
+    }
+
+    fn error(&self, refused: Refused, envelope: &Envelope<'_>) -> TransportError {
+        refused.into_error(Attempt {
+            peer: envelope.target,
+            bytes: envelope.payload.len(),
+            calls_max: self.inner.config.calls_max,
+        })
     }
 
     /// Looks up peer and name.
@@ -308,21 +318,16 @@ impl Transport {
 
     /// Whether and how an envelope can go this way now; dials where nobody has.
     #[inline]
-    fn way<'a>(
-        &self,
-        route: &'a Route,
-        envelope: &Envelope<'_>,
-    ) -> Result<Way<'a>, TransportError> {
+    fn way<'a>(&self, route: &'a Route, envelope: &Envelope<'_>) -> Result<Way<'a>, Refused> {
         let inner = &self.inner;
         if inner.draining.load(Ordering::Relaxed) {
-            return Err(TransportError::ShuttingDown);
+            return Err(Refused::ShuttingDown);
         }
         let priority = envelope.priority.unwrap_or(route.name.priority);
         let link = route.peer.link(priority.class());
-        let bytes = envelope.payload.len();
-        let bytes_max = link.frame_bytes_max.load(Ordering::Relaxed) as usize;
-        if bytes > bytes_max {
-            return Err(TransportError::TooLarge { bytes, bytes_max });
+        let bytes_max = link.frame_bytes_max.load(Ordering::Relaxed);
+        if envelope.payload.len() > bytes_max as usize {
+            return Err(Refused::TooLarge { bytes_max });
         }
         link.admit(&route.peer, inner)?;
         Ok(Way {
@@ -358,9 +363,7 @@ impl Transport {
             let header = way.header(Kind::OneWay, envelope.request_id);
             let lanes = &conn.channel.lanes;
             let pushed = lanes.push(way.lane, header, &envelope.payload, way.define());
-            pushed.map_err(|Full| TransportError::QueueFull {
-                peer: envelope.target,
-            })?;
+            pushed.map_err(|Full| Refused::QueueFull)?;
             conn.notify(is_urgent(&way));
             Ok(())
         })
@@ -374,7 +377,8 @@ impl Transport {
     /// As [`send`](Self::send), without `QueueFull`.
     pub async fn send_wait(&self, envelope: Envelope<'_>) -> Result<(), TransportError> {
         let route = self.route(&envelope)?;
-        let way = self.way(&route, &envelope)?;
+        let refused = |refused| self.error(refused, &envelope);
+        let way = self.way(&route, &envelope).map_err(refused)?;
         let conn = way.conn();
         let header = way.header(Kind::OneWay, envelope.request_id);
         let mut waiting = Waiting {
@@ -384,8 +388,8 @@ impl Transport {
         };
         poll_fn(|cx| {
             // The connection may have been lost while this waited: then it may have to be dialled anew.
-            if let Err(error) = way.link.admit(&route.peer, &self.inner) {
-                return Poll::Ready(Err(error));
+            if let Err(reason) = way.link.admit(&route.peer, &self.inner) {
+                return Poll::Ready(Err(refused(reason)));
             }
             let (result, next) = conn.channel.lanes.push_or_wait(
                 &mut waiting.waiter,
@@ -433,9 +437,7 @@ impl Transport {
             let header = way.header(Kind::Request, key.id());
             let lanes = &conn.channel.lanes;
             let pushed = lanes.push(way.lane, header, &envelope.payload, way.define());
-            pushed.map_err(|Full| TransportError::QueueFull {
-                peer: envelope.target,
-            })?;
+            pushed.map_err(|Full| Refused::QueueFull)?;
             conn.notify(conn.channel.pending.in_flight() <= DIRECT_CALLS_MAX);
             Ok(call)
         })
@@ -443,7 +445,7 @@ impl Transport {
 
     /// Takes a slot. The call frees it when dropped.
     #[inline]
-    fn open(&self, way: &Way<'_>, timeout: Duration) -> Result<(Call, CallKey), TransportError> {
+    fn open(&self, way: &Way<'_>, timeout: Duration) -> Result<(Call, CallKey), Refused> {
         let config = &self.inner.config;
         // The clock is up to a tick behind.
         let deadline_ms = self
@@ -453,10 +455,7 @@ impl Transport {
             .saturating_add(millis(config.tick));
         let conn = way.conn();
         let Some(key) = conn.channel.pending.open(deadline_ms) else {
-            return Err(TransportError::TooManyCalls {
-                peer: way.route.peer.id,
-                calls_max: config.calls_max,
-            });
+            return Err(Refused::TooManyCalls);
         };
         Ok((Call::waiting(Arc::clone(conn), key), key))
     }
@@ -511,9 +510,10 @@ impl Transport {
     /// As [`send`](Self::send), and [`TooManyStreams`](TransportError::TooManyStreams).
     pub fn stream(&self, envelope: Envelope<'_>) -> Result<BodySender, TransportError> {
         let route = self.route(&envelope)?;
-        let way = self.way(&route, &envelope)?;
+        let refused = |refused| self.error(refused, &envelope);
+        let way = self.way(&route, &envelope).map_err(refused)?;
         let timeout = envelope.timeout.unwrap_or(self.inner.config.stream_timeout);
-        let (call, key) = self.open(&way, timeout)?;
+        let (call, key) = self.open(&way, timeout).map_err(refused)?;
         let (link, conn) = (way.link, way.conn());
         let credit = link.stream_window_bytes.load(Ordering::Relaxed);
         let streams_max = link.streams_max.load(Ordering::Relaxed) as usize;

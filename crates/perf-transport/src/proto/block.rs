@@ -139,6 +139,38 @@ impl Block {
         self.is_full() || self.small.len() + copied(payload) > self.small.get().capacity()
     }
 
+    /// Appends a frame, unless it belongs in another block: see [`is_full_for`](Self::is_full_for). `false` if it does.
+    #[inline]
+    pub fn try_push(&mut self, header: Header, payload: &Payload<'_>, sum: Option<u32>) -> bool {
+        // By far the most frequent kind of frame: the same as below, with what is known of it.
+        if let (Payload::Borrowed(bytes), None) = (payload, sum)
+            && bytes.len() <= BORROWED_COPY_BYTES_MAX
+        {
+            return self.try_push_small(header, bytes);
+        }
+        if self.is_full_for(payload) {
+            return false;
+        }
+        self.push_summed(header, payload, sum);
+        true
+    }
+
+    #[inline]
+    fn try_push_small(&mut self, mut header: Header, bytes: &[u8]) -> bool {
+        let length = self.small.len();
+        let needed = HEADER_BYTES + bytes.len();
+        if self.is_full() || length + needed + CHECKSUM_BYTES > self.small.get().capacity() {
+            return false;
+        }
+        header.length = length_of(bytes.len());
+        let small = self.small.get_mut();
+        small.extend_from_slice(&header.encode());
+        small.extend_from_slice(bytes);
+        self.bytes += needed;
+        self.frames += 1;
+        true
+    }
+
     /// Whether it takes no further frame: the next one belongs in a new block.
     #[inline]
     #[must_use]
@@ -164,7 +196,7 @@ impl Block {
     /// The checksum of a frame: a pass over its bytes, to be made where no lock is held.
     #[must_use]
     pub fn checksum(mut header: Header, payload: &Payload<'_>) -> u32 {
-        header.length = length_of(payload);
+        header.length = length_of(payload.len());
         let mut sum = crc32fast::Hasher::new();
         sum.update(&header.encode());
         match payload {
@@ -183,7 +215,7 @@ impl Block {
     /// [`push`](Self::push) with the checksum made before, if there is one.
     #[inline]
     pub fn push_summed(&mut self, mut header: Header, payload: &Payload<'_>, sum: Option<u32>) {
-        header.length = length_of(payload);
+        header.length = length_of(payload.len());
         self.small.get_mut().extend_from_slice(&header.encode());
         match payload {
             Payload::Borrowed(bytes) => self.copy(bytes),
@@ -257,8 +289,8 @@ impl Block {
 
 /// The senders refuse what is longer than the cap of a frame, which is a `u32`.
 #[inline]
-fn length_of(payload: &Payload<'_>) -> u32 {
-    u32::try_from(payload.len()).unwrap_or(u32::MAX)
+fn length_of(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
 /// How many bytes of a frame go between the headers, at most.

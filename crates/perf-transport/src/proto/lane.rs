@@ -120,18 +120,17 @@ impl State {
     fn put(&mut self, lane: usize, header: Header, payload: &Payload<'_>, sum: Option<u32>) {
         let Self { lanes, spares, .. } = self;
         let lane = &mut lanes[lane];
-        let last = lane.blocks.back();
-        if last.is_none_or(|block| block.is_full_for(payload)) {
-            let spare = spares.pop_if(|block| !block.is_full_for(payload));
-            let next = spare.unwrap_or_else(|| Block::beginning_with(payload));
-            lane.blocks.push_back(next);
+        lane.bytes += Block::frame_bytes(payload.len(), sum.is_some());
+        lane.frames += 1;
+        if let Some(block) = lane.blocks.back_mut()
+            && block.try_push(header, payload, sum)
+        {
+            return;
         }
-        if let Some(block) = lane.blocks.back_mut() {
-            let before = block.bytes();
-            block.push_summed(header, payload, sum);
-            lane.bytes += block.bytes() - before;
-            lane.frames += 1;
-        }
+        let spare = spares.pop_if(|block| !block.is_full_for(payload));
+        let mut next = spare.unwrap_or_else(|| Block::beginning_with(payload));
+        next.push_summed(header, payload, sum);
+        lane.blocks.push_back(next);
     }
 }
 

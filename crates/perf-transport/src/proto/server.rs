@@ -1,7 +1,7 @@
 //! The side of a connection that accepted: it gets requests and sends replies.
 
 use super::decoder::Frame;
-use super::frame::{FrameError, Kind};
+use super::frame::{FrameError, Header, Kind};
 use super::handshake::Define;
 use super::lane::METHODS_MAX;
 use super::stream::BodyState;
@@ -133,7 +133,7 @@ impl Server {
         let Frame { header, payload } = frame;
         match header.kind {
             Kind::Request | Kind::OneWay => {
-                let sequence = self.next(header.kind, header.method)?;
+                let sequence = self.admit(&header)?;
                 Ok(Incoming::Message {
                     wants_reply: header.kind == Kind::Request,
                     method: header.method,
@@ -151,7 +151,7 @@ impl Server {
         match header.kind {
             Kind::Define => self.define(header.method, payload),
             Kind::StreamOpen => {
-                let sequence = self.next(header.kind, header.method)?;
+                let sequence = self.admit(&header)?;
                 if self.bodies.iter().any(|(id, _)| *id == header.id) {
                     return Err(FrameError::Malformed { kind: header.kind });
                 }
@@ -191,10 +191,14 @@ impl Server {
         }
     }
 
+    /// The place of a message, or of a request, among those of this connection, from 1: what [`receive`](Self::receive) asks first.
+    ///
+    /// # Errors
+    /// [`FrameError::Malformed`] if its method was not defined before.
     #[inline]
-    fn next(&mut self, kind: Kind, method: u16) -> Result<u64, FrameError> {
-        if self.defined.get(usize::from(method)) != Some(&true) {
-            return Err(FrameError::Malformed { kind });
+    pub fn admit(&mut self, header: &Header) -> Result<u64, FrameError> {
+        if self.defined.get(usize::from(header.method)) != Some(&true) {
+            return Err(FrameError::Malformed { kind: header.kind });
         }
         self.sequence += 1;
         Ok(self.sequence)

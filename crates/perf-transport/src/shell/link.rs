@@ -10,6 +10,7 @@ use crate::proto::{
     Admission, Backoff, Channel, Client, ConnectionClass, Decoder, DialState, Dialer, Fault, Frame,
     FrameError, HandshakeError, Kind, ReadBuffer, Welcome, check_welcome,
 };
+use crate::refused::Refused;
 use crate::transport::Inner;
 use parking_lot::Mutex;
 use std::fmt;
@@ -94,7 +95,7 @@ impl Link {
 
     /// Whether a message may be queued; dials if nobody has.
     #[inline]
-    pub(crate) fn admit(&self, peer: &Arc<Peer>, inner: &Arc<Inner>) -> Result<(), TransportError> {
+    pub(crate) fn admit(&self, peer: &Arc<Peer>, inner: &Arc<Inner>) -> Result<(), Refused> {
         if self.is_open.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -102,7 +103,7 @@ impl Link {
     }
 
     #[cold]
-    fn admit_slow(&self, peer: &Arc<Peer>, inner: &Arc<Inner>) -> Result<(), TransportError> {
+    fn admit_slow(&self, peer: &Arc<Peer>, inner: &Arc<Inner>) -> Result<(), Refused> {
         let admission = self.dialer.lock().want(inner.now_ms());
         match admission {
             Admission::Queue => Ok(()),
@@ -112,12 +113,9 @@ impl Link {
                 inner.runtime.spawn(task);
                 Ok(())
             }
-            Admission::Refused { retry_in_ms } => Err(TransportError::Unreachable {
-                peer: peer.id,
-                retry_in_ms,
-            }),
-            Admission::Draining => Err(TransportError::PeerDraining { peer: peer.id }),
-            Admission::Closed => Err(TransportError::ShuttingDown),
+            Admission::Refused { retry_in_ms } => Err(Refused::Unreachable { retry_in_ms }),
+            Admission::Draining => Err(Refused::PeerDraining),
+            Admission::Closed => Err(Refused::ShuttingDown),
         }
     }
 

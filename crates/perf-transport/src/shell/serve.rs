@@ -14,6 +14,7 @@ use crate::proto::{
 use crate::router::{Handler, Router};
 use bytes::Bytes;
 use std::future::poll_fn;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +25,18 @@ struct Method {
     name: Named,
     handler: Option<Handler>,
     priority: Priority,
+}
+
+impl Method {
+    #[inline]
+    fn message(&self, origin: Origin, request_id: u64, payload: Bytes) -> Message {
+        Message {
+            origin,
+            name: self.name.clone(),
+            request_id,
+            payload,
+        }
+    }
 }
 
 /// Bounds of what one connection may make this node do.
@@ -39,7 +52,7 @@ pub(crate) struct ServeRole {
     server: Server,
     methods: Vec<Option<Method>>,
     router: Arc<Router>,
-    /// Its sequence is that of the last message.
+    /// Of all messages, but for the sequence.
     origin: Origin,
     limits: ServeLimits,
     checksum: bool,
@@ -101,23 +114,26 @@ impl ServeRole {
     }
 
     #[inline]
-    fn message(&mut self, method: u16, id: u64, sequence: u64, payload: Bytes) -> Option<Message> {
-        let method = self.methods.get(usize::from(method))?.as_ref()?;
-        self.origin.sequence = sequence;
-        Some(Message {
-            origin: self.origin,
-            name: method.name.clone(),
-            request_id: id,
-            payload,
-        })
+    fn origin_of(&self, sequence: u64) -> Origin {
+        Origin {
+            sequence,
+            ..self.origin
+        }
     }
 
+    /// A message or a request, to its handler.
+    ///
+    /// The message is put together where its handler takes it: each copy of it that is read in wider pieces than it was written waits for
+    /// the stores before it.
     #[inline]
-    fn dispatch(&mut self, number: u16, message: Message, wants_reply: bool, conn: &Arc<Conn>) {
-        let id = message.request_id;
-        let Some(Some(method)) = self.methods.get(usize::from(number)) else {
+    fn dispatch(&mut self, header: Header, sequence: u64, mut payload: Bytes, conn: &Arc<Conn>) {
+        let Header { id, method, .. } = header;
+        let wants_reply = header.kind == Kind::Request;
+        let Some(Some(method)) = self.methods.get(usize::from(method)) else {
             return;
         };
+        let origin = self.origin_of(sequence);
+        let message = |payload| method.message(origin, id, payload);
         match &method.handler {
             Some(Handler::Inline(handler)) => {
                 self.scratch.clear();
@@ -125,6 +141,7 @@ impl ServeRole {
                     buffer: &mut self.scratch,
                     shared: None,
                 };
+                let message = message(payload);
                 // The handler's own state may be left half changed by a panic; that is its affair, as in a thread of its own.
                 let result = catch_unwind(AssertUnwindSafe(|| handler(&message, &mut reply)));
                 let shared = reply.shared.take();
@@ -133,11 +150,13 @@ impl ServeRole {
                 }
             }
             Some(Handler::OneWay(handler)) if !wants_reply => {
+                let payload = &mut payload;
                 // The same as above.
-                let _ = catch_unwind(AssertUnwindSafe(|| handler(message)));
+                let _ = catch_unwind(AssertUnwindSafe(|| handler(message(mem::take(payload)))));
             }
             Some(Handler::Spawned(handler)) => {
                 let handler = Arc::clone(handler);
+                let message = message(payload);
                 let responder = self.responder(id, method.priority, wants_reply, &message, conn);
                 let message = self.detached(message);
                 tokio::spawn(async move {
@@ -215,8 +234,14 @@ impl ServeRole {
         message
     }
 
-    fn open(&mut self, number: u16, message: Message, body: Arc<BodyState>, conn: &Arc<Conn>) {
-        let id = message.request_id;
+    /// A request with a body, to its handler.
+    fn open(
+        &mut self,
+        number: u16,
+        (id, sequence, payload): (u64, u64, Bytes),
+        body: Arc<BodyState>,
+        conn: &Arc<Conn>,
+    ) {
         let Some(Some(method)) = self.methods.get(usize::from(number)) else {
             return;
         };
@@ -229,6 +254,7 @@ impl ServeRole {
             return;
         };
         let handler = Arc::clone(handler);
+        let message = method.message(self.origin_of(sequence), id, payload);
         let responder = self.responder(id, method.priority, true, &message, conn);
         let message = self.detached(message);
         let body = Body::new(body, Arc::clone(conn), id);
@@ -236,6 +262,35 @@ impl ServeRole {
             let outcome = handler(message, body).await;
             responder.answer(outcome).await;
         });
+    }
+
+    /// What is no message and no request.
+    fn receive_other(&mut self, frame: Frame, conn: &Arc<Conn>) -> Result<(), FrameError> {
+        match self.server.receive(frame)? {
+            Incoming::Defined(number, name) => self.define(number, name),
+            Incoming::Opened {
+                method,
+                id,
+                sequence,
+                payload,
+                body,
+            } => {
+                self.open(method, (id, sequence, payload), body, conn);
+            }
+            Incoming::TooManyBodies { id } => {
+                let text = "too many bodies are open on this connection";
+                let rejection = Rejection::new(RejectionCode::Busy, text);
+                self.scratch.clear();
+                self.reply_inline(id, Err(rejection), None);
+            }
+            Incoming::Ping(id) => {
+                let pong = Header::new(Kind::Pong, 0, id);
+                self.replies.push(pong, &Payload::default(), self.checksum);
+            }
+            // Messages have come another way, see `receive`.
+            Incoming::Message { .. } | Incoming::Handled => {}
+        }
+        Ok(())
     }
 }
 
@@ -254,46 +309,16 @@ fn too_long(bytes: usize, bytes_max: usize) -> Rejection {
 impl Role for ServeRole {
     #[inline]
     fn receive(&mut self, frame: Frame, conn: &Arc<Conn>) -> Result<(), FrameError> {
-        match self.server.receive(frame)? {
-            Incoming::Message {
-                wants_reply,
-                method,
-                id,
-                sequence,
-                payload,
-            } => {
-                if let Some(message) = self.message(method, id, sequence, payload) {
-                    self.dispatch(method, message, wants_reply, conn);
-                }
-                if self.replies.is_full() {
-                    self.queue_replies(conn);
-                }
+        let Frame { header, payload } = frame;
+        if matches!(header.kind, Kind::Request | Kind::OneWay) {
+            let sequence = self.server.admit(&header)?;
+            self.dispatch(header, sequence, payload, conn);
+            if self.replies.is_full() {
+                self.queue_replies(conn);
             }
-            Incoming::Defined(number, name) => self.define(number, name),
-            Incoming::Opened {
-                method,
-                id,
-                sequence,
-                payload,
-                body,
-            } => {
-                if let Some(message) = self.message(method, id, sequence, payload) {
-                    self.open(method, message, body, conn);
-                }
-            }
-            Incoming::TooManyBodies { id } => {
-                let text = "too many bodies are open on this connection";
-                let rejection = Rejection::new(RejectionCode::Busy, text);
-                self.scratch.clear();
-                self.reply_inline(id, Err(rejection), None);
-            }
-            Incoming::Ping(id) => {
-                let pong = Header::new(Kind::Pong, 0, id);
-                self.replies.push(pong, &Payload::default(), self.checksum);
-            }
-            Incoming::Handled => {}
+            return Ok(());
         }
-        Ok(())
+        self.receive_other(Frame { header, payload }, conn)
     }
 
     #[inline]
@@ -301,7 +326,7 @@ impl Role for ServeRole {
         if !self.replies.is_empty() {
             self.queue_replies(conn);
         }
-        std::mem::take(&mut self.queued)
+        mem::take(&mut self.queued)
     }
 
     #[inline]

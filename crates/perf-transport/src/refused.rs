@@ -1,0 +1,46 @@
+//! Why a message cannot go now, as the hot path says it.
+
+use crate::error::TransportError;
+
+/// Two registers wide: a [`TransportError`] has room for text, and is copied on its way up even where there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    ShuttingDown,
+    PeerDraining,
+    QueueFull,
+    TooManyCalls,
+    TooLarge { bytes_max: u32 },
+    Unreachable { retry_in_ms: u64 },
+}
+
+/// What is known of a message that was refused.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attempt {
+    pub(crate) peer: u64,
+    /// Of the payload.
+    pub(crate) bytes: usize,
+    /// By configuration.
+    pub(crate) calls_max: usize,
+}
+
+impl Refused {
+    #[cold]
+    pub(crate) fn into_error(self, attempt: Attempt) -> TransportError {
+        let Attempt {
+            peer,
+            bytes,
+            calls_max,
+        } = attempt;
+        match self {
+            Self::ShuttingDown => TransportError::ShuttingDown,
+            Self::PeerDraining => TransportError::PeerDraining { peer },
+            Self::QueueFull => TransportError::QueueFull { peer },
+            Self::TooManyCalls => TransportError::TooManyCalls { peer, calls_max },
+            Self::TooLarge { bytes_max } => TransportError::TooLarge {
+                bytes,
+                bytes_max: bytes_max as usize,
+            },
+            Self::Unreachable { retry_in_ms } => TransportError::Unreachable { peer, retry_in_ms },
+        }
+    }
+}
