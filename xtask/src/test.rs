@@ -46,19 +46,15 @@ pub(crate) fn run() -> Result<()> {
     // First of all: the tests build this program anew, in the place of the one that runs.
     let mut special = Vec::new();
     for target in &SPECIAL {
-        special.push(vec![(target.what, special_test(target, &workspace)?)]);
+        special.push((target.what, special_test(target, &workspace)?));
     }
     let mut tests = all_tests(&workspace);
     tests.args(["--exclude", OWN]);
     step::run("unit, integration and doc tests", &mut tests)?;
-    // Side by side: each builds on all cores, then runs on one. The tests of this program build the benches, which takes what time the others
-    // leave; they go into the lane that has less to do.
+    // Side by side: the tests of this program build the benches, for minutes and on all cores; the others run on one core once they are built.
     let mut own = all_tests(&workspace);
     own.args(["--bin", OWN, "--test", OWN_TEST]);
-    if let Some(lane) = special.first_mut() {
-        lane.push(("tests of the tasks", own));
-    }
-    step::run_side_by_side(special)?;
+    step::run_side_by_side(vec![vec![("tests of the tasks", own)], special])?;
     eprintln!(
         "\nAll tests passed in {:.1} s.",
         start.elapsed().as_secs_f64()
