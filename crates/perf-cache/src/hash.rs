@@ -15,9 +15,9 @@ const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// The hash of a key. The windows in its upper half are as good as chance, for keys in a row too.
 ///
-/// foldhash's fast hasher ends in one multiplication by a number that is the process's own, so keys in a row lie in a row in each window of the
-/// product's bits, and where that number is near a fraction of a small denominator they share a few places. The second multiplication, by a number
-/// that is near none, takes the fold between the two for its noise.
+/// foldhash's fast hasher ends in one multiplication by a number that is the process's own, folded by an exclusive or. So keys in a row lie in a row in
+/// each window of the product's bits, and where that number is near a fraction of a small denominator they share a few places. A second multiplication, by a
+/// number that is near none, breaks the rows up, since the exclusive or between the two is not linear.
 #[inline]
 pub(crate) fn hash_of<S, Q>(hasher: &S, key: &Q) -> u64
 where
