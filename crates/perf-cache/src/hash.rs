@@ -5,7 +5,8 @@
 //! | 63 and down, as many as half a front has places for | the right place in a front |
 //! | as many below | the left one |
 //! | 40 to 44 | the shard |
-//! | 32 and up | the mark in a door; which keys a shadow sees |
+//! | 32 and up | the place in a door; which keys a shadow sees |
+//! | 0 to 31 | the mark in that place |
 //! | 0 and up, and 57 to 63 | the place in a shard's table, by `hashbrown` |
 
 use std::hash::{BuildHasher, Hash};
