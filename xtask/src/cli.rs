@@ -79,10 +79,10 @@ const TRIES: usize = 20;
 const TEST_HELP: &str = "\
 Usage: cargo xtask test
 
-Runs the unit, integration and doc tests of all crates with all features but the benches' peers. If they
-pass, two lanes run side by side: the tests of these tasks, which build the benches; and in optimised builds
-the loom models (tests/loom.rs) under `--cfg perf_loom`, then the mutants, simulations and hit ratios
-(tests/mutants.rs, simulation.rs, hit_ratio.rs) under `--cfg perf_mutants`.
+Runs the unit, integration and doc tests of all crates with all features but the benches' peers, then
+in optimised builds the loom models (tests/loom.rs) under `--cfg perf_loom` and the mutants, simulations
+and hit ratios (tests/mutants.rs, simulation.rs, hit_ratio.rs) under `--cfg perf_mutants`. These two run side
+by side, and only if the first passed.
 ";
 
 const SIM_HELP: &str = "\

@@ -28,40 +28,34 @@ pub(crate) fn run(text: &str, command: &mut Command) -> Result<()> {
     finish(text, &line, status, start.elapsed())
 }
 
-/// Runs lanes of commands at the same time, the commands of each one after another, and shows what each printed when its lane has ended, in
-/// their order.
+/// Runs commands at the same time, and shows what each printed when it has ended, in their order.
 ///
 /// # Errors
 ///
 /// Names the command line of the first that failed, after all have ended.
-pub(crate) fn run_side_by_side(lanes: Vec<Vec<(&str, Command)>>) -> Result<()> {
+pub(crate) fn run_side_by_side(commands: Vec<(&str, Command)>) -> Result<()> {
+    let start = Instant::now();
     let run = |mut command: Command| {
         let line = command_line(&command);
-        let start = Instant::now();
         let output = command.output();
         let output = output.with_context(|| format!("cannot start `{line}`"));
         (line, output, start.elapsed())
     };
     thread::scope(|scope| {
         let mut running = Vec::new();
-        for lane in lanes {
-            running.push(scope.spawn(move || {
-                let ended = lane.into_iter().map(|(text, command)| (text, run(command)));
-                ended.collect::<Vec<_>>()
-            }));
+        for (text, command) in commands {
+            running.push((text, scope.spawn(move || run(command))));
         }
         let mut outcome = Ok(());
-        for lane in running {
-            for (text, (line, output, time)) in lane.join().expect("a lane's thread does not panic")
-            {
-                heading(text);
-                eprintln!("    {line}");
-                let output = output?;
-                stderr().write_all(&output.stderr)?;
-                stdout().write_all(&output.stdout)?;
-                let ended = finish(text, &line, output.status, time);
-                outcome = outcome.and(ended);
-            }
+        for (text, running) in running {
+            let (line, output, time) = running.join().expect("a command's thread does not panic");
+            heading(text);
+            eprintln!("    {line}");
+            let output = output?;
+            stderr().write_all(&output.stderr)?;
+            stdout().write_all(&output.stdout)?;
+            let ended = finish(text, &line, output.status, time);
+            outcome = outcome.and(ended);
         }
         outcome
     })
@@ -142,11 +136,9 @@ mod tests {
             command.args(["-c", script]);
             command
         };
-        let lanes = vec![vec![("one", shell("true"))], vec![("two", shell("true"))]];
-        run_side_by_side(lanes).expect("both do");
-        let failing = vec![("one", shell("exit 3")), ("its next", shell("true"))];
-        let lanes = vec![failing, vec![("two", shell("true"))]];
-        let error = run_side_by_side(lanes).expect_err("the first exits with 3");
+        run_side_by_side(vec![("one", shell("true")), ("two", shell("true"))]).expect("both do");
+        let commands = vec![("one", shell("exit 3")), ("two", shell("true"))];
+        let error = run_side_by_side(commands).expect_err("the first exits with 3");
         let text = error.to_string();
         assert!(
             text.contains("one failed") && text.contains("sh -c 'exit 3'"),

@@ -36,10 +36,6 @@ const SPECIAL: [Special; 2] = [
     },
 ];
 
-/// This program, and the tests that run it.
-const OWN: &str = "xtask";
-const OWN_TEST: &str = "cli";
-
 pub(crate) fn run() -> Result<()> {
     let start = Instant::now();
     let workspace = Workspace::load()?;
@@ -49,12 +45,9 @@ pub(crate) fn run() -> Result<()> {
         special.push((target.what, special_test(target, &workspace)?));
     }
     let mut tests = all_tests(&workspace);
-    tests.args(["--exclude", OWN]);
     step::run("unit, integration and doc tests", &mut tests)?;
-    // Side by side: the tests of this program build the benches, for minutes and on all cores; the others run on one core once they are built.
-    let mut own = all_tests(&workspace);
-    own.args(["--bin", OWN, "--test", OWN_TEST]);
-    step::run_side_by_side(vec![vec![("tests of the tasks", own)], special])?;
+    // Side by side: each builds on all cores, then runs on one.
+    step::run_side_by_side(special)?;
     eprintln!(
         "\nAll tests passed in {:.1} s.",
         start.elapsed().as_secs_f64()
