@@ -65,13 +65,13 @@ impl<K, V, const N: usize> Front<K, V, N> {
 
     /// By the bits below the right place's.
     #[inline]
-    fn left(hash: u64) -> usize {
+    pub(crate) fn left(hash: u64) -> usize {
         hash.rotate_left(2 * Self::BITS) as usize % Self::HALF
     }
 
     /// By the highest bits.
     #[inline]
-    fn right(hash: u64) -> usize {
+    pub(crate) fn right(hash: u64) -> usize {
         Self::HALF + hash.rotate_left(Self::BITS) as usize % Self::HALF
     }
 

@@ -23,7 +23,7 @@ const STRANGERS: u32 = 32;
 
 /// Remembers who came of late. Keeping an entry costs the shared count of that one and of another, so a key that does not come again soon is not kept.
 #[derive(Debug)]
-struct Door<const N: usize> {
+pub(crate) struct Door<const N: usize> {
     /// Parts of as many hashes as there are places.
     seen: [u32; N],
     strangers: u32,
@@ -38,7 +38,7 @@ impl<const N: usize> Door<N> {
     }
 
     #[inline]
-    fn place(hash: u64) -> usize {
+    pub(crate) fn place(hash: u64) -> usize {
         (hash >> 32) as usize % N
     }
 

@@ -44,3 +44,13 @@ impl Refused {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_takes_two_registers() {
+        assert_eq!(size_of::<Result<(), Refused>>(), 2 * size_of::<u64>());
+    }
+}
