@@ -59,6 +59,7 @@ mod tests {
         }
     }
 
+    type Place = fn(u64) -> usize;
     type Near = Front<u64, u64, FRONT_PLACES>;
     type Wide = Front<u64, u64, WIDE_FRONT_PLACES>;
 
@@ -68,7 +69,7 @@ mod tests {
     fn keys_in_a_row_are_spread_over_all_places_in_every_process() {
         let wide = WIDE_FRONT_PLACES / 2;
         let near = FRONT_PLACES / 2;
-        let places: [(&str, fn(u64) -> usize, usize, usize); 6] = [
+        let places: [(&str, Place, usize, usize); 6] = [
             ("wide right", Wide::right, wide, 55),
             ("wide left", Wide::left, wide, 55),
             ("near right", Near::right, near, 28),
