@@ -38,6 +38,11 @@ impl ProposalBatch {
         }
     }
 
+    /// Makes room for so many proposals more, where their number is known beforehand.
+    pub fn reserve(&mut self, proposals: usize) {
+        self.entries.reserve(proposals);
+    }
+
     /// Adds a proposal.
     ///
     /// # Errors

@@ -49,7 +49,7 @@ fn append(entries: Vec<Entry>) -> LogJob {
     let term = entries.last().map_or(0, |entry| entry.term);
     LogJob {
         group: GROUP,
-        entries,
+        entries: entries.into(),
         hard_state: Some(hard_state(term, 2, 1)),
         ..Default::default()
     }

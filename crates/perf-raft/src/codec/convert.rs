@@ -31,7 +31,7 @@ pub(crate) fn message_type(number: i32) -> Result<eraftpb::MessageType, CodecErr
     found.ok_or(CodecError::UnknownMessageType { number })
 }
 
-fn entry_type(number: i32) -> Result<eraftpb::EntryType, CodecError> {
+pub(crate) fn entry_type(number: i32) -> Result<eraftpb::EntryType, CodecError> {
     match number {
         0 => Ok(eraftpb::EntryType::EntryNormal),
         1 => Ok(eraftpb::EntryType::EntryConfChange),

@@ -1,5 +1,6 @@
 //! The envelope around messages: who, which group, which of the sender's messages.
 
+use super::decode::{self, Payloads};
 use super::writer::Writer;
 use super::{CodecError, convert, encode, limits, wire};
 use crate::GroupId;
@@ -244,6 +245,37 @@ impl Frame {
     /// # Errors
     /// [`CodecError`] for anything but a frame; never a panic.
     pub fn decode(frame: Bytes) -> Result<Self, CodecError> {
+        match decode::frame(&frame, &mut Payloads::Slices(&frame)) {
+            Some(read) => Ok(read),
+            None => Self::decode_any(frame),
+        }
+    }
+
+    /// The same, except that the payloads of entries are slices of a copy, so that the frame's memory is free at once: entries stay in the
+    /// log for long, and would keep a receive buffer alive. It is the one copy of a payload that a follower makes.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn decode_detached(frame: Bytes) -> Result<Self, CodecError> {
+        match decode::frame(&frame, &mut Payloads::Copied(&frame, None)) {
+            Some(read) => Ok(read),
+            None => {
+                let mut read = Self::decode_any(frame)?;
+                read.detach_payloads();
+                Ok(read)
+            }
+        }
+    }
+
+    /// As [`detach_payloads`](super::detach_payloads) does for the entries of a message.
+    pub(crate) fn detach_payloads(&mut self) {
+        if let Body::Raft(message) = &mut self.body {
+            super::detach_payloads(&mut message.entries);
+        }
+    }
+
+    /// Reads what the encoder of another version may have written too.
+    pub(super) fn decode_any(frame: Bytes) -> Result<Self, CodecError> {
         limits::check_frame(&frame)?;
         let frame = wire::Frame::decode(frame)?;
         let body = match frame.body.ok_or(CodecError::EmptyFrame)? {

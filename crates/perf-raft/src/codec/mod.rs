@@ -21,6 +21,7 @@
 //! ```
 
 pub(crate) mod convert;
+mod decode;
 mod encode;
 mod frame;
 mod limits;
@@ -31,6 +32,7 @@ pub use frame::{Body, ChunkAck, Frame, FrameHeader, SnapshotChunk};
 pub use limits::{ENTRIES_MAX, SNAPSHOT_METADATA_BYTES_MAX};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use decode::Payloads;
 use perf_pool::{BytesGuard, PoolError};
 use prost::Message as _;
 use raft::eraftpb::{Entry, Message};
@@ -141,8 +143,13 @@ pub fn encode_pooled(message: &Message) -> Result<Bytes, CodecError> {
 /// # Errors
 /// [`CodecError`] for anything but a message; never a panic.
 pub fn decode(frame: Bytes) -> Result<Message, CodecError> {
-    limits::check_message(&frame)?;
-    convert::message(wire::Message::decode(frame)?)
+    match decode::message(&frame, &mut Payloads::Slices(&frame)) {
+        Some(read) => Ok(read),
+        None => {
+            limits::check_message(&frame)?;
+            convert::message(wire::Message::decode(frame)?)
+        }
+    }
 }
 
 /// Copies the payloads of `entries` into one allocation of their exact size, so that the frames they were decoded from

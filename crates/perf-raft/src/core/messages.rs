@@ -52,12 +52,10 @@ impl<T> Core<T> {
         if self.must_ignore(&message) {
             return;
         }
-        if !message.entries.is_empty() {
-            if self.is_behind() && message.get_msg_type() == MessageType::MsgAppend {
-                self.stats.appends_refused += 1;
-                return;
-            }
-            codec::detach_payloads(message.mut_entries());
+        let is_append = message.get_msg_type() == MessageType::MsgAppend;
+        if is_append && !message.entries.is_empty() && self.is_behind() {
+            self.stats.appends_refused += 1;
+            return;
         }
         // What raft-rs says no to is of no use here: an answer from a node that left.
         let _ = self.node.step(message);
@@ -211,12 +209,18 @@ impl<T> Core<T> {
         } else {
             codec::ENTRIES_MAX
         };
+        // Raft adds what was just proposed to what the log has for a peer, whatever that comes to.
+        let bytes_max = self.options.message_bytes_max;
+        let is_long = |message: &Message| {
+            let entries = &message.entries;
+            entries.len() > entries_max || entries.iter().map(entry_bytes).sum::<usize>() > bytes_max
+        };
         let mut frames = Vec::with_capacity(messages.len());
         for message in messages {
             if message.get_msg_type() == MessageType::MsgSnapshot {
                 self.begin_transfer(message);
-            } else if message.entries.len() > entries_max {
-                for part in split_append(message, entries_max) {
+            } else if is_long(&message) {
+                for part in split_append(message, entries_max, bytes_max) {
                     frames.push(self.frame(part.to, Body::Raft(part)));
                 }
             } else {
@@ -260,22 +264,34 @@ impl<T> Core<T> {
     }
 }
 
-/// Makes appends of at most `entries_max` entries of one, each behind the last entry of the one before. A peer that gets them in another
-/// order, or not all, answers as it does to appends that raft-rs sent one by one.
-fn split_append(mut message: Message, entries_max: usize) -> Vec<Message> {
-    let mut entries: Vec<Entry> = message.take_entries().into();
-    let mut parts = Vec::with_capacity(entries.len() / entries_max + 1);
-    while entries.len() > entries_max {
-        let rest = entries.split_off(entries_max);
-        let mut part = message.clone();
-        if let Some(last) = entries.last() {
+/// More than an entry takes within a message beside what it carries: keys, lengths, numbers.
+const ENTRY_HEAD_BYTES: usize = 48;
+
+fn entry_bytes(entry: &Entry) -> usize {
+    ENTRY_HEAD_BYTES + entry.data.len() + entry.context.len()
+}
+
+/// Makes appends of at most so many entries and bytes of one, but of one entry at least, each behind the last entry of the one before. A peer
+/// that gets them in another order, or not all, answers as it does to appends that raft-rs sent one by one.
+fn split_append(mut message: Message, entries_max: usize, bytes_max: usize) -> Vec<Message> {
+    let entries: Vec<Entry> = message.take_entries().into();
+    let mut parts = Vec::new();
+    let mut part: Vec<Entry> = Vec::new();
+    let mut bytes = 0;
+    for entry in entries {
+        let entry_bytes = entry_bytes(&entry);
+        let is_full = part.len() >= entries_max || bytes + entry_bytes > bytes_max;
+        if let Some(last) = part.last().filter(|_| is_full) {
+            let mut full = message.clone();
             (message.index, message.log_term) = (last.index, last.term);
+            full.set_entries(std::mem::take(&mut part).into());
+            parts.push(full);
+            bytes = 0;
         }
-        part.set_entries(entries.into());
-        parts.push(part);
-        entries = rest;
+        bytes += entry_bytes;
+        part.push(entry);
     }
-    message.set_entries(entries.into());
+    message.set_entries(part.into());
     parts.push(message);
     parts
 }
@@ -310,7 +326,7 @@ mod tests {
             };
             message.set_msg_type(MessageType::MsgAppend);
             message.set_entries(entries.clone().into());
-            let parts = split_append(message, 4);
+            let parts = split_append(message, 4, usize::MAX);
             assert_eq!(parts.len(), count.div_ceil(4));
             let (mut place, mut together) = ((10, 3), Vec::new());
             for part in parts {
@@ -325,5 +341,34 @@ mod tests {
             }
             assert_eq!(together, entries);
         }
+    }
+
+    #[test]
+    fn a_part_of_several_entries_keeps_to_its_bytes() {
+        let payloads = [10, 100, 300, 900, 20, 30, 1000, 1];
+        let entries: Vec<Entry> = (11..)
+            .zip(payloads)
+            .map(|(index, len)| Entry {
+                index,
+                term: u64::MAX,
+                data: vec![1; len].into(),
+                ..Default::default()
+            })
+            .collect();
+        let mut message = Message::default();
+        message.set_msg_type(MessageType::MsgAppend);
+        message.set_entries(entries.into());
+        let lens: Vec<Vec<usize>> = split_append(message, 4, 600)
+            .iter()
+            .map(|part| {
+                let within = codec::encoded_len(part) <= 600;
+                assert!(within || part.entries.len() == 1, "{part:?}");
+                part.entries.iter().map(|entry| entry.data.len()).collect()
+            })
+            .collect();
+        assert_eq!(
+            lens,
+            [vec![10, 100, 300], vec![900], vec![20, 30], vec![1000], vec![1]]
+        );
     }
 }

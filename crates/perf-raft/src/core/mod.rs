@@ -16,6 +16,7 @@ mod pending;
 mod reads;
 mod ready;
 mod requests;
+mod runs;
 mod snapshots;
 mod validate;
 mod view;
@@ -34,7 +35,7 @@ use bytes::Bytes;
 use pending::{Lost, PendingProposals};
 use perf_atomics::{RaftStatus, Role};
 use raft::eraftpb::{ConfState, HardState, SnapshotMetadata};
-use raft::{Config, RawNode, StateRole};
+use raft::{Config, NO_LIMIT, RawNode, StateRole};
 use reads::Reads;
 use snapshots::{Assembly, Progress, Transfer};
 use std::collections::VecDeque;
@@ -256,16 +257,19 @@ impl<T> Core<T> {
                 reason: "0 stands for no node".to_owned(),
             });
         }
-        let view = LogView::load(group, state)?;
+        let view = LogView::load(group, state, options.message_bytes_max as u64)?;
         let hard_state = view.initial_hard_state().clone();
         let snapshot = view.snapshot().cloned();
         let applied = view.snapshot_index();
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let node = RawNode::new(&raft_config(id, applied, &options), view, &logger);
-        let node = node.map_err(|error| StartError::Inconsistent {
+        let mut node = node.map_err(|error| StartError::Inconsistent {
             group: group.0,
             reason: error.to_string(),
         })?;
+        // With a limit it measures each entry it hands out, by its own codec. `LogView` and `frames_of` keep to the limit.
+        node.raft.max_msg_size = NO_LIMIT;
+        node.raft.set_max_committed_size_per_ready(NO_LIMIT);
         let conf_state = snapshot
             .as_ref()
             .map(|snapshot| snapshot.metadata.get_conf_state().clone());
@@ -634,7 +638,6 @@ fn raft_config(id: u64, applied: u64, options: &RaftOptions) -> Config {
         // Followers learn of a commit with the next entries, or with the next tick: `tell_commit`.
         skip_bcast_commit: true,
         max_uncommitted_size: options.uncommitted_bytes_max as u64,
-        max_committed_size_per_ready: options.message_bytes_max as u64 * 4,
         ..Config::default()
     }
 }

@@ -12,6 +12,7 @@ use crate::state_machine::Command;
 use prost::Message as _;
 use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message, MessageType};
 use raft::{Ready, StateRole};
+use std::sync::Arc;
 
 impl<T> Core<T> {
     /// Moves everything there is to do into `out`, behind what it holds.
@@ -82,7 +83,8 @@ impl<T> Core<T> {
         let read_states = ready.take_read_states();
         let number = ready.number();
         let snapshot = self.take_snapshot(&ready);
-        let entries = ready.take_entries();
+        let entries = Some(ready.take_entries()).filter(|entries| !entries.is_empty());
+        let entries = entries.map(Arc::new);
         // A commit alone needs no write, but must be there with the next entries: a node whose log holds a change of membership must find the
         // change before it committed when it starts again, or it campaigns with a membership too old to meet the quorums of today.
         let unwritten = self.unwritten_hard_state.take();
@@ -97,7 +99,9 @@ impl<T> Core<T> {
             self.node.mut_store().install(snapshot.clone());
             self.log_replaced(snapshot);
         }
-        self.node.mut_store().append(&entries);
+        if let Some(entries) = &entries {
+            self.node.mut_store().append(entries);
+        }
         self.node.advance_append_async(ready);
 
         // A single voter leads before its vote is durable; nobody may hear of that term yet.
@@ -116,7 +120,7 @@ impl<T> Core<T> {
             sequence = self.push_job(LogJob {
                 replaces_log: snapshot.is_some(),
                 snapshot,
-                entries,
+                entries: entries.unwrap_or_default(),
                 hard_state,
                 ..Default::default()
             });
@@ -242,7 +246,7 @@ impl<T> Core<T> {
         };
         let index = last.index;
         let mut commands = Vec::with_capacity(committed.len());
-        let mut waiting = Vec::new();
+        let mut waiting = Vec::with_capacity(self.pending.len().min(committed.len()));
         for entry in committed {
             let (at, term) = (entry.index, entry.term);
             let mut entered = None;

@@ -62,6 +62,7 @@ impl<T> Core<T> {
             .saturating_sub(self.pending.len());
         let limit = self.options.proposals_max as u64;
         let mut gathered = ProposalBatch::new(self.options.message_bytes_max / 2);
+        gathered.reserve(batch.len());
         let mut tokens = Vec::with_capacity(batch.len());
         for (data, token) in batch.drain(..) {
             let refused = if data.is_empty() {

@@ -1,25 +1,21 @@
 //! The log as Raft sees it: all of it in memory, from the last compaction on.
 
+use super::runs::Runs;
 use crate::GroupId;
 use crate::error::StartError;
 use crate::log::{LogState, StoredSnapshot};
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
-use raft::{GetEntriesContext, RaftState, Storage, StorageError};
+use raft::{GetEntriesContext, NO_LIMIT, RaftState, Storage, StorageError};
 use std::cell::Cell;
-use std::collections::VecDeque;
+use std::sync::Arc;
 
-/// What an entry takes beside its payload, for the bound on bytes.
-const ENTRY_BYTES: usize = size_of::<Entry>();
-
-pub(crate) fn entry_bytes(entry: &Entry) -> usize {
-    ENTRY_BYTES + entry.data.len() + entry.context.len()
-}
+/// For so many entries room is made beforehand when Raft asks for some.
+const FOUND_AT_ONCE: usize = 1024;
 
 /// Entries since the last compaction, the latest snapshot, and what Raft starts from.
 #[derive(Debug, Default)]
 pub(crate) struct LogView {
-    entries: VecDeque<Entry>,
-    bytes: usize,
+    entries: Runs,
     /// Index and term of the last entry that is gone.
     compacted: (u64, u64),
     hard_state: HardState,
@@ -27,10 +23,16 @@ pub(crate) struct LogView {
     snapshot: Option<StoredSnapshot>,
     /// Raft asked for a snapshot that there is not.
     wanted: Cell<bool>,
+    portion_bytes: u64,
 }
 
 impl LogView {
-    pub(crate) fn load(group: GroupId, state: LogState) -> Result<Self, StartError> {
+    /// `portion_bytes` is about how much Raft gets at once for a message or the state machine.
+    pub(crate) fn load(
+        group: GroupId,
+        state: LogState,
+        portion_bytes: u64,
+    ) -> Result<Self, StartError> {
         let wrong = |reason: String| StartError::Inconsistent {
             group: group.0,
             reason,
@@ -69,13 +71,13 @@ impl LogView {
         hard_state.commit = hard_state.commit.min(next - 1);
         hard_state.term = hard_state.term.max(term);
         Ok(Self {
-            bytes: state.entries.iter().map(entry_bytes).sum(),
-            entries: state.entries.into(),
+            entries: Runs::of(state.entries),
             compacted: state.compacted,
             hard_state,
             conf_state,
             snapshot: state.snapshot,
             wanted: Cell::new(false),
+            portion_bytes,
         })
     }
 
@@ -92,7 +94,7 @@ impl LogView {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+        self.entries.bytes()
     }
 
     pub(crate) fn snapshot(&self) -> Option<&StoredSnapshot> {
@@ -110,38 +112,26 @@ impl LogView {
         self.wanted.replace(false)
     }
 
-    fn place(&self, index: u64) -> Option<usize> {
-        let place = index.checked_sub(self.first())?;
-        usize::try_from(place)
-            .ok()
-            .filter(|&place| place < self.entries.len())
-    }
-
     pub(crate) fn term_at(&self, index: u64) -> Option<u64> {
         if index == self.compacted.0 {
             return Some(self.compacted.1);
         }
-        self.place(index).map(|place| self.entries[place].term)
+        self.entries.get(index).map(|entry| entry.term)
     }
 
     /// Appends entries in the place of all from the first one's index on.
-    pub(crate) fn append(&mut self, entries: &[Entry]) {
+    pub(crate) fn append(&mut self, entries: &Arc<Vec<Entry>>) {
         let Some(first) = entries.first() else {
             return;
         };
-        if let Some(place) = self.place(first.index) {
-            let gone = self.entries.drain(place..);
-            self.bytes -= gone.map(|entry| entry_bytes(&entry)).sum::<usize>();
-        }
+        self.entries.truncate(first.index);
         debug_assert_eq!(first.index, self.last() + 1);
-        self.bytes += entries.iter().map(entry_bytes).sum::<usize>();
-        self.entries.extend(entries.iter().cloned());
+        self.entries.push(Arc::clone(entries));
     }
 
     /// A snapshot from the leader takes the place of the log.
     pub(crate) fn install(&mut self, snapshot: StoredSnapshot) {
         self.entries.clear();
-        self.bytes = 0;
         self.compacted = (snapshot.metadata.index, snapshot.metadata.term);
         self.snapshot = Some(snapshot);
     }
@@ -154,10 +144,8 @@ impl LogView {
     /// Forgets entries up to `index`; returns what is now [`compacted`](Self::compacted) if that changed.
     pub(crate) fn compact(&mut self, index: u64) -> Option<(u64, u64)> {
         let index = index.min(self.snapshot_index());
-        let term = self.place(index).map(|place| self.entries[place].term)?;
-        let gone = usize::try_from(index - self.compacted.0).ok()?;
-        let gone = self.entries.drain(..gone);
-        self.bytes -= gone.map(|entry| entry_bytes(&entry)).sum::<usize>();
+        let term = self.entries.get(index)?.term;
+        self.entries.advance(index + 1);
         self.compacted = (index, term);
         Some(self.compacted)
     }
@@ -184,17 +172,24 @@ impl Storage for LogView {
         if high > self.last() + 1 || low >= high {
             return Err(raft::Error::Store(StorageError::Unavailable));
         }
-        let start = usize::try_from(low - self.first()).unwrap_or(usize::MAX);
-        let end = usize::try_from(high - self.first()).unwrap_or(usize::MAX);
-        let limit = max_size.into().unwrap_or(u64::MAX);
+        let count = usize::try_from(high - low).unwrap_or(usize::MAX);
+        let limit = match max_size.into() {
+            Some(NO_LIMIT) => self.portion_bytes,
+            Some(limit) => limit,
+            // It looks for changes of membership, and must see all.
+            None => NO_LIMIT,
+        };
+        let mut found = Vec::with_capacity(count.min(FOUND_AT_ONCE));
         let mut bytes = 0;
-        // As raft's own storage does: at least one entry, then as many as the limit allows.
-        let fitting = self.entries.range(start..end).take_while(|entry| {
-            let first = bytes == 0;
+        for entry in self.entries.from(low).take(count) {
             bytes += crate::codec::encoded_entry_len(entry) as u64;
-            first || bytes <= limit
-        });
-        Ok(fitting.cloned().collect())
+            // As raft's own storage does: at least one entry, then as many as the limit allows.
+            if bytes > limit && !found.is_empty() {
+                break;
+            }
+            found.push(entry.clone());
+        }
+        Ok(found)
     }
 
     fn term(&self, index: u64) -> raft::Result<u64> {

@@ -14,6 +14,7 @@ use crate::GroupId;
 use bytes::Bytes;
 use raft::eraftpb::{Entry, HardState, SnapshotMetadata};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// A snapshot of the state machine with its place in the log.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -39,8 +40,8 @@ pub struct LogJob {
     pub replaces_log: bool,
     /// Entries up to this index go; the index and the term of its entry are kept.
     pub compacted: Option<(u64, u64)>,
-    /// Entries to append. They take the place of all entries from the first one's index on.
-    pub entries: Vec<Entry>,
+    /// Entries to append. They take the place of all entries from the first one's index on. The node keeps them in memory too.
+    pub entries: Arc<Vec<Entry>>,
     /// The new hard state.
     pub hard_state: Option<HardState>,
 }

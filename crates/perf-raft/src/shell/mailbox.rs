@@ -305,14 +305,15 @@ impl Inbox {
     /// [`DeliverError`]; drop the frame then, Raft sends again what matters.
     pub fn deliver(&self, frame: Bytes) -> Result<(), DeliverError> {
         let bytes = frame.len();
-        self.take(bytes, Frame::decode(frame)?)
+        self.take(bytes, Frame::decode_detached(frame)?)
     }
 
     /// Takes a decoded frame.
     ///
     /// # Errors
     /// As [`deliver`](Self::deliver).
-    pub fn deliver_frame(&self, frame: Frame) -> Result<(), DeliverError> {
+    pub fn deliver_frame(&self, mut frame: Frame) -> Result<(), DeliverError> {
+        frame.detach_payloads();
         self.take(frame.encoded_len(), frame)
     }
 
