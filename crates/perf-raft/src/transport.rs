@@ -153,7 +153,7 @@ impl Transport for ChannelTransport {
     fn send(&self, message: OutboundMessage) -> Result<(), SendError> {
         let routes = Arc::clone(&self.network.shared.inboxes.lock());
         let inbox = routes.get(&message.to).ok_or(SendError::Unreachable)?;
-        match inbox.deliver(message.frame) {
+        match inbox.deliver_encoded(message.class, message.frame) {
             Ok(()) => Ok(()),
             Err(DeliverError::Full) => Err(SendError::Full),
             Err(_) => Err(SendError::Unreachable),

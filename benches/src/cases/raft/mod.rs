@@ -1,9 +1,10 @@
 //! Cases of `perf-raft`: three nodes in one process, two workers of tokio, clients that wait for each response.
 //!
 //! An operation is a round: every client proposes once, 128 bytes, into a map from numbers to bytes that each node keeps. Every
-//! path gets the same clients, payloads and map. Between nodes ours and the naive loop encode and decode each
+//! path gets the same clients, payloads and map; `no Raft` is what clients and three maps take alone. Between nodes ours and the naive loop encode and decode each
 //! message; openraft gets what its own cluster benchmark uses, a network that hands over Rust values, and encodes nothing.
 
+mod bare;
 mod flood;
 mod latency;
 mod naive;
@@ -34,6 +35,7 @@ const PAYLOAD_BYTES: usize = 128;
 /// Keys that clients write in turn.
 const KEYS: u64 = 10_000;
 const OPENRAFT: &str = "openraft";
+const NO_RAFT: &str = "no Raft";
 const WAL: &str = "bare WAL";
 const WAL_WITH_CLIENTS: &str = "WAL with clients";
 
@@ -98,10 +100,11 @@ const fn ratio(against: &'static str, at_least: f64) -> Goal {
 }
 
 fn memory<const CLIENTS: u64>(id: &'static str, about: &'static str, goals: &[Goal]) -> Case {
-    #[cfg(feature = "peers")]
-    let peers = vec![path(OPENRAFT, peers::memory::<CLIENTS>)];
-    #[cfg(not(feature = "peers"))]
-    let peers = Vec::new();
+    let peers = vec![
+        #[cfg(feature = "peers")]
+        path(OPENRAFT, peers::memory::<CLIENTS>),
+        path(NO_RAFT, bare::memory::<CLIENTS>),
+    ];
     Case {
         id,
         about,

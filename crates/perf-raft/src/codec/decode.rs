@@ -244,7 +244,10 @@ mod tests {
         });
         assert!(run.is_ok(), "{run:?}");
         let (read, left) = (read.get(), left.get());
-        assert!(read > 200 && left > 200, "{read} read, {left} left to prost");
+        assert!(
+            read > 200 && left > 200,
+            "{read} read, {left} left to prost"
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::{Core, validate};
 use crate::codec::{self, Body, ChunkAck, Frame, FrameHeader, SnapshotChunk};
 use crate::dedup::Delivery;
 use crate::primitive::mutant;
+use bytes::Bytes;
 use raft::eraftpb::{Entry, Message, MessageType};
 use raft::{ProgressState, SnapshotStatus};
 
@@ -12,6 +13,17 @@ use raft::{ProgressState, SnapshotStatus};
 const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
 
 impl<T> Core<T> {
+    /// A frame as it came from a peer; one that cannot be read is dropped and counted too.
+    pub fn receive_encoded(&mut self, frame: Bytes) {
+        match Frame::decode_detached(frame) {
+            Ok(frame) => self.receive(frame),
+            Err(_) => {
+                self.stats.messages_received += 1;
+                self.stats.messages_invalid += 1;
+            }
+        }
+    }
+
     /// A frame from a peer. Those that came before, are for others or could not be from a correct peer are dropped and counted.
     pub fn receive(&mut self, frame: Frame) {
         self.stats.messages_received += 1;
@@ -213,7 +225,8 @@ impl<T> Core<T> {
         let bytes_max = self.options.message_bytes_max;
         let is_long = |message: &Message| {
             let entries = &message.entries;
-            entries.len() > entries_max || entries.iter().map(entry_bytes).sum::<usize>() > bytes_max
+            entries.len() > entries_max
+                || entries.iter().map(entry_bytes).sum::<usize>() > bytes_max
         };
         let mut frames = Vec::with_capacity(messages.len());
         for message in messages {
@@ -368,7 +381,13 @@ mod tests {
             .collect();
         assert_eq!(
             lens,
-            [vec![10, 100, 300], vec![900], vec![20, 30], vec![1000], vec![1]]
+            [
+                vec![10, 100, 300],
+                vec![900],
+                vec![20, 30],
+                vec![1000],
+                vec![1]
+            ]
         );
     }
 }

@@ -158,6 +158,8 @@ pub struct Core<T> {
     now_ns: u64,
     /// Counts changes of role, term and leader: election timeouts are drawn anew for each.
     epoch: u64,
+    /// The epoch of the last draw and what was drawn.
+    timeout: (u64, usize),
     seen: (StateRole, u64, u64),
     /// Ticks during which this node votes for nobody, as the lease of a leader from before its start may hold.
     silent_ticks: u64,
@@ -289,6 +291,7 @@ impl<T> Core<T> {
             ticks: 0,
             now_ns: 0,
             epoch: 0,
+            timeout: (0, 0),
             seen: (StateRole::Follower, hard_state.term, 0),
             silent_ticks,
             dedup: MessageDedup::new(SESSIONS_MAX),
@@ -545,9 +548,14 @@ impl<T> Core<T> {
     /// the same outputs.
     fn draw_timeout(&mut self) {
         self.note_role();
+        let (epoch, drawn) = self.timeout;
+        if epoch == self.epoch && drawn == self.node.raft.randomized_election_timeout() {
+            return;
+        }
         let ticks = self.options.election_ticks;
         let chance = mix(self.seed ^ mix(self.id) ^ mix(self.epoch).rotate_left(17));
         let timeout = ticks + usize::try_from(chance % ticks as u64).unwrap_or(0);
+        self.timeout = (self.epoch, timeout);
         self.node.raft.set_randomized_election_timeout(timeout);
     }
 

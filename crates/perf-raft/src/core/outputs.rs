@@ -35,7 +35,7 @@ pub enum Reply {
     /// A read may not.
     ReadFailed(ReadError),
     /// The membership is this now.
-    Membership(ConfState),
+    Membership(Box<ConfState>),
     /// The other node leads.
     Transferred,
     /// A snapshot at this index is durable.

@@ -340,7 +340,7 @@ impl<T> Core<T> {
         for change in settled {
             let entered_it = matches!(change.kind, ChangeKind::Membership { entered: true, .. });
             let reply = match entered {
-                Some(state) if entered_it => Reply::Membership(state.clone()),
+                Some(state) if entered_it => Reply::Membership(Box::new(state.clone())),
                 _ => Reply::Failed(ProposeError::ProposalDropped),
             };
             self.out.replies.push((change.token, reply));

@@ -317,14 +317,15 @@ impl<T> Core<T> {
     pub(super) fn begin_reads(&mut self) {
         let raft = &self.node.raft;
         let leads = self.is_leader();
-        if leads && !raft.commit_to_current_term() {
-            return;
-        }
         let renew = leads
             && self.options.lease_reads
             && !self.reads.has_rounds()
             && self.ticks >= self.lease_renewed_tick + self.options.heartbeat_ticks as u64;
         if !renew && !self.reads.wants_round() {
+            return;
+        }
+        // Asked last: it takes a look into the log.
+        if leads && !raft.commit_to_current_term() {
             return;
         }
         if !leads && raft.leader_id == 0 {

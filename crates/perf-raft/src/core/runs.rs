@@ -167,7 +167,10 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         /// Entries that take the places of the last ones, so many of them.
-        Append { count: usize, replaced: usize },
+        Append {
+            count: usize,
+            replaced: usize,
+        },
         Advance(u64),
         Clear,
     }

@@ -95,3 +95,17 @@ impl Token {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each answer is moved three times and goes from core to core with its slot.
+    #[test]
+    fn an_answer_and_its_slot_are_small() {
+        assert!(size_of::<Answer>() <= 40, "{}", size_of::<Answer>());
+        // With the counts of its `Arc`.
+        let slot = size_of::<Slot<Answer>>() + 2 * size_of::<usize>();
+        assert!(slot <= 64, "{slot}");
+    }
+}

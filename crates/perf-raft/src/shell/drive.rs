@@ -3,9 +3,8 @@
 use super::answer::Token;
 use super::apply::{Applier, ApplyQueue, Outcome, panic_message};
 use super::log_thread::LogThread;
-use super::mailbox::{Mailbox, Reports, Request};
+use super::mailbox::{Incoming, Mailbox, Reports, Request};
 use super::stats::{RaftStats, StageStats};
-use crate::codec::Frame;
 use crate::core::{ApplyJob, Core, Outputs, Reply};
 use crate::error::{ProposeError, StopReason};
 use crate::log::{LogStore, run_jobs};
@@ -14,11 +13,12 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use perf_atomics::{RaftStatus, Snapshot};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Waker;
-use std::time::Instant;
+use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep_until};
 
 /// Messages taken in one turn, before proposals and ticks have theirs.
 const MESSAGES_PER_TURN: usize = 512;
@@ -36,6 +36,17 @@ const HOLDS_MAX: u32 = 8;
 fn is_worth_waiting(waiting: usize, on_their_way: usize, callers: usize) -> bool {
     let coming = callers.saturating_sub(waiting + on_their_way);
     waiting > 0 && coming * 4 > waiting
+}
+
+/// When the tick after one at `now` is due, which was due at `due`: at the pace of the clock, and after a delay a whole period later. Never
+/// faster than the clock, not even to catch up: leases of others rely on it.
+fn next_tick(due: Instant, now: Instant, period: Duration) -> Instant {
+    let is_punctual = now.saturating_duration_since(due) < period / 8;
+    if is_punctual {
+        due + period
+    } else {
+        now + period
+    }
 }
 
 /// What became of the proposals that wait.
@@ -88,7 +99,7 @@ pub(crate) struct Driver {
 pub(crate) struct Scratch {
     out: Outputs<Token>,
     proposals: Vec<(Bytes, Token)>,
-    messages: Vec<Frame>,
+    messages: Vec<Incoming>,
     reports: Reports,
     wakers: Vec<Waker>,
     refused: Vec<u64>,
@@ -107,30 +118,29 @@ impl Drop for ApplySide {
 impl Driver {
     /// Drives the node until it is told to stop or cannot go on.
     pub(crate) async fn run(mut self) {
-        let mut ticker = interval(self.core.options().tick);
-        // Never faster than the clock, not even to catch up: leases of others rely on it.
-        ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        ticker.reset();
+        let period = self.core.options().tick;
+        let mut due = Instant::now() + period;
+        let mut alarm = pin!(sleep_until(due));
         let mailbox = Arc::clone(&self.mailbox);
-        let mut tick = false;
         let mut more = true;
         let reason = loop {
-            if !more {
+            if more {
+                tokio::task::yield_now().await;
+            } else {
                 tokio::select! {
                     biased;
-                    _ = ticker.tick() => tick = true,
+                    () = &mut alarm => {}
                     () = mailbox.rung() => {}
                 }
-            } else {
-                // Time goes on beside a flood.
-                tokio::select! {
-                    biased;
-                    _ = ticker.tick() => tick = true,
-                    () = tokio::task::yield_now() => {}
-                }
             }
-            let turn = catch_unwind(AssertUnwindSafe(|| self.turn(tick)));
-            tick = false;
+            // Looked at in each turn: time goes on beside a flood.
+            let now = Instant::now();
+            let tick = now >= due;
+            if tick {
+                due = next_tick(due, now, period);
+                alarm.as_mut().reset(due);
+            }
+            let turn = catch_unwind(AssertUnwindSafe(|| self.turn(now, tick)));
             match turn {
                 Ok(Ok(left)) => more = left,
                 Ok(Err(reason)) => break reason,
@@ -140,13 +150,10 @@ impl Driver {
         self.stop(reason).await;
     }
 
-    fn now_ns(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
-    }
-
     /// One turn; whether there is more to do at once.
-    fn turn(&mut self, tick: bool) -> Result<bool, StopReason> {
-        let now_ns = self.now_ns();
+    fn turn(&mut self, now: Instant, tick: bool) -> Result<bool, StopReason> {
+        let now_ns = now.saturating_duration_since(self.start).as_nanos();
+        let now_ns = u64::try_from(now_ns).unwrap_or(u64::MAX);
         self.core.set_now(now_ns);
         if tick {
             self.core.tick(now_ns);
@@ -155,8 +162,11 @@ impl Driver {
         let more = self
             .mailbox
             .take_messages(&mut self.scratch.messages, MESSAGES_PER_TURN);
-        for frame in self.scratch.messages.drain(..) {
-            self.core.receive(frame);
+        for incoming in self.scratch.messages.drain(..) {
+            match incoming {
+                Incoming::Frame(frame) => self.core.receive(frame),
+                Incoming::Encoded(frame) => self.core.receive_encoded(frame),
+            }
         }
         self.propose();
         self.settle()?;
@@ -192,7 +202,7 @@ impl Driver {
             return Proposed::Nothing;
         }
         let count = batch.len() as u64;
-        self.scratch.propose.add(count, std::time::Duration::ZERO);
+        self.scratch.propose.add(count, Duration::ZERO);
         self.core.propose(batch);
         self.holds = 0;
         Proposed::Batch
@@ -284,7 +294,7 @@ impl Driver {
             LogSide::Inline(log, stats) => {
                 let sequence = run_jobs(log.as_mut(), jobs)
                     .map_err(|error| StopReason::Log(Arc::new(error)))?;
-                stats.add(jobs.len() as u64, std::time::Duration::ZERO);
+                stats.add(jobs.len() as u64, Duration::ZERO);
                 jobs.clear();
                 self.core.persisted(sequence);
             }
@@ -404,5 +414,18 @@ mod tests {
         assert!(!is_worth_waiting(0, 0, 256), "there is nothing to hold");
         // A caller that gave up left its proposal.
         assert!(!is_worth_waiting(3, 0, 2));
+    }
+
+    #[test]
+    fn ticks_keep_the_pace_and_never_catch_up() {
+        let period = Duration::from_millis(40);
+        let ms = Duration::from_millis;
+        let due = Instant::now();
+        assert_eq!(next_tick(due, due, period), due + period);
+        assert_eq!(next_tick(due, due + ms(4), period), due + period);
+        for late in [5, 39, 40, 41, 4000] {
+            let now = due + ms(late);
+            assert_eq!(next_tick(due, now, period), now + period, "{late} ms late");
+        }
     }
 }

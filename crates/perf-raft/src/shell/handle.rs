@@ -139,7 +139,7 @@ impl RaftHandle {
             .ask(|token| Request::ChangeMembership(changes, token))
             .await;
         match answer? {
-            Answer::Reply(Reply::Membership(state)) => Ok(state),
+            Answer::Reply(Reply::Membership(state)) => Ok(*state),
             Answer::Reply(Reply::Failed(error)) => Err(error),
             _ => Err(ProposeError::Unknown),
         }

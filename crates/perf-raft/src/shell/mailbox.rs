@@ -3,17 +3,21 @@
 use super::answer::{Answer, Batch, Token};
 use super::slot::{Answerer, Slot};
 use crate::GroupId;
-use crate::codec::Frame;
+use crate::codec::{Frame, FrameHeader};
 use crate::core::MembershipChange;
 use crate::error::{ProposeError, StopReason};
-use crate::inbound::{InboundLimits, InboundQueues};
+use crate::inbound::{InboundLimits, InboundQueues, MessageClass, Queued};
 use crate::options::RaftOptions;
 use crate::transport::DeliverError;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use raft::eraftpb::Message;
 use std::fmt;
 use std::sync::Arc;
 use tokio::sync::Notify;
+
+/// From so many bytes on reading a frame is left to the receiver. Shorter ones take no time, and may be merged with one that waits.
+const LONG_FRAME: usize = 512;
 
 /// A request that is no proposal.
 #[derive(Debug)]
@@ -37,6 +41,22 @@ struct Proposals {
     closed: Option<StopReason>,
 }
 
+/// A frame that waits, read or to be read by the driving task.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    Frame(Frame),
+    Encoded(Bytes),
+}
+
+impl Queued for Incoming {
+    fn raft_message_mut(&mut self) -> Option<&mut Message> {
+        match self {
+            Self::Frame(frame) => frame.raft_message_mut(),
+            Self::Encoded(_) => None,
+        }
+    }
+}
+
 /// What is reported back to the driving task. Later reports take the place of earlier ones.
 #[derive(Debug, Default)]
 pub(crate) struct Reports {
@@ -53,7 +73,7 @@ pub(crate) struct Mailbox {
     pub(crate) id: u64,
     pub(crate) group: GroupId,
     proposals: Mutex<Proposals>,
-    inbound: Mutex<InboundQueues<Frame>>,
+    inbound: Mutex<InboundQueues<Incoming>>,
     reports: Mutex<Reports>,
     bell: Notify,
     proposals_max: usize,
@@ -187,10 +207,7 @@ impl Mailbox {
 
     /// Takes a slot back, unless its answer may still come. `was_proposal` says that its caller is one of those counted.
     pub(crate) fn recycle(&self, mut slot: Arc<Slot<Answer>>, was_proposal: bool) {
-        let is_free = Arc::get_mut(&mut slot).is_some();
-        if is_free {
-            slot.clear();
-        }
+        let is_free = Arc::get_mut(&mut slot).map(Slot::clear).is_some();
         let mut proposals = self.proposals.lock();
         proposals.callers -= usize::from(was_proposal);
         if is_free && proposals.free.len() < self.proposals_max {
@@ -244,12 +261,16 @@ impl Mailbox {
         std::mem::swap(&mut *reports, empty);
     }
 
-    pub(crate) fn deliver(&self, bytes: usize, frame: Frame) -> Result<(), DeliverError> {
-        let class = frame.body.class();
+    pub(crate) fn deliver(
+        &self,
+        class: MessageClass,
+        bytes: usize,
+        incoming: Incoming,
+    ) -> Result<(), DeliverError> {
         let mut inbound = self.inbound.lock();
         let was_empty = inbound.is_empty();
         inbound
-            .push(class, bytes, frame)
+            .push(class, bytes, incoming)
             .map_err(|_| DeliverError::Full)?;
         drop(inbound);
         if was_empty {
@@ -259,13 +280,13 @@ impl Mailbox {
     }
 
     /// Moves up to `limit` messages into `to`, most urgent first; whether there are more.
-    pub(crate) fn take_messages(&self, to: &mut Vec<Frame>, limit: usize) -> bool {
+    pub(crate) fn take_messages(&self, to: &mut Vec<Incoming>, limit: usize) -> bool {
         let mut inbound = self.inbound.lock();
         while to.len() < limit {
-            let Some(frame) = inbound.pop() else {
+            let Some(incoming) = inbound.pop() else {
                 return false;
             };
-            to.push(frame);
+            to.push(incoming);
         }
         !inbound.is_empty()
     }
@@ -317,8 +338,27 @@ impl Inbox {
         self.take(frame.encoded_len(), frame)
     }
 
+    /// Takes a frame that was encoded in this process, and leaves it to the driving task to read it if that is long work.
+    pub(crate) fn deliver_encoded(
+        &self,
+        class: MessageClass,
+        frame: Bytes,
+    ) -> Result<(), DeliverError> {
+        if frame.len() < LONG_FRAME {
+            return self.deliver(frame);
+        }
+        self.check(&FrameHeader::peek(&frame)?)?;
+        self.mailbox
+            .deliver(class, frame.len(), Incoming::Encoded(frame))
+    }
+
     fn take(&self, bytes: usize, frame: Frame) -> Result<(), DeliverError> {
-        let header = &frame.header;
+        self.check(&frame.header)?;
+        let class = frame.body.class();
+        self.mailbox.deliver(class, bytes, Incoming::Frame(frame))
+    }
+
+    fn check(&self, header: &FrameHeader) -> Result<(), DeliverError> {
         if (header.to != 0 && header.to != self.mailbox.id) || header.group != self.mailbox.group {
             return Err(DeliverError::Misdirected {
                 to: header.to,
@@ -328,7 +368,7 @@ impl Inbox {
         if self.mailbox.closed().is_some() {
             return Err(DeliverError::Stopped);
         }
-        self.mailbox.deliver(bytes, frame)
+        Ok(())
     }
 
     /// The node's id.

@@ -17,7 +17,6 @@ use parking_lot::Mutex;
 use perf_atomics::Snapshot;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::Instant;
 use tokio::sync::watch;
 
 /// A node of a Raft group. See [`builder`](Self::builder).
@@ -222,7 +221,7 @@ impl RaftNodeBuilder {
             apply,
             published: Arc::clone(&published),
             ended: end,
-            start: Instant::now(),
+            start: tokio::time::Instant::now(),
             last_status: status,
             scratch: Scratch::default(),
             holds: 0,

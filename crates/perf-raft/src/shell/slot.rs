@@ -58,8 +58,8 @@ impl<A> Slot<A> {
     }
 
     /// Makes the slot empty, to be used again.
-    pub(crate) fn clear(&self) {
-        *self.state.lock() = State::Empty;
+    pub(crate) fn clear(&mut self) {
+        *self.state.get_mut() = State::Empty;
     }
 }
 
