@@ -114,6 +114,13 @@ pub fn encoded_entry_len(entry: &Entry) -> usize {
     encode::len_delimited(7, encode::entry_len(entry))
 }
 
+/// Appends an entry to `bytes`, as raft's codec writes it.
+#[cfg(feature = "durable")]
+pub(crate) fn encode_entry(entry: &Entry, bytes: &mut Vec<u8>) {
+    bytes.reserve(encode::entry_len(entry));
+    encode::put_entry(&mut Writer::new(bytes), entry);
+}
+
 /// Appends the message to `buf`: one copy of each payload, no allocation of its own.
 ///
 /// Fields that raft's codec would not know are not written.

@@ -2,11 +2,13 @@
 
 mod fs;
 mod scan;
+mod written;
 
 use super::{LogError, LogJob, LogState, LogStore, StoredSnapshot};
 use crate::GroupId;
 use crate::codec::{convert, wire};
 use fs::{CheckedFileSystem, Poison};
+use written::{Written, WrittenEntries};
 
 use raft::eraftpb::{Entry, HardState};
 use raft_engine::env::{DefaultFileSystem, FileSystem};
@@ -46,6 +48,7 @@ impl Default for EngineLogOptions {
     }
 }
 
+/// As what entries are read.
 struct RaftEntry;
 
 impl MessageExt for RaftEntry {
@@ -81,6 +84,8 @@ pub struct EngineLog<F: FileSystem = DefaultFileSystem> {
     poison: Arc<Poison>,
     kept: BTreeMap<GroupId, Kept>,
     batch: LogBatch,
+    /// Used again for each job.
+    written: Vec<Written>,
     compactions: u32,
 }
 
@@ -145,6 +150,7 @@ impl<F: FileSystem> EngineLog<F> {
             poison,
             kept: BTreeMap::new(),
             batch: LogBatch::default(),
+            written: Vec::new(),
             compactions: 0,
         })
     }
@@ -280,7 +286,12 @@ impl<F: FileSystem> EngineLog<F> {
                 self.compactions += 1;
             }
         }
-        let added = self.batch.add_entries::<RaftEntry>(group.0, &job.entries);
+        self.written.clear();
+        self.written.extend(Written::all(&job.entries));
+        let added = self
+            .batch
+            .add_entries::<WrittenEntries>(group.0, &self.written);
+        self.written.clear();
         added.map_err(|error| engine_error(&self.folder, "adding to a batch", &error))?;
         if let Some(hard_state) = &job.hard_state {
             self.kept.entry(group).or_default().hard_state = hard_state.clone();
