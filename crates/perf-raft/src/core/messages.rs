@@ -213,8 +213,12 @@ impl<T> Core<T> {
         Frame { header, body }
     }
 
-    /// Makes frames of messages. A snapshot becomes a transfer, whose parts are sent as the peer takes them.
-    pub(super) fn frames_of(&mut self, messages: Vec<Message>) -> Vec<Frame> {
+    /// Adds frames of a message to `frames`. A snapshot becomes a transfer, whose parts are sent as the peer takes them.
+    pub(super) fn put_frames(&mut self, message: Message, frames: &mut Vec<Frame>) {
+        if message.get_msg_type() == MessageType::MsgSnapshot {
+            self.begin_transfer(message);
+            return;
+        }
         // Not a fault, but what few simulated appends are long enough for.
         let entries_max = if mutant::is("short_appends") {
             2
@@ -223,24 +227,16 @@ impl<T> Core<T> {
         };
         // Raft adds what was just proposed to what the log has for a peer, whatever that comes to.
         let bytes_max = self.options.message_bytes_max;
-        let is_long = |message: &Message| {
-            let entries = &message.entries;
-            entries.len() > entries_max
-                || entries.iter().map(entry_bytes).sum::<usize>() > bytes_max
-        };
-        let mut frames = Vec::with_capacity(messages.len());
-        for message in messages {
-            if message.get_msg_type() == MessageType::MsgSnapshot {
-                self.begin_transfer(message);
-            } else if is_long(&message) {
-                for part in split_append(message, entries_max, bytes_max) {
-                    frames.push(self.frame(part.to, Body::Raft(part)));
-                }
-            } else {
-                frames.push(self.frame(message.to, Body::Raft(message)));
-            }
+        let entries = &message.entries;
+        let is_long = entries.len() > entries_max
+            || entries.iter().map(entry_bytes).sum::<usize>() > bytes_max;
+        if !is_long {
+            frames.push(self.frame(message.to, Body::Raft(message)));
+            return;
         }
-        frames
+        for part in split_append(message, entries_max, bytes_max) {
+            frames.push(self.frame(part.to, Body::Raft(part)));
+        }
     }
 
     fn begin_transfer(&mut self, message: Message) {

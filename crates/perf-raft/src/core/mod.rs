@@ -269,7 +269,7 @@ impl<T> Core<T> {
             group: group.0,
             reason: error.to_string(),
         })?;
-        // With a limit it measures each entry it hands out, by its own codec. `LogView` and `frames_of` keep to the limit.
+        // With a limit it measures each entry it hands out, by its own codec. `LogView` and `put_frames` keep to the limit.
         node.raft.max_msg_size = NO_LIMIT;
         node.raft.set_max_committed_size_per_ready(NO_LIMIT);
         let conf_state = snapshot

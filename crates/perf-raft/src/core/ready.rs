@@ -10,7 +10,7 @@ use crate::log::{LogJob, StoredSnapshot};
 use crate::primitive::mutant;
 use crate::state_machine::Command;
 use prost::Message as _;
-use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message, MessageType};
+use raft::eraftpb::{ConfChangeV2, Entry, EntryType, MessageType};
 use raft::{Ready, StateRole};
 use std::sync::Arc;
 
@@ -106,13 +106,19 @@ impl<T> Core<T> {
 
         // A single voter leads before its vote is durable; nobody may hear of that term yet.
         let term_is_durable = self.persisted_hard_state.0 == self.node.raft.term;
-        let early = self.frames_of(early);
-        let mut held = self.frames_of_held(late, term_is_durable);
-        if term_is_durable {
-            self.out.frames.extend(early);
-        } else {
-            held.extend(early);
+        let (mut now, mut held) = (std::mem::take(&mut self.out.frames), Vec::new());
+        for message in early {
+            let frames = if term_is_durable { &mut now } else { &mut held };
+            self.put_frames(message, frames);
         }
+        for message in late {
+            // What a follower or candidate says waits, except that it heard the leader: that says nothing about the log, and a slow
+            // disk must not cost the leader its office.
+            let is_urgent = message.get_msg_type() == MessageType::MsgHeartbeatResponse;
+            let goes = term_is_durable && is_urgent;
+            self.put_frames(message, if goes { &mut now } else { &mut held });
+        }
+        self.out.frames = now;
         let vote = hard_state.as_ref().map(|state| (state.term, state.vote));
         let install = snapshot.clone();
         let mut sequence = self.last_job;
@@ -143,25 +149,6 @@ impl<T> Core<T> {
         for state in read_states {
             self.read_round_done(&state.request_ctx, state.index);
         }
-    }
-
-    /// What a follower or candidate says waits, except that it heard the leader: an answer to a heartbeat says
-    /// nothing about the log, and a slow disk must not cost the leader its office.
-    fn frames_of_held(
-        &mut self,
-        messages: Vec<Message>,
-        term_is_durable: bool,
-    ) -> Vec<crate::codec::Frame> {
-        if messages.is_empty() {
-            return Vec::new();
-        }
-        let urgent = |message: &Message| {
-            term_is_durable && message.get_msg_type() == MessageType::MsgHeartbeatResponse
-        };
-        let (now, later): (Vec<Message>, Vec<Message>) = messages.into_iter().partition(urgent);
-        let now = self.frames_of(now);
-        self.out.frames.extend(now);
-        self.frames_of(later)
     }
 
     /// Notes changes of role, term and leader since the last look.
