@@ -69,6 +69,16 @@ impl Name {
     pub(crate) fn is(&self, service: &str, method: &str) -> bool {
         self.name.service() == service && self.name.method() == method
     }
+
+    #[inline]
+    pub(crate) fn service(&self) -> &str {
+        self.name.service()
+    }
+
+    #[inline]
+    pub(crate) fn method(&self) -> &str {
+        self.name.method()
+    }
 }
 
 /// An insert-only table; a name's number is its place. Reading takes no lock: a hash, one or two loads, two comparisons.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 const ROUTES_MAX: usize = 64;
 
 /// A peer and a name, looked up.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Route {
     /// Which transport of this process, and the generation of its peers.
     pub(crate) era: Era,

@@ -12,6 +12,7 @@ use crate::names::NameTable;
 use crate::payload::Payload;
 use crate::proto::{CallKey, Full, Header, Kind, Lane, Local, Waiter};
 use crate::refused::{Attempt, Refused};
+use crate::remote::RemoteMethod;
 use crate::route::{self, Address, Era, Route};
 use crate::router::Router;
 use crate::security::Security;
@@ -253,6 +254,20 @@ impl Transport {
         self.inner.all.lock().iter().map(|peer| peer.id).collect()
     }
 
+    /// Looks up a method of a peer, for messages that go there often.
+    ///
+    /// # Errors
+    /// [`UnknownPeer`](TransportError::UnknownPeer), [`InvalidName`](TransportError::InvalidName).
+    pub fn method(
+        &self,
+        peer: u64,
+        service: &str,
+        method: &str,
+    ) -> Result<RemoteMethod, TransportError> {
+        let route = self.route(&Envelope::new(peer, service, method, &[]))?;
+        Ok(RemoteMethod::new(self.clone(), route))
+    }
+
     #[inline]
     fn era(&self) -> Era {
         Era {
@@ -357,16 +372,33 @@ impl Transport {
 
     #[inline]
     fn try_send(&self, envelope: &Envelope<'_>) -> Result<(), TransportError> {
-        self.with_route(envelope, |route| {
-            let way = self.way(route, envelope)?;
-            let conn = way.conn();
-            let header = way.header(Kind::OneWay, envelope.request_id);
-            let lanes = &conn.channel.lanes;
-            let pushed = lanes.push(way.lane, header, &envelope.payload, way.define());
-            pushed.map_err(|Full| Refused::QueueFull)?;
-            conn.notify(is_urgent(&way));
-            Ok(())
-        })
+        self.with_route(envelope, |route| self.send_on(route, envelope))
+    }
+
+    /// The same along a route that somebody holds, while it is good.
+    #[inline]
+    pub(crate) fn send_along(
+        &self,
+        route: &Route,
+        envelope: &Envelope<'_>,
+    ) -> Result<(), TransportError> {
+        if route.era != self.era() {
+            return self.try_send(envelope);
+        }
+        let sent = self.send_on(route, envelope);
+        sent.map_err(|refused| self.error(refused, envelope))
+    }
+
+    #[inline]
+    fn send_on(&self, route: &Route, envelope: &Envelope<'_>) -> Result<(), Refused> {
+        let way = self.way(route, envelope)?;
+        let conn = way.conn();
+        let header = way.header(Kind::OneWay, envelope.request_id);
+        let lanes = &conn.channel.lanes;
+        let pushed = lanes.push(way.lane, header, &envelope.payload, way.define());
+        pushed.map_err(|Full| Refused::QueueFull)?;
+        conn.notify(is_urgent(&way));
+        Ok(())
     }
 
     /// Sends a message without a reply, and waits while its queue is full: in turn with others who wait for the same queue.
@@ -429,18 +461,35 @@ impl Transport {
 
     #[inline]
     fn try_call(&self, envelope: &Envelope<'_>) -> Result<Call, TransportError> {
-        self.with_route(envelope, |route| {
-            let way = self.way(route, envelope)?;
-            let timeout = envelope.timeout.unwrap_or(self.inner.config.call_timeout);
-            let (call, key) = self.open(&way, timeout)?;
-            let conn = way.conn();
-            let header = way.header(Kind::Request, key.id());
-            let lanes = &conn.channel.lanes;
-            let pushed = lanes.push(way.lane, header, &envelope.payload, way.define());
-            pushed.map_err(|Full| Refused::QueueFull)?;
-            conn.notify(conn.channel.pending.in_flight() <= DIRECT_CALLS_MAX);
-            Ok(call)
-        })
+        self.with_route(envelope, |route| self.call_on(route, envelope))
+    }
+
+    /// The same along a route that somebody holds, while it is good.
+    #[inline]
+    pub(crate) fn call_along(
+        &self,
+        route: &Route,
+        envelope: &Envelope<'_>,
+    ) -> Result<Call, TransportError> {
+        if route.era != self.era() {
+            return self.try_call(envelope);
+        }
+        let called = self.call_on(route, envelope);
+        called.map_err(|refused| self.error(refused, envelope))
+    }
+
+    #[inline]
+    fn call_on(&self, route: &Route, envelope: &Envelope<'_>) -> Result<Call, Refused> {
+        let way = self.way(route, envelope)?;
+        let timeout = envelope.timeout.unwrap_or(self.inner.config.call_timeout);
+        let (call, key) = self.open(&way, timeout)?;
+        let conn = way.conn();
+        let header = way.header(Kind::Request, key.id());
+        let lanes = &conn.channel.lanes;
+        let pushed = lanes.push(way.lane, header, &envelope.payload, way.define());
+        pushed.map_err(|Full| Refused::QueueFull)?;
+        conn.notify(conn.channel.pending.in_flight() <= DIRECT_CALLS_MAX);
+        Ok(call)
     }
 
     /// Takes a slot. The call frees it when dropped.

@@ -222,3 +222,59 @@ async fn priorities_choose_the_connection() {
     let stats = client.peer_stats(2).expect("known");
     assert_eq!((stats.control.connects, stats.bulk.connects), (1, 1));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_method_that_was_looked_up_stays_right_while_peers_come_and_go() {
+    let (sender, mut receiver) = mpsc::unbounded_channel();
+    let router = echo().one_way("raft", "append", move |message| {
+        let _ = sender.send(message);
+    });
+    let (client, server) = pair(router, Config::default()).await;
+    let echo = client.method(2, "vm", "echo").expect("a known peer");
+    let append = client.method(2, "raft", "append").expect("a known peer");
+    let named = (append.peer(), append.service(), append.method());
+    assert_eq!(named, (2, "raft", "append"));
+    for number in 0..500_u64 {
+        let payload = number.to_le_bytes();
+        let reply = soon(echo.call(&payload)).await;
+        assert_eq!(reply.as_deref(), Ok(&payload[..]));
+        if append.send(&payload).is_err() {
+            soon(append.send_wait(&payload)).await.expect("sent");
+        }
+        let message = soon(receiver.recv()).await.expect("a message");
+        assert_eq!(&message.payload()[..], payload);
+    }
+
+    client.add_peer(3, "127.0.0.1:9");
+    let reply = soon(echo.call(b"others came")).await;
+    assert_eq!(reply.as_deref(), Ok(&b"others came"[..]));
+    assert!(client.remove_peer(2));
+    let gone = TransportError::UnknownPeer { peer: 2 };
+    assert_eq!(soon(echo.call(b"x")).await.err().as_ref(), Some(&gone));
+    let undelivered = append.send(b"x").expect_err("the peer is gone");
+    assert_eq!(undelivered.error, gone);
+    assert_eq!(undelivered.envelope.method, "append");
+    client.add_peer(2, support::address(&server));
+    let reply = soon(echo.call(b"and is back")).await;
+    assert_eq!(reply.as_deref(), Ok(&b"and is back"[..]));
+
+    let before = client.peer_stats(2).expect("known").control.messages_sent;
+    let urgent = echo.with_priority(Priority::Critical);
+    soon(urgent.call(b"x")).await.expect("a reply");
+    let after = client.peer_stats(2).expect("known").control.messages_sent;
+    assert_eq!(after, before + 1);
+    let hasty = client.method(2, "vm", "slow").expect("a known peer");
+    let hasty = hasty.with_timeout(Duration::from_millis(1));
+    let late = soon(hasty.call(b"x")).await;
+    assert!(
+        matches!(late, Err(TransportError::Timeout { .. })),
+        "{late:?}"
+    );
+    let unknown = client.method(9, "vm", "echo").err();
+    assert_eq!(unknown, Some(TransportError::UnknownPeer { peer: 9 }));
+    let nameless = client.method(2, "", "echo").err();
+    assert!(
+        matches!(nameless, Some(TransportError::InvalidName { .. })),
+        "{nameless:?}"
+    );
+}

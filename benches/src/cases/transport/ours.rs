@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use perf_transport::{Envelope, Payload, Router, Security, TlsIdentity, Transport};
+use perf_transport::{Payload, RemoteMethod, Router, Security, TlsIdentity, Transport};
 use tokio::runtime::Runtime;
 
 use super::drive::{self, Arrivals, Caller, Sender};
@@ -44,7 +44,7 @@ pub(super) async fn pair(router: Router, secure: bool) -> (Transport, Transport)
 }
 
 struct OurCaller<const BYTES: usize> {
-    client: Transport,
+    status: RemoteMethod,
     /// Lives as long as its clients.
     _server: Transport,
 }
@@ -52,8 +52,7 @@ struct OurCaller<const BYTES: usize> {
 impl<const BYTES: usize> Caller for OurCaller<BYTES> {
     async fn call(&mut self) {
         let payload = [0x5A; BYTES];
-        let envelope = Envelope::new(SERVER, "vm", "status", &payload);
-        let reply = self.client.call(envelope).await;
+        let reply = self.status.call(&payload).await;
         assert_eq!(reply.map(|reply| reply.len()), Ok(BYTES));
     }
 }
@@ -61,9 +60,11 @@ impl<const BYTES: usize> Caller for OurCaller<BYTES> {
 fn callers<const CALLERS: usize, const BYTES: usize>(router: Router, secure: bool) -> Run {
     let runtime = drive::runtime();
     let (client, server) = runtime.block_on(pair(router, secure));
+    let status = client.method(SERVER, "vm", "status");
+    let status = status.expect("the client knows the server");
     let callers = (0..CALLERS)
         .map(|_| OurCaller::<BYTES> {
-            client: client.clone(),
+            status: status.clone(),
             _server: server.clone(),
         })
         .collect();
@@ -86,7 +87,7 @@ pub(super) fn spawned<const CALLERS: usize, const SECURE: bool>() -> Run {
 }
 
 struct OurSender<const BYTES: usize> {
-    client: Transport,
+    log: RemoteMethod,
     _server: Transport,
     payload: Bytes,
 }
@@ -100,9 +101,8 @@ impl<const BYTES: usize> Sender for OurSender<BYTES> {
             } else {
                 Payload::Shared(self.payload.clone())
             };
-            let envelope = Envelope::new(SERVER, "vm", "log", payload);
-            if let Err(full) = self.client.send(envelope) {
-                let sent = self.client.send_wait(full.envelope).await;
+            if let Err(full) = self.log.send(payload) {
+                let sent = self.log.send_wait(full.envelope.payload).await;
                 assert_eq!(sent, Ok(()));
             }
         }
@@ -118,8 +118,9 @@ pub(super) fn one_way<const BYTES: usize, const SECURE: bool>() -> Run {
         counted.add(1);
     });
     let (client, server) = runtime.block_on(pair(router, SECURE));
+    let log = client.method(SERVER, "vm", "log");
     let sender = OurSender::<BYTES> {
-        client,
+        log: log.expect("the client knows the server"),
         _server: server,
         payload: Bytes::from(vec![0x5A; BYTES]),
     };

@@ -1,0 +1,140 @@
+//! A method of a peer, looked up once.
+
+use crate::call::Call;
+use crate::envelope::Envelope;
+use crate::error::{TransportError, Undelivered};
+use crate::payload::Payload;
+use crate::priority::Priority;
+use crate::route::Route;
+use crate::transport::Transport;
+use std::fmt;
+use std::time::Duration;
+
+/// A method of a peer, looked up once, for whoever sends there often: [`Transport::send`] and [`Transport::call`] find peer and method
+/// anew for each message, which takes a third of a small message's instructions.
+///
+/// It holds no connection and keeps none open. When peers are added or removed it stays right, and looks up as a transport does from then
+/// on; make another then.
+///
+/// ```no_run
+/// # async fn f(transport: &perf_transport::Transport) -> Result<(), Box<dyn std::error::Error>> {
+/// let status = transport.method(2, "vm", "status")?;
+/// let reply = status.call(b"vm-17").await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct RemoteMethod {
+    transport: Transport,
+    route: Route,
+    priority: Option<Priority>,
+    timeout: Option<Duration>,
+}
+
+impl fmt::Debug for RemoteMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RemoteMethod")
+            .field("peer", &self.peer())
+            .field("service", &self.service())
+            .field("method", &self.method())
+            .field("priority", &self.priority)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+impl RemoteMethod {
+    pub(crate) fn new(transport: Transport, route: Route) -> Self {
+        Self {
+            transport,
+            route,
+            priority: None,
+            timeout: None,
+        }
+    }
+
+    /// Id of the node.
+    #[must_use]
+    pub fn peer(&self) -> u64 {
+        self.route.peer.id
+    }
+
+    /// The service there.
+    #[must_use]
+    pub fn service(&self) -> &str {
+        self.route.name.service()
+    }
+
+    /// Its method.
+    #[must_use]
+    pub fn method(&self) -> &str {
+        self.route.name.method()
+    }
+
+    /// Sets the priority of all that is sent this way, in the place of that of the router's table.
+    #[must_use]
+    pub fn with_priority(mut self, priority: Priority) -> Self {
+        self.priority = Some(priority);
+        self
+    }
+
+    /// Sets how long calls may take, in the place of [`Config::call_timeout`](crate::Config::call_timeout).
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    #[inline]
+    fn envelope<'a>(&'a self, payload: Payload<'a>) -> Envelope<'a> {
+        Envelope {
+            target: self.peer(),
+            service: self.service(),
+            method: self.method(),
+            payload,
+            priority: self.priority,
+            request_id: 0,
+            timeout: self.timeout,
+        }
+    }
+
+    /// Sends a message without a reply, as [`Transport::send`] does.
+    ///
+    /// # Errors
+    /// Those of [`Transport::send`], with the message.
+    #[allow(
+        clippy::result_large_err,
+        reason = "the error is the message itself, given back; a box would be an allocation where the node is busiest"
+    )]
+    #[inline]
+    pub fn send<'a>(&'a self, payload: impl Into<Payload<'a>>) -> Result<(), Undelivered<'a>> {
+        let envelope = self.envelope(payload.into());
+        match self.transport.send_along(&self.route, &envelope) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(Undelivered { envelope, error }),
+        }
+    }
+
+    /// Sends a message without a reply, and waits while its queue is full, as [`Transport::send_wait`] does.
+    ///
+    /// # Errors
+    /// Those of [`Transport::send_wait`].
+    pub async fn send_wait(&self, payload: impl Into<Payload<'_>>) -> Result<(), TransportError> {
+        self.transport
+            .send_wait(self.envelope(payload.into()))
+            .await
+    }
+
+    /// Sends a request and returns the future of its reply, as [`Transport::call`] does.
+    ///
+    /// # Errors
+    /// The future's: those of [`Transport::call`].
+    #[inline]
+    pub fn call<'a>(&'a self, payload: impl Into<Payload<'a>>) -> Call {
+        let envelope = self.envelope(payload.into());
+        match self.transport.call_along(&self.route, &envelope) {
+            Ok(call) => call,
+            Err(error) => Call::failed(error),
+        }
+    }
+}
