@@ -11,9 +11,9 @@ use std::fmt;
 use std::time::Duration;
 
 /// A method of a peer, looked up once, for whoever sends there often: [`Transport::send`] and [`Transport::call`] find peer and method
-/// anew for each message, which takes a third of a small message's instructions.
+/// anew for each message.
 ///
-/// It holds no connection and keeps none open. When peers are added or removed it stays right, and looks up as a transport does from then
+/// It keeps its transport alive, as a clone of that does, and no connection open. When peers are added or removed it stays right, and looks up as a transport does from then
 /// on; make another then.
 ///
 /// ```no_run
@@ -120,9 +120,8 @@ impl RemoteMethod {
     /// # Errors
     /// Those of [`Transport::send_wait`].
     pub async fn send_wait(&self, payload: impl Into<Payload<'_>>) -> Result<(), TransportError> {
-        self.transport
-            .send_wait(self.envelope(payload.into()))
-            .await
+        let envelope = self.envelope(payload.into());
+        self.transport.send_wait_along(&self.route, &envelope).await
     }
 
     /// Sends a request and returns the future of its reply, as [`Transport::call`] does.

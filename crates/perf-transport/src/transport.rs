@@ -290,6 +290,20 @@ impl Transport {
         }
     }
 
+    /// The same with a route that somebody holds, while it is good.
+    #[inline]
+    fn along<R>(
+        &self,
+        route: &Route,
+        envelope: &Envelope<'_>,
+        act: impl Fn(&Route) -> Result<R, Refused>,
+    ) -> Result<R, TransportError> {
+        if route.era != self.era() {
+            return self.with_route(envelope, act);
+        }
+        act(route).map_err(|refused| self.error(refused, envelope))
+    }
+
     #[cold]
     fn with_new_route<R>(
         &self,
@@ -375,18 +389,13 @@ impl Transport {
         self.with_route(envelope, |route| self.send_on(route, envelope))
     }
 
-    /// The same along a route that somebody holds, while it is good.
     #[inline]
     pub(crate) fn send_along(
         &self,
         route: &Route,
         envelope: &Envelope<'_>,
     ) -> Result<(), TransportError> {
-        if route.era != self.era() {
-            return self.try_send(envelope);
-        }
-        let sent = self.send_on(route, envelope);
-        sent.map_err(|refused| self.error(refused, envelope))
+        self.along(route, envelope, |route| self.send_on(route, envelope))
     }
 
     #[inline]
@@ -409,8 +418,27 @@ impl Transport {
     /// As [`send`](Self::send), without `QueueFull`.
     pub async fn send_wait(&self, envelope: Envelope<'_>) -> Result<(), TransportError> {
         let route = self.route(&envelope)?;
-        let refused = |refused| self.error(refused, &envelope);
-        let way = self.way(&route, &envelope).map_err(refused)?;
+        self.send_wait_on(&route, &envelope).await
+    }
+
+    pub(crate) async fn send_wait_along(
+        &self,
+        route: &Route,
+        envelope: &Envelope<'_>,
+    ) -> Result<(), TransportError> {
+        if route.era == self.era() {
+            return self.send_wait_on(route, envelope).await;
+        }
+        self.send_wait_on(&self.route(envelope)?, envelope).await
+    }
+
+    async fn send_wait_on(
+        &self,
+        route: &Route,
+        envelope: &Envelope<'_>,
+    ) -> Result<(), TransportError> {
+        let refused = |refused| self.error(refused, envelope);
+        let way = self.way(route, envelope).map_err(refused)?;
         let conn = way.conn();
         let header = way.header(Kind::OneWay, envelope.request_id);
         let mut waiting = Waiting {
@@ -464,18 +492,13 @@ impl Transport {
         self.with_route(envelope, |route| self.call_on(route, envelope))
     }
 
-    /// The same along a route that somebody holds, while it is good.
     #[inline]
     pub(crate) fn call_along(
         &self,
         route: &Route,
         envelope: &Envelope<'_>,
     ) -> Result<Call, TransportError> {
-        if route.era != self.era() {
-            return self.try_call(envelope);
-        }
-        let called = self.call_on(route, envelope);
-        called.map_err(|refused| self.error(refused, envelope))
+        self.along(route, envelope, |route| self.call_on(route, envelope))
     }
 
     #[inline]

@@ -257,6 +257,9 @@ async fn a_method_that_was_looked_up_stays_right_while_peers_come_and_go() {
     client.add_peer(2, support::address(&server));
     let reply = soon(echo.call(b"and is back")).await;
     assert_eq!(reply.as_deref(), Ok(&b"and is back"[..]));
+    soon(append.send_wait(b"too")).await.expect("sent");
+    let message = soon(receiver.recv()).await.expect("a message");
+    assert_eq!(&message.payload()[..], b"too");
 
     let before = client.peer_stats(2).expect("known").control.messages_sent;
     let urgent = echo.with_priority(Priority::Critical);

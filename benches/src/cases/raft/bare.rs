@@ -1,5 +1,5 @@
-//! The least that any path of the memory cases does: the same clients, and a task that gathers what waits, puts it into three maps and
-//! answers. No log, no message, no vote.
+//! What clients and three maps take behind a queue: the same clients, and a task that gathers what waits, puts it into three maps and
+//! answers. No log, no message, no vote. The queue has no bound of its own: a client waits for its answer.
 
 use bytes::Bytes;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};

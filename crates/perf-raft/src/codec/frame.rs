@@ -11,6 +11,9 @@ use prost::Message as _;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, encoded_len_varint};
 use raft::eraftpb::Message;
 
+/// No less than the fields of a frame and its message take beside entries.
+const HEAD_BYTES_MAX: usize = 256;
+
 /// What is at the start of a frame, readable without decoding the rest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FrameHeader {
@@ -257,14 +260,28 @@ impl Frame {
     /// # Errors
     /// As [`decode`](Self::decode).
     pub fn decode_detached(frame: Bytes) -> Result<Self, CodecError> {
-        match decode::frame(&frame, &mut Payloads::Copied(&frame, None)) {
-            Some(read) => Ok(read),
-            None => {
-                let mut read = Self::decode_any(frame)?;
-                read.detach_payloads();
-                Ok(read)
-            }
+        let (mut read, is_compact) =
+            match decode::frame(&frame, &mut Payloads::Copied(&frame, None)) {
+                Some(read) => {
+                    let is_compact = read.is_most_of(frame.len());
+                    (read, is_compact)
+                }
+                None => (Self::decode_any(frame)?, false),
+            };
+        if !is_compact {
+            read.detach_payloads();
         }
+        Ok(read)
+    }
+
+    /// Whether a frame of `bytes` bytes holds little else than what was read of it. Fields that are repeated count once, so a peer could
+    /// make a large copy stay for the sake of a few bytes.
+    fn is_most_of(&self, bytes: usize) -> bool {
+        let Body::Raft(message) = &self.body else {
+            return true;
+        };
+        let entries = message.entries.iter().map(super::entry_len_max);
+        bytes <= HEAD_BYTES_MAX + entries.sum::<usize>()
     }
 
     /// As [`detach_payloads`](super::detach_payloads) does for the entries of a message.
@@ -320,6 +337,39 @@ mod tests {
             sequence: 1 << 40,
         };
         Frame { header, body }
+    }
+
+    #[test]
+    fn detached_frames_are_let_go_and_copies_hold_little_else() {
+        let entry = |index, data| raft::eraftpb::Entry {
+            index,
+            term: 1 << 60,
+            data: Bytes::from_static(data),
+            ..Default::default()
+        };
+        let mut message = Message {
+            to: 2,
+            ..Default::default()
+        };
+        message.set_entries(vec![entry(1 << 61, b"one"), entry((1 << 61) + 1, b"two")].into());
+        let sound = frame(Body::Raft(message)).encode_pooled().expect("small");
+        // A sequence said a thousand times, of which the last counts, and a field that nobody knows.
+        let padded = [&[0x28, 1].repeat(1000), &sound[..]].concat();
+        let unknown = [&sound[..], &[0x78, 1]].concat();
+        for (bytes, is_whole_copied) in [(sound.to_vec(), true), (padded, false), (unknown, false)]
+        {
+            let bytes = Bytes::from(bytes);
+            let read = Frame::decode_detached(bytes.clone()).expect("sound");
+            assert_eq!(Frame::decode(bytes.clone()).as_ref(), Ok(&read));
+            assert!(bytes.is_unique(), "an entry still holds the frame");
+            let Body::Raft(message) = &read.body else {
+                panic!("it is an append");
+            };
+            let [one, two] = [&message.entries[0].data, &message.entries[1].data];
+            // Payloads alone lie side by side.
+            let are_neighbours = two.as_ptr().addr() - one.as_ptr().addr() == one.len();
+            assert_eq!(are_neighbours, !is_whole_copied, "{} bytes", bytes.len());
+        }
     }
 
     fn snapshot_message() -> Message {

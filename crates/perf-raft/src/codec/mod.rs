@@ -114,6 +114,11 @@ pub fn encoded_entry_len(entry: &Entry) -> usize {
     encode::len_delimited(7, encode::entry_len(entry))
 }
 
+/// No less than [`encoded_entry_len`], for what its payloads are long: keys, lengths and numbers take 44 bytes at most.
+pub(crate) fn entry_len_max(entry: &Entry) -> usize {
+    44 + entry.data.len() + entry.context.len()
+}
+
 /// Appends an entry to `bytes`, as raft's codec writes it.
 #[cfg(feature = "durable")]
 pub(crate) fn encode_entry(entry: &Entry, bytes: &mut Vec<u8>) {
@@ -187,6 +192,22 @@ pub fn detach_payloads(entries: &mut [Entry]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_largest_entry_is_no_longer_than_its_bound() {
+        for len in [0, 1, 127, 128, 20_000, 3 << 20] {
+            let mut entry = Entry {
+                index: u64::MAX,
+                term: u64::MAX,
+                data: vec![1; len].into(),
+                context: vec![1; len].into(),
+                sync_log: true,
+                ..Default::default()
+            };
+            entry.set_entry_type(raft::eraftpb::EntryType::EntryConfChangeV2);
+            assert!(encoded_entry_len(&entry) <= entry_len_max(&entry), "{len}");
+        }
+    }
 
     #[test]
     fn detached_payloads_are_equal_and_elsewhere() {

@@ -24,7 +24,7 @@ impl<T> Core<T> {
         }
     }
 
-    /// A frame from a peer. Those that came before, are for others or could not be from a correct peer are dropped and counted.
+    /// A frame from a peer, with payloads that may stay in the log: of [`Frame::decode_detached`]. Those that came before, are for others or could not be from a correct peer are dropped and counted.
     pub fn receive(&mut self, frame: Frame) {
         self.stats.messages_received += 1;
         let Frame { header, body } = frame;
@@ -229,7 +229,7 @@ impl<T> Core<T> {
         let bytes_max = self.options.message_bytes_max;
         let entries = &message.entries;
         let is_long = entries.len() > entries_max
-            || entries.iter().map(entry_bytes).sum::<usize>() > bytes_max;
+            || entries.iter().map(codec::entry_len_max).sum::<usize>() > bytes_max;
         if !is_long {
             frames.push(self.frame(message.to, Body::Raft(message)));
             return;
@@ -273,13 +273,6 @@ impl<T> Core<T> {
     }
 }
 
-/// More than an entry takes within a message beside what it carries: keys, lengths, numbers.
-const ENTRY_HEAD_BYTES: usize = 48;
-
-fn entry_bytes(entry: &Entry) -> usize {
-    ENTRY_HEAD_BYTES + entry.data.len() + entry.context.len()
-}
-
 /// Makes appends of at most so many entries and bytes of one, but of one entry at least, each behind the last entry of the one before. A peer
 /// that gets them in another order, or not all, answers as it does to appends that raft-rs sent one by one.
 fn split_append(mut message: Message, entries_max: usize, bytes_max: usize) -> Vec<Message> {
@@ -288,7 +281,7 @@ fn split_append(mut message: Message, entries_max: usize, bytes_max: usize) -> V
     let mut part: Vec<Entry> = Vec::new();
     let mut bytes = 0;
     for entry in entries {
-        let entry_bytes = entry_bytes(&entry);
+        let entry_bytes = codec::entry_len_max(&entry);
         let is_full = part.len() >= entries_max || bytes + entry_bytes > bytes_max;
         if let Some(last) = part.last().filter(|_| is_full) {
             let mut full = message.clone();
@@ -385,5 +378,20 @@ mod tests {
                 vec![1]
             ]
         );
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_counted_and_dropped() {
+        let config = crate::core::CoreConfig {
+            id: 1,
+            group: crate::GroupId(0),
+            options: crate::RaftOptions::default(),
+            seed: 1,
+        };
+        let state = crate::core::bootstrap_state(&[1, 2, 3], Bytes::new());
+        let mut core: Core<()> = Core::new(config, state).expect("a sound start");
+        core.receive_encoded(Bytes::from_static(b"no frame"));
+        let stats = core.stats();
+        assert_eq!((stats.messages_received, stats.messages_invalid), (1, 1));
     }
 }

@@ -123,12 +123,15 @@ impl<T> Core<T> {
         let install = snapshot.clone();
         let mut sequence = self.last_job;
         if must_persist {
+            // No default for the rest: that would make a list of entries only to drop it.
             sequence = self.push_job(LogJob {
+                sequence: 0,
+                group: self.group,
                 replaces_log: snapshot.is_some(),
                 snapshot,
+                compacted: None,
                 entries: entries.unwrap_or_default(),
                 hard_state,
-                ..Default::default()
             });
         }
         let after = AfterPersist {

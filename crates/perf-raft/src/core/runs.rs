@@ -44,9 +44,9 @@ impl Run {
         self.first + self.live.len() as u64
     }
 
-    /// The place among the live ones of an index that is not below the first.
+    /// The place among the live ones of an index, 0 for those below the first.
     fn place(&self, index: u64) -> usize {
-        usize::try_from(index - self.first).unwrap_or(usize::MAX)
+        usize::try_from(index.saturating_sub(self.first)).unwrap_or(usize::MAX)
     }
 }
 
@@ -94,11 +94,7 @@ impl Runs {
         while let Some(last) = self.runs.back_mut()
             && last.end() > index
         {
-            let kept = if index > last.first {
-                last.place(index)
-            } else {
-                0
-            };
+            let kept = last.place(index);
             let gone = &last.live()[kept..];
             self.len -= gone.len();
             self.bytes -= gone.iter().map(entry_bytes).sum::<usize>();
@@ -139,14 +135,7 @@ impl Runs {
     /// The entries from an index that there is on.
     pub(super) fn from(&self, index: u64) -> impl Iterator<Item = &Entry> {
         let runs = self.runs.range(self.run_of(index)..);
-        runs.flat_map(move |run| {
-            let skipped = if index > run.first {
-                run.place(index)
-            } else {
-                0
-            };
-            run.live().get(skipped..).unwrap_or_default()
-        })
+        runs.flat_map(move |run| run.live().get(run.place(index)..).unwrap_or_default())
     }
 
     /// The place of the run that holds an index, if one does.

@@ -286,7 +286,6 @@ impl<F: FileSystem> EngineLog<F> {
                 self.compactions += 1;
             }
         }
-        self.written.clear();
         self.written.extend(Written::all(&job.entries));
         let added = self
             .batch
