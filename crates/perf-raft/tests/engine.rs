@@ -169,6 +169,71 @@ fn groups_share_a_log_without_seeing_each_other() {
     assert_eq!(count(&mut log, GroupId(11)), None);
 }
 
+/// Logs of the same shape and other contents, used by one thread, as when a process has several nodes or starts one again.
+#[test]
+fn logs_of_one_thread_keep_to_their_own_entries() {
+    let folders = [(); 2].map(|()| TempDir::new().expect("a temporary folder"));
+    for (folder, term) in folders.iter().zip([1, 2]) {
+        let mut log = open(folder.path()).expect("a fresh folder");
+        run_jobs(&mut log, &mut [append(entries(1..=3, term))]).expect("a sound disk");
+    }
+    for (folder, term) in folders.iter().zip([1, 2]) {
+        assert_eq!(load(folder.path()).entries, entries(1..=3, term));
+    }
+}
+
+#[test]
+fn what_took_the_place_of_a_tail_is_read_and_not_the_tail() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let mut log = open(folder.path()).expect("a fresh folder");
+    let before = fs::read(log_file(folder.path())).expect("readable");
+    for term in [2, 3] {
+        drop(log);
+        fs::write(log_file(folder.path()), &before).expect("writable");
+        log = open(folder.path()).expect("a sound log");
+        run_jobs(&mut log, &mut [append(entries(1..=3, term))]).expect("a sound disk");
+        let state = log.load(GROUP).expect("a sound log").expect("it is there");
+        assert_eq!(state.entries, entries(1..=3, term));
+    }
+}
+
+#[test]
+fn logs_of_one_thread_move_their_own_entries_to_new_files() {
+    let mut options = EngineLogOptions::default();
+    (options.file_bytes, options.purge_bytes) = (4096, 4096);
+    let folders = [(); 2].map(|()| TempDir::new().expect("a temporary folder"));
+    let open = |folder: &TempDir| EngineLog::open_with(folder.path(), &options);
+    let mut logs = folders
+        .each_ref()
+        .map(|folder| open(folder).expect("a fresh folder"));
+    let quiet = GroupId(10);
+    for (log, term) in logs.iter_mut().zip([1, 2]) {
+        let few = LogJob {
+            group: quiet,
+            ..append(entries(1..=3, term))
+        };
+        run_jobs(log, &mut [few]).expect("a sound disk");
+    }
+    for round in 0..64_u64 {
+        for (log, term) in logs.iter_mut().zip([1, 2]) {
+            let first = 1 + round * 8;
+            let compact = LogJob {
+                group: GROUP,
+                compacted: Some((first + 6, term)),
+                ..Default::default()
+            };
+            let mut jobs = [append(entries(first..=first + 7, term)), compact];
+            run_jobs(log, &mut jobs).expect("a sound disk");
+        }
+    }
+    drop(logs);
+    for (folder, term) in folders.iter().zip([1, 2]) {
+        let mut log = open(folder).expect("a sound log");
+        let state = log.load(quiet).expect("a sound log").expect("it is there");
+        assert_eq!(state.entries, entries(1..=3, term));
+    }
+}
+
 /// Two writes; the last one's end is cut off at every place: the first is always there.
 #[test]
 fn a_torn_tail_is_cut_wherever_it_was_torn() {

@@ -16,6 +16,7 @@ use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, R
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -244,11 +245,28 @@ impl<F: FileSystem> EngineLog<F> {
         }
         if self.compactions >= COMPACTIONS_PER_PURGE {
             self.compactions = 0;
-            let purged = self.engine.purge_expired_files();
+            // Entries that are still needed are read and written again.
+            let purged = self.on_a_fresh_thread(|engine| engine.purge_expired_files())?;
             self.poison.check()?;
             purged.map_err(|error| engine_error(&self.folder, "purging", &error))?;
         }
         Ok(())
+    }
+
+    /// Does something that reads entries. raft-engine keeps the block that was read last, for each thread, and knows it by the number of its file and its place alone:
+    /// on a thread that has read another log, or this one before its tail was cut off and written anew, it would take that block for this one's.
+    fn on_a_fresh_thread<R: Send>(
+        &self,
+        read: impl FnOnce(&Engine<CheckedFileSystem<F>>) -> R + Send,
+    ) -> Result<R, LogError> {
+        let engine = &self.engine;
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("raft-log-read".to_owned());
+            let reading = thread
+                .spawn_scoped(scope, || read(engine))
+                .map_err(|error| io_error(&self.folder, "starting a thread that reads", &error))?;
+            Ok(reading.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        })
     }
 
     fn add(&mut self, job: &LogJob, obsolete: &mut Vec<PathBuf>) -> Result<(), LogError> {
@@ -314,13 +332,10 @@ impl<F: FileSystem + 'static> LogStore for EngineLog<F> {
         ) {
             let first = first.max(compacted.index + 1);
             if first <= last {
-                let fetched = self.engine.fetch_entries_to::<RaftEntry>(
-                    group.0,
-                    first,
-                    last + 1,
-                    None,
-                    &mut entries,
-                );
+                let fetched = self.on_a_fresh_thread(|engine| {
+                    let (end, limit) = (last + 1, None);
+                    engine.fetch_entries_to::<RaftEntry>(group.0, first, end, limit, &mut entries)
+                })?;
                 fetched.map_err(|error| engine_error(&self.folder, "reading entries", &error))?;
             }
         }
