@@ -52,6 +52,7 @@ pub mod __mutants {
 #[cfg(perf_loom)]
 #[doc(hidden)]
 pub mod __loom {
+    pub use crate::shell::seat::{Seat, Visit};
     pub use crate::shell::slot::Slot;
 }
 

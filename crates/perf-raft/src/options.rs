@@ -11,7 +11,8 @@ pub enum ApplyMode {
     #[default]
     Thread,
     /// In the task that drives Raft: one hand-over between threads less per batch. For state machines that take
-    /// microseconds, such as maps in memory.
+    /// microseconds, such as maps in memory. That task is the node's own or, where a caller is alone, the caller's: the state machine must not wait for anything that a
+    /// caller holds while it proposes.
     Inline,
 }
 

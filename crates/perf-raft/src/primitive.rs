@@ -2,7 +2,11 @@
 
 #[cfg(not(perf_loom))]
 pub(crate) use parking_lot::Mutex;
+#[cfg(not(perf_loom))]
+pub(crate) use std::sync::atomic::{AtomicU32, Ordering};
 
+#[cfg(perf_loom)]
+pub(crate) use loom::sync::atomic::{AtomicU32, Ordering};
 #[cfg(perf_loom)]
 pub(crate) use on_loom::Mutex;
 

@@ -58,6 +58,8 @@ pub enum DeliverError {
 /// How a node's messages get to its peers. Losing, repeating and reordering messages is allowed, inventing them is not.
 ///
 /// Messages of the same class to the same peer should keep their order: Raft stays correct without, and slows down.
+///
+/// A node uses it on the runtime on which it was started, in its own task or in that of a caller that is alone, never in two at a time.
 pub trait Transport: Send + Sync + 'static {
     /// Called once when the node starts, with the place for messages that come in.
     ///

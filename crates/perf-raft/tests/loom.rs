@@ -1,4 +1,4 @@
-//! The slot in which an answer is waited for, in every interleaving.
+//! The slot in which an answer is waited for, and the seat of whoever drives, in every interleaving.
 //!
 //! `RUSTFLAGS="--cfg perf_loom" cargo test -p perf-raft --release --test loom --target-dir target/loom`
 #![cfg(perf_loom)]
@@ -6,13 +6,24 @@
 use loom::future::block_on;
 use loom::sync::Arc;
 use loom::thread;
-use perf_raft::__loom::Slot;
+use perf_raft::__loom::{Seat, Slot, Visit};
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 
 /// The mutant switch is the process's: one test at a time.
 static TURN: Mutex<()> = Mutex::new(());
+
+/// Whether a model fails with this fault, or with none.
+fn fails(mutant: Option<&'static str>, model: fn()) -> bool {
+    let _turn = TURN
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    perf_raft::__mutants::set(mutant);
+    let outcome = catch_unwind(AssertUnwindSafe(model));
+    perf_raft::__mutants::set(None);
+    outcome.is_err()
+}
 
 /// Whoever waits gets the answer, whenever it comes.
 fn answered() {
@@ -32,20 +43,65 @@ fn answered() {
 
 #[test]
 fn an_answer_is_never_missed() {
-    let _turn = TURN
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    perf_raft::__mutants::set(None);
-    answered();
+    assert!(!fails(None, answered));
 }
 
 #[test]
 fn a_forgotten_waker_is_found() {
-    let _turn = TURN
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    perf_raft::__mutants::set(Some("slot_forgets_waker"));
-    let outcome = catch_unwind(AssertUnwindSafe(answered));
-    perf_raft::__mutants::set(None);
-    assert!(outcome.is_err(), "no interleaving shows it");
+    assert!(
+        fails(Some("slot_forgets_waker"), answered),
+        "no interleaving shows it"
+    );
+}
+
+/// A node that counts what it takes out of its mailbox.
+struct Node {
+    seat: Seat<u32>,
+    mailbox: loom::sync::Mutex<u32>,
+}
+
+impl Node {
+    /// Queues something and sees to it, as callers do; whether the node's task is to come.
+    fn queue(&self) -> bool {
+        *self.mailbox.lock().expect("sound") += 1;
+        self.seat.visit(2, |taken| self.turn(taken)) == Visit::More
+    }
+
+    fn turn(&self, taken: &mut u32) -> bool {
+        *taken += std::mem::take(&mut *self.mailbox.lock().expect("sound"));
+        false
+    }
+}
+
+/// What two callers queue is taken by one of them, or the bell is rung.
+fn seen_to() {
+    loom::model(|| {
+        let node = Arc::new(Node {
+            seat: Seat::empty(),
+            mailbox: loom::sync::Mutex::new(0),
+        });
+        node.seat.fill(0);
+        let its = Arc::clone(&node);
+        let other = thread::spawn(move || its.queue());
+        let mut rung = node.queue();
+        rung |= other.join().expect("it does not panic");
+        if rung {
+            let visit = node.seat.visit(1, |taken| node.turn(taken));
+            assert_eq!(visit, Visit::Done, "the seat is free again");
+        }
+        assert_eq!(node.seat.take(), Some(2), "something was forgotten");
+    });
+}
+
+#[test]
+fn nothing_queued_is_forgotten() {
+    assert!(!fails(None, seen_to));
+}
+
+#[test]
+fn a_forgotten_knock_is_found() {
+    assert!(
+        fails(Some("seat_forgets_knock"), seen_to),
+        "no interleaving shows it"
+    );
 }

@@ -169,6 +169,8 @@ pub struct Core<T> {
     changes: Vec<Change<T>>,
     snapshot_waiters: Vec<T>,
     after_persist: VecDeque<AfterPersist>,
+    /// Memory of a list of frames that waited for the log.
+    spare_frames: Vec<Frame>,
     last_job: u64,
     persisted_job: u64,
     persisted_hard_state: (u64, u64),
@@ -300,6 +302,7 @@ impl<T> Core<T> {
             changes: Vec::new(),
             snapshot_waiters: Vec::new(),
             after_persist: VecDeque::new(),
+            spare_frames: Vec::new(),
             last_job: 0,
             persisted_job: 0,
             persisted_hard_state: (hard_state.term, hard_state.vote),

@@ -14,6 +14,9 @@ use raft::eraftpb::{ConfChangeV2, Entry, EntryType, MessageType};
 use raft::{Ready, StateRole};
 use std::sync::Arc;
 
+/// The longest list whose memory is kept: messages for some peers.
+const SPARE_MAX: usize = 64;
+
 impl<T> Core<T> {
     /// Moves everything there is to do into `out`, behind what it holds.
     pub fn poll(&mut self, out: &mut Outputs<T>) {
@@ -64,12 +67,14 @@ impl<T> Core<T> {
             self.persisted_hard_state = hard_state;
         }
         self.node.on_persist_ready(after.number);
-        for mut frame in after.frames {
+        let mut frames = after.frames;
+        for mut frame in frames.drain(..) {
             // Numbered as they leave, so that those that did not wait do not make these look old.
             self.sequence += 1;
             frame.header.sequence = self.sequence;
             self.out.frames.push(frame);
         }
+        keep(&mut self.spare_frames, frames);
         if let Some(snapshot) = after.install {
             self.out.apply_jobs.push(ApplyJob::Restore(snapshot));
         }
@@ -77,8 +82,8 @@ impl<T> Core<T> {
 
     fn handle_ready(&mut self) {
         let mut ready = self.node.ready();
-        let early = ready.take_messages();
-        let late = ready.take_persisted_messages();
+        let mut early = ready.take_messages();
+        let mut late = ready.take_persisted_messages();
         let committed = ready.take_committed_entries();
         let read_states = ready.take_read_states();
         let number = ready.number();
@@ -106,12 +111,13 @@ impl<T> Core<T> {
 
         // A single voter leads before its vote is durable; nobody may hear of that term yet.
         let term_is_durable = self.persisted_hard_state.0 == self.node.raft.term;
-        let (mut now, mut held) = (std::mem::take(&mut self.out.frames), Vec::new());
-        for message in early {
+        let mut now = std::mem::take(&mut self.out.frames);
+        let mut held = std::mem::take(&mut self.spare_frames);
+        for message in early.drain(..) {
             let frames = if term_is_durable { &mut now } else { &mut held };
             self.put_frames(message, frames);
         }
-        for message in late {
+        for message in late.drain(..) {
             // What a follower or candidate says waits, except that it heard the leader: that says nothing about the log, and a slow
             // disk must not cost the leader its office.
             let is_urgent = message.get_msg_type() == MessageType::MsgHeartbeatResponse;
@@ -119,6 +125,9 @@ impl<T> Core<T> {
             self.put_frames(message, if goes { &mut now } else { &mut held });
         }
         self.out.frames = now;
+        // One of the two has none: raft-rs makes a list anew for each `Ready`.
+        keep(&mut self.node.raft.msgs, early);
+        keep(&mut self.node.raft.msgs, late);
         let vote = hard_state.as_ref().map(|state| (state.term, state.vote));
         let install = snapshot.clone();
         let mut sequence = self.last_job;
@@ -387,6 +396,13 @@ impl<T> Core<T> {
         {
             self.conf_states.pop_front();
         }
+    }
+}
+
+/// Keeps an emptied list's memory for the next one, where there is none and it is not that of a burst.
+fn keep<T>(place: &mut Vec<T>, emptied: Vec<T>) {
+    if place.capacity() == 0 && emptied.capacity() <= SPARE_MAX {
+        *place = emptied;
     }
 }
 

@@ -1,4 +1,4 @@
-//! The task that drives Raft: takes all that waits, lets the core decide, and does what it says.
+//! How Raft is driven: take all that waits, let the core decide, and do what it says.
 
 use super::answer::Token;
 use super::apply::{Applier, ApplyQueue, Outcome, panic_message};
@@ -13,12 +13,11 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use perf_atomics::{RaftStatus, Snapshot};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 /// Messages taken in one turn, before proposals and ticks have theirs.
 const MESSAGES_PER_TURN: usize = 512;
@@ -86,6 +85,10 @@ pub(crate) struct Driver {
     pub(crate) published: Arc<Published>,
     pub(crate) ended: watch::Sender<Option<StopReason>>,
     pub(crate) start: Instant,
+    /// When the next tick is.
+    pub(crate) due: Instant,
+    /// Why the node must stop, once it must.
+    pub(crate) failed: Option<StopReason>,
     pub(crate) last_status: RaftStatus,
     pub(crate) scratch: Scratch,
     /// How often the batch that waits was held back.
@@ -116,42 +119,27 @@ impl Drop for ApplySide {
 }
 
 impl Driver {
-    /// Drives the node until it is told to stop or cannot go on.
-    pub(crate) async fn run(mut self) {
-        let period = self.core.options().tick;
-        let mut due = Instant::now() + period;
-        let mut alarm = pin!(sleep_until(due));
-        let mailbox = Arc::clone(&self.mailbox);
-        let mut more = true;
-        let reason = loop {
-            if more {
-                tokio::task::yield_now().await;
-            } else {
-                tokio::select! {
-                    biased;
-                    () = &mut alarm => {}
-                    () = mailbox.rung() => {}
-                }
-            }
-            // Looked at in each turn: time goes on beside a flood.
-            let now = Instant::now();
-            let tick = now >= due;
-            if tick {
-                due = next_tick(due, now, period);
-                alarm.as_mut().reset(due);
-            }
-            let turn = catch_unwind(AssertUnwindSafe(|| self.turn(now, tick)));
-            match turn {
-                Ok(Ok(left)) => more = left,
-                Ok(Err(reason)) => break reason,
-                Err(panic) => break StopReason::Core(panic_message(&*panic).into()),
-            }
-        };
-        self.stop(reason).await;
+    /// One turn; whether there is more to do at once. Once something failed that is to stop the node, which its task does.
+    pub(crate) fn drive(&mut self) -> bool {
+        if self.failed.is_some() {
+            return true;
+        }
+        let turn = catch_unwind(AssertUnwindSafe(|| self.turn()));
+        let turn =
+            turn.unwrap_or_else(|panic| Err(StopReason::Core(panic_message(&*panic).into())));
+        turn.unwrap_or_else(|reason| {
+            self.failed = Some(reason);
+            true
+        })
     }
 
-    /// One turn; whether there is more to do at once.
-    fn turn(&mut self, now: Instant, tick: bool) -> Result<bool, StopReason> {
+    fn turn(&mut self) -> Result<bool, StopReason> {
+        // Looked at in each turn: time goes on beside a flood.
+        let now = Instant::now();
+        let tick = now >= self.due;
+        if tick {
+            self.due = next_tick(self.due, now, self.core.options().tick);
+        }
         let now_ns = now.saturating_duration_since(self.start).as_nanos();
         let now_ns = u64::try_from(now_ns).unwrap_or(u64::MAX);
         self.core.set_now(now_ns);
@@ -359,7 +347,8 @@ impl Driver {
     }
 
     /// Answers everything that waits and ends the log and the state machine.
-    async fn stop(mut self, reason: StopReason) {
+    pub(crate) async fn stop(mut self) {
+        let reason = self.failed.take().unwrap_or(StopReason::Shutdown);
         self.transport.stop();
         self.mailbox.close(&reason);
         // Core may be what panicked: then its answers of last resort have to do.

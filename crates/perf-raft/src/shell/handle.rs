@@ -2,6 +2,7 @@
 
 use super::answer::{Answer, Token};
 use super::drive::Published;
+use super::helm::Helm;
 use super::mailbox::{Inbox, Mailbox, Request};
 use super::slot::{Answerer, Slot};
 use super::stats::RaftStats;
@@ -14,7 +15,9 @@ use perf_atomics::RaftStatus;
 use raft::eraftpb::ConfState;
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use tokio::sync::watch;
+use tokio::task::coop::poll_proceed;
 
 /// A running node, as its clients see it. Clones are cheap and all the same node.
 ///
@@ -22,7 +25,7 @@ use tokio::sync::watch;
 /// answer, whatever happens to the node.
 #[derive(Clone, Debug)]
 pub struct RaftHandle {
-    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) helm: Arc<Helm>,
     pub(crate) published: Arc<Published>,
     pub(crate) ended: watch::Receiver<Option<StopReason>>,
 }
@@ -36,9 +39,17 @@ struct Waiting<'a> {
 
 impl Waiting<'_> {
     async fn answer(&mut self) -> Answer {
-        poll_fn(|context| match &self.slot {
-            Some(slot) => slot.poll(context.waker()),
-            None => std::task::Poll::Ready(Answer::Gone),
+        poll_fn(|context| {
+            // A caller that is alone has its answer at once, time and again: others of its thread shall have their turn.
+            let turn = ready!(poll_proceed(context));
+            let answer = match &self.slot {
+                Some(slot) => slot.poll(context.waker()),
+                None => Poll::Ready(Answer::Gone),
+            };
+            if answer.is_ready() {
+                turn.made_progress();
+            }
+            answer
         })
         .await
     }
@@ -55,13 +66,15 @@ impl Drop for Waiting<'_> {
 impl RaftHandle {
     /// Proposes a command and waits for the state machine's response to it, on this node.
     ///
-    /// Durable on a quorum by then. Many callers' proposals go through Raft as one batch; a call allocates nothing in steady state.
+    /// Durable on a quorum by then. Many callers' proposals go through Raft as one batch; a caller that is alone drives the node itself, without a wake of the node's
+    /// task. A call allocates nothing in steady state.
     /// Dropping the future does not take the proposal back.
     ///
     /// # Errors
     /// [`ProposeError`], which says whether the command may have been applied.
     pub async fn propose(&self, data: Bytes) -> Result<Bytes, ProposeError> {
-        let slot = self.mailbox.propose(data)?;
+        let (slot, next) = self.mailbox().propose(data)?;
+        self.helm.see_to(next);
         match self.wait(slot, true).await {
             Answer::Response(response) => Ok(response),
             Answer::Reply(Reply::Failed(error)) => Err(error),
@@ -81,7 +94,8 @@ impl RaftHandle {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        let slot = self.mailbox.propose_batch(batch)?;
+        let (slot, next) = self.mailbox().propose_batch(batch)?;
+        self.helm.see_to(next);
         match self.wait(slot, true).await {
             Answer::Batch(results) => Ok(results),
             Answer::Reply(Reply::Failed(error)) => Err(error),
@@ -181,27 +195,27 @@ impl RaftHandle {
     #[must_use]
     pub fn inbox(&self) -> Inbox {
         Inbox {
-            mailbox: Arc::clone(&self.mailbox),
+            helm: Arc::clone(&self.helm),
         }
     }
 
     /// This node's id.
     #[must_use]
     pub fn id(&self) -> u64 {
-        self.mailbox.id
+        self.mailbox().id
     }
 
     /// The group.
     #[must_use]
     pub fn group(&self) -> GroupId {
-        self.mailbox.group
+        self.mailbox().group
     }
 
     /// Stops the node: what waits is answered, what the log has taken is written, and its files are closed when this returns.
     /// A leader should [`transfer_leader`](Self::transfer_leader) first.
     pub async fn shutdown(&self) {
         // The bound on requests does not hold for this one.
-        let _ = self.mailbox.request(Request::Stop);
+        let _ = self.mailbox().request(Request::Stop);
         self.stopped().await;
     }
 
@@ -216,11 +230,15 @@ impl RaftHandle {
             .unwrap_or(StopReason::Shutdown)
     }
 
+    fn mailbox(&self) -> &Mailbox {
+        &self.helm.mailbox
+    }
+
     async fn wait(&self, slot: Arc<Slot<Answer>>, is_proposal: bool) -> Answer {
         let mut waiting = Waiting {
             slot: Some(slot),
             is_proposal,
-            mailbox: &self.mailbox,
+            mailbox: self.mailbox(),
         };
         waiting.answer().await
     }
@@ -229,23 +247,24 @@ impl RaftHandle {
         &self,
         request: impl FnOnce(Token) -> Request,
     ) -> impl Future<Output = Result<Answer, ProposeError>> {
-        let slot = self.mailbox.slot();
+        let slot = self.mailbox().slot();
         let request = request(Token::One(Answerer::new(Arc::clone(&slot))));
-        let asked = match self.mailbox.closed() {
+        let asked = match self.mailbox().closed() {
             Some(reason) => Err(ProposeError::Stopped(reason)),
             None => self
+                .helm
                 .mailbox
                 .request(request)
                 .map_err(|_| ProposeError::Busy {
                     what: "requests that wait",
-                    limit: self.mailbox.requests_max() as u64,
+                    limit: self.mailbox().requests_max() as u64,
                 }),
         };
         async move {
             asked?;
             match self.wait(slot, false).await {
                 Answer::Gone => Err(ProposeError::Stopped(
-                    self.mailbox.closed().unwrap_or(StopReason::Shutdown),
+                    self.mailbox().closed().unwrap_or(StopReason::Shutdown),
                 )),
                 answer => Ok(answer),
             }

@@ -1,6 +1,7 @@
-//! What waits for the task that drives Raft.
+//! What waits for whoever drives Raft.
 
 use super::answer::{Answer, Batch, Token};
+use super::helm::Helm;
 use super::slot::{Answerer, Slot};
 use crate::GroupId;
 use crate::codec::{Frame, FrameHeader};
@@ -18,6 +19,9 @@ use tokio::sync::Notify;
 
 /// From so many bytes on reading a frame is left to the receiver. Shorter ones take no time, and may be merged with one that waits.
 const LONG_FRAME: usize = 512;
+
+/// After so many proposals in a row without another caller, a caller counts as alone. Two that take turns do not.
+const ALONE_AFTER: u8 = 8;
 
 /// A request that is no proposal.
 #[derive(Debug)]
@@ -38,7 +42,38 @@ struct Proposals {
     free: Vec<Arc<Slot<Answer>>>,
     /// Callers that have a slot, from their proposal until they have taken its answer.
     callers: usize,
+    /// Proposals in a row without another caller.
+    alone: u8,
     closed: Option<StopReason>,
+}
+
+/// Who sees to what was just queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Whoever was told of what waited already.
+    Told,
+    /// The node's task, when the bell rings.
+    Task,
+    /// Whoever queued it.
+    Caller,
+}
+
+impl Proposals {
+    /// Who sees to a proposal that was just queued; `was_empty` says that none waited before.
+    fn next(&mut self, was_empty: bool) -> Next {
+        self.alone = if self.callers == 1 {
+            self.alone.saturating_add(1)
+        } else {
+            0
+        };
+        if self.alone >= ALONE_AFTER {
+            Next::Caller
+        } else if was_empty {
+            Next::Task
+        } else {
+            Next::Told
+        }
+    }
 }
 
 /// A frame that waits, read or to be read by the driving task.
@@ -67,8 +102,9 @@ pub(crate) struct Reports {
     pub(crate) requests: Vec<Request>,
 }
 
-/// What waits for the task that drives Raft: proposals, messages, reports, each behind a lock that is held for a moment, and one
-/// bell. The bell is rung when something comes to where nothing was, so a burst rings once.
+/// What waits for whoever drives Raft: proposals, messages, reports, each behind a lock that is held for a moment, and the bell of the node's
+/// task. It is rung when something comes to where nothing was, so a burst rings once; for proposals and messages that is up to
+/// [`Helm`].
 pub(crate) struct Mailbox {
     pub(crate) id: u64,
     pub(crate) group: GroupId,
@@ -120,26 +156,24 @@ impl Mailbox {
         self.bell.notify_one();
     }
 
-    /// Queues a proposal and returns where its answer will be.
-    pub(crate) fn propose(&self, data: Bytes) -> Result<Arc<Slot<Answer>>, ProposeError> {
+    /// Queues a proposal. Returns where its answer will be, and who sees to it.
+    pub(crate) fn propose(&self, data: Bytes) -> Result<(Arc<Slot<Answer>>, Next), ProposeError> {
         self.check(&data)?;
         let mut proposals = self.proposals.lock();
         let slot = self.admit(&mut proposals, 1, data.len())?;
         let was_empty = proposals.waiting.is_empty();
         let token = Token::One(Answerer::new(Arc::clone(&slot)));
         proposals.waiting.push((data, token));
+        let next = proposals.next(was_empty);
         drop(proposals);
-        if was_empty {
-            self.ring();
-        }
-        Ok(slot)
+        Ok((slot, next))
     }
 
-    /// Queues proposals that have one answer together: all of them or none.
+    /// Queues proposals that have one answer together: all of them or none. Returns the same as [`propose`](Self::propose).
     pub(crate) fn propose_batch(
         &self,
         batch: Vec<Bytes>,
-    ) -> Result<Arc<Slot<Answer>>, ProposeError> {
+    ) -> Result<(Arc<Slot<Answer>>, Next), ProposeError> {
         for data in &batch {
             self.check(data)?;
         }
@@ -150,11 +184,9 @@ impl Mailbox {
         let gathered = Batch::new(batch.len(), Arc::clone(&slot));
         let tokens = (0..batch.len()).map(|place| Token::Many(Arc::clone(&gathered), place));
         proposals.waiting.extend(batch.into_iter().zip(tokens));
+        let next = proposals.next(was_empty);
         drop(proposals);
-        if was_empty {
-            self.ring();
-        }
-        Ok(slot)
+        Ok((slot, next))
     }
 
     fn check(&self, data: &Bytes) -> Result<(), ProposeError> {
@@ -261,22 +293,19 @@ impl Mailbox {
         std::mem::swap(&mut *reports, empty);
     }
 
+    /// Queues a message. Whether none waited before: then somebody must see to it.
     pub(crate) fn deliver(
         &self,
         class: MessageClass,
         bytes: usize,
         incoming: Incoming,
-    ) -> Result<(), DeliverError> {
+    ) -> Result<bool, DeliverError> {
         let mut inbound = self.inbound.lock();
         let was_empty = inbound.is_empty();
         inbound
             .push(class, bytes, incoming)
             .map_err(|_| DeliverError::Full)?;
-        drop(inbound);
-        if was_empty {
-            self.ring();
-        }
-        Ok(())
+        Ok(was_empty)
     }
 
     /// Moves up to `limit` messages into `to`, most urgent first; whether there are more.
@@ -315,10 +344,14 @@ impl Mailbox {
 /// Where a node's messages come in.
 #[derive(Clone, Debug)]
 pub struct Inbox {
-    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) helm: Arc<Helm>,
 }
 
 impl Inbox {
+    fn mailbox(&self) -> &Mailbox {
+        &self.helm.mailbox
+    }
+
     /// Takes a frame as a peer's [`Transport`](crate::Transport) got it: decodes it here, in the caller's task, and queues it by its
     /// urgency. Never blocks.
     ///
@@ -338,34 +371,50 @@ impl Inbox {
         self.take(frame.encoded_len(), frame)
     }
 
-    /// Takes a frame that was encoded in this process, and leaves it to the driving task to read it if that is long work.
+    /// Takes a frame that was encoded in this process, and leaves it to whoever drives this node to read it if that is long work. If a caller drives the
+    /// sender, it drives this node too.
     pub(crate) fn deliver_encoded(
         &self,
         class: MessageClass,
         frame: Bytes,
     ) -> Result<(), DeliverError> {
-        if frame.len() < LONG_FRAME {
-            return self.deliver(frame);
+        let bytes = frame.len();
+        let was_empty = if bytes < LONG_FRAME {
+            self.push(bytes, Frame::decode_detached(frame)?)?
+        } else {
+            self.check(&FrameHeader::peek(&frame)?)?;
+            self.mailbox()
+                .deliver(class, bytes, Incoming::Encoded(frame))?
+        };
+        if was_empty {
+            self.helm.drive_along();
         }
-        self.check(&FrameHeader::peek(&frame)?)?;
-        self.mailbox
-            .deliver(class, frame.len(), Incoming::Encoded(frame))
+        Ok(())
     }
 
     fn take(&self, bytes: usize, frame: Frame) -> Result<(), DeliverError> {
+        if self.push(bytes, frame)? {
+            self.mailbox().ring();
+        }
+        Ok(())
+    }
+
+    fn push(&self, bytes: usize, frame: Frame) -> Result<bool, DeliverError> {
         self.check(&frame.header)?;
         let class = frame.body.class();
-        self.mailbox.deliver(class, bytes, Incoming::Frame(frame))
+        self.mailbox().deliver(class, bytes, Incoming::Frame(frame))
     }
 
     fn check(&self, header: &FrameHeader) -> Result<(), DeliverError> {
-        if (header.to != 0 && header.to != self.mailbox.id) || header.group != self.mailbox.group {
+        if (header.to != 0 && header.to != self.mailbox().id)
+            || header.group != self.mailbox().group
+        {
             return Err(DeliverError::Misdirected {
                 to: header.to,
                 group: header.group.0,
             });
         }
-        if self.mailbox.closed().is_some() {
+        if self.mailbox().closed().is_some() {
             return Err(DeliverError::Stopped);
         }
         Ok(())
@@ -374,12 +423,12 @@ impl Inbox {
     /// The node's id.
     #[must_use]
     pub fn id(&self) -> u64 {
-        self.mailbox.id
+        self.mailbox().id
     }
 
     /// The node's group.
     #[must_use]
     pub fn group(&self) -> GroupId {
-        self.mailbox.group
+        self.mailbox().group
     }
 }

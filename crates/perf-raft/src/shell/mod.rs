@@ -1,14 +1,17 @@
-//! What drives the core: tasks, a thread for the log, and queues between them.
+//! What drives the core: a task or callers, a thread for the log, and queues between them.
 
 mod answer;
 mod apply;
 mod drive;
 mod handle;
+mod helm;
 mod log_thread;
 mod mailbox;
 mod node;
+pub(crate) mod seat;
 pub(crate) mod slot;
 mod stats;
+mod task;
 
 pub use handle::RaftHandle;
 pub use mailbox::Inbox;

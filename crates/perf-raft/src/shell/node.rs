@@ -3,9 +3,11 @@
 use super::apply::{Applier, ApplyQueue};
 use super::drive::{ApplySide, Driver, LogSide, Published, Scratch};
 use super::handle::RaftHandle;
+use super::helm::Helm;
 use super::log_thread::LogThread;
 use super::mailbox::{Inbox, Mailbox};
 use super::stats::{RaftStats, StageStats};
+use super::task;
 use crate::GroupId;
 use crate::core::{Core, CoreConfig, bootstrap_state};
 use crate::error::StartError;
@@ -186,8 +188,9 @@ impl RaftNodeBuilder {
         };
         let core = Core::new(config, state)?;
         let mailbox = Arc::new(Mailbox::new(id, group, &options));
+        let helm = Arc::new(Helm::new(Arc::clone(&mailbox)));
         let inbox = Inbox {
-            mailbox: Arc::clone(&mailbox),
+            helm: Arc::clone(&helm),
         };
         transport
             .start(inbox)
@@ -213,24 +216,28 @@ impl RaftNodeBuilder {
             stats: Mutex::new(RaftStats::default()),
         });
         let (end, ended) = watch::channel(None);
+        let now = tokio::time::Instant::now();
         let driver = Driver {
             core,
-            mailbox: Arc::clone(&mailbox),
+            mailbox,
             transport,
             log,
             apply,
             published: Arc::clone(&published),
             ended: end,
-            start: tokio::time::Instant::now(),
+            start: now,
+            due: now + options.tick,
+            failed: None,
             last_status: status,
             scratch: Scratch::default(),
             holds: 0,
             #[cfg(feature = "metrics")]
             metrics: self.metrics,
         };
-        tokio::spawn(driver.run());
+        helm.seat.fill(driver);
+        tokio::spawn(task::run(Arc::clone(&helm), options.tick));
         Ok(RaftHandle {
-            mailbox,
+            helm,
             published,
             ended,
         })
