@@ -78,9 +78,17 @@ impl<'a> Fields<'a> {
 }
 
 pub(super) fn frame(bytes: &[u8], payloads: &mut Payloads<'_>) -> Option<Frame> {
-    let mut header = FrameHeader::default();
+    // Filled in where it is: a message has hundreds of bytes, and each step that hands it on would move them.
+    let mut frame = Frame {
+        header: FrameHeader::default(),
+        body: Body::Raft(Message::default()),
+    };
+    let Frame { header, body } = &mut frame;
+    let Body::Raft(message) = body else {
+        return None;
+    };
     let mut fields = Fields(bytes);
-    let mut body = None;
+    let mut has_body = false;
     while let Some(key) = fields.key() {
         match key {
             (1, VARINT) => header.to = fields.varint()?,
@@ -88,17 +96,24 @@ pub(super) fn frame(bytes: &[u8], payloads: &mut Payloads<'_>) -> Option<Frame> 
             (3, VARINT) => header.group = GroupId(fields.varint()?),
             (4, FIXED64) => header.session = fields.fixed64()?,
             (5, VARINT) => header.sequence = fields.varint()?,
-            (6, DELIMITED) if body.is_none() => {
-                body = Some(Body::Raft(message(fields.part()?, payloads)?));
+            (6, DELIMITED) if !has_body => {
+                fill_in(message, fields.part()?, payloads)?;
+                has_body = true;
             }
             _ => return None,
         }
     }
-    body.map(|body| Frame { header, body })
+    has_body.then_some(frame)
 }
 
 pub(super) fn message(bytes: &[u8], payloads: &mut Payloads<'_>) -> Option<Message> {
     let mut message = Message::default();
+    fill_in(&mut message, bytes, payloads)?;
+    Some(message)
+}
+
+/// Reads into a message that has nothing in it yet.
+fn fill_in(message: &mut Message, bytes: &[u8], payloads: &mut Payloads<'_>) -> Option<()> {
     let mut entries = Vec::new();
     let mut fields = Fields(bytes);
     while let Some(key) = fields.key() {
@@ -132,7 +147,7 @@ pub(super) fn message(bytes: &[u8], payloads: &mut Payloads<'_>) -> Option<Messa
         }
     }
     message.set_entries(entries.into());
-    Some(message)
+    Some(())
 }
 
 /// How many entries there are at most if none is shorter than the first.

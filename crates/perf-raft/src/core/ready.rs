@@ -80,6 +80,8 @@ impl<T> Core<T> {
         }
     }
 
+    // Apart from `poll`, which often finds nothing and needs none of its stack.
+    #[inline(never)]
     fn handle_ready(&mut self) {
         let mut ready = self.node.ready();
         let mut early = ready.take_messages();

@@ -51,8 +51,11 @@ fn next_tick(due: Instant, now: Instant, period: Duration) -> Instant {
 /// What became of the proposals that wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Proposed {
+    /// None waited.
     Nothing,
     Batch,
+    /// Enough batches are on their way.
+    Waiting,
     Held,
 }
 
@@ -152,16 +155,18 @@ impl Driver {
             .take_messages(&mut self.scratch.messages, MESSAGES_PER_TURN);
         for incoming in self.scratch.messages.drain(..) {
             match incoming {
-                Incoming::Frame(frame) => self.core.receive(frame),
+                Incoming::Frame(frame) => self.core.receive(*frame),
                 Incoming::Encoded(frame) => self.core.receive_encoded(frame),
             }
         }
-        self.propose();
+        let mut proposed = self.propose();
         self.settle()?;
-        // What gathered while batches were on their way goes now, if they have arrived.
-        let proposed = self.propose();
-        if proposed == Proposed::Batch {
-            self.settle()?;
+        if proposed != Proposed::Nothing {
+            // What gathered while batches were on their way goes now, if they have arrived.
+            proposed = self.propose();
+            if proposed == Proposed::Batch {
+                self.settle()?;
+            }
         }
         let is_held = proposed == Proposed::Held;
         self.holds = if is_held { self.holds + 1 } else { 0 };
@@ -174,7 +179,7 @@ impl Driver {
     /// Proposes what waits, unless enough batches are on their way or it is held back for more.
     fn propose(&mut self) -> Proposed {
         if self.core.batches_in_flight() >= BATCHES_IN_FLIGHT {
-            return Proposed::Nothing;
+            return Proposed::Waiting;
         }
         let on_their_way = self.core.proposals_waiting();
         let may_hold = self.holds < HOLDS_MAX;
@@ -229,19 +234,18 @@ impl Driver {
 
     /// Does what the core says until it says nothing more.
     fn settle(&mut self) -> Result<(), StopReason> {
-        loop {
+        // What the core is told meanwhile: only that can make it say more.
+        let mut told = true;
+        while std::mem::take(&mut told) {
             self.core.poll(&mut self.scratch.out);
             if let Some(defect) = self.core.defect() {
                 return Err(StopReason::Core(defect.into()));
             }
             // Before the frames: whoever learns of a new leader from them finds that its status says so.
             self.publish_status();
-            if self.scratch.out.is_empty() {
-                return Ok(());
-            }
-            self.send_frames();
-            self.write_log()?;
-            self.run_apply_jobs()?;
+            told |= self.send_frames();
+            told |= self.write_log()?;
+            told |= self.run_apply_jobs()?;
             for (token, reply) in self.scratch.out.replies.drain(..) {
                 self.scratch.wakers.extend(token.reply(reply));
             }
@@ -249,11 +253,13 @@ impl Driver {
                 waker.wake();
             }
         }
+        Ok(())
     }
 
-    fn send_frames(&mut self) {
+    /// Whether the core was told of a peer that did not take something.
+    fn send_frames(&mut self) -> bool {
         if self.scratch.out.frames.is_empty() {
-            return;
+            return false;
         }
         let transport = &self.transport;
         let refused = &mut self.scratch.refused;
@@ -267,36 +273,46 @@ impl Driver {
                 }
             },
         );
+        let told = !refused.is_empty();
         for peer in refused.drain(..) {
             self.core.unreachable(peer);
         }
+        told
     }
 
-    fn write_log(&mut self) -> Result<(), StopReason> {
+    /// Whether the core was told of what is persisted.
+    fn write_log(&mut self) -> Result<bool, StopReason> {
         let jobs = &mut self.scratch.out.log_jobs;
         if jobs.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         match &mut self.log {
-            LogSide::Thread(thread) => thread.push(jobs),
+            LogSide::Thread(thread) => {
+                thread.push(jobs);
+                Ok(false)
+            }
             LogSide::Inline(log, stats) => {
                 let sequence = run_jobs(log.as_mut(), jobs)
                     .map_err(|error| StopReason::Log(Arc::new(error)))?;
                 stats.add(jobs.len() as u64, Duration::ZERO);
                 jobs.clear();
                 self.core.persisted(sequence);
+                Ok(true)
             }
         }
-        Ok(())
     }
 
-    fn run_apply_jobs(&mut self) -> Result<(), StopReason> {
+    /// Whether the core was told of what is applied.
+    fn run_apply_jobs(&mut self) -> Result<bool, StopReason> {
         let jobs = &mut self.scratch.out.apply_jobs;
         if jobs.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         match &mut self.apply {
-            ApplySide::Thread(queue) => queue.push(jobs.drain(..)),
+            ApplySide::Thread(queue) => {
+                queue.push(jobs.drain(..));
+                Ok(false)
+            }
             ApplySide::Inline(applier) => {
                 for job in jobs.drain(..) {
                     match applier.run(job)? {
@@ -304,9 +320,9 @@ impl Driver {
                         Outcome::Snapshot(index, data) => self.core.snapshot_made(index, data),
                     }
                 }
+                Ok(true)
             }
         }
-        Ok(())
     }
 
     /// Publishes the status if it changed.

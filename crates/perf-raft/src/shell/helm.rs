@@ -13,8 +13,8 @@ use tokio::runtime::{Handle, Id};
 const TURNS_OF_A_CALLER: u32 = 4;
 
 thread_local! {
-    /// Whether a caller drives a node on this thread. What that node sends to others in the process it drives as well.
-    static BY_CALLER: Cell<bool> = const { Cell::new(false) };
+    /// The runtime on whose thread a caller drives a node, while it does. What that node sends to others of the runtime it drives as well.
+    static BY_CALLER: Cell<Option<Id>> = const { Cell::new(None) };
 }
 
 /// A node's mailbox, and the seat of whoever drives the node.
@@ -52,8 +52,8 @@ impl Helm {
 
     /// Sees to a message from another node of this process.
     pub(crate) fn drive_along(&self) {
-        if BY_CALLER.get() {
-            self.drive();
+        if BY_CALLER.get() == Some(self.runtime) {
+            self.drive_here();
         } else {
             self.mailbox.ring();
         }
@@ -64,13 +64,17 @@ impl Helm {
     /// Callers on other runtimes, or on none, leave it to the node's task: transport, log and state machine are used on the runtime where the node was started.
     fn drive(&self) {
         let is_at_home = Handle::try_current().is_ok_and(|here| here.id() == self.runtime);
-        let is_left_over = !is_at_home || {
-            let outer = BY_CALLER.replace(true);
-            let visit = self.seat.visit(TURNS_OF_A_CALLER, Driver::drive);
+        if is_at_home {
+            let outer = BY_CALLER.replace(Some(self.runtime));
+            self.drive_here();
             BY_CALLER.set(outer);
-            visit == Visit::More
-        };
-        if is_left_over {
+        } else {
+            self.mailbox.ring();
+        }
+    }
+
+    fn drive_here(&self) {
+        if self.seat.visit(TURNS_OF_A_CALLER, Driver::drive) == Visit::More {
             self.mailbox.ring();
         }
     }

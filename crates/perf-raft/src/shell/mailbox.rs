@@ -4,7 +4,7 @@ use super::answer::{Answer, Batch, Token};
 use super::helm::Helm;
 use super::slot::{Answerer, Slot};
 use crate::GroupId;
-use crate::codec::{Frame, FrameHeader};
+use crate::codec::Frame;
 use crate::core::MembershipChange;
 use crate::error::{ProposeError, StopReason};
 use crate::inbound::{InboundLimits, InboundQueues, MessageClass, Queued};
@@ -15,10 +15,8 @@ use parking_lot::Mutex;
 use raft::eraftpb::Message;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Notify;
-
-/// From so many bytes on reading a frame is left to the receiver. Shorter ones take no time, and may be merged with one that waits.
-const LONG_FRAME: usize = 512;
 
 /// After so many proposals in a row without another caller, a caller counts as alone. Two that take turns do not.
 const ALONE_AFTER: u8 = 8;
@@ -76,10 +74,11 @@ impl Proposals {
     }
 }
 
-/// A frame that waits, read or to be read by the driving task.
+/// A frame that waits, read or to be read by whoever drives.
 #[derive(Debug)]
 pub(crate) enum Incoming {
-    Frame(Frame),
+    /// Apart: it is moved some times on its way, and has hundreds of bytes.
+    Frame(Box<Frame>),
     Encoded(Bytes),
 }
 
@@ -111,7 +110,11 @@ pub(crate) struct Mailbox {
     proposals: Mutex<Proposals>,
     inbound: Mutex<InboundQueues<Incoming>>,
     reports: Mutex<Reports>,
+    /// Changed under their lock: most turns find none, and need not take it.
+    has_reports: AtomicBool,
     bell: Notify,
+    /// Says the same as `Proposals::closed`, for messages, which nobody waits for: without their lock, and maybe a moment late.
+    is_closed: AtomicBool,
     proposals_max: usize,
     proposal_bytes_max: usize,
     queue_bytes_max: usize,
@@ -140,7 +143,9 @@ impl Mailbox {
             proposals: Mutex::default(),
             inbound: Mutex::new(InboundQueues::new(limits)),
             reports: Mutex::default(),
+            has_reports: AtomicBool::new(false),
             bell: Notify::new(),
+            is_closed: AtomicBool::new(false),
             proposals_max: options.proposals_max,
             proposal_bytes_max: options.proposal_bytes_max,
             queue_bytes_max: options.uncommitted_bytes_max,
@@ -274,6 +279,7 @@ impl Mailbox {
             return Err(request);
         }
         reports.requests.push(request);
+        self.has_reports.store(true, Ordering::Release);
         drop(reports);
         self.ring();
         Ok(())
@@ -284,22 +290,32 @@ impl Mailbox {
     }
 
     pub(crate) fn report(&self, change: impl FnOnce(&mut Reports)) {
-        change(&mut self.reports.lock());
+        let mut reports = self.reports.lock();
+        change(&mut reports);
+        self.has_reports.store(true, Ordering::Release);
+        drop(reports);
         self.ring();
     }
 
+    /// Swaps what was reported with empty ones. What is reported while this looks is there when the bell rings.
     pub(crate) fn take_reports(&self, empty: &mut Reports) {
-        let mut reports = self.reports.lock();
-        std::mem::swap(&mut *reports, empty);
+        if self.has_reports.load(Ordering::Acquire) {
+            let mut reports = self.reports.lock();
+            self.has_reports.store(false, Ordering::Relaxed);
+            std::mem::swap(&mut *reports, empty);
+        }
     }
 
-    /// Queues a message. Whether none waited before: then somebody must see to it.
+    /// Queues a message, unless the node has stopped. Whether none waited before: then somebody must see to it.
     pub(crate) fn deliver(
         &self,
         class: MessageClass,
         bytes: usize,
         incoming: Incoming,
     ) -> Result<bool, DeliverError> {
+        if self.is_closed.load(Ordering::Relaxed) {
+            return Err(DeliverError::Stopped);
+        }
         let mut inbound = self.inbound.lock();
         let was_empty = inbound.is_empty();
         inbound
@@ -324,6 +340,7 @@ impl Mailbox {
     pub(crate) fn close(&self, reason: &StopReason) {
         let mut proposals = self.proposals.lock();
         proposals.closed = Some(reason.clone());
+        self.is_closed.store(true, Ordering::Relaxed);
         let waiting = std::mem::take(&mut proposals.waiting);
         drop(proposals);
         for (_, token) in waiting {
@@ -371,41 +388,22 @@ impl Inbox {
         self.take(frame.encoded_len(), frame)
     }
 
-    /// Takes a frame that was encoded in this process, and leaves it to whoever drives this node to read it if that is long work. If a caller drives the
-    /// sender, it drives this node too.
+    /// Takes a frame that was encoded in this process for this node, and leaves it to whoever drives this node to read it. If a caller drives the sender, it drives
+    /// this node too.
     pub(crate) fn deliver_encoded(
         &self,
         class: MessageClass,
         frame: Bytes,
     ) -> Result<(), DeliverError> {
-        let bytes = frame.len();
-        let was_empty = if bytes < LONG_FRAME {
-            self.push(bytes, Frame::decode_detached(frame)?)?
-        } else {
-            self.check(&FrameHeader::peek(&frame)?)?;
-            self.mailbox()
-                .deliver(class, bytes, Incoming::Encoded(frame))?
-        };
-        if was_empty {
+        let (bytes, incoming) = (frame.len(), Incoming::Encoded(frame));
+        if self.mailbox().deliver(class, bytes, incoming)? {
             self.helm.drive_along();
         }
         Ok(())
     }
 
     fn take(&self, bytes: usize, frame: Frame) -> Result<(), DeliverError> {
-        if self.push(bytes, frame)? {
-            self.mailbox().ring();
-        }
-        Ok(())
-    }
-
-    fn push(&self, bytes: usize, frame: Frame) -> Result<bool, DeliverError> {
-        self.check(&frame.header)?;
-        let class = frame.body.class();
-        self.mailbox().deliver(class, bytes, Incoming::Frame(frame))
-    }
-
-    fn check(&self, header: &FrameHeader) -> Result<(), DeliverError> {
+        let header = frame.header;
         if (header.to != 0 && header.to != self.mailbox().id)
             || header.group != self.mailbox().group
         {
@@ -414,8 +412,10 @@ impl Inbox {
                 group: header.group.0,
             });
         }
-        if self.mailbox().closed().is_some() {
-            return Err(DeliverError::Stopped);
+        let class = frame.body.class();
+        let incoming = Incoming::Frame(Box::new(frame));
+        if self.mailbox().deliver(class, bytes, incoming)? {
+            self.mailbox().ring();
         }
         Ok(())
     }
