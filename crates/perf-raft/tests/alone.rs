@@ -40,6 +40,23 @@ async fn be_alone(leader: &RaftHandle) {
     }
 }
 
+/// A node that is a group of its own, once it leads.
+async fn single(machine: impl StateMachine) -> RaftHandle {
+    let node = RaftNode::builder(1)
+        .log_store(MemoryLog::new())
+        .transport(ChannelNetwork::new().transport(1))
+        .state_machine(machine)
+        .options(inline())
+        .bootstrap([1])
+        .start()
+        .await
+        .expect("it starts");
+    while !node.status().is_leader() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    node
+}
+
 #[tokio::test]
 async fn a_lone_callers_proposal_needs_no_turn_of_any_task() {
     let cluster = Cluster::start(&[1, 2, 3], inline()).await;
@@ -135,18 +152,7 @@ fn callers_of_other_runtimes_and_of_none_get_their_answers() {
     let (home, abroad) = (runtime(), runtime());
     let was_abroad = Arc::new(AtomicBool::new(false));
     let leader = home.block_on(async {
-        let node = RaftNode::builder(1)
-            .log_store(MemoryLog::new())
-            .transport(ChannelNetwork::new().transport(1))
-            .state_machine(Homesick(home.handle().id(), Arc::clone(&was_abroad)))
-            .options(inline())
-            .bootstrap([1])
-            .start()
-            .await
-            .expect("it starts");
-        while !node.status().is_leader() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let node = single(Homesick(home.handle().id(), Arc::clone(&was_abroad))).await;
         be_alone(&node).await;
         node
     });
@@ -197,18 +203,7 @@ async fn a_state_machine_that_fails_under_a_caller_stops_the_node() {
     }
 
     let breaks = Arc::new(AtomicBool::new(false));
-    let node = RaftNode::builder(1)
-        .log_store(MemoryLog::new())
-        .transport(ChannelNetwork::new().transport(1))
-        .state_machine(Fragile(Map::default(), Arc::clone(&breaks)))
-        .options(inline())
-        .bootstrap([1])
-        .start()
-        .await
-        .expect("it starts");
-    while !node.status().is_leader() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let node = single(Fragile(Map::default(), Arc::clone(&breaks))).await;
     be_alone(&node).await;
     breaks.store(true, Ordering::Relaxed);
     // It may have been applied in part.

@@ -66,8 +66,8 @@ impl Drop for Waiting<'_> {
 impl RaftHandle {
     /// Proposes a command and waits for the state machine's response to it, on this node.
     ///
-    /// Durable on a quorum by then. Many callers' proposals go through Raft as one batch; a caller that is alone drives the node itself, without a wake of the node's
-    /// task. A call allocates nothing in steady state.
+    /// Durable on a quorum by then. Many callers' proposals go through Raft as one batch; a caller that is alone drives the node itself instead of waking the node's
+    /// task. Queueing allocates nothing in steady state.
     /// Dropping the future does not take the proposal back.
     ///
     /// # Errors
@@ -251,14 +251,14 @@ impl RaftHandle {
         let request = request(Token::One(Answerer::new(Arc::clone(&slot))));
         let asked = match self.mailbox().closed() {
             Some(reason) => Err(ProposeError::Stopped(reason)),
-            None => self
-                .helm
-                .mailbox
-                .request(request)
-                .map_err(|_| ProposeError::Busy {
+            None => self.mailbox().request(request).map_err(|_| {
+                // It may have stopped since.
+                let stopped = self.mailbox().closed().map(ProposeError::Stopped);
+                stopped.unwrap_or(ProposeError::Busy {
                     what: "requests that wait",
                     limit: self.mailbox().requests_max() as u64,
-                }),
+                })
+            }),
         };
         async move {
             asked?;

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Notify;
 
-/// After so many proposals in a row without another caller, a caller counts as alone. Two that take turns do not.
+/// After so many proposals in a row without another caller meanwhile, a caller counts as alone. Where callers overlap now and then, the node stays with its task.
 const ALONE_AFTER: u8 = 8;
 
 /// A request that is no proposal.
@@ -113,7 +113,7 @@ pub(crate) struct Mailbox {
     /// Changed under their lock: most turns find none, and need not take it.
     has_reports: AtomicBool,
     bell: Notify,
-    /// Says the same as `Proposals::closed`, for messages, which nobody waits for: without their lock, and maybe a moment late.
+    /// Says the same as `Proposals::closed`, for messages and requests, without the proposals' lock. For messages, which nobody waits for, maybe a moment late.
     is_closed: AtomicBool,
     proposals_max: usize,
     proposal_bytes_max: usize,
@@ -272,10 +272,13 @@ impl Mailbox {
         self.proposals.lock().waiting.len()
     }
 
-    /// Asks something. At the bound the token comes back.
+    /// Asks something. At the bound, and once the node has stopped, the request comes back.
     pub(crate) fn request(&self, request: Request) -> Result<(), Request> {
         let mut reports = self.reports.lock();
-        if reports.requests.len() >= self.requests_max && !matches!(request, Request::Stop) {
+        let is_full =
+            reports.requests.len() >= self.requests_max && !matches!(request, Request::Stop);
+        // Under the lock that `close` takes after it said so: what comes later finds it said, and is not left there.
+        if is_full || self.is_closed.load(Ordering::Relaxed) {
             return Err(request);
         }
         reports.requests.push(request);
@@ -349,8 +352,9 @@ impl Mailbox {
                 waker.wake();
             }
         }
-        let mut reports = Reports::default();
-        self.take_reports(&mut reports);
+        let reports = std::mem::take(&mut *self.reports.lock());
+        // What is asked there is answered by being dropped, outside of the lock.
+        drop(reports);
     }
 
     pub(crate) fn closed(&self) -> Option<StopReason> {

@@ -23,6 +23,7 @@ pub enum Visit {
 /// Modelled in `tests/loom.rs`.
 #[derive(Debug)]
 #[cfg_attr(not(perf_loom), allow(unreachable_pub))]
+// On lines of its own: clients read what lies beside it while whoever drives writes here.
 #[repr(align(128))]
 pub struct Seat<D> {
     /// How many came since the seat was free, the one who took it included; 0 if it is free.
