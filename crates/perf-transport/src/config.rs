@@ -176,7 +176,7 @@ impl Config {
         Ok(())
     }
 
-    fn lane(&self, priority: Priority) -> LaneLimits {
+    pub(crate) fn lane(&self, priority: Priority) -> LaneLimits {
         let place = priority as usize;
         LaneLimits {
             bytes_max: self.queue_bytes[place],

@@ -6,6 +6,7 @@
 #![cfg_attr(feature = "document-features", doc = document_features::document_features!())]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+mod batch;
 mod body;
 mod call;
 mod config;
@@ -32,6 +33,7 @@ mod stats;
 mod tls;
 mod transport;
 
+pub use batch::Batch;
 pub use body::{Body, BodySender};
 pub use call::Call;
 pub use config::Config;
@@ -41,7 +43,7 @@ pub use connect::{
 pub use envelope::Envelope;
 pub use error::{Rejection, RejectionCode, TransportError, Undelivered};
 pub use event::{CloseReason, PeerEvent};
-pub use message::{Message, Origin, Reply};
+pub use message::{Message, MessageRef, Origin, Reply};
 pub use payload::Payload;
 pub use priority::Priority;
 pub use proto::ConnectionClass;

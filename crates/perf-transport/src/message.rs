@@ -1,6 +1,7 @@
 //! What a handler gets.
 
 use crate::names::Named;
+use crate::proto::{FrameRef, MethodName};
 use bytes::Bytes;
 
 /// Where a message came from: proven by the certificate where there is TLS, said by the peer otherwise.
@@ -80,6 +81,70 @@ impl Message {
     #[must_use]
     pub fn into_payload(self) -> Bytes {
         self.payload
+    }
+}
+
+/// A message that is looked at where it arrived.
+#[derive(Clone, Copy, Debug)]
+pub struct MessageRef<'a> {
+    pub(crate) frame: FrameRef<'a>,
+    /// Of the connection: all but the sequence.
+    pub(crate) from: &'a Origin,
+    pub(crate) sequence: u64,
+    pub(crate) name: &'a MethodName,
+}
+
+impl<'a> MessageRef<'a> {
+    /// Id of the node that sent it.
+    #[inline]
+    #[must_use]
+    pub fn from(&self) -> u64 {
+        self.from.node
+    }
+
+    /// Node, connection and place on it.
+    #[inline]
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        Origin {
+            sequence: self.sequence,
+            ..*self.from
+        }
+    }
+
+    /// The service it is for.
+    #[inline]
+    #[must_use]
+    pub fn service(&self) -> &'a str {
+        self.name.service()
+    }
+
+    /// The method it is for.
+    #[inline]
+    #[must_use]
+    pub fn method(&self) -> &'a str {
+        self.name.method()
+    }
+
+    /// The sender's number.
+    #[inline]
+    #[must_use]
+    pub fn request_id(&self) -> u64 {
+        self.frame.header.id
+    }
+
+    /// Its bytes.
+    #[inline]
+    #[must_use]
+    pub fn payload(&self) -> &'a [u8] {
+        self.frame.payload
+    }
+
+    /// Its bytes, to be kept without a copy: as a [`Message`]'s payload, they keep the memory that the connection reads into.
+    #[inline]
+    #[must_use]
+    pub fn shared_payload(&self) -> Bytes {
+        self.frame.shared_payload()
     }
 }
 

@@ -1,5 +1,6 @@
 //! A method of a peer, looked up once.
 
+use crate::batch::Batch;
 use crate::call::Call;
 use crate::envelope::Envelope;
 use crate::error::{TransportError, Undelivered};
@@ -8,6 +9,7 @@ use crate::priority::Priority;
 use crate::route::Route;
 use crate::transport::Transport;
 use std::fmt;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// A method of a peer, looked up once, for whoever sends there often: [`Transport::send`] and [`Transport::call`] find peer and method
@@ -25,9 +27,9 @@ use std::time::Duration;
 /// ```
 #[derive(Clone)]
 pub struct RemoteMethod {
-    transport: Transport,
-    route: Route,
-    priority: Option<Priority>,
+    pub(crate) transport: Transport,
+    pub(crate) route: Route,
+    pub(crate) priority: Option<Priority>,
     timeout: Option<Duration>,
 }
 
@@ -85,6 +87,17 @@ impl RemoteMethod {
         self
     }
 
+    /// Whether the peer takes a payload of this length, as far as is known.
+    pub(crate) fn check_length(&self, bytes: usize) -> Result<(), TransportError> {
+        let priority = self.priority.unwrap_or(self.route.name.priority);
+        let link = self.route.peer.link(priority.class());
+        let bytes_max = link.frame_bytes_max.load(Ordering::Relaxed) as usize;
+        if bytes > bytes_max {
+            return Err(TransportError::TooLarge { bytes, bytes_max });
+        }
+        Ok(())
+    }
+
     #[inline]
     fn envelope<'a>(&'a self, payload: Payload<'a>) -> Envelope<'a> {
         Envelope {
@@ -122,6 +135,12 @@ impl RemoteMethod {
     pub async fn send_wait(&self, payload: impl Into<Payload<'_>>) -> Result<(), TransportError> {
         let envelope = self.envelope(payload.into());
         self.transport.send_wait_along(&self.route, &envelope).await
+    }
+
+    /// Begins a batch of messages without a reply, for senders that have many at once: see [`Batch`].
+    #[must_use]
+    pub fn batch(&self) -> Batch {
+        Batch::new(self.clone())
     }
 
     /// Sends a request and returns the future of its reply, as [`Transport::call`] does.

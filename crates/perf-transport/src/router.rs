@@ -2,7 +2,7 @@
 
 use crate::body::Body;
 use crate::error::Rejection;
-use crate::message::{Message, Reply};
+use crate::message::{Message, MessageRef, Reply};
 use crate::priority::Priority;
 use crate::proto::MethodName;
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use std::sync::Arc;
 type HandlerFuture = Pin<Box<dyn Future<Output = Result<Bytes, Rejection>> + Send>>;
 type Inline = dyn Fn(&Message, &mut Reply<'_>) -> Result<(), Rejection> + Send + Sync;
 type OneWay = dyn Fn(Message) + Send + Sync;
+type OneWayRef = dyn Fn(MessageRef<'_>) + Send + Sync;
 type Spawned = dyn Fn(Message) -> HandlerFuture + Send + Sync;
 type Streamed = dyn Fn(Message, Body) -> HandlerFuture + Send + Sync;
 
@@ -22,6 +23,7 @@ type Streamed = dyn Fn(Message, Body) -> HandlerFuture + Send + Sync;
 pub(crate) enum Handler {
     Inline(Arc<Inline>),
     OneWay(Arc<OneWay>),
+    OneWayRef(Arc<OneWayRef>),
     Spawned(Arc<Spawned>),
     Streamed(Arc<Streamed>),
 }
@@ -32,6 +34,7 @@ pub(crate) enum Handler {
 /// |---|---|---|
 /// | [`inline`](Self::inline) | in the connection's task, between two reads | short work: look-ups, counters, state snapshots. It must not block |
 /// | [`one_way`](Self::one_way) | the same | messages without a reply: hand them to a queue |
+/// | [`one_way_ref`](Self::one_way_ref) | the same | small messages without a reply, many of them |
 /// | [`spawned`](Self::spawned) | in a task of its own | everything that waits |
 /// | [`streamed`](Self::streamed) | in a task of its own, with the body as it arrives | snapshots |
 ///
@@ -104,6 +107,18 @@ impl Router {
         handler: impl Fn(Message) + Send + Sync + 'static,
     ) -> Self {
         self.with(service, method, Handler::OneWay(Arc::new(handler)))
+    }
+
+    /// A handler of messages without a reply that looks at them where they arrived, and keeps nothing that it does not copy: samples, counts, log lines.
+    /// It runs in the connection's task and must not block. For small messages that are many: a message's memory is not counted.
+    #[must_use]
+    pub fn one_way_ref(
+        self,
+        service: &str,
+        method: &str,
+        handler: impl Fn(MessageRef<'_>) + Send + Sync + 'static,
+    ) -> Self {
+        self.with(service, method, Handler::OneWayRef(Arc::new(handler)))
     }
 
     /// A handler that runs in a task of its own. It is not stopped when the caller no longer waits.

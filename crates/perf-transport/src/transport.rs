@@ -1,5 +1,6 @@
 //! A node's transport: peers, calls, and what is accepted.
 
+use crate::batch::Outgoing;
 use crate::body::BodySender;
 use crate::call::Call;
 use crate::config::{Config, millis};
@@ -10,7 +11,8 @@ use crate::event::{Callback, CloseReason, Events, PeerEvent};
 use crate::message::Message;
 use crate::names::NameTable;
 use crate::payload::Payload;
-use crate::proto::{CallKey, Full, Header, Kind, Lane, Local, Waiter};
+use crate::priority::Priority;
+use crate::proto::{CallKey, Full, Header, Kind, Lane, LaneLimits, Local, Waiter};
 use crate::refused::{Attempt, Refused};
 use crate::remote::RemoteMethod;
 use crate::route::{self, Address, Era, Route};
@@ -30,7 +32,7 @@ use std::future::poll_fn;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::Poll;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, watch};
@@ -268,6 +270,15 @@ impl Transport {
         Ok(RemoteMethod::new(self.clone(), route))
     }
 
+    /// The bounds of the queue of a priority.
+    pub(crate) fn lane_limits(&self, priority: Priority) -> LaneLimits {
+        self.inner.config.lane(priority)
+    }
+
+    pub(crate) fn has_checksums(&self) -> bool {
+        self.inner.local.checksum
+    }
+
     #[inline]
     fn era(&self) -> Era {
         Era {
@@ -348,14 +359,25 @@ impl Transport {
     /// Whether and how an envelope can go this way now; dials where nobody has.
     #[inline]
     fn way<'a>(&self, route: &'a Route, envelope: &Envelope<'_>) -> Result<Way<'a>, Refused> {
+        self.way_of(route, envelope.priority, envelope.payload.len())
+    }
+
+    /// The same for payloads of `bytes` at most.
+    #[inline]
+    fn way_of<'a>(
+        &self,
+        route: &'a Route,
+        priority: Option<Priority>,
+        bytes: usize,
+    ) -> Result<Way<'a>, Refused> {
         let inner = &self.inner;
         if inner.draining.load(Ordering::Relaxed) {
             return Err(Refused::ShuttingDown);
         }
-        let priority = envelope.priority.unwrap_or(route.name.priority);
+        let priority = priority.unwrap_or(route.name.priority);
         let link = route.peer.link(priority.class());
         let bytes_max = link.frame_bytes_max.load(Ordering::Relaxed);
-        if envelope.payload.len() > bytes_max as usize {
+        if bytes > bytes_max as usize {
             return Err(Refused::TooLarge { bytes_max });
         }
         link.admit(&route.peer, inner)?;
@@ -439,8 +461,58 @@ impl Transport {
     ) -> Result<(), TransportError> {
         let refused = |refused| self.error(refused, envelope);
         let way = self.way(route, envelope).map_err(refused)?;
-        let conn = way.conn();
         let header = way.header(Kind::OneWay, envelope.request_id);
+        let lanes = &way.conn().channel.lanes;
+        let push = |waiter: &mut Waiter, waker: &Waker| {
+            let (lane, payload) = (way.lane, &envelope.payload);
+            lanes.push_or_wait(waiter, waker, lane, header, payload, way.define())
+        };
+        self.queue_in_turn(&way, push).await.map_err(refused)
+    }
+
+    /// Queues the messages of a batch, and waits for room.
+    pub(crate) async fn send_batch_along(
+        &self,
+        route: &Route,
+        batch: &mut Outgoing,
+    ) -> Result<(), TransportError> {
+        let looked_up;
+        let route = if route.era == self.era() {
+            route
+        } else {
+            looked_up = self.route(&Envelope::new(
+                route.peer.id,
+                route.name.service(),
+                route.name.method(),
+                &[],
+            ))?;
+            &looked_up
+        };
+        let attempt = Attempt {
+            peer: route.peer.id,
+            bytes: batch.longest,
+            calls_max: self.inner.config.calls_max,
+        };
+        let refused = |refused: Refused| refused.into_error(attempt);
+        let way = self.way_of(route, batch.priority, batch.longest);
+        let way = way.map_err(refused)?;
+        let lanes = &way.conn().channel.lanes;
+        let push = |waiter: &mut Waiter, waker: &Waker| {
+            let name = (route.number, &route.name.define);
+            lanes.push_block_or_wait(waiter, waker, way.lane, &mut batch.block, name)
+        };
+        self.queue_in_turn(&way, push).await.map_err(refused)?;
+        batch.longest = 0;
+        Ok(())
+    }
+
+    /// Queues something, in turn with others who wait for the same queue, and sees to it that it is written.
+    async fn queue_in_turn(
+        &self,
+        way: &Way<'_>,
+        mut push: impl FnMut(&mut Waiter, &Waker) -> (Result<(), Full>, Option<Waker>),
+    ) -> Result<(), Refused> {
+        let conn = way.conn();
         let mut waiting = Waiting {
             conn,
             lane: way.lane,
@@ -448,17 +520,10 @@ impl Transport {
         };
         poll_fn(|cx| {
             // The connection may have been lost while this waited: then it may have to be dialled anew.
-            if let Err(reason) = way.link.admit(&route.peer, &self.inner) {
-                return Poll::Ready(Err(refused(reason)));
+            if let Err(reason) = way.link.admit(&way.route.peer, &self.inner) {
+                return Poll::Ready(Err(reason));
             }
-            let (result, next) = conn.channel.lanes.push_or_wait(
-                &mut waiting.waiter,
-                cx.waker(),
-                way.lane,
-                header,
-                &envelope.payload,
-                way.define(),
-            );
+            let (result, next) = push(&mut waiting.waiter, cx.waker());
             if let Some(next) = next {
                 next.wake();
             }
@@ -469,7 +534,7 @@ impl Transport {
         })
         .await?;
         drop(waiting);
-        conn.notify(is_urgent(&way));
+        conn.notify(is_urgent(way));
         Ok(())
     }
 

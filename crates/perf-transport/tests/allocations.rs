@@ -33,6 +33,16 @@ async fn messages(client: &Transport, arrived: &AtomicU64, payload: &Bytes, coun
     until(|| arrived.load(Ordering::SeqCst) == before + count).await;
 }
 
+async fn samples(client: &Transport, arrived: &AtomicU64, count: u64) {
+    let before = arrived.load(Ordering::SeqCst);
+    let mut batch = client.method(2, "vm", "sample").expect("known").batch();
+    for _ in 0..count {
+        assert_eq!(batch.feed(&[7; 64]).await, Ok(()));
+    }
+    assert_eq!(soon(batch.flush()).await, Ok(()));
+    until(|| arrived.load(Ordering::SeqCst) == before + count).await;
+}
+
 /// One test, since the counter is the process's. It counts both ends and the runtime.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_allocate_next_to_nothing() {
@@ -46,6 +56,10 @@ async fn calls_allocate_next_to_nothing() {
         .one_way("vm", "log", move |_message| {
             counted.fetch_add(1, Ordering::SeqCst);
         });
+    let counted = Arc::clone(&arrived);
+    let router = router.one_way_ref("vm", "sample", move |_message| {
+        counted.fetch_add(1, Ordering::SeqCst);
+    });
     let (client, _server) = pair(router, Config::default()).await;
     for (bytes, per_call_max) in [(64, 0.01), (1024, 0.01), (65_536, 0.1)] {
         let payload = Bytes::from(vec![7; bytes]);
@@ -59,6 +73,12 @@ async fn calls_allocate_next_to_nothing() {
             "{bytes} bytes: {per_call} allocations per call"
         );
     }
+    samples(&client, &arrived, 20_000).await;
+    let region = Region::new(ALLOCATOR);
+    samples(&client, &arrived, 20_000).await;
+    let change = region.change();
+    let each = (change.allocations + change.reallocations) as f64 / 20_000.0;
+    assert!(each <= 0.01, "a message of a batch: {each} allocations");
     let payload = Bytes::from(vec![7; 65_536]);
     messages(&client, &arrived, &payload, 500).await;
     let region = Region::new(ALLOCATOR);

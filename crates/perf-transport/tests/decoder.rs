@@ -102,14 +102,15 @@ fn pieces(input: &[u8], cuts: &[usize], checksum: bool, batches: bool) -> Meanin
         let now = rest.len().min(room).min(cuts.next().unwrap_or(1).max(1));
         buffer.buffer().extend_from_slice(&rest[..now]);
         rest = &rest[now..];
-        let mut batch = Bytes::new();
+        let (mut batch, mut at) = (Bytes::new(), 0);
         if batches {
             let whole = decoder.whole_bytes(buffer.buffer());
             batch = buffer.buffer().split_to(whole).freeze();
         }
         loop {
             let next = if batches {
-                decoder.take(&mut batch)
+                let view = decoder.view(&batch, &mut at);
+                view.map(|frame| frame.map(|frame| frame.to_frame()))
             } else {
                 decoder.next(buffer.buffer())
             };
@@ -131,7 +132,7 @@ fn pieces(input: &[u8], cuts: &[usize], checksum: bool, batches: bool) -> Meanin
                 Err(error) => return (frames, Some(error)),
             }
         }
-        assert!(batch.is_empty(), "a batch is of whole frames");
+        assert_eq!(at, batch.len(), "a batch is of whole frames");
     }
     // What has not all arrived may be wrong already.
     if let Err(error) = decoder.needed(buffer.buffer()) {

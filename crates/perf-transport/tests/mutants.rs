@@ -18,6 +18,7 @@ fn each_fault_is_found() {
         "reply_wakes_nobody",
         "cancel_keeps_slot",
         "turn_lost_on_cancel",
+        "batch_without_name",
     ] {
         set(Some(mutant));
         let found = (0..SEEDS).find_map(|seed| {

@@ -28,6 +28,7 @@ fn nothing_is_lost_doubled_mixed_up_or_stuck() {
                 all.connects += summary.connects;
                 all.lost += summary.lost;
                 all.messages += summary.messages;
+                all.batched += summary.batched;
                 all.bodies += summary.bodies;
             }
             Err(error) => panic!(
@@ -42,6 +43,7 @@ fn nothing_is_lost_doubled_mixed_up_or_stuck() {
             all.lost > seeds && all.faults > seeds && all.cancelled > seeds,
             "{all:?}"
         );
+        assert!(all.batched > seeds, "{all:?}");
         assert!(all.replies > seeds * 10 && all.bodies > seeds, "{all:?}");
     }
 }

@@ -12,6 +12,35 @@ pub struct Frame {
     pub payload: Bytes,
 }
 
+/// A received frame where it lies in the batch that it arrived with.
+#[derive(Clone, Copy, Debug)]
+pub struct FrameRef<'a> {
+    /// Its header.
+    pub header: Header,
+    /// Its payload.
+    pub payload: &'a [u8],
+    batch: &'a Bytes,
+}
+
+impl FrameRef<'_> {
+    /// Its payload, to be kept: a count of the batch's memory, no copy.
+    #[inline]
+    #[must_use]
+    pub fn shared_payload(&self) -> Bytes {
+        self.batch.slice_ref(self.payload)
+    }
+
+    /// The same for the whole frame.
+    #[inline]
+    #[must_use]
+    pub fn to_frame(&self) -> Frame {
+        Frame {
+            header: self.header,
+            payload: self.shared_payload(),
+        }
+    }
+}
+
 /// Cuts frames out of a buffer, without copying their payloads.
 ///
 /// It keeps nothing between calls: what is not yet a whole frame stays in the buffer. Costs a reference count per
@@ -99,7 +128,7 @@ impl Decoder {
         }))
     }
 
-    /// How many bytes at the start of `input` are whole frames, by their lengths alone. [`take`](Self::take) checks the rest.
+    /// How many bytes at the start of `input` are whole frames, by their lengths alone. [`view`](Self::view) checks the rest.
     #[inline]
     #[must_use]
     pub fn whole_bytes(&self, input: &[u8]) -> usize {
@@ -115,37 +144,37 @@ impl Decoder {
         whole
     }
 
-    /// Takes the next frame off a batch of whole frames, `None` behind the last one. The same as [`next`](Self::next), for
-    /// some instructions less: shared bytes are cut at one end only.
+    /// The frame that begins at `at` in a batch of whole frames, `None` behind the last one; moves `at` behind it. The same as
+    /// [`next`](Self::next), but nothing is counted or cut before somebody wants to keep it.
     ///
     /// # Errors
     /// [`FrameError`]. Nothing that follows in `batch` has a meaning then.
     #[inline]
-    pub fn take(&self, batch: &mut Bytes) -> Result<Option<Frame>, FrameError> {
-        let Some(header) = self.peek(batch)? else {
+    pub fn view<'a>(
+        &self,
+        batch: &'a Bytes,
+        at: &mut usize,
+    ) -> Result<Option<FrameRef<'a>>, FrameError> {
+        let Some(rest) = batch.get(*at..) else {
+            return Ok(None);
+        };
+        let Some(header) = self.peek(rest)? else {
             return Ok(None);
         };
         let length = header.length as usize;
         let total = HEADER_BYTES + length + self.trailer();
-        if batch.len() < total {
+        let Some(frame) = rest.get(..total) else {
             return Ok(None);
-        }
-        if self.checksum {
-            Self::check(&batch[..total])?;
-        }
-        let mut payload = if batch.len() == total {
-            std::mem::take(batch)
-        } else if length == 0 {
-            batch.advance(total);
-            Bytes::new()
-        } else {
-            batch.split_to(total)
         };
-        if !payload.is_empty() {
-            payload.advance(HEADER_BYTES);
-            payload.truncate(length);
+        if self.checksum {
+            Self::check(frame)?;
         }
-        Ok(Some(Frame { header, payload }))
+        *at += total;
+        Ok(Some(FrameRef {
+            header,
+            payload: &frame[HEADER_BYTES..HEADER_BYTES + length],
+            batch,
+        }))
     }
 
     fn check(frame: &[u8]) -> Result<(), FrameError> {

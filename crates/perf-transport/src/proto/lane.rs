@@ -100,8 +100,13 @@ impl LaneState {
     }
 
     #[inline]
-    fn has_room(&self, bytes: usize) -> bool {
-        self.bytes + bytes <= self.limits.bytes_max && self.frames < self.limits.frames_max
+    fn has_room(&self, bytes: usize, frames: usize) -> bool {
+        let LaneLimits {
+            bytes_max,
+            frames_max,
+            ..
+        } = self.limits;
+        self.bytes + bytes <= bytes_max && self.frames + frames <= frames_max
     }
 
     /// The next in line, unless somebody who was woken has not come back.
@@ -131,6 +136,20 @@ impl State {
         let mut next = spare.unwrap_or_else(|| Block::beginning_with(payload));
         next.push_summed(header, payload, sum);
         lane.blocks.push_back(next);
+    }
+
+    /// Queues frames that were put together elsewhere, and leaves an empty block in their place.
+    #[inline]
+    fn append(&mut self, lane: Lane, block: &mut Block) {
+        let empty = self
+            .spares
+            .pop_if(|block| block.is_roomy())
+            .unwrap_or_default();
+        let full = mem::replace(block, empty);
+        let lane = &mut self.lanes[lane as usize];
+        lane.bytes += full.bytes();
+        lane.frames += full.frames();
+        lane.blocks.push_back(full);
     }
 }
 
@@ -182,7 +201,7 @@ impl Lanes {
         let bytes = Block::frame_bytes(payload.len(), self.checksum);
         let sum = self.sum(header, payload);
         let mut state = self.state.lock();
-        if !state.lanes[lane as usize].has_room(bytes) {
+        if !state.lanes[lane as usize].has_room(bytes, 1) {
             return Err(Full);
         }
         self.put(&mut state, lane, header, (payload, sum), define);
@@ -208,20 +227,26 @@ impl Lanes {
     ) {
         if let Some(define) = define {
             state.messages += 1;
-            let (word, bit) = (usize::from(header.method) / 64, header.method % 64);
-            let announced = &mut state.lanes[lane as usize].announced;
-            if let Some(word) = announced
-                .get_mut(word)
-                .filter(|word| **word >> bit & 1 == 0)
-            {
-                *word |= 1 << bit;
-                let first = Header::new(Kind::Define, header.method, 0);
-                let define = Payload::Shared(define.clone());
-                let sum = self.sum(first, &define);
-                state.put(lane as usize, first, &define, sum);
-            }
+            self.announce(state, lane, header.method, define);
         }
         state.put(lane as usize, header, payload, sum);
+    }
+
+    /// Queues a method's name, unless it is in this lane or was written.
+    #[inline]
+    fn announce(&self, state: &mut State, lane: Lane, method: u16, define: &Bytes) {
+        let (word, bit) = (usize::from(method) / 64, method % 64);
+        let announced = &mut state.lanes[lane as usize].announced;
+        if let Some(word) = announced
+            .get_mut(word)
+            .filter(|word| **word >> bit & 1 == 0)
+        {
+            *word |= 1 << bit;
+            let first = Header::new(Kind::Define, method, 0);
+            let define = Payload::Shared(define.clone());
+            let sum = self.sum(first, &define);
+            state.put(lane as usize, first, &define, sum);
+        }
     }
 
     /// Queues a frame as [`push`](Self::push) does, or puts the caller in line for room. Whoever waits calls this again when woken, and
@@ -242,6 +267,44 @@ impl Lanes {
     ) -> (Result<(), Full>, Option<Waker>) {
         let bytes = Block::frame_bytes(payload.len(), self.checksum);
         let sum = self.sum(header, payload);
+        self.in_turn(waiter, waker, lane, (bytes, 1), |state| {
+            self.put(state, lane, header, (payload, sum), define);
+        })
+    }
+
+    /// Queues the messages of a block, all of them or none, as [`push_or_wait`](Self::push_or_wait) does with one; they are all of one
+    /// method, which `define` announces. Leaves an empty block.
+    ///
+    /// # Errors
+    /// [`Full`] if the caller is in line now; the block is as it was.
+    pub fn push_block_or_wait(
+        &self,
+        waiter: &mut Waiter,
+        waker: &Waker,
+        lane: Lane,
+        block: &mut Block,
+        (method, define): (u16, &Bytes),
+    ) -> (Result<(), Full>, Option<Waker>) {
+        let (bytes, frames) = (block.bytes(), block.frames());
+        self.in_turn(waiter, waker, lane, (bytes, frames), |state| {
+            state.messages += frames as u64;
+            if !mutant::is("batch_without_name") {
+                self.announce(state, lane, method, define);
+            }
+            state.append(lane, block);
+        })
+    }
+
+    /// Calls `put` if there is room for so many bytes and frames and it is the waiter's turn; otherwise the waiter is in line.
+    #[inline]
+    fn in_turn(
+        &self,
+        waiter: &mut Waiter,
+        waker: &Waker,
+        lane: Lane,
+        (bytes, frames): (usize, usize),
+        put: impl FnOnce(&mut State),
+    ) -> (Result<(), Full>, Option<Waker>) {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let mine = &mut state.lanes[lane as usize];
@@ -251,12 +314,12 @@ impl Lanes {
         if had_turn {
             mine.woken = None;
         }
-        if my_turn && mine.has_room(bytes) {
+        if my_turn && mine.has_room(bytes, frames) {
             if let Some(ticket) = waiter.ticket.take() {
                 mine.waiters.retain(|(other, _)| *other != ticket);
             }
             let next = mine.wake_next();
-            self.put(state, lane, header, (payload, sum), define);
+            put(state);
             return (Ok(()), next);
         }
         let ticket = *waiter.ticket.get_or_insert_with(|| {
@@ -298,16 +361,7 @@ impl Lanes {
     /// Queues frames that were put together elsewhere, and leaves an empty block for the next ones.
     #[inline]
     pub fn exchange_block(&self, lane: Lane, block: &mut Block) {
-        let mut state = self.state.lock();
-        let empty = state
-            .spares
-            .pop_if(|block| block.is_roomy())
-            .unwrap_or_default();
-        let full = mem::replace(block, empty);
-        let its = &mut state.lanes[lane as usize];
-        its.bytes += full.bytes();
-        its.frames += full.frames();
-        its.blocks.push_back(full);
+        self.state.lock().append(lane, block);
     }
 
     /// Moves blocks to `sink` until `bytes_max` bytes are there, by deficit round robin between the two classes, the system lane first.

@@ -26,7 +26,7 @@ pub use backoff::Backoff;
 pub use block::{Block, Outbox, SLICES_MAX};
 pub use channel::{Channel, ChannelLimits};
 pub use client::Client;
-pub use decoder::{Decoder, Frame};
+pub use decoder::{Decoder, Frame, FrameRef};
 pub use dialer::{Admission, DialState, Dialer};
 pub use frame::{CHECKSUM_BYTES, FrameError, HEADER_BYTES, Header, Kind};
 pub use gate::{Gate, Notified};

@@ -7,8 +7,8 @@ use crate::connect::{ByteStream, StreamOptions};
 use crate::error::TransportError;
 use crate::event::{CloseReason, PeerEvent};
 use crate::proto::{
-    Admission, Backoff, Channel, Client, ConnectionClass, Decoder, DialState, Dialer, Fault, Frame,
-    FrameError, HandshakeError, Kind, ReadBuffer, Welcome, check_welcome,
+    Admission, Backoff, Channel, Client, ConnectionClass, Decoder, DialState, Dialer, Fault,
+    FrameError, FrameRef, HandshakeError, Kind, ReadBuffer, Welcome, check_welcome,
 };
 use crate::refused::Refused;
 use crate::transport::Inner;
@@ -299,9 +299,9 @@ struct ClientRole {
 
 impl Role for ClientRole {
     #[inline]
-    fn receive(&mut self, frame: Frame, conn: &Arc<Conn>) -> Result<(), FrameError> {
+    fn receive(&mut self, frame: FrameRef<'_>, conn: &Arc<Conn>) -> Result<(), FrameError> {
         let was_draining = self.client.is_draining();
-        self.queued |= self.client.receive(frame, &conn.channel)?;
+        self.queued |= self.client.receive(frame.to_frame(), &conn.channel)?;
         if self.client.is_draining() && !was_draining {
             let link = self.peer.link(self.class);
             link.is_open.store(false, Ordering::Release);

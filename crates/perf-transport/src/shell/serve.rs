@@ -4,12 +4,13 @@ use super::conn::{Conn, DIRECT_CALLS_MAX};
 use super::session::Role;
 use crate::body::Body;
 use crate::error::{Rejection, RejectionCode};
-use crate::message::{Message, Origin, Reply};
+use crate::message::{Message, MessageRef, Origin, Reply};
 use crate::names::Named;
 use crate::payload::Payload;
 use crate::priority::Priority;
 use crate::proto::{
-    Block, BodyState, Frame, FrameError, Header, Incoming, Kind, Lane, MethodName, Server, Waiter,
+    Block, BodyState, Frame, FrameError, FrameRef, Header, Incoming, Kind, Lane, MethodName,
+    Server, Waiter,
 };
 use crate::router::{Handler, Router};
 use bytes::Bytes;
@@ -126,22 +127,32 @@ impl ServeRole {
     /// The message is put together where its handler takes it: each copy of it that is read in wider pieces than it was written waits for
     /// the stores before it.
     #[inline]
-    fn dispatch(&mut self, header: Header, sequence: u64, mut payload: Bytes, conn: &Arc<Conn>) {
-        let Header { id, method, .. } = header;
-        let wants_reply = header.kind == Kind::Request;
+    fn dispatch(&mut self, frame: FrameRef<'_>, sequence: u64, conn: &Arc<Conn>) {
+        let Header { id, method, .. } = frame.header;
+        let wants_reply = frame.header.kind == Kind::Request;
         let Some(Some(method)) = self.methods.get(usize::from(method)) else {
             return;
         };
         let origin = self.origin_of(sequence);
-        let message = |payload| method.message(origin, id, payload);
+        let message = || method.message(origin, id, frame.shared_payload());
         match &method.handler {
+            Some(Handler::OneWayRef(handler)) if !wants_reply => {
+                let message = MessageRef {
+                    frame,
+                    from: &self.origin,
+                    sequence,
+                    name: &method.name,
+                };
+                // As below.
+                let _ = catch_unwind(AssertUnwindSafe(|| handler(message)));
+            }
             Some(Handler::Inline(handler)) => {
                 self.scratch.clear();
                 let mut reply = Reply {
                     buffer: &mut self.scratch,
                     shared: None,
                 };
-                let message = message(payload);
+                let message = message();
                 // The handler's own state may be left half changed by a panic; that is its affair, as in a thread of its own.
                 let result = catch_unwind(AssertUnwindSafe(|| handler(&message, &mut reply)));
                 let shared = reply.shared.take();
@@ -150,13 +161,12 @@ impl ServeRole {
                 }
             }
             Some(Handler::OneWay(handler)) if !wants_reply => {
-                let payload = &mut payload;
                 // The same as above.
-                let _ = catch_unwind(AssertUnwindSafe(|| handler(message(mem::take(payload)))));
+                let _ = catch_unwind(AssertUnwindSafe(|| handler(message())));
             }
             Some(Handler::Spawned(handler)) => {
                 let handler = Arc::clone(handler);
-                let message = message(payload);
+                let message = message();
                 let responder = self.responder(id, method.priority, wants_reply, &message, conn);
                 let message = self.detached(message);
                 tokio::spawn(async move {
@@ -308,17 +318,16 @@ fn too_long(bytes: usize, bytes_max: usize) -> Rejection {
 
 impl Role for ServeRole {
     #[inline]
-    fn receive(&mut self, frame: Frame, conn: &Arc<Conn>) -> Result<(), FrameError> {
-        let Frame { header, payload } = frame;
-        if matches!(header.kind, Kind::Request | Kind::OneWay) {
-            let sequence = self.server.admit(&header)?;
-            self.dispatch(header, sequence, payload, conn);
+    fn receive(&mut self, frame: FrameRef<'_>, conn: &Arc<Conn>) -> Result<(), FrameError> {
+        if matches!(frame.header.kind, Kind::Request | Kind::OneWay) {
+            let sequence = self.server.admit(&frame.header)?;
+            self.dispatch(frame, sequence, conn);
             if self.replies.is_full() {
                 self.queue_replies(conn);
             }
             return Ok(());
         }
-        self.receive_other(Frame { header, payload }, conn)
+        self.receive_other(frame.to_frame(), conn)
     }
 
     #[inline]

@@ -3,7 +3,7 @@
 use super::conn::{Conn, DIRECT_CALLS_MAX, bump};
 use crate::connect::{BoxRead, BoxWrite};
 use crate::event::CloseReason;
-use crate::proto::{Decoder, Frame, FrameError, ReadBuffer};
+use crate::proto::{Decoder, FrameError, FrameRef, ReadBuffer};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ const READS_MAX: usize = 16;
 /// What a side of a connection does with frames.
 pub(crate) trait Role {
     /// Handles a frame.
-    fn receive(&mut self, frame: Frame, conn: &Arc<Conn>) -> Result<(), FrameError>;
+    fn receive(&mut self, frame: FrameRef<'_>, conn: &Arc<Conn>) -> Result<(), FrameError>;
     /// All frames that arrived together are handled. `true` if something was queued.
     fn batch_end(&mut self, conn: &Conn) -> bool;
     /// Whether reading must wait.
@@ -152,10 +152,11 @@ impl<R: Role> Session<R> {
         let buffer = self.buffer.buffer();
         let whole = self.decoder.whole_bytes(buffer);
         if whole > 0 {
-            let mut batch = buffer.split_to(whole).freeze();
+            let batch = buffer.split_to(whole).freeze();
+            let mut at = 0;
             while let Some(frame) = self
                 .decoder
-                .take(&mut batch)
+                .view(&batch, &mut at)
                 .map_err(CloseReason::Protocol)?
             {
                 frames += 1;

@@ -4,7 +4,7 @@ use super::Random;
 use bytes::{Bytes, BytesMut};
 use perf_transport::Payload;
 use perf_transport::proto::{
-    Admission, Backoff, BodyState, BodyStep, CallKey, Channel, ChannelLimits, Client,
+    Admission, Backoff, Block, BodyState, BodyStep, CallKey, Channel, ChannelLimits, Client,
     ConnectionClass, Decoder, Define, DialState, Dialer, Fault, Header, Incoming, Kind, Lane,
     LaneLimits, Liveness, LivenessLimits, Local, Notified, SendWindow, Server, ServerLimits,
     Transmit, Verdict, Waiter, accept, check_welcome,
@@ -42,6 +42,7 @@ pub(crate) struct Summary {
     pub(crate) connects: u64,
     pub(crate) lost: u64,
     pub(crate) messages: u64,
+    pub(crate) batched: u64,
     pub(crate) bodies: u64,
 }
 
@@ -176,11 +177,13 @@ struct Call {
     opened_ms: u64,
 }
 
+/// Somebody who waits for room, for a message or for a batch of several.
 struct Waiting {
     waiter: Waiter,
     task: Task,
     lane: Lane,
     number: u64,
+    batch: Option<Block>,
 }
 
 /// A body that is being sent: its bytes are its number, over and over.
@@ -211,6 +214,9 @@ struct World {
     waiting: Vec<Waiting>,
     sending: Vec<Sending>,
     numbers: u64,
+    /// Messages that arrive right behind the one before.
+    batched: HashSet<u64>,
+    last_message: u64,
     handled: HashSet<u64>,
     answered: HashSet<u64>,
     bodies: HashMap<u64, u64>,
@@ -302,6 +308,8 @@ impl World {
             waiting: Vec::new(),
             sending: Vec::new(),
             numbers: 0,
+            batched: HashSet::new(),
+            last_message: 0,
             handled: HashSet::new(),
             answered: HashSet::new(),
             bodies: HashMap::new(),
@@ -442,14 +450,36 @@ impl World {
     fn new_waiting(&mut self) {
         let lane = self.lane();
         let number = self.number();
+        let batch = self.random.chance(40).then(|| self.batch(number));
         if self.waiting.len() < 20 {
             self.waiting.push(Waiting {
                 waiter: Waiter::default(),
                 task: Task::new(),
                 lane,
                 number,
+                batch,
             });
         }
+    }
+
+    /// Some messages that are queued together, the first with this number.
+    fn batch(&mut self, first: u64) -> Block {
+        let mut block = Block::new();
+        let mut number = first;
+        for _ in 0..self.random.below(FRAMES_MAX as u64) {
+            self.push_small(&mut block, number);
+            number = self.number();
+            self.batched.insert(number);
+        }
+        self.push_small(&mut block, number);
+        block
+    }
+
+    fn push_small(&mut self, block: &mut Block, number: u64) {
+        let mut payload = number.to_le_bytes().to_vec();
+        payload.resize(8 + self.random.below(90) as usize, 0);
+        let header = Header::new(Kind::OneWay, 3, number);
+        block.push(header, &Payload::Borrowed(&payload), true);
     }
 
     fn new_body(&mut self) {
@@ -707,15 +737,16 @@ impl World {
         dialled.reader.bytes += read.len() as u64;
         dialled.reader.input.extend_from_slice(&read);
         let mut queued = false;
-        let mut batch = dialled.reader.batch();
+        let batch = dialled.reader.batch();
+        let mut at = 0;
         while let Some(frame) = dialled
             .reader
             .decoder
-            .take(&mut batch)
+            .view(&batch, &mut at)
             .map_err(|error| error.to_string())?
         {
             dialled.reader.frames += 1;
-            let received = dialled.client.receive(frame, &self.channel);
+            let received = dialled.client.receive(frame.to_frame(), &self.channel);
             queued |= received.map_err(|error| error.to_string())?;
         }
         if queued {
@@ -738,17 +769,18 @@ impl World {
         let read = self.to_server.read(self.now_ms, most);
         accepted.reader.bytes += read.len() as u64;
         accepted.reader.input.extend_from_slice(&read);
-        let mut batch = accepted.reader.batch();
+        let batch = accepted.reader.batch();
+        let mut at = 0;
         while let Some(frame) = accepted
             .reader
             .decoder
-            .take(&mut batch)
+            .view(&batch, &mut at)
             .map_err(|error| error.to_string())?
         {
             accepted.reader.frames += 1;
             match accepted
                 .server
-                .receive(frame)
+                .receive(frame.to_frame())
                 .map_err(|error| error.to_string())?
             {
                 Incoming::Message {
@@ -761,6 +793,14 @@ impl World {
                     if !self.handled.insert(number) {
                         return Err(format!("message {number} arrived twice"));
                     }
+                    if self.batched.contains(&number) {
+                        if self.last_message != number - 1 {
+                            let last = self.last_message;
+                            return Err(format!("message {number} of a batch came behind {last}"));
+                        }
+                        self.summary.batched += 1;
+                    }
+                    self.last_message = number;
                     self.summary.messages += 1;
                     if wants_reply {
                         // At once, or long after its caller has given up.
@@ -925,16 +965,21 @@ impl World {
             wake(self.channel.lanes.forget(&mut waiting.waiter, waiting.lane));
             return false;
         }
-        let payload = waiting.number.to_le_bytes();
-        let header = Header::new(Kind::OneWay, 3, waiting.number);
-        let (result, next) = self.channel.lanes.push_or_wait(
-            &mut waiting.waiter,
-            &waiting.task.waker,
-            waiting.lane,
-            header,
-            &Payload::Borrowed(&payload),
-            Some(&define()),
-        );
+        let (lanes, define) = (&self.channel.lanes, define());
+        let Waiting {
+            waiter, task, lane, ..
+        } = waiting;
+        let (result, next) = match &mut waiting.batch {
+            Some(block) => {
+                lanes.push_block_or_wait(waiter, &task.waker, *lane, block, (3, &define))
+            }
+            None => {
+                let number = waiting.number.to_le_bytes();
+                let header = Header::new(Kind::OneWay, 3, waiting.number);
+                let payload = Payload::Borrowed(&number);
+                lanes.push_or_wait(waiter, &task.waker, *lane, header, &payload, Some(&define))
+            }
+        };
         wake(next);
         if result.is_ok() {
             self.notify_client();

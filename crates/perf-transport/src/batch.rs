@@ -1,0 +1,169 @@
+//! Messages of one sender, put together before they are queued.
+
+use crate::error::TransportError;
+use crate::payload::Payload;
+use crate::priority::Priority;
+use crate::proto::{Block, Header, Kind, LaneLimits};
+use crate::remote::RemoteMethod;
+use std::fmt;
+
+/// What of a batch goes to the queue.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    pub(crate) block: Block,
+    pub(crate) priority: Option<Priority>,
+    /// The longest payload in it.
+    pub(crate) longest: usize,
+}
+
+/// Messages without a reply to a method of a peer, which one sender has at once: logs, samples, events.
+///
+/// They are put together in the sender's own memory, some 32 KiB at a time, and queued together: a lock, a look at the peer and a wake for some hundred messages
+/// instead of for each. They arrive as others do, in the order in which they were fed, one by one: the receiver sees no difference, and its
+/// [`Origin`](crate::Origin) counts each.
+///
+/// What was fed is not sent before [`flush`](Self::flush), or before a later [`feed`](Self::feed) that finds no room: so it may stay behind what is sent otherwise. A batch that is
+/// dropped sends nothing of what is in it.
+///
+/// ```no_run
+/// # async fn f(transport: &perf_transport::Transport, lines: &[&str]) -> Result<(), Box<dyn std::error::Error>> {
+/// let mut batch = transport.method(2, "audit", "log")?.batch();
+/// for line in lines {
+///     batch.feed(line.as_bytes()).await?;
+/// }
+/// batch.flush().await?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Memory: 40 KiB, and what the last payload fed takes; outside the budget of the peer's queue until it is queued.
+pub struct Batch {
+    method: RemoteMethod,
+    header: Header,
+    /// Of the queue: it takes a batch as a whole.
+    limits: LaneLimits,
+    checksum: bool,
+    outgoing: Outgoing,
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batch")
+            .field("method", &self.method)
+            .field("len", &self.len())
+            .field("bytes", &self.bytes())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Batch {
+    pub(crate) fn new(method: RemoteMethod) -> Self {
+        let priority = method.priority.unwrap_or(method.route.name.priority);
+        Self {
+            header: Header::new(Kind::OneWay, method.route.number, 0),
+            limits: method.transport.lane_limits(priority),
+            checksum: method.transport.has_checksums(),
+            outgoing: Outgoing {
+                block: Block::new(),
+                priority: method.priority,
+                longest: 0,
+            },
+            method,
+        }
+    }
+
+    /// How many messages are in it, not yet queued.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.outgoing.block.frames()
+    }
+
+    /// Whether there is none.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Their bytes as they will be written, headers included.
+    #[inline]
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.outgoing.block.bytes()
+    }
+
+    /// Drops the messages in it.
+    pub fn clear(&mut self) {
+        self.outgoing.block.clear();
+        self.outgoing.longest = 0;
+    }
+
+    /// Adds a message.
+    ///
+    /// # Errors
+    /// [`QueueFull`](TransportError::QueueFull) if the batch has no room for it: [`flush`](Self::flush) first.
+    /// [`TooLarge`](TransportError::TooLarge) if the peer takes no message of this length.
+    #[inline]
+    pub fn push<'a>(&mut self, payload: impl Into<Payload<'a>>) -> Result<(), TransportError> {
+        let payload = payload.into();
+        if self.try_push(&payload)? {
+            return Ok(());
+        }
+        let peer = self.method.peer();
+        Err(TransportError::QueueFull { peer })
+    }
+
+    /// Adds a message. Where there is no room for it, queues those before it first, and waits while the queue is full.
+    ///
+    /// Dropping the future before it is ready adds nothing; what was there before is still there, or was queued.
+    ///
+    /// # Errors
+    /// [`TooLarge`](TransportError::TooLarge) of this message, or those of [`flush`](Self::flush). The message was not added.
+    pub async fn feed(&mut self, payload: impl Into<Payload<'_>>) -> Result<(), TransportError> {
+        let payload = payload.into();
+        while !self.try_push(&payload)? {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Queues what is in it: all or none. Waits while the queue is full, in turn with others who wait for the same queue.
+    ///
+    /// Dropping the future before it is ready queues nothing; the messages are still there.
+    ///
+    /// # Errors
+    /// As [`send_wait`](crate::Transport::send_wait). The messages are still there, to be tried again or [dropped](Self::clear).
+    pub async fn flush(&mut self) -> Result<(), TransportError> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let RemoteMethod {
+            transport, route, ..
+        } = &self.method;
+        transport.send_batch_along(route, &mut self.outgoing).await
+    }
+
+    /// `false` if there is no room for it beside what is there.
+    #[inline]
+    fn try_push(&mut self, payload: &Payload<'_>) -> Result<bool, TransportError> {
+        let bytes = payload.len();
+        let Outgoing { block, longest, .. } = &mut self.outgoing;
+        if bytes > *longest {
+            self.method.check_length(bytes)?;
+        }
+        let frame = Block::frame_bytes(bytes, self.checksum);
+        let is_within = block.frames() < self.limits.frames_max
+            && block.bytes() + frame <= self.limits.bytes_max;
+        let sum = self.checksum.then(|| Block::checksum(self.header, payload));
+        if !(is_within && block.try_push(self.header, payload, sum)) {
+            if !block.is_empty() {
+                return Ok(false);
+            }
+            // What a block has no memory for is a block of its own.
+            block.push_summed(self.header, payload, sum);
+        }
+        *longest = bytes.max(*longest);
+        Ok(true)
+    }
+}
