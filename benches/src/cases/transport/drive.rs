@@ -63,19 +63,31 @@ pub(super) trait Sender: Send + 'static {
 }
 
 /// How many messages have arrived, and who wants to know.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Arrivals {
     count: AtomicU64,
     wanted: AtomicU64,
     reached: Notify,
 }
 
+impl Default for Arrivals {
+    fn default() -> Self {
+        Self {
+            count: AtomicU64::new(0),
+            wanted: AtomicU64::new(u64::MAX),
+            reached: Notify::new(),
+        }
+    }
+}
+
 impl Arrivals {
+    /// Some have arrived. A locked operation here would be a third of what a message of 64 bytes costs.
     pub(super) fn add(&self, count: u64) {
         // One receiver counts, so load and store do.
         let now = self.count.load(Ordering::Relaxed) + count;
-        self.count.store(now, Ordering::SeqCst);
-        if now >= self.wanted.load(Ordering::SeqCst) {
+        self.count.store(now, Ordering::Release);
+        // Said before the first of these messages was sent, so it is seen when the last has arrived.
+        if now >= self.wanted.load(Ordering::Relaxed) {
             self.reached.notify_one();
         }
     }
@@ -83,27 +95,30 @@ impl Arrivals {
     /// How many so far.
     #[cfg(feature = "peers")]
     pub(super) fn count(&self) -> u64 {
-        self.count.load(Ordering::SeqCst)
+        self.count.load(Ordering::Acquire)
     }
 
     /// Counts from 0 again; nothing may be on its way.
     #[cfg(feature = "peers")]
     pub(super) fn reset(&self) {
-        self.count.store(0, Ordering::SeqCst);
+        self.count.store(0, Ordering::Release);
     }
 
-    async fn wait(&self, wanted: u64) {
-        self.wanted.store(wanted, Ordering::SeqCst);
-        while self.count.load(Ordering::SeqCst) < wanted {
+    /// Says how many there will be, before those that are missing are sent.
+    fn expect(&self, wanted: u64) {
+        self.wanted.store(wanted, Ordering::Release);
+    }
+
+    async fn all(&self) {
+        let wanted = self.wanted.load(Ordering::Relaxed);
+        while self.count.load(Ordering::Acquire) < wanted {
             self.reached.notified().await;
         }
-        self.wanted.store(u64::MAX, Ordering::SeqCst);
     }
 }
 
 /// Makes a path of one sender; its time ends when the last message has arrived.
 pub(super) fn messages(runtime: Runtime, mut sender: impl Sender, arrivals: Arc<Arrivals>) -> Run {
-    arrivals.wanted.store(u64::MAX, Ordering::SeqCst);
     let start = watch::Sender::new(0_u64);
     let done = Arc::new(Notify::new());
     let (mut begun, finished) = (start.subscribe(), Arc::clone(&done));
@@ -111,9 +126,10 @@ pub(super) fn messages(runtime: Runtime, mut sender: impl Sender, arrivals: Arc<
         let mut sent = 0;
         while begun.changed().await.is_ok() {
             let count = *begun.borrow_and_update();
-            sender.send(count).await;
             sent += count;
-            arrivals.wait(sent).await;
+            arrivals.expect(sent);
+            sender.send(count).await;
+            arrivals.all().await;
             finished.notify_one();
         }
     });

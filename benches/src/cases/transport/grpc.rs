@@ -1,7 +1,7 @@
 //! tonic: a service without generated code, whose codec passes bytes through.
 
 use std::convert::Infallible;
-use std::future::{Future, Ready, ready};
+use std::future::{Ready, ready};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -152,10 +152,10 @@ pub(super) async fn channel(secure: bool, arrivals: Arc<Arrivals>) -> Channel {
 }
 
 /// The same, with something between the two: from the server's address to the one that the client dials.
-pub(super) async fn channel_over<F: Future<Output = String>>(
+pub(super) async fn channel_over(
     secure: bool,
     arrivals: Arc<Arrivals>,
-    between: impl FnOnce(String) -> F,
+    between: impl AsyncFnOnce(String) -> String,
 ) -> Channel {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
     let listener = listener.expect("loopback can be listened on");

@@ -1,94 +1,18 @@
 //! Experiments: heartbeats beside bulk, and the share of the less urgent class.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use perf_transport::{Config, Envelope, Payload, Priority, Router, Security, Transport};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::drive;
+use super::link::Link;
 use crate::experiment::{Bound, Depth, Figure, Unit};
 
-/// 1 Gbit/s, as between the nodes of a small cluster.
-const LINK_BYTES_PER_SECOND: f64 = 125e6;
-/// What the link carries in one go: then it is another connection's turn.
-const TURN_BYTES: usize = 16 * 1024;
-/// The timer's grain: less than this is not slept.
-const GRAIN: Duration = Duration::from_millis(1);
 const BEAT_EVERY: Duration = Duration::from_millis(5);
 const BULK_BYTES: usize = 64 * 1024;
-
-/// A wire that all connections of a pair of nodes share.
-struct Wire {
-    free_at: Mutex<Instant>,
-}
-
-impl Wire {
-    async fn carry(&self, bytes: usize) {
-        let time = Duration::from_secs_f64(bytes as f64 / LINK_BYTES_PER_SECOND);
-        let until = {
-            let mut free_at = self.free_at.lock();
-            *free_at = (*free_at).max(Instant::now() - GRAIN) + time;
-            *free_at
-        };
-        if until > Instant::now() + GRAIN {
-            tokio::time::sleep_until(until.into()).await;
-        }
-    }
-}
-
-async fn forward(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
-    wire: Arc<Wire>,
-) -> io::Result<()> {
-    let mut buffer = vec![0; TURN_BYTES];
-    loop {
-        match from.read(&mut buffer).await? {
-            0 => return Ok(()),
-            read => {
-                wire.carry(read).await;
-                to.write_all(&buffer[..read]).await?;
-            }
-        }
-    }
-}
-
-/// Puts a link in front of a server and returns its address. Buffers are those of a switch port, not of a machine with memory to spare.
-async fn link(server: String) -> io::Result<String> {
-    let socket = TcpSocket::new_v4()?;
-    socket.set_recv_buffer_size(128 * 1024)?;
-    socket.bind(([127, 0, 0, 1], 0).into())?;
-    let listener: TcpListener = socket.listen(64)?;
-    let address = listener.local_addr()?.to_string();
-    let now = Instant::now();
-    let new = || {
-        Arc::new(Wire {
-            free_at: Mutex::new(now),
-        })
-    };
-    let (there, back) = (new(), new());
-    tokio::spawn(async move {
-        while let Ok((client, _)) = listener.accept().await {
-            let Ok(upstream) = TcpStream::connect(&server).await else {
-                continue;
-            };
-            // What cannot be set is not needed for the figures to mean something.
-            let _ = (client.set_nodelay(true), upstream.set_nodelay(true));
-            let (from_client, to_client) = client.into_split();
-            let (from_server, to_server) = upstream.into_split();
-            tokio::spawn(forward(from_client, to_server, Arc::clone(&there)));
-            tokio::spawn(forward(from_server, to_client, Arc::clone(&back)));
-        }
-    });
-    Ok(address)
-}
 
 /// p99 of calls at a steady pace, in nanoseconds.
 async fn beats(client: &Transport, priority: Priority, time: Duration) -> Result<f64, String> {
@@ -116,11 +40,12 @@ fn percentile(mut times: Vec<Duration>) -> f64 {
 struct Nodes {
     client: Transport,
     _server: Transport,
+    _link: Link,
     first: Arc<AtomicU64>,
     second: Arc<AtomicU64>,
 }
 
-async fn nodes(config: Config, over_link: bool) -> Result<Nodes, String> {
+async fn nodes(config: Config) -> Result<Nodes, String> {
     let text = |error: perf_transport::TransportError| error.to_string();
     let (first, second) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let count = |bytes: &Arc<AtomicU64>| {
@@ -140,19 +65,18 @@ async fn nodes(config: Config, over_link: bool) -> Result<Nodes, String> {
         .start()
         .await
         .map_err(text)?;
-    let mut address = server.address().unwrap_or_default().to_owned();
-    if over_link {
-        address = link(address).await.map_err(|error| error.to_string())?;
-    }
+    let address = server.address().unwrap_or_default().to_owned();
+    let link = Link::to(address).await.map_err(|error| error.to_string())?;
     let client = Transport::builder(1, "bench", Security::InsecurePlaintext)
         .config(config)
-        .peer(2, address)
+        .peer(2, link.address.as_str())
         .start()
         .await
         .map_err(text)?;
     Ok(Nodes {
         client,
         _server: server,
+        _link: link,
         first,
         second,
     })
@@ -194,7 +118,7 @@ pub(super) fn isolation(depth: Depth) -> Result<Vec<Figure>, String> {
         let mut config = Config::default();
         // Bulk does not pile up in the kernel, where nothing can overtake it.
         config.bulk_send_buffer_bytes = Some(128 * 1024);
-        let nodes = nodes(config, true).await?;
+        let nodes = nodes(config).await?;
         let client = &nodes.client;
         let idle = beats(client, Priority::Critical, time).await?;
         let stop = saturate(client, Priority::Low, "first", BULK_BYTES);
@@ -239,10 +163,14 @@ async fn rate(bytes: &AtomicU64, time: Duration) -> f64 {
 /// A unary call at a steady pace on the channel that also streams bulk.
 async fn tonic(time: Duration) -> Result<f64, String> {
     let arrivals = Arc::new(drive::Arrivals::default());
-    let channel = super::grpc::channel_over(false, arrivals, |address| async move {
-        link(address).await.unwrap_or_default()
+    let mut link = Err("the server has no address".to_owned());
+    let channel = super::grpc::channel_over(false, arrivals, async |address| {
+        link = Link::to(address).await.map_err(|error| error.to_string());
+        let link = link.as_ref();
+        link.map_or_else(|_| String::new(), |link| link.address.clone())
     })
     .await;
+    let _link = link?;
     let _bulk = super::grpc::saturate(channel.clone(), BULK_BYTES);
     tokio::time::sleep(Duration::from_millis(300)).await;
     let mut times = Vec::new();
@@ -271,7 +199,7 @@ pub(super) fn fairness(depth: Depth) -> Result<Vec<Figure>, String> {
             let config = Config::default();
             let weights = [first, second].map(|class| f64::from(config.weights[class as usize]));
             let weight = weights[1] / (weights[0] + weights[1]);
-            let nodes = nodes(config, true).await?;
+            let nodes = nodes(config).await?;
             let stops = [
                 saturate(&nodes.client, first, "first", BULK_BYTES),
                 saturate(&nodes.client, second, "second", BULK_BYTES),

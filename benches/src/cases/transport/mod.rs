@@ -9,6 +9,7 @@
 mod drive;
 mod grpc;
 mod isolation;
+mod link;
 mod ours;
 #[cfg(feature = "peers")]
 mod peers;
@@ -127,10 +128,7 @@ fn plain() -> Vec<Case> {
         case(
             "transport/oneway_64k",
             "messages of 64 KiB without replies, as fast as they go",
-            (
-                grpc::streamed::<65_536, false>,
-                ours::one_way::<65_536, false>,
-            ),
+            (grpc::streamed::<65_536, false>, ours::each::<65_536, false>),
             with(raw(raw::bulk), peers::one_way::<65_536>(false)),
             &[
                 ratio(RAW, 0.9),
@@ -140,10 +138,17 @@ fn plain() -> Vec<Case> {
         ),
         case(
             "transport/oneway_64b",
-            "messages of 64 bytes without replies, as fast as they go",
-            (grpc::streamed::<64, false>, ours::one_way::<64, false>),
+            "messages of 64 bytes without replies, fed to a batch, as fast as they go",
+            (grpc::streamed::<64, false>, ours::batched::<64, false>),
             peers::one_way::<64>(false),
             &[ratio("LengthDelimitedCodec", 2.0), Goal::Allocations(0.01)],
+        ),
+        case(
+            "transport/oneway_64b_each",
+            "messages of 64 bytes without replies, sent one by one",
+            (grpc::streamed::<64, false>, ours::each::<64, false>),
+            peers::one_way::<64>(false),
+            &[Goal::Allocations(0.01)],
         ),
     ]
 }
@@ -198,17 +203,14 @@ fn secure() -> Vec<Case> {
         case(
             "transport/oneway_64k_tls",
             "messages of 64 KiB without replies under mutual TLS",
-            (
-                grpc::streamed::<65_536, true>,
-                ours::one_way::<65_536, true>,
-            ),
+            (grpc::streamed::<65_536, true>, ours::each::<65_536, true>),
             peers::one_way::<65_536>(true),
             &[ratio("before", 2.0), Goal::Allocations(0.1)],
         ),
         case(
             "transport/oneway_64b_tls",
             "messages of 64 bytes without replies under mutual TLS",
-            (grpc::streamed::<64, true>, ours::one_way::<64, true>),
+            (grpc::streamed::<64, true>, ours::batched::<64, true>),
             peers::one_way::<64>(true),
             &[Goal::Allocations(0.01)],
         ),

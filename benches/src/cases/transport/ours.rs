@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use perf_transport::{Payload, RemoteMethod, Router, Security, TlsIdentity, Transport};
+use perf_transport::{Batch, Payload, RemoteMethod, Router, Security, TlsIdentity, Transport};
 use tokio::runtime::Runtime;
 
 use super::drive::{self, Arrivals, Caller, Sender};
@@ -86,13 +86,14 @@ pub(super) fn spawned<const CALLERS: usize, const SECURE: bool>() -> Run {
     callers::<CALLERS, 64>(router, SECURE)
 }
 
-struct OurSender<const BYTES: usize> {
+/// Sends each message by itself.
+struct EachSender<const BYTES: usize> {
     log: RemoteMethod,
     _server: Transport,
     payload: Bytes,
 }
 
-impl<const BYTES: usize> Sender for OurSender<BYTES> {
+impl<const BYTES: usize> Sender for EachSender<BYTES> {
     async fn send(&mut self, count: u64) {
         for _ in 0..count {
             // Small messages are encoded in place; large ones are shared, like a snapshot's chunks.
@@ -109,7 +110,8 @@ impl<const BYTES: usize> Sender for OurSender<BYTES> {
     }
 }
 
-pub(super) fn one_way<const BYTES: usize, const SECURE: bool>() -> Run {
+/// Messages sent one by one, each given to its handler.
+pub(super) fn each<const BYTES: usize, const SECURE: bool>() -> Run {
     let runtime: Runtime = drive::runtime();
     let arrivals = Arc::new(Arrivals::default());
     let counted = Arc::clone(&arrivals);
@@ -119,10 +121,49 @@ pub(super) fn one_way<const BYTES: usize, const SECURE: bool>() -> Run {
     });
     let (client, server) = runtime.block_on(pair(router, SECURE));
     let log = client.method(SERVER, "vm", "log");
-    let sender = OurSender::<BYTES> {
+    let sender = EachSender::<BYTES> {
         log: log.expect("the client knows the server"),
         _server: server,
         payload: Bytes::from(vec![0x5A; BYTES]),
+    };
+    drive::messages(runtime, sender, arrivals)
+}
+
+/// Messages between two flushes: as many as the peer's path has.
+const BATCH: u64 = 1024;
+
+struct BatchSender<const BYTES: usize> {
+    batch: Batch,
+    _server: Transport,
+}
+
+impl<const BYTES: usize> Sender for BatchSender<BYTES> {
+    async fn send(&mut self, count: u64) {
+        let payload = [0x5A; BYTES];
+        for number in 1..=count {
+            assert_eq!(self.batch.feed(&payload).await, Ok(()));
+            if number % BATCH == 0 {
+                assert_eq!(self.batch.flush().await, Ok(()));
+            }
+        }
+        assert_eq!(self.batch.flush().await, Ok(()));
+    }
+}
+
+/// Messages fed to a batch, looked at by a handler that keeps none.
+pub(super) fn batched<const BYTES: usize, const SECURE: bool>() -> Run {
+    let runtime: Runtime = drive::runtime();
+    let arrivals = Arc::new(Arrivals::default());
+    let counted = Arc::clone(&arrivals);
+    let router = Router::new().one_way_ref("vm", "log", move |message| {
+        assert_eq!(message.payload().len(), BYTES);
+        counted.add(1);
+    });
+    let (client, server) = runtime.block_on(pair(router, SECURE));
+    let log = client.method(SERVER, "vm", "log");
+    let sender = BatchSender::<BYTES> {
+        batch: log.expect("the client knows the server").batch(),
+        _server: server,
     };
     drive::messages(runtime, sender, arrivals)
 }
