@@ -15,7 +15,7 @@ use std::sync::Arc;
 type HandlerFuture = Pin<Box<dyn Future<Output = Result<Bytes, Rejection>> + Send>>;
 type Inline = dyn Fn(&Message, &mut Reply<'_>) -> Result<(), Rejection> + Send + Sync;
 type OneWay = dyn Fn(Message) + Send + Sync;
-type OneWayRef = dyn Fn(MessageRef<'_>) + Send + Sync;
+pub(crate) type OneWayRef = dyn Fn(MessageRef<'_>) + Send + Sync;
 type Spawned = dyn Fn(Message) -> HandlerFuture + Send + Sync;
 type Streamed = dyn Fn(Message, Body) -> HandlerFuture + Send + Sync;
 

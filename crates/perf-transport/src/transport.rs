@@ -499,7 +499,7 @@ impl Transport {
         let lanes = &way.conn().channel.lanes;
         let push = |waiter: &mut Waiter, waker: &Waker| {
             let name = (route.number, &route.name.define);
-            lanes.push_block_or_wait(waiter, waker, way.lane, &mut batch.block, name)
+            lanes.push_batch_or_wait(waiter, waker, way.lane, &mut batch.block, name)
         };
         self.queue_in_turn(&way, push).await.map_err(refused)?;
         batch.longest = 0;
@@ -753,9 +753,7 @@ impl Transport {
         });
         let inbound = self.inner.inbound();
         let mut accepted = inbound.iter();
-        links_are
-            && accepted
-                .all(|(_, conn)| conn.handlers.load(Ordering::SeqCst) == 0 && conn.backlog() == 0)
+        links_are && accepted.all(|(_, conn)| conn.is_handled() && conn.backlog() == 0)
     }
 
     /// Closes everything at once: calls in flight end with `Disconnected`, what is queued is dropped. Also done when the last clone is dropped.

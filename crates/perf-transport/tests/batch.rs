@@ -4,7 +4,11 @@
 mod support;
 
 use bytes::Bytes;
-use perf_transport::{Batch, Config, Payload, Router, Transport, TransportError};
+use perf_transport::{
+    Batch, Config, Message, Payload, Rejection, Router, Transport, TransportError,
+};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use support::{PATIENCE, address, pair, plain, soon, until};
 use tokio::net::TcpListener;
@@ -126,7 +130,7 @@ async fn nothing_is_sent_before_it_is_flushed_and_never_what_was_dropped() {
         feed(&mut batch, number).await;
         feed(&mut dropped, number).await;
     }
-    assert_eq!((batch.len(), batch.bytes()), (3, 3 * 16 + 1 + 2 + 3));
+    assert_eq!((batch.len(), batch.bytes()), (3, 58));
     drop(dropped);
     batch.clear();
     assert_eq!((batch.len(), batch.bytes()), (0, 0));
@@ -155,6 +159,108 @@ async fn a_message_that_is_too_long_is_refused_alone() {
     expect(&mut seen, 1, 1).await;
     let (_, arrived) = soon(seen.recv()).await.expect("a message");
     assert!(arrived == longest);
+}
+
+/// Handlers in tasks of their own that count how many of them run.
+#[derive(Default)]
+struct Running {
+    now: AtomicUsize,
+    most: AtomicUsize,
+    done: AtomicUsize,
+}
+
+impl Running {
+    async fn handle(self: Arc<Self>, message: Message) -> Result<Bytes, Rejection> {
+        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(now, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        self.now.fetch_sub(1, Ordering::SeqCst);
+        assert_eq!(message.payload().len(), 1);
+        self.done.fetch_add(1, Ordering::SeqCst);
+        Ok(Bytes::new())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_starts_no_more_handlers_than_may_run() {
+    let running = Arc::new(Running::default());
+    let handler = Arc::clone(&running);
+    let (sender, mut seen) = mpsc::unbounded_channel();
+    let router = Router::new()
+        .spawned("audit", "store", move |message| {
+            Arc::clone(&handler).handle(message)
+        })
+        .inline("audit", "answer", move |message, _reply| {
+            let _ = sender.send(message.payload().to_vec());
+            Ok(())
+        });
+    let mut config = Config::default();
+    config.handlers_max = 3;
+    let (client, server) = pair(router, config).await;
+    let store = client.method(2, "audit", "store").expect("a known peer");
+    let mut batch = store.batch();
+    for _ in 0..500 {
+        batch.push(b"x").expect("there is room");
+    }
+    soon(batch.flush()).await.expect("queued");
+    until(|| running.done.load(Ordering::SeqCst) > 10).await;
+    // A node that leaves in good order does what has arrived.
+    assert!(server.drain(PATIENCE).await);
+    assert_eq!(running.done.load(Ordering::SeqCst), 500);
+    let most = running.most.load(Ordering::SeqCst);
+    assert!((2..=3).contains(&most), "{most} handlers at once");
+    assert!(seen.try_recv().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_handlers_get_the_messages_one_by_one() {
+    let (sender, mut seen) = mpsc::unbounded_channel();
+    let all = sender.clone();
+    let router = Router::new()
+        .inline("audit", "answer", move |message, reply| {
+            reply.put_slice(b"nobody waits for this");
+            let _ = sender.send((message.method().to_owned(), message.payload().to_vec()));
+            Ok(())
+        })
+        .one_way("all", "*", move |message| {
+            let _ = all.send((message.method().to_owned(), message.payload().to_vec()));
+        });
+    let (client, server) = pair(router, Config::default()).await;
+    for (service, name) in [("audit", "answer"), ("all", "others"), ("no", "handler")] {
+        let method = client.method(2, service, name).expect("a known peer");
+        let mut batch = method.batch();
+        for payload in [&b"a"[..], b"", b"bc"] {
+            batch.push(payload).expect("there is room");
+        }
+        soon(batch.flush()).await.expect("queued");
+    }
+    for name in ["answer", "others"] {
+        for payload in [&b"a"[..], b"", b"bc"] {
+            let seen = soon(seen.recv()).await.expect("a message");
+            assert_eq!((seen.0.as_str(), &seen.1[..]), (name, payload));
+        }
+    }
+    until(|| server.stats().unhandled == 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_is_full_says_so() {
+    let (router, mut seen) = log();
+    let (client, _server) = pair(router, Config::default()).await;
+    let log = client.method(2, "audit", "log").expect("a known peer");
+    let mut batch = log.batch();
+    let mut pushed = 0;
+    while batch.push(&payload(41)[..]).is_ok() {
+        pushed += 1;
+    }
+    let full = batch.push(&payload(41)[..]);
+    assert_eq!(full, Err(TransportError::QueueFull { peer: 2 }));
+    assert_eq!(batch.len(), pushed);
+    assert!((28 * 1024..40 * 1024).contains(&batch.bytes()), "{batch:?}");
+    soon(batch.flush()).await.expect("queued");
+    for sequence in 1..=pushed {
+        expect(&mut seen, sequence, 41).await;
+    }
 }
 
 /// Somebody who accepts connections and says nothing: what is sent there waits in the queue.

@@ -69,7 +69,7 @@ fn seeds() -> Seeds {
         method: "append".to_owned(),
     }
     .encode_to_vec();
-    for number in 1..=16 {
+    for number in 1..=17 {
         let kind = Kind::from_u8(number).expect("a kind");
         let payload: &[u8] = match kind {
             Kind::Hello => &hello,
@@ -77,6 +77,7 @@ fn seeds() -> Seeds {
             Kind::Refuse => &refuse,
             Kind::Define => &define,
             Kind::StreamCredit => &[0, 1, 0, 0],
+            Kind::Batch => &[2, 0, 1, 2, 0, 0],
             kind if kind.payload_bytes_max() == 0 => b"",
             _ => b"payload",
         };
@@ -87,9 +88,15 @@ fn seeds() -> Seeds {
             seeds.insert(("decoder", name), seed);
         }
     }
-    let conversation: [(Kind, u16, u64, &[u8]); 10] = [
+    let conversation: [(Kind, u16, u64, &[u8]); 11] = [
         (Kind::Define, 1, 0, &define),
         (Kind::OneWay, 1, 9, b"heartbeat"),
+        (
+            Kind::Batch,
+            1,
+            0,
+            &[5, 0, b'f', b'i', b'r', b's', b't', 0, 0],
+        ),
         (Kind::Request, 1, 65_536, b"vote"),
         (Kind::StreamOpen, 1, 65_537, b"snapshot"),
         (Kind::StreamChunk, 0, 65_537, &[3; 2000]),
@@ -137,5 +144,5 @@ fn every_seed_is_what_it_should_be() {
         server.receive(frame).expect("allowed");
         frames += 1;
     }
-    assert_eq!(frames, 10);
+    assert_eq!(frames, 11);
 }

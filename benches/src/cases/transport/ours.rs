@@ -141,7 +141,10 @@ impl<const BYTES: usize> Sender for BatchSender<BYTES> {
     async fn send(&mut self, count: u64) {
         let payload = [0x5A; BYTES];
         for number in 1..=count {
-            assert_eq!(self.batch.feed(&payload).await, Ok(()));
+            if self.batch.push(&payload).is_err() {
+                assert_eq!(self.batch.flush().await, Ok(()));
+                assert_eq!(self.batch.push(&payload), Ok(()));
+            }
             if number % BATCH == 0 {
                 assert_eq!(self.batch.flush().await, Ok(()));
             }

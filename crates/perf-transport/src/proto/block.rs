@@ -66,10 +66,11 @@ impl Parts {
 #[derive(Debug)]
 pub struct Block {
     /// Headers, small payloads and checksums.
-    small: Buffer,
+    pub(super) small: Buffer,
     parts: Parts,
-    bytes: usize,
-    frames: usize,
+    pub(super) bytes: usize,
+    /// Messages, where one frame has several.
+    pub(super) frames: usize,
 }
 
 impl Default for Block {
@@ -98,7 +99,7 @@ impl Block {
         self.bytes
     }
 
-    /// How many frames it has.
+    /// How many frames it has; of a frame of several messages, each counts.
     #[inline]
     #[must_use]
     pub fn frames(&self) -> usize {

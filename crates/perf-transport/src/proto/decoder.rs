@@ -22,7 +22,23 @@ pub struct FrameRef<'a> {
     batch: &'a Bytes,
 }
 
-impl FrameRef<'_> {
+impl<'a> FrameRef<'a> {
+    /// One of several messages that lie in `batch`.
+    #[inline]
+    pub(crate) fn of_message(header: Header, payload: &'a [u8], batch: &'a Bytes) -> Self {
+        Self {
+            header,
+            payload,
+            batch,
+        }
+    }
+
+    /// One of several messages of this frame.
+    #[inline]
+    pub(crate) fn with_message(&self, header: Header, payload: &'a [u8]) -> Self {
+        Self::of_message(header, payload, self.batch)
+    }
+
     /// Its payload, to be kept: a count of the batch's memory, no copy.
     #[inline]
     #[must_use]

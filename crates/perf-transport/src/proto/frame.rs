@@ -43,6 +43,8 @@ pub enum Kind {
     StreamReset = 15,
     /// The reader of a body allows so many more bytes (four bytes, little endian).
     StreamCredit = 16,
+    /// Several messages without an answer, to one method: each has its length (two bytes, little endian) before it. The id is 0.
+    Batch = 17,
 }
 
 impl Kind {
@@ -67,6 +69,7 @@ impl Kind {
             14 => Self::StreamEnd,
             15 => Self::StreamReset,
             16 => Self::StreamCredit,
+            17 => Self::Batch,
             _ => return None,
         })
     }
@@ -78,6 +81,7 @@ impl Kind {
         match self {
             Self::Ping | Self::Pong | Self::Goodbye | Self::StreamEnd | Self::StreamReset => 0,
             Self::StreamCredit => 4,
+            Self::Batch => super::batch::BATCH_BYTES_MAX as u32,
             Self::Define => 1024,
             Self::Failure => 512,
             Self::Hello | Self::Welcome | Self::Refuse => super::HANDSHAKE_BYTES_MAX,
@@ -118,6 +122,13 @@ impl Header {
             method,
             id,
         }
+    }
+
+    /// Of one of the messages of a frame of several.
+    #[inline]
+    #[must_use]
+    pub(crate) const fn of_message(self) -> Self {
+        Self::new(Kind::OneWay, self.method, self.id)
     }
 
     /// The header as on the wire.

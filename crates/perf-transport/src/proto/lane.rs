@@ -1,5 +1,6 @@
 //! What waits to be written to one connection, by class, within its budget.
 
+use super::batch::BatchBlock;
 use super::block::Block;
 use super::frame::{Header, Kind};
 use crate::payload::Payload;
@@ -272,19 +273,20 @@ impl Lanes {
         })
     }
 
-    /// Queues the messages of a block, all of them or none, as [`push_or_wait`](Self::push_or_wait) does with one; they are all of one
-    /// method, which `define` announces. Leaves an empty block.
+    /// Queues the messages of a batch, all of them or none, as [`push_or_wait`](Self::push_or_wait) does with one. `define` announces their
+    /// method. Leaves the batch empty.
     ///
     /// # Errors
-    /// [`Full`] if the caller is in line now; the block is as it was.
-    pub fn push_block_or_wait(
+    /// [`Full`] if the caller is in line now; the batch has its messages then.
+    pub fn push_batch_or_wait(
         &self,
         waiter: &mut Waiter,
         waker: &Waker,
         lane: Lane,
-        block: &mut Block,
+        batch: &mut BatchBlock,
         (method, define): (u16, &Bytes),
     ) -> (Result<(), Full>, Option<Waker>) {
+        let block = batch.complete();
         let (bytes, frames) = (block.bytes(), block.frames());
         self.in_turn(waiter, waker, lane, (bytes, frames), |state| {
             state.messages += frames as u64;

@@ -6,6 +6,7 @@
 //! versions.
 
 mod backoff;
+mod batch;
 mod block;
 mod channel;
 mod client;
@@ -23,6 +24,7 @@ mod stream;
 mod transmit;
 
 pub use backoff::Backoff;
+pub use batch::{BatchBlock, Messages};
 pub use block::{Block, Outbox, SLICES_MAX};
 pub use channel::{Channel, ChannelLimits};
 pub use client::Client;

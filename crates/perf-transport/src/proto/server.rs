@@ -1,5 +1,6 @@
 //! The side of a connection that accepted: it gets requests and sends replies.
 
+use super::batch::Messages;
 use super::decoder::Frame;
 use super::frame::{FrameError, Header, Kind};
 use super::handshake::Define;
@@ -79,6 +80,15 @@ pub enum Incoming {
         /// Its bytes.
         payload: Bytes,
     },
+    /// Several messages, see [`Messages`]: at least one, and well formed.
+    Batch {
+        /// Number of their method, defined before.
+        method: u16,
+        /// The place of the first among the messages of this connection; the others follow.
+        sequence: u64,
+        /// All of them.
+        payload: Bytes,
+    },
     /// A request with a body in chunks.
     Opened {
         /// Number of its method, defined before.
@@ -150,6 +160,14 @@ impl Server {
         let Frame { header, payload } = frame;
         match header.kind {
             Kind::Define => self.define(header.method, payload),
+            Kind::Batch => {
+                let (sequence, _) = self.admit_batch(&header, &payload)?;
+                Ok(Incoming::Batch {
+                    method: header.method,
+                    sequence,
+                    payload,
+                })
+            }
             Kind::StreamOpen => {
                 let sequence = self.admit(&header)?;
                 if self.bodies.iter().any(|(id, _)| *id == header.id) {
@@ -202,6 +220,22 @@ impl Server {
         }
         self.sequence += 1;
         Ok(self.sequence)
+    }
+
+    /// The same for a frame of several messages: the place of the first, and all of them.
+    ///
+    /// # Errors
+    /// [`FrameError::Malformed`], also if the frame is no sequence of messages.
+    #[inline]
+    pub fn admit_batch<'a>(
+        &mut self,
+        header: &Header,
+        payload: &'a [u8],
+    ) -> Result<(u64, Messages<'a>), FrameError> {
+        let (messages, count) = Messages::new(payload)?;
+        let first = self.admit(header)?;
+        self.sequence += count - 1;
+        Ok((first, messages))
     }
 
     fn define(&mut self, number: u16, payload: Bytes) -> Result<Incoming, FrameError> {

@@ -51,6 +51,8 @@ pub(crate) struct Conn {
     /// Handlers that run, and the bytes of their requests.
     pub(crate) handlers: AtomicUsize,
     pub(crate) handler_bytes: AtomicUsize,
+    /// Batches whose messages wait for handlers to end.
+    pub(crate) held: AtomicUsize,
     /// What this connection has done since it began. Each has one writer at a time, so plain stores do.
     pub(crate) frames_received: AtomicU64,
     pub(crate) bytes_received: AtomicU64,
@@ -80,6 +82,7 @@ impl Conn {
             paused: AtomicBool::new(false),
             handlers: AtomicUsize::new(0),
             handler_bytes: AtomicUsize::new(0),
+            held: AtomicUsize::new(0),
             frames_received: AtomicU64::new(0),
             bytes_received: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
@@ -254,6 +257,7 @@ impl Conn {
         for waker in self.channel.lost(fault) {
             waker.wake();
         }
+        self.held.store(0, Ordering::Relaxed);
         self.paused.store(false, Ordering::Relaxed);
     }
 
@@ -276,6 +280,11 @@ impl Conn {
             return self.closing.lock().clone();
         }
         None
+    }
+
+    /// Whether no handler runs or is to be started.
+    pub(crate) fn is_handled(&self) -> bool {
+        self.handlers.load(Ordering::SeqCst) == 0 && self.held.load(Ordering::SeqCst) == 0
     }
 
     /// Bytes that wait to be written, taken ones included.

@@ -9,11 +9,12 @@ use crate::names::Named;
 use crate::payload::Payload;
 use crate::priority::Priority;
 use crate::proto::{
-    Block, BodyState, Frame, FrameError, FrameRef, Header, Incoming, Kind, Lane, MethodName,
-    Server, Waiter,
+    Block, BodyState, Frame, FrameError, FrameRef, Header, Incoming, Kind, Lane, Messages,
+    MethodName, Server, Waiter,
 };
-use crate::router::{Handler, Router};
+use crate::router::{Handler, OneWayRef, Router};
 use bytes::Bytes;
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -38,6 +39,28 @@ impl Method {
             payload,
         }
     }
+
+    /// Shows a message to a handler where it lies.
+    #[inline]
+    fn show(&self, handler: &OneWayRef, frame: FrameRef<'_>, from: &Origin, sequence: u64) {
+        let message = MessageRef {
+            frame,
+            from,
+            sequence,
+            name: &self.name,
+        };
+        // The handler's own state may be left half changed by a panic; that is its affair, as in a thread of its own.
+        let _ = catch_unwind(AssertUnwindSafe(|| handler(message)));
+    }
+}
+
+/// Messages of a frame for a handler in a task of its own that may not run yet.
+struct Held {
+    header: Header,
+    /// Of the first.
+    sequence: u64,
+    /// A copy: it may lie here for long.
+    messages: Bytes,
 }
 
 /// Bounds of what one connection may make this node do.
@@ -61,6 +84,8 @@ pub(crate) struct ServeRole {
     scratch: Vec<u8>,
     /// Replies of this batch are queued already.
     queued: bool,
+    /// Messages of batches that wait for handlers to end, in frames.
+    held: VecDeque<Held>,
     /// One-way messages that no handler wanted, of the whole transport.
     unhandled: Arc<AtomicU64>,
 }
@@ -84,6 +109,7 @@ impl ServeRole {
             replies: Block::new(),
             scratch: Vec::new(),
             queued: false,
+            held: VecDeque::new(),
             unhandled,
         }
     }
@@ -137,14 +163,7 @@ impl ServeRole {
         let message = || method.message(origin, id, frame.shared_payload());
         match &method.handler {
             Some(Handler::OneWayRef(handler)) if !wants_reply => {
-                let message = MessageRef {
-                    frame,
-                    from: &self.origin,
-                    sequence,
-                    name: &method.name,
-                };
-                // As below.
-                let _ = catch_unwind(AssertUnwindSafe(|| handler(message)));
+                method.show(handler.as_ref(), frame, &self.origin, sequence);
             }
             Some(Handler::Inline(handler)) => {
                 self.scratch.clear();
@@ -184,6 +203,68 @@ impl ServeRole {
                 self.unhandled.fetch_add(1, Ordering::Relaxed);
             }
         }
+    }
+
+    /// The messages of a frame of several, to their handler.
+    #[inline]
+    fn receive_batch(&mut self, frame: FrameRef<'_>, conn: &Arc<Conn>) -> Result<(), FrameError> {
+        let (first, messages) = self.server.admit_batch(&frame.header, frame.payload)?;
+        let header = frame.header.of_message();
+        let method = self.methods.get(usize::from(header.method));
+        let Some(Some(method)) = method else {
+            return Ok(());
+        };
+        match &method.handler {
+            Some(Handler::OneWayRef(handler)) => {
+                for (sequence, payload) in (first..).zip(messages) {
+                    let frame = frame.with_message(header, payload);
+                    method.show(handler.as_ref(), frame, &self.origin, sequence);
+                }
+            }
+            Some(Handler::Spawned(_)) => {
+                self.held.push_back(Held {
+                    header,
+                    sequence: first,
+                    messages: Bytes::copy_from_slice(frame.payload),
+                });
+                self.start_held(conn);
+            }
+            _ => {
+                for (sequence, payload) in (first..).zip(messages) {
+                    self.dispatch(frame.with_message(header, payload), sequence, conn);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts handlers of held messages, as many as may run. One message of a few bytes costs a task, so the bound on handlers is kept message by
+    /// message here, not read by read.
+    fn start_held(&mut self, conn: &Arc<Conn>) {
+        while let Some(mut held) = self.held.pop_front() {
+            let batch = held.messages.clone();
+            let mut messages = Messages::of_rest(&batch);
+            while self.has_handlers_left(conn)
+                && let Some(payload) = messages.next()
+            {
+                let frame = FrameRef::of_message(held.header, payload, &batch);
+                self.dispatch(frame, held.sequence, conn);
+                held.sequence += 1;
+            }
+            let rest = messages.rest();
+            if !rest.is_empty() {
+                held.messages = batch.slice_ref(rest);
+                self.held.push_front(held);
+                break;
+            }
+        }
+        conn.held.store(self.held.len(), Ordering::SeqCst);
+    }
+
+    #[inline]
+    fn has_handlers_left(&self, conn: &Conn) -> bool {
+        conn.handlers.load(Ordering::SeqCst) < self.limits.handlers_max
+            && conn.handler_bytes.load(Ordering::SeqCst) < self.limits.handler_bytes_max
     }
 
     #[inline]
@@ -298,7 +379,7 @@ impl ServeRole {
                 self.replies.push(pong, &Payload::default(), self.checksum);
             }
             // Messages have come another way, see `receive`.
-            Incoming::Message { .. } | Incoming::Handled => {}
+            Incoming::Message { .. } | Incoming::Batch { .. } | Incoming::Handled => {}
         }
         Ok(())
     }
@@ -327,6 +408,9 @@ impl Role for ServeRole {
             }
             return Ok(());
         }
+        if frame.header.kind == Kind::Batch {
+            return self.receive_batch(frame, conn);
+        }
         self.receive_other(frame.to_frame(), conn)
     }
 
@@ -339,9 +423,16 @@ impl Role for ServeRole {
     }
 
     #[inline]
+    fn resume(&mut self, conn: &Arc<Conn>) {
+        if !self.held.is_empty() {
+            self.start_held(conn);
+        }
+    }
+
+    #[inline]
     fn is_overloaded(&self, conn: &Conn) -> bool {
-        conn.handlers.load(Ordering::SeqCst) >= self.limits.handlers_max
-            || conn.handler_bytes.load(Ordering::SeqCst) >= self.limits.handler_bytes_max
+        !self.held.is_empty()
+            || !self.has_handlers_left(conn)
             || conn.backlog() >= self.limits.backlog_bytes_max
     }
 

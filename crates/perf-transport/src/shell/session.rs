@@ -20,6 +20,8 @@ pub(crate) trait Role {
     fn receive(&mut self, frame: FrameRef<'_>, conn: &Arc<Conn>) -> Result<(), FrameError>;
     /// All frames that arrived together are handled. `true` if something was queued.
     fn batch_end(&mut self, conn: &Conn) -> bool;
+    /// Goes on with what was put off.
+    fn resume(&mut self, _conn: &Arc<Conn>) {}
     /// Whether reading must wait.
     fn is_overloaded(&self, conn: &Conn) -> bool;
     /// Others who may be about to queue something.
@@ -116,9 +118,11 @@ impl<R: Role> Session<R> {
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
         for _ in 0..READS_MAX {
+            self.role.resume(&self.conn);
             if self.role.is_overloaded(&self.conn) {
                 self.conn.paused.store(true, Ordering::SeqCst);
                 // What was in the way may have gone before `paused` was set.
+                self.role.resume(&self.conn);
                 if self.role.is_overloaded(&self.conn) {
                     return Ok(());
                 }

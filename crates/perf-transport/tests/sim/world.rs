@@ -4,10 +4,10 @@ use super::Random;
 use bytes::{Bytes, BytesMut};
 use perf_transport::Payload;
 use perf_transport::proto::{
-    Admission, Backoff, Block, BodyState, BodyStep, CallKey, Channel, ChannelLimits, Client,
+    Admission, Backoff, BatchBlock, BodyState, BodyStep, CallKey, Channel, ChannelLimits, Client,
     ConnectionClass, Decoder, Define, DialState, Dialer, Fault, Header, Incoming, Kind, Lane,
-    LaneLimits, Liveness, LivenessLimits, Local, Notified, SendWindow, Server, ServerLimits,
-    Transmit, Verdict, Waiter, accept, check_welcome,
+    LaneLimits, Liveness, LivenessLimits, Local, Messages, Notified, SendWindow, Server,
+    ServerLimits, Transmit, Verdict, Waiter, accept, check_welcome,
 };
 use prost::Message;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -25,6 +25,7 @@ const OUTBOX_BYTES: usize = 8000;
 const TIMEOUT_MS: u64 = 400;
 const DIAL_MS: u64 = 100;
 const BACKOFF_MS: u64 = 300;
+const TICK_MS_MAX: u64 = 25;
 const LIMITS: LivenessLimits = LivenessLimits {
     interval_ms: 50,
     timeout_ms: 200,
@@ -183,7 +184,7 @@ struct Waiting {
     task: Task,
     lane: Lane,
     number: u64,
-    batch: Option<Block>,
+    batch: Option<BatchBlock>,
 }
 
 /// A body that is being sent: its bytes are its number, over and over.
@@ -196,9 +197,37 @@ struct Sending {
     call: Task,
 }
 
+/// Which messages have arrived, each once.
+#[derive(Default)]
+struct Arrived {
+    all: HashSet<u64>,
+    /// Those that must arrive right behind the one before.
+    batched: HashSet<u64>,
+    last: u64,
+}
+
+impl Arrived {
+    fn note(&mut self, number: u64, summary: &mut Summary) -> Result<(), String> {
+        if !self.all.insert(number) {
+            return Err(format!("message {number} arrived twice"));
+        }
+        if self.batched.contains(&number) {
+            if self.last != number - 1 {
+                let last = self.last;
+                return Err(format!("message {number} of a batch came behind {last}"));
+            }
+            summary.batched += 1;
+        }
+        self.last = number;
+        summary.messages += 1;
+        Ok(())
+    }
+}
+
 struct World {
     random: Random,
     now_ms: u64,
+    ticked_ms: u64,
     channel: Channel,
     dialer: Dialer,
     dialling_until: Option<u64>,
@@ -214,10 +243,7 @@ struct World {
     waiting: Vec<Waiting>,
     sending: Vec<Sending>,
     numbers: u64,
-    /// Messages that arrive right behind the one before.
-    batched: HashSet<u64>,
-    last_message: u64,
-    handled: HashSet<u64>,
+    arrived: Arrived,
     answered: HashSet<u64>,
     bodies: HashMap<u64, u64>,
     is_calm: bool,
@@ -255,15 +281,18 @@ fn local(node: u64) -> Local {
     }
 }
 
-fn channel() -> Channel {
-    let lane = |weight| LaneLimits {
+fn lane_limits(weight: u32) -> LaneLimits {
+    LaneLimits {
         bytes_max: BYTES_MAX,
         frames_max: FRAMES_MAX,
         weight,
-    };
+    }
+}
+
+fn channel() -> Channel {
     Channel::new(ChannelLimits {
-        first: lane(4),
-        second: lane(1),
+        first: lane_limits(4),
+        second: lane_limits(1),
         calls_max: CALLS_MAX,
         checksum: true,
     })
@@ -294,6 +323,7 @@ impl World {
         Self {
             random,
             now_ms: 1,
+            ticked_ms: 1,
             channel: channel(),
             dialer: Dialer::new(backoff),
             dialling_until: None,
@@ -308,9 +338,7 @@ impl World {
             waiting: Vec::new(),
             sending: Vec::new(),
             numbers: 0,
-            batched: HashSet::new(),
-            last_message: 0,
-            handled: HashSet::new(),
+            arrived: Arrived::default(),
             answered: HashSet::new(),
             bodies: HashMap::new(),
             is_calm: false,
@@ -340,7 +368,7 @@ impl World {
             }
         }
         self.dial()?;
-        if self.random.chance(30) {
+        if self.random.chance(30) || self.now_ms >= self.ticked_ms + TICK_MS_MAX {
             self.tick()?;
         }
         self.nobody_is_forgotten()?;
@@ -463,23 +491,23 @@ impl World {
     }
 
     /// Some messages that are queued together, the first with this number.
-    fn batch(&mut self, first: u64) -> Block {
-        let mut block = Block::new();
-        let mut number = first;
+    fn batch(&mut self, first: u64) -> BatchBlock {
+        let mut batch = BatchBlock::new(3, lane_limits(1), true);
+        self.push_to(&mut batch, first);
         for _ in 0..self.random.below(FRAMES_MAX as u64) {
-            self.push_small(&mut block, number);
-            number = self.number();
-            self.batched.insert(number);
+            let number = self.number();
+            if !self.push_to(&mut batch, number) {
+                break;
+            }
+            self.arrived.batched.insert(number);
         }
-        self.push_small(&mut block, number);
-        block
+        batch
     }
 
-    fn push_small(&mut self, block: &mut Block, number: u64) {
-        let mut payload = number.to_le_bytes().to_vec();
-        payload.resize(8 + self.random.below(90) as usize, 0);
-        let header = Header::new(Kind::OneWay, 3, number);
-        block.push(header, &Payload::Borrowed(&payload), true);
+    fn push_to(&mut self, batch: &mut BatchBlock, number: u64) -> bool {
+        // Most share a frame, and some are too long for that.
+        let payload = self.payload(number);
+        batch.push(&Payload::Borrowed(&payload))
     }
 
     fn new_body(&mut self) {
@@ -790,18 +818,7 @@ impl World {
                     ..
                 } => {
                     let number = number_of(&payload)?;
-                    if !self.handled.insert(number) {
-                        return Err(format!("message {number} arrived twice"));
-                    }
-                    if self.batched.contains(&number) {
-                        if self.last_message != number - 1 {
-                            let last = self.last_message;
-                            return Err(format!("message {number} of a batch came behind {last}"));
-                        }
-                        self.summary.batched += 1;
-                    }
-                    self.last_message = number;
-                    self.summary.messages += 1;
+                    self.arrived.note(number, &mut self.summary)?;
                     if wants_reply {
                         // At once, or long after its caller has given up.
                         let delay = if self.random.chance(70) {
@@ -810,6 +827,14 @@ impl World {
                             self.random.below(900)
                         };
                         accepted.owed.push((self.now_ms + delay, id, payload));
+                    }
+                }
+                Incoming::Batch { payload, .. } => {
+                    let (messages, _) =
+                        Messages::new(&payload).map_err(|error| error.to_string())?;
+                    for message in messages {
+                        let number = number_of(message)?;
+                        self.arrived.note(number, &mut self.summary)?;
                     }
                 }
                 Incoming::Opened {
@@ -970,8 +995,8 @@ impl World {
             waiter, task, lane, ..
         } = waiting;
         let (result, next) = match &mut waiting.batch {
-            Some(block) => {
-                lanes.push_block_or_wait(waiter, &task.waker, *lane, block, (3, &define))
+            Some(batch) => {
+                lanes.push_batch_or_wait(waiter, &task.waker, *lane, batch, (3, &define))
             }
             None => {
                 let number = waiting.number.to_le_bytes();
@@ -1036,6 +1061,7 @@ impl World {
     }
 
     fn tick(&mut self) -> Result<(), String> {
+        self.ticked_ms = self.now_ms;
         self.channel.pending.expire(self.now_ms);
         if let DialState::Backoff { until_ms } = self.dialer.state() {
             if until_ms > self.now_ms + BACKOFF_MS {
@@ -1066,7 +1092,7 @@ impl World {
             }
             Verdict::Silent | Verdict::Stalled => self.client_gone(),
         }
-        // A black-holed peer is found within two timeouts; ticks come at least every few dozen milliseconds.
+        // A black-holed peer is found within two timeouts; ticks come at least every `TICK_MS_MAX`.
         if let (Some(since), Some(_)) = (self.cut_since, &self.dialled) {
             let silent_ms = now_ms - since;
             if silent_ms > 2 * LIMITS.timeout_ms + 100 {
@@ -1082,7 +1108,8 @@ impl World {
     fn end(&mut self) -> Result<(), String> {
         self.calm_down()?;
         let (bytes, frames) = self.channel.lanes.queued();
-        if frames > 0 {
+        // The end of a body whose connection was lost waits for the next one, and is no reason to dial.
+        if frames > 0 && self.dialer.state() != DialState::Idle {
             return Err(format!("{frames} frames, {bytes} bytes are stuck"));
         }
         let waiters = [Lane::First, Lane::Second].map(|lane| self.channel.lanes.waiters(lane));
