@@ -163,6 +163,8 @@ pub struct Core<T> {
     seen: (StateRole, u64, u64),
     /// Ticks during which this node votes for nobody, as the lease of a leader from before its start may hold.
     silent_ticks: u64,
+    /// The first member of a group that never had a leader.
+    begins: bool,
     dedup: MessageDedup,
     pending: PendingProposals<T>,
     reads: Reads<T>,
@@ -279,6 +281,9 @@ impl<T> Core<T> {
             .map(|snapshot| snapshot.metadata.get_conf_state().clone());
         // A group that was never up has no lease to respect.
         let was_up = hard_state.term > 1 || hard_state.vote != 0;
+        let begins = conf_state
+            .as_ref()
+            .is_some_and(|state| !was_up && state.voters.iter().min() == Some(&id));
         let silent_ticks = if options.lease_reads && was_up {
             options.election_ticks as u64
         } else {
@@ -296,6 +301,7 @@ impl<T> Core<T> {
             timeout: (0, 0),
             seen: (StateRole::Follower, hard_state.term, 0),
             silent_ticks,
+            begins,
             dedup: MessageDedup::new(SESSIONS_MAX),
             pending: PendingProposals::new(),
             reads: Reads::new(),
@@ -347,6 +353,7 @@ impl<T> Core<T> {
         // While a snapshot is restored the log and the state machine are apart, and raft-rs may not campaign.
         if self.restoring.is_none() {
             self.node.tick();
+            self.begin_group();
             self.draw_timeout();
             self.tell_commit();
         }
@@ -560,6 +567,18 @@ impl<T> Core<T> {
         let timeout = ticks + usize::try_from(chance % ticks as u64).unwrap_or(0);
         self.timeout = (self.epoch, timeout);
         self.node.raft.set_randomized_election_timeout(timeout);
+    }
+
+    /// The first of a new group's members asks for votes at once and for an election timeout on: the others need not find out that there is no leader.
+    fn begin_group(&mut self) {
+        let raft = &self.node.raft;
+        let options = &self.options;
+        self.begins &= self.ticks <= options.election_ticks as u64
+            && (raft.term, raft.vote, raft.leader_id) == (1, 0, 0);
+        if self.begins && (self.ticks - 1).is_multiple_of(options.heartbeat_ticks as u64) {
+            // It can only be refused, and the usual time passes then.
+            let _ = self.node.campaign();
+        }
     }
 
     /// Tells followers of a commit that no entries told them of. An empty append for each commit would double the messages of
