@@ -43,7 +43,10 @@ impl<'a> FrameRef<'a> {
     #[inline]
     #[must_use]
     pub fn shared_payload(&self) -> Bytes {
-        self.batch.slice_ref(self.payload)
+        // `slice_ref` asks four times more whether the one lies in the other.
+        let place = |bytes: &[u8]| bytes.as_ptr().addr();
+        let start = place(self.payload).wrapping_sub(place(self.batch));
+        self.batch.slice(start..start + self.payload.len())
     }
 
     /// The same for the whole frame.
