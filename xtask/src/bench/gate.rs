@@ -20,29 +20,42 @@ const INSTRUCTIONS_SHARE: f64 = 0.01;
 /// Start-up does not cancel to the last instruction.
 const INSTRUCTIONS_SLACK: f64 = 0.1;
 
-/// Times this build's path (theirs) against the baseline's (ours).
+/// A comparison that says neither yes nor no is made again, so often at most in all.
+const COMPARISONS_MAX: usize = 4;
+
+/// Times this build's path (theirs) against the baseline's (ours), until it is clear whether it is slower.
 ///
 /// `same` starts this build's path twice, `both` the baseline's and this build's.
+///
+/// It is slower if two comparisons say so: the whole interval is past what the path differed from itself by, in either of the two. It is not as soon as
+/// one comparison finds that both may be equal. In between, where other work has widened one interval or the other, the question is asked again.
 pub(crate) fn time<'a>(
     same: &mut Start<'a>,
     both: &mut Start<'a>,
     budget: Budget,
 ) -> Result<TimeAgainst> {
-    let mut spread = spread(pair::compare(same, budget)?.ratio);
-    let mut found = pair::compare(both, budget)?.ratio;
-    let mut slower = found.low > spread;
-    if slower {
-        spread = spread.max(self::spread(pair::compare(same, budget)?.ratio));
-        found = pair::compare(both, budget)?.ratio;
-        slower = found.low > spread;
+    let mut before: Option<f64> = None;
+    let mut comparisons = 0;
+    loop {
+        comparisons += 1;
+        let own = spread(pair::compare(same, budget)?.ratio);
+        let found = pair::compare(both, budget)?.ratio;
+        let spread = before.map_or(own, |before| before.max(own));
+        let is_past = found.low > spread;
+        let slower = is_past && before.is_some();
+        if slower || found.low <= 1.0 || comparisons == COMPARISONS_MAX {
+            return Ok(TimeAgainst {
+                ratio: found.median,
+                ratio_low: found.low,
+                ratio_high: found.high,
+                spread,
+                slower,
+            });
+        }
+        if is_past {
+            before = Some(own);
+        }
     }
-    Ok(TimeAgainst {
-        ratio: found.median,
-        ratio_low: found.low,
-        ratio_high: found.high,
-        spread,
-        slower,
-    })
 }
 
 /// How far from 1, in either direction, a path was from itself.
@@ -135,7 +148,7 @@ mod tests {
     use std::rc::Rc;
 
     /// A machine with noise of its own: every sample is off by some per cent, some are off by far, its speed
-    /// drifts, and where a process has its memory makes it up to 2 % slower for as long as it lives.
+    /// drifts, and where a process has its memory makes it up to 2 % slower for as long as it lives. In a storm, a process is off by up to 10 %.
     struct Noisy {
         state: Rc<RefCell<u64>>,
         now_ns: Rc<RefCell<f64>>,
@@ -190,12 +203,20 @@ mod tests {
     };
 
     fn try_once(seed: u64, slowdown: f64) -> Result<TimeAgainst> {
+        try_in(seed, slowdown, 0.0)
+    }
+
+    /// With storms for so much of the time.
+    fn try_in(seed: u64, slowdown: f64, storms: f64) -> Result<TimeAgainst> {
         let state = Rc::new(RefCell::new(seed));
         let now_ns = Rc::new(RefCell::new(0.0));
         let start = |costs_ns: [f64; 2]| {
             let (state, now_ns) = (Rc::clone(&state), Rc::clone(&now_ns));
             move |_: usize| -> Result<Box<dyn Sampler>> {
-                let luck = [(); 2].map(|()| 1.0 + 0.02 * uniform(&state));
+                // A storm lasts for as long as some comparisons.
+                let is_storm = (*now_ns.borrow() / 4e9 + seed as f64 * 0.37).fract() < storms;
+                let most = if is_storm { 0.10 } else { 0.02 };
+                let luck = [(); 2].map(|()| 1.0 + most * uniform(&state));
                 Ok(Box::new(Noisy {
                     state: Rc::clone(&state),
                     now_ns: Rc::clone(&now_ns),
@@ -228,6 +249,19 @@ mod tests {
             assert!(found.slower, "seed {seed}: {found:?}");
             assert!((found.ratio - 1.05).abs() < 0.02, "seed {seed}: {found:?}");
         }
+        Ok(())
+    }
+
+    /// One comparison and its repetition find 79 % of them in these storms.
+    #[test]
+    fn storms_hide_few_slowdowns_and_raise_no_alarm() -> Result<()> {
+        let mut found = 0;
+        for seed in 1..=200 {
+            let equal = try_in(seed, 0.0, 0.1)?;
+            assert!(!equal.slower, "seed {seed}: {equal:?}");
+            found += usize::from(try_in(seed, 0.05, 0.1)?.slower);
+        }
+        assert!(found >= 185, "{found} of 200");
         Ok(())
     }
 
