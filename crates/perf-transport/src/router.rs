@@ -109,8 +109,8 @@ impl Router {
         self.with(service, method, Handler::OneWay(Arc::new(handler)))
     }
 
-    /// A handler of messages without a reply that looks at them where they arrived, and keeps nothing that it does not copy: samples, counts, log lines.
-    /// It runs in the connection's task and must not block. For small messages that are many: a message's memory is not counted.
+    /// A handler of messages without a reply that looks at them where they arrived, and counts their memory only if it keeps it ([`MessageRef::shared_payload`]): samples, counts, log lines.
+    /// It runs in the connection's task and must not block. For small messages that are many.
     #[must_use]
     pub fn one_way_ref(
         self,

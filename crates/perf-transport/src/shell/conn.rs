@@ -51,7 +51,7 @@ pub(crate) struct Conn {
     /// Handlers that run, and the bytes of their requests.
     pub(crate) handlers: AtomicUsize,
     pub(crate) handler_bytes: AtomicUsize,
-    /// Batches whose messages wait for handlers to end.
+    /// Frames whose messages wait for handlers to end.
     pub(crate) held: AtomicUsize,
     /// What this connection has done since it began. Each has one writer at a time, so plain stores do.
     pub(crate) frames_received: AtomicU64,

@@ -54,13 +54,13 @@ impl Method {
     }
 }
 
-/// Messages of a frame for a handler in a task of its own that may not run yet.
+/// A frame for a handler in a task of its own that may not run yet, or what is left of one with several messages.
 struct Held {
     header: Header,
-    /// Of the first.
+    /// Of the first message.
     sequence: u64,
     /// A copy: it may lie here for long.
-    messages: Bytes,
+    payload: Bytes,
 }
 
 /// Bounds of what one connection may make this node do.
@@ -84,7 +84,7 @@ pub(crate) struct ServeRole {
     scratch: Vec<u8>,
     /// Replies of this batch are queued already.
     queued: bool,
-    /// Messages of batches that wait for handlers to end, in frames.
+    /// Frames that wait for handlers to end: what came with one read at most, as nothing more is read while there are any.
     held: VecDeque<Held>,
     /// One-way messages that no handler wanted, of the whole transport.
     unhandled: Arc<AtomicU64>,
@@ -222,11 +222,7 @@ impl ServeRole {
                 }
             }
             Some(Handler::Spawned(_)) => {
-                self.held.push_back(Held {
-                    header,
-                    sequence: first,
-                    messages: Bytes::copy_from_slice(frame.payload),
-                });
+                self.hold(frame, first);
                 self.start_held(conn);
             }
             _ => {
@@ -238,24 +234,48 @@ impl ServeRole {
         Ok(())
     }
 
-    /// Starts handlers of held messages, as many as may run. One message of a few bytes costs a task, so the bound on handlers is kept message by
+    fn hold(&mut self, frame: FrameRef<'_>, sequence: u64) {
+        self.held.push_back(Held {
+            header: frame.header,
+            sequence,
+            payload: Bytes::copy_from_slice(frame.payload),
+        });
+    }
+
+    /// Whether a frame must wait for others that came before it and have not been started.
+    #[inline]
+    fn is_behind_held(&self, header: &Header) -> bool {
+        !self.held.is_empty()
+            && self
+                .methods
+                .get(usize::from(header.method))
+                .and_then(Option::as_ref)
+                .is_some_and(|method| matches!(method.handler, Some(Handler::Spawned(_))))
+    }
+
+    /// Starts handlers of held frames, as many as may run. A message of a few bytes costs a task, so the bound on handlers is kept message by
     /// message here, not read by read.
     fn start_held(&mut self, conn: &Arc<Conn>) {
-        while let Some(mut held) = self.held.pop_front() {
-            let batch = held.messages.clone();
-            let mut messages = Messages::of_rest(&batch);
+        while self.has_handlers_left(conn)
+            && let Some(mut held) = self.held.pop_front()
+        {
+            let payload = held.payload.clone();
+            if held.header.kind != Kind::Batch {
+                let frame = FrameRef::of_message(held.header, &payload, &payload);
+                self.dispatch(frame, held.sequence, conn);
+                continue;
+            }
+            let mut messages = Messages::of_rest(&payload);
             while self.has_handlers_left(conn)
-                && let Some(payload) = messages.next()
+                && let Some(message) = messages.next()
             {
-                let frame = FrameRef::of_message(held.header, payload, &batch);
+                let frame = FrameRef::of_message(held.header.of_message(), message, &payload);
                 self.dispatch(frame, held.sequence, conn);
                 held.sequence += 1;
             }
-            let rest = messages.rest();
-            if !rest.is_empty() {
-                held.messages = batch.slice_ref(rest);
+            if !messages.rest().is_empty() {
+                held.payload = payload.slice_ref(messages.rest());
                 self.held.push_front(held);
-                break;
             }
         }
         conn.held.store(self.held.len(), Ordering::SeqCst);
@@ -402,6 +422,11 @@ impl Role for ServeRole {
     fn receive(&mut self, frame: FrameRef<'_>, conn: &Arc<Conn>) -> Result<(), FrameError> {
         if matches!(frame.header.kind, Kind::Request | Kind::OneWay) {
             let sequence = self.server.admit(&frame.header)?;
+            if self.is_behind_held(&frame.header) {
+                self.hold(frame, sequence);
+                conn.held.store(self.held.len(), Ordering::SeqCst);
+                return Ok(());
+            }
             self.dispatch(frame, sequence, conn);
             if self.replies.is_full() {
                 self.queue_replies(conn);
