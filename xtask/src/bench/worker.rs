@@ -1,5 +1,6 @@
 //! A worker process and the talk with it.
 
+use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -8,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use tempfile::TempDir;
 
 use super::listing::Listing;
 
@@ -44,12 +46,16 @@ pub(crate) struct Worker {
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
     stderr: Option<JoinHandle<String>>,
+    /// Where it puts its temporary files. It ends without removing them, so this process does, after its end.
+    _scratch: TempDir,
 }
 
 impl Worker {
     /// Starts a worker, or a tool that runs one.
     pub(crate) fn start(mut command: Command) -> Result<Self> {
+        let scratch = scratch()?;
         let mut child = command
+            .env("TMPDIR", scratch.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -74,6 +80,7 @@ impl Worker {
             child,
             lines,
             stderr,
+            _scratch: scratch,
         })
     }
 
@@ -220,6 +227,17 @@ impl Drop for Worker {
     }
 }
 
+/// A new folder beside this program: build directories are on disks, where `/tmp` is memory on many machines and a log kept
+/// there would be synced at no cost.
+fn scratch() -> Result<TempDir> {
+    let program = env::current_exe().context("cannot tell where this program is")?;
+    let beside = program.with_file_name("");
+    tempfile::Builder::new()
+        .prefix("bench-")
+        .tempdir_in(&beside)
+        .with_context(|| format!("cannot make a folder in {}", beside.display()))
+}
+
 fn read_all(mut from: impl Read) -> String {
     let mut bytes = Vec::new();
     // What was read before an error is still worth showing.
@@ -329,5 +347,18 @@ mod tests {
         assert_eq!((sample.time_ns, sample.operations), (10.0, 3.0));
         assert!(sample.wall_ns > 0.0);
         worker.end()
+    }
+
+    #[test]
+    fn what_a_worker_left_behind_is_removed_after_its_end() -> Result<()> {
+        let script =
+            r#"read line; mkdir "$TMPDIR/log"; printf '%s\nok\n' "$TMPDIR"; read line; exit 1"#;
+        let mut worker = shell(script)?;
+        let lines = worker.experiment("raft/durable_latency", true)?;
+        let scratch = PathBuf::from(lines.concat());
+        assert!(scratch.join("log").is_dir(), "{}", scratch.display());
+        assert!(worker.end().is_err());
+        assert!(!scratch.exists());
+        Ok(())
     }
 }
