@@ -67,6 +67,8 @@ label_set! {
         Iroh => "iroh",
         /// gRPC.
         Grpc => "grpc",
+        /// Frames over TCP, with TLS or without, as `perf-transport` sends them.
+        Tcp => "tcp",
     }
 }
 

@@ -19,6 +19,8 @@ label_set! {
 
 /// Instruments of a node: the `raft.*` ones of the catalogue, and gauges of each stage.
 ///
+/// `raft.proposals` leaves out what was refused because another node leads: its sender proposes it there.
+///
 /// | name | unit | what |
 /// |---|---|---|
 /// | `raft.stage.waiting` | `{item}` | items that wait for the stage |
@@ -96,7 +98,7 @@ impl Recorder {
         catalogue.raft_proposals[Outcome::Success]
             .add(new(core.proposals_applied, before.proposals_applied));
         catalogue.raft_proposals[Outcome::Failed]
-            .add(new(core.requests_failed, before.requests_failed));
+            .add(new(core.proposals_failed, before.proposals_failed));
         catalogue.raft_messages[Direction::Receive]
             .add(new(core.messages_received, before.messages_received));
         catalogue.raft_messages[Direction::Transmit]

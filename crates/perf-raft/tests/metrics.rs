@@ -5,14 +5,14 @@ mod common;
 
 use bytes::Bytes;
 use common::{Map, options};
-use perf_metrics::Registry;
 use perf_metrics::node::NodeMetrics;
-use perf_raft::{ChannelNetwork, MemoryLog, RaftMetrics, RaftNode};
+use perf_metrics::{KeyValue, Registry, SeriesSnapshot, Value};
+use perf_raft::{ChannelNetwork, MemoryLog, ProposeError, RaftHandle, RaftMetrics, RaftNode};
 use std::sync::Arc;
 use std::time::Duration;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn figures_of_each_stage_are_recorded() {
+/// A node of this group, of which nobody else runs, and where it records.
+async fn node(group: &[u64]) -> (RaftHandle, Registry) {
     let registry = Registry::new();
     let catalogue: &'static NodeMetrics = Box::leak(Box::new(
         NodeMetrics::new(&registry).expect("a new registry"),
@@ -23,11 +23,25 @@ async fn figures_of_each_stage_are_recorded() {
         .transport(ChannelNetwork::new().transport(1))
         .state_machine(Map::default())
         .options(options())
-        .bootstrap([1])
+        .bootstrap(group.iter().copied())
         .metrics(metrics)
         .start()
         .await
         .expect("it starts");
+    (node, registry)
+}
+
+/// Proposals that ended so.
+fn proposals(registry: &Registry, status: &'static str) -> Value {
+    let snapshot = registry.collect();
+    let metric = snapshot.metric("raft.proposals").expect("it is there");
+    let series = metric.find(&[KeyValue::new("status", status)]);
+    series.and_then(SeriesSnapshot::value).expect("a sum")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn figures_of_each_stage_are_recorded() {
+    let (node, registry) = node(&[1]).await;
     while !node.status().is_leader() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -36,7 +50,11 @@ async fn figures_of_each_stage_are_recorded() {
             .await
             .expect("it leads");
     }
+    let nobody = node.transfer_leader(9).await;
+    assert!(matches!(nobody, Err(ProposeError::Refused { .. })));
     node.shutdown().await;
+    assert_eq!(proposals(&registry, "success"), Value::U64(10));
+    assert_eq!(proposals(&registry, "failed"), Value::U64(1));
     let snapshot = registry.collect();
     for name in [
         "raft.proposals",
@@ -48,4 +66,18 @@ async fn figures_of_each_stage_are_recorded() {
         let metric = snapshot.metric(name).unwrap_or_else(|| panic!("no {name}"));
         assert!(!metric.series().is_empty(), "{name} has no series");
     }
+}
+
+#[tokio::test]
+async fn what_is_for_the_leader_is_no_failure() {
+    let (node, registry) = node(&[1, 2]).await;
+    let redirected = node.propose(Bytes::from_static(b"key value")).await;
+    assert!(matches!(redirected, Err(ProposeError::NotLeader { .. })));
+    node.shutdown().await;
+    let counts = node.stats().core;
+    assert_eq!(
+        (counts.requests_redirected, counts.proposals_failed),
+        (1, 0)
+    );
+    assert_eq!(proposals(&registry, "failed"), Value::U64(0));
 }

@@ -1,5 +1,6 @@
 //! What a transport has done and has waiting.
 
+use crate::shell::conn::Conn;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// One connection to a peer.
@@ -93,7 +94,18 @@ impl Counts {
         }
     }
 
+    /// At each tick, and at the end of the connection.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn transferred(&self, conn: &Conn) {
+        if let Some(metrics) = &self.metrics {
+            metrics.transferred(conn);
+        }
+    }
+
     /// Nobody records.
     #[cfg(not(feature = "metrics"))]
     pub(crate) fn connected(&self, _is_up: bool) {}
+
+    #[cfg(not(feature = "metrics"))]
+    pub(crate) fn transferred(&self, _conn: &Conn) {}
 }

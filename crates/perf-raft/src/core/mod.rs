@@ -65,8 +65,12 @@ pub struct CoreStats {
     pub proposals: u64,
     /// Proposals of this node that were given to the state machine with their waiter.
     pub proposals_applied: u64,
-    /// Requests that were refused or failed.
-    pub requests_failed: u64,
+    /// Requests that were refused because this node does not lead.
+    pub requests_redirected: u64,
+    /// Proposals, changes of the membership and transfers that were refused for other reasons, were dropped, or have an unknown outcome.
+    pub proposals_failed: u64,
+    /// Reads that were refused for other reasons or were not confirmed in time.
+    pub reads_failed: u64,
     /// Steps of Raft that proposed them: `proposals / proposal_batches` is the mean batch.
     pub proposal_batches: u64,
     /// Entries given to the state machine.
@@ -533,9 +537,17 @@ impl<T> Core<T> {
         out.frames.append(&mut self.out.frames);
         out.log_jobs.append(&mut self.out.log_jobs);
         out.apply_jobs.append(&mut self.out.apply_jobs);
-        let failed =
-            |reply: &&(T, Reply)| matches!(reply.1, Reply::Failed(_) | Reply::ReadFailed(_));
-        self.stats.requests_failed += self.out.replies.iter().filter(failed).count() as u64;
+        for (_, reply) in &self.out.replies {
+            match reply {
+                Reply::Failed(ProposeError::NotLeader { .. })
+                | Reply::ReadFailed(ReadError::NotLeader { .. }) => {
+                    self.stats.requests_redirected += 1;
+                }
+                Reply::Failed(_) => self.stats.proposals_failed += 1,
+                Reply::ReadFailed(_) => self.stats.reads_failed += 1,
+                _ => {}
+            }
+        }
         out.replies.append(&mut self.out.replies);
     }
 

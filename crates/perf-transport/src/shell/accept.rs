@@ -161,6 +161,7 @@ async fn serve(
     conn.close(reason.clone());
     conn.disconnect(&Fault::Disconnected);
     inner.remove_inbound(number);
+    inner.counts.transferred(&conn);
     inner.events.report(PeerEvent::Ended {
         peer,
         class,

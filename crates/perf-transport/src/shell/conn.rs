@@ -59,6 +59,8 @@ pub(crate) struct Conn {
     pub(crate) bytes_written: AtomicU64,
     pub(crate) writes: AtomicU64,
     pub(crate) unwritten: AtomicUsize,
+    #[cfg(feature = "metrics")]
+    pub(crate) recorded: Mutex<crate::metrics::Recorded>,
 }
 
 /// Adds to a counter that only one thread writes at a time.
@@ -88,6 +90,8 @@ impl Conn {
             bytes_written: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             unwritten: AtomicUsize::new(0),
+            #[cfg(feature = "metrics")]
+            recorded: Mutex::default(),
         }
     }
 

@@ -188,6 +188,7 @@ async fn run(inner: Arc<Inner>, peer: Arc<Peer>, class: ConnectionClass) {
     link.dialer.lock().lost();
     link.conn.disconnect(&Fault::Disconnected);
     inner.counts.connected(false);
+    inner.counts.transferred(&link.conn);
     inner.events.report(PeerEvent::Lost {
         peer: peer.id,
         class,

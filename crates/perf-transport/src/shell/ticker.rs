@@ -75,6 +75,7 @@ impl Ticker {
         for (number, conn) in conns.drain(..) {
             let watch = watch(&mut self.inbound, number, 0, now_ms, &self.inner);
             look(watch, &conn, now_ms);
+            self.inner.counts.transferred(&conn);
         }
         self.conns = conns;
         self.links.retain(|_, watch| watch.seen);
@@ -101,6 +102,7 @@ impl Ticker {
         let key = (peer.id, link.class as usize == 0);
         let watch = watch(&mut self.links, key, connects, now_ms, &self.inner);
         look(watch, conn, now_ms);
+        self.inner.counts.transferred(conn);
         let in_flight = conn.channel.pending.in_flight();
         let is_quiet = in_flight == 0 && conn.backlog() == 0 && conn.channel.windows() == 0;
         if state == DialState::Draining && is_quiet {
