@@ -37,6 +37,7 @@ mod no_peers {
 }
 
 const RAW: &str = "raw tcp";
+const QUEUE: &str = "queue over tcp";
 
 const fn ratio(against: &'static str, at_least: f64) -> Goal {
     Goal::Ratio { against, at_least }
@@ -96,7 +97,10 @@ fn plain() -> Vec<Case> {
             "transport/rr_64b_x64",
             "64 calls of 64 bytes in flight, answered inline",
             (grpc::unary::<64, false>, ours::inline::<64, 64, false>),
-            peers::round_trips::<64>(false),
+            with(
+                path(QUEUE, raw::queue::<64>),
+                peers::round_trips::<64>(false),
+            ),
             &[
                 ratio("before", 25.0),
                 ratio("tarpc", 10.0),
