@@ -12,7 +12,7 @@ use crate::message::Message;
 use crate::names::NameTable;
 use crate::payload::Payload;
 use crate::priority::Priority;
-use crate::proto::{CallKey, Full, Header, Kind, Lane, LaneLimits, Local, Waiter};
+use crate::proto::{CallKey, Header, Kind, Lane, LaneLimits, Local, NotQueued, Waiter};
 use crate::refused::{Attempt, Refused};
 use crate::remote::RemoteMethod;
 use crate::route::{self, Address, Era, Route};
@@ -40,6 +40,16 @@ use tokio::sync::{broadcast, watch};
 /// Transports that were started in this process.
 static TRANSPORTS: AtomicU64 = AtomicU64::new(0);
 
+/// Connections from peers, by number.
+#[derive(Default)]
+struct Inbound {
+    /// Not open yet.
+    handshakes: usize,
+    open: HashMap<u64, Arc<Conn>>,
+    /// Over, with handlers that may still run.
+    ended: HashMap<u64, Arc<Conn>>,
+}
+
 /// What all tasks of a transport share.
 pub(crate) struct Inner {
     /// Which transport of this process.
@@ -60,13 +70,33 @@ pub(crate) struct Inner {
     peers: Membership<u64, Arc<Peer>>,
     /// The same peers, for the ticker.
     all: Mutex<Vec<Arc<Peer>>>,
-    inbound: Mutex<HashMap<u64, Arc<Conn>>>,
+    inbound: Mutex<Inbound>,
     now_ms: AtomicU64,
     draining: AtomicBool,
     address: Option<String>,
 }
 
+/// A connection from a peer that is not open yet.
+pub(crate) struct Handshaking(Arc<Inner>);
+
+impl Drop for Handshaking {
+    fn drop(&mut self) {
+        self.0.inbound.lock().handshakes -= 1;
+    }
+}
+
 impl Inner {
+    /// Begins a handshake; `None` if no new connections are taken.
+    pub(crate) fn begin_handshake(self: &Arc<Self>) -> Option<Handshaking> {
+        // Under the lock: `drain` says so first, and looks here afterwards.
+        let mut inbound = self.inbound.lock();
+        if self.draining.load(Ordering::SeqCst) {
+            return None;
+        }
+        inbound.handshakes += 1;
+        Some(Handshaking(Arc::clone(self)))
+    }
+
     #[inline]
     pub(crate) fn now_ms(&self) -> u64 {
         self.now_ms.load(Ordering::Relaxed)
@@ -86,7 +116,7 @@ impl Inner {
 
     pub(crate) fn inbound_into(&self, inbound: &mut Vec<(u64, Arc<Conn>)>) {
         let known = self.inbound.lock();
-        let pairs = known.iter();
+        let pairs = known.open.iter();
         inbound.extend(pairs.map(|(number, conn)| (*number, Arc::clone(conn))));
     }
 
@@ -96,17 +126,30 @@ impl Inner {
         inbound
     }
 
-    pub(crate) fn add_inbound(&self, conn: &Arc<Conn>) -> u64 {
+    pub(crate) fn add_inbound(&self, conn: &Arc<Conn>, handshaking: Handshaking) -> u64 {
         let number = self.next_connection.fetch_add(1, Ordering::Relaxed);
-        self.inbound.lock().insert(number, Arc::clone(conn));
-        if self.draining.load(Ordering::SeqCst) {
+        self.inbound.lock().open.insert(number, Arc::clone(conn));
+        drop(handshaking);
+        if *self.stop.borrow() {
+            // Its handshake ended too late for `stop` to find it.
+            conn.close(CloseReason::Closed);
+        } else if self.draining.load(Ordering::SeqCst) {
             goodbye(conn);
         }
         number
     }
 
-    pub(crate) fn remove_inbound(&self, number: u64) {
-        self.inbound.lock().remove(&number);
+    /// A connection is over.
+    pub(crate) fn retire_inbound(&self, number: u64) {
+        let mut inbound = self.inbound.lock();
+        if let Some(conn) = inbound.open.remove(&number) {
+            inbound.ended.insert(number, conn);
+        }
+    }
+
+    /// Its handlers have ended too.
+    pub(crate) fn forget_inbound(&self, number: u64) {
+        self.inbound.lock().ended.remove(&number);
     }
 
     fn stop(&self) {
@@ -423,12 +466,9 @@ impl Transport {
     #[inline]
     fn send_on(&self, route: &Route, envelope: &Envelope<'_>) -> Result<(), Refused> {
         let way = self.way(route, envelope)?;
-        let conn = way.conn();
         let header = way.header(Kind::OneWay, envelope.request_id);
-        let lanes = &conn.channel.lanes;
-        let pushed = lanes.push(way.lane, header, &envelope.payload, way.define());
-        pushed.map_err(|Full| Refused::QueueFull)?;
-        conn.notify(is_urgent(&way));
+        self.queue(&way, header, &envelope.payload)?;
+        way.conn().notify(is_urgent(&way));
         Ok(())
     }
 
@@ -506,11 +546,36 @@ impl Transport {
         Ok(())
     }
 
+    /// Queues a message at once or not at all.
+    #[inline]
+    fn queue(&self, way: &Way<'_>, header: Header, payload: &Payload<'_>) -> Result<(), Refused> {
+        let lanes = &way.conn().channel.lanes;
+        match lanes.push(way.lane, header, payload, way.define()) {
+            Ok(()) => Ok(()),
+            Err(NotQueued::Full) => Err(Refused::QueueFull),
+            Err(NotQueued::Closed) => self.queue_again(way, header, payload),
+        }
+    }
+
+    /// The connection ended since this way was found: another one is dialled, unless it is still ending.
+    #[cold]
+    fn queue_again(
+        &self,
+        way: &Way<'_>,
+        header: Header,
+        payload: &Payload<'_>,
+    ) -> Result<(), Refused> {
+        way.link.admit(&way.route.peer, &self.inner)?;
+        let lanes = &way.conn().channel.lanes;
+        let pushed = lanes.push(way.lane, header, payload, way.define());
+        pushed.map_err(|_| Refused::QueueFull)
+    }
+
     /// Queues something, in turn with others who wait for the same queue, and sees to it that it is written.
     async fn queue_in_turn(
         &self,
         way: &Way<'_>,
-        mut push: impl FnMut(&mut Waiter, &Waker) -> (Result<(), Full>, Option<Waker>),
+        mut push: impl FnMut(&mut Waiter, &Waker) -> (Result<(), NotQueued>, Option<Waker>),
     ) -> Result<(), Refused> {
         let conn = way.conn();
         let mut waiting = Waiting {
@@ -529,7 +594,12 @@ impl Transport {
             }
             match result {
                 Ok(()) => Poll::Ready(Ok(())),
-                Err(Full) => Poll::Pending,
+                Err(NotQueued::Full) => Poll::Pending,
+                Err(NotQueued::Closed) => {
+                    // The connection ended since the look above, and soon it is known what comes next.
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
             }
         })
         .await?;
@@ -573,9 +643,7 @@ impl Transport {
         let (call, key) = self.open(&way, timeout)?;
         let conn = way.conn();
         let header = way.header(Kind::Request, key.id());
-        let lanes = &conn.channel.lanes;
-        let pushed = lanes.push(way.lane, header, &envelope.payload, way.define());
-        pushed.map_err(|Full| Refused::QueueFull)?;
+        self.queue(&way, header, &envelope.payload)?;
         conn.notify(conn.channel.pending.in_flight() <= DIRECT_CALLS_MAX);
         Ok(call)
     }
@@ -662,15 +730,9 @@ impl Transport {
             });
         };
         let header = way.header(Kind::StreamOpen, key.id());
-        if channel
-            .lanes
-            .push(way.lane, header, &envelope.payload, way.define())
-            .is_err()
-        {
+        if let Err(reason) = self.queue(&way, header, &envelope.payload) {
             channel.close_window(key);
-            return Err(TransportError::QueueFull {
-                peer: envelope.target,
-            });
+            return Err(refused(reason));
         }
         conn.notify(false);
         Ok(BodySender {
@@ -697,14 +759,16 @@ impl Transport {
         let peers = inner.peers();
         let links = peers.iter().flat_map(|peer| peer.links());
         let outbound = links.filter(|link| link.is_up()).count();
-        let inbound = inner.inbound();
+        let inbound = inner.inbound.lock();
         let handlers = inbound
-            .iter()
-            .map(|(_, conn)| conn.handlers.load(Ordering::Relaxed));
+            .open
+            .values()
+            .chain(inbound.ended.values())
+            .map(|conn| conn.handlers.load(Ordering::Relaxed));
         Stats {
             peers: peers.len(),
             outbound,
-            inbound: inbound.len(),
+            inbound: inbound.open.len(),
             handlers: handlers.sum(),
             timeouts: inner.counts.timeouts.load(Ordering::Relaxed),
             dials_failed: inner.counts.dials_failed.load(Ordering::Relaxed),
@@ -722,10 +786,11 @@ impl Transport {
         })
     }
 
-    /// Shuts down in good order: takes no new messages, tells the peers to send none, waits until what is queued is written, calls in flight
-    /// have ended and handlers have answered, and closes. After `time_max` it closes whatever is left.
+    /// Shuts down in good order: takes no new messages and no new connections, tells the peers to send nothing new, waits until what is queued is
+    /// written, calls in flight have ended, peers have had the replies to what they sent and closed their connections, and handlers
+    /// have ended, and closes. After `time_max` it closes whatever is left.
     ///
-    /// Returns whether everything was done in time.
+    /// Returns whether everything was done in time. A peer that is gone without a word is waited for until its heartbeats are missed.
     pub async fn drain(&self, time_max: Duration) -> bool {
         let inner = &self.inner;
         inner.draining.store(true, Ordering::SeqCst);
@@ -751,9 +816,11 @@ impl Transport {
             let is_written = link.conn.backlog() == 0 || !link.is_up();
             channel.pending.in_flight() == 0 && is_written
         });
-        let inbound = self.inner.inbound();
-        let mut accepted = inbound.iter();
-        links_are && accepted.all(|(_, conn)| conn.is_handled() && conn.backlog() == 0)
+        // A peer closes when it has all its replies. What it sent without waiting for one is handled until then, or soon after.
+        let inbound = self.inner.inbound.lock();
+        let is_alone =
+            inbound.handshakes == 0 && inbound.open.is_empty() && inbound.ended.is_empty();
+        links_are && is_alone
     }
 
     /// Closes everything at once: calls in flight end with `Disconnected`, what is queued is dropped. Also done when the last clone is dropped.
@@ -964,7 +1031,7 @@ impl Builder {
             names: NameTable::new(),
             peers: Membership::new(),
             all: Mutex::new(Vec::new()),
-            inbound: Mutex::new(HashMap::new()),
+            inbound: Mutex::default(),
             now_ms: AtomicU64::new(1),
             draining: AtomicBool::new(false),
             address,

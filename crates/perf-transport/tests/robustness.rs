@@ -15,10 +15,10 @@ use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use support::{address, pair, plain, soon, until};
+use support::{PATIENCE, address, pair, plain, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 
 fn brisk() -> Config {
     let mut config = Config::default();
@@ -536,4 +536,102 @@ async fn addresses_that_do_not_answer_say_so() {
     let refused = client.send(too_large).expect_err("it is too large").error;
     assert!(matches!(refused, TransportError::TooLarge { .. }));
     assert!(refused.is_unsent());
+}
+
+/// Whoever drains waits for what is on its way: a caller learns that its peer takes nothing new, or has its reply.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn draining_loses_no_call_that_was_sent() {
+    for round in 0..20 {
+        let router = echo().spawned("vm", "spawned", |message| async move {
+            tokio::task::yield_now().await;
+            Ok(message.into_payload())
+        });
+        let (client, server) = pair(router, Config::default()).await;
+        let mut callers = Vec::new();
+        for number in 0..32 {
+            let method = ["echo", "spawned"][number % 2];
+            let method = client.method(2, "vm", method).expect("a known peer");
+            callers.push(tokio::spawn(async move {
+                let mut answered = 0;
+                loop {
+                    match method.call(b"x").await {
+                        Ok(reply) => assert_eq!(&reply[..], b"x"),
+                        Err(error) => return (answered, error),
+                    }
+                    answered += 1;
+                }
+            }));
+        }
+        tokio::time::sleep(Duration::from_millis(5 + round)).await;
+        assert!(soon(server.drain(PATIENCE)).await);
+        for caller in callers {
+            let (answered, error) = soon(caller).await.expect("no panics");
+            let was_not_sent = matches!(
+                error,
+                TransportError::PeerDraining { .. } | TransportError::Unreachable { .. }
+            );
+            assert!(was_not_sent, "round {round}, {answered} calls: {error}");
+        }
+    }
+}
+
+/// A handler outlives its connection, and keeps the connection's place: nobody gets more handlers by connecting again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn handlers_of_lost_connections_count_until_they_end() {
+    let release = Arc::new(Notify::new());
+    let done = Arc::new(AtomicU64::new(0));
+    let (released, ended) = (Arc::clone(&release), Arc::clone(&done));
+    let router = echo().spawned("vm", "long", move |message| {
+        let (released, ended) = (Arc::clone(&released), Arc::clone(&ended));
+        async move {
+            released.notified().await;
+            ended.fetch_add(1, Ordering::SeqCst);
+            Ok(message.into_payload())
+        }
+    });
+    let mut config = brisk();
+    config.inbound_max = 1;
+    let server = plain(2).router(router).config(config.clone());
+    let server = soon(server.listen("127.0.0.1:0").start()).await;
+    let server = server.expect("loopback can be listened on");
+    let start = async |node| {
+        let client = plain(node).config(config.clone()).peer(2, address(&server));
+        client.start().await.expect("starts")
+    };
+    let first = start(1).await;
+    soon(first.send_wait(Envelope::new(2, "vm", "long", b"x")))
+        .await
+        .expect("queued");
+    until(|| server.stats().handlers == 1).await;
+    first.shutdown();
+    until(|| server.stats().inbound == 0).await;
+    assert_eq!(server.stats().handlers, 1);
+    let second = start(3).await;
+    let refused = soon(second.call(Envelope::new(2, "vm", "echo", b"x"))).await;
+    assert!(refused.is_err(), "there is no place");
+    release.notify_one();
+    until(|| server.stats().handlers == 0).await;
+    soon(async {
+        while second
+            .call(Envelope::new(2, "vm", "echo", b"x"))
+            .await
+            .is_err()
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    // Who leaves in good order waits for them as well.
+    soon(second.send_wait(Envelope::new(2, "vm", "long", b"x")))
+        .await
+        .expect("queued");
+    until(|| server.stats().handlers == 1).await;
+    assert!(soon(second.drain(PATIENCE)).await);
+    until(|| server.stats().inbound == 0).await;
+    let draining = tokio::spawn(async move { server.drain(PATIENCE).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!draining.is_finished());
+    release.notify_one();
+    assert!(soon(draining).await.expect("no panics"), "in time");
+    assert_eq!(done.load(Ordering::SeqCst), 2);
 }

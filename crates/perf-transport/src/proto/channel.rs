@@ -102,7 +102,8 @@ impl Channel {
     /// The connection is lost. What was queued is dropped, every call ends with `fault`, every body is stopped. Returns
     /// who waits for room, to be woken.
     ///
-    /// The queues go first: a call that is opened after its end here is queued after it, and so belongs to the next connection.
+    /// The queues go first: a call that is opened after its end here is queued after it, and so belongs to the next connection. If they are
+    /// [closed](Lanes::close) before, there is none until they are opened.
     pub fn lost(&self, fault: &Fault) -> Vec<Waker> {
         let wakers = self.lanes.clear();
         self.pending.fail_all(fault);

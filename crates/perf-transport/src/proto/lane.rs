@@ -41,9 +41,14 @@ pub enum Lane {
     Second = 2,
 }
 
-/// The budget is used up.
+/// Why a frame was not queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Full;
+pub enum NotQueued {
+    /// The budget is used up.
+    Full,
+    /// It is a new message, and the lanes are [closed](Lanes::close).
+    Closed,
+}
 
 /// Who waits for room in a lane.
 #[derive(Debug, Default)]
@@ -74,6 +79,8 @@ struct State {
     messages: u64,
     /// Frames that were dropped by `clear` since the beginning.
     dropped: u64,
+    /// No new messages.
+    is_closed: bool,
 }
 
 /// The three lanes of a connection under one lock, which is held for a copy of a small frame, or for moving blocks.
@@ -118,6 +125,26 @@ impl LaneState {
         let (ticket, waker) = self.waiters.pop_front()?;
         self.woken = Some(ticket);
         Some(waker)
+    }
+
+    /// The waiter is in line no more. Returns whose turn it is now, if it was the waiter's.
+    fn leave_line(&mut self, waiter: &mut Waiter) -> Option<Waker> {
+        let ticket = waiter.ticket.take()?;
+        if self.woken == Some(ticket) {
+            if mutant::is("turn_lost_on_cancel") {
+                return None;
+            }
+            self.woken = None;
+            return self.wake_next();
+        }
+        self.waiters.retain(|(other, _)| *other != ticket);
+        None
+    }
+
+    /// Nobody is in line any more. Returns who was.
+    fn dismiss(&mut self) -> impl Iterator<Item = Waker> {
+        self.woken = None;
+        self.waiters.drain(..).map(|(_, waker)| waker)
     }
 }
 
@@ -170,6 +197,7 @@ impl Lanes {
                 tickets: 0,
                 messages: 0,
                 dropped: 0,
+                is_closed: false,
             }),
             checksum,
         }
@@ -187,10 +215,10 @@ impl Lanes {
         self.checksum
     }
 
-    /// Queues a frame. `define` announces the header's method where this is its first frame in the lane.
+    /// Queues a frame. `define` announces the header's method where this is its first frame in the lane; a frame that has one is a new message.
     ///
     /// # Errors
-    /// [`Full`] if the lane's budget has no room; nothing is queued then.
+    /// [`NotQueued`]: the lane's budget has no room, or the frame is a new message and the lanes are [closed](Self::close).
     #[inline]
     pub fn push(
         &self,
@@ -198,12 +226,15 @@ impl Lanes {
         header: Header,
         payload: &Payload<'_>,
         define: Option<&Bytes>,
-    ) -> Result<(), Full> {
+    ) -> Result<(), NotQueued> {
         let bytes = Block::frame_bytes(payload.len(), self.checksum);
         let sum = self.sum(header, payload);
         let mut state = self.state.lock();
+        if state.is_closed && define.is_some() {
+            return Err(NotQueued::Closed);
+        }
         if !state.lanes[lane as usize].has_room(bytes, 1) {
-            return Err(Full);
+            return Err(NotQueued::Full);
         }
         self.put(&mut state, lane, header, (payload, sum), define);
         Ok(())
@@ -256,7 +287,7 @@ impl Lanes {
     /// The second value is a waker to be called by whoever gets it: the next in line, where there is room left.
     ///
     /// # Errors
-    /// [`Full`] if the caller is in line now.
+    /// [`NotQueued::Full`] if the caller is in line now, [`NotQueued::Closed`] if it is not.
     pub fn push_or_wait(
         &self,
         waiter: &mut Waiter,
@@ -265,10 +296,11 @@ impl Lanes {
         header: Header,
         payload: &Payload<'_>,
         define: Option<&Bytes>,
-    ) -> (Result<(), Full>, Option<Waker>) {
+    ) -> (Result<(), NotQueued>, Option<Waker>) {
         let bytes = Block::frame_bytes(payload.len(), self.checksum);
         let sum = self.sum(header, payload);
-        self.in_turn(waiter, waker, lane, (bytes, 1), |state| {
+        let size = (bytes, 1, define.is_some());
+        self.in_turn(waiter, waker, lane, size, |state| {
             self.put(state, lane, header, (payload, sum), define);
         })
     }
@@ -277,7 +309,7 @@ impl Lanes {
     /// method. Leaves the batch empty.
     ///
     /// # Errors
-    /// [`Full`] if the caller is in line now; the batch has its messages then.
+    /// As there; the batch has its messages then.
     pub fn push_batch_or_wait(
         &self,
         waiter: &mut Waiter,
@@ -285,10 +317,10 @@ impl Lanes {
         lane: Lane,
         batch: &mut BatchBlock,
         (method, define): (u16, &Bytes),
-    ) -> (Result<(), Full>, Option<Waker>) {
+    ) -> (Result<(), NotQueued>, Option<Waker>) {
         let block = batch.complete();
         let (bytes, frames) = (block.bytes(), block.frames());
-        self.in_turn(waiter, waker, lane, (bytes, frames), |state| {
+        self.in_turn(waiter, waker, lane, (bytes, frames, true), |state| {
             state.messages += frames as u64;
             if !mutant::is("batch_without_name") {
                 self.announce(state, lane, method, define);
@@ -297,19 +329,24 @@ impl Lanes {
         })
     }
 
-    /// Calls `put` if there is room for so many bytes and frames and it is the waiter's turn; otherwise the waiter is in line.
+    /// Calls `put` if there is room for so many bytes and frames (of new messages or not) and it is the waiter's turn; otherwise the waiter
+    /// is in line.
     #[inline]
     fn in_turn(
         &self,
         waiter: &mut Waiter,
         waker: &Waker,
         lane: Lane,
-        (bytes, frames): (usize, usize),
+        (bytes, frames, is_new): (usize, usize, bool),
         put: impl FnOnce(&mut State),
-    ) -> (Result<(), Full>, Option<Waker>) {
+    ) -> (Result<(), NotQueued>, Option<Waker>) {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let mine = &mut state.lanes[lane as usize];
+        if state.is_closed && is_new {
+            let next = mine.leave_line(waiter);
+            return (Err(NotQueued::Closed), next);
+        }
         let had_turn = waiter.ticket.is_some() && mine.woken == waiter.ticket;
         // Those who were there before go first.
         let my_turn = had_turn || (mine.waiters.is_empty() && mine.woken.is_none());
@@ -335,23 +372,14 @@ impl Lanes {
             None if had_turn => mine.waiters.push_front((ticket, waker.clone())),
             None => mine.waiters.push_back((ticket, waker.clone())),
         }
-        (Err(Full), None)
+        (Err(NotQueued::Full), None)
     }
 
     /// The waiter gives up. If it was its turn, the turn goes to the next in line, whose waker is returned.
     pub fn forget(&self, waiter: &mut Waiter, lane: Lane) -> Option<Waker> {
-        let ticket = waiter.ticket.take()?;
-        let mut state = self.state.lock();
-        let lane = &mut state.lanes[lane as usize];
-        if lane.woken == Some(ticket) {
-            if mutant::is("turn_lost_on_cancel") {
-                return None;
-            }
-            lane.woken = None;
-            return lane.wake_next();
-        }
-        lane.waiters.retain(|(other, _)| *other != ticket);
-        None
+        // Most never waited, and need not lock.
+        waiter.ticket?;
+        self.state.lock().lanes[lane as usize].leave_line(waiter)
     }
 
     /// How many wait for room in a lane.
@@ -421,6 +449,22 @@ impl Lanes {
         (wakers, first.blocks.is_empty() && second.blocks.is_empty())
     }
 
+    /// From now on new messages are refused, as if there were no room; frames of what was begun are taken. Returns who waits for room, to be
+    /// woken: some of them may have to go another way.
+    ///
+    /// Whoever finds a connection open and queues a message a moment later would otherwise queue it behind the connection's end.
+    pub fn close(&self) -> Vec<Waker> {
+        let mut state = self.state.lock();
+        state.is_closed = true;
+        let lanes = state.lanes.iter_mut();
+        lanes.flat_map(LaneState::dismiss).collect()
+    }
+
+    /// New messages are taken again: for the next connection.
+    pub fn open(&self) {
+        self.state.lock().is_closed = false;
+    }
+
     /// Forgets all frames and announcements: the connection is gone. Returns who waits for room, to be woken.
     pub fn clear(&self) -> Vec<Waker> {
         let mut guard = self.state.lock();
@@ -433,8 +477,7 @@ impl Lanes {
             lane.frames = 0;
             lane.deficit = 0;
             lane.announced = [0; ANNOUNCED_WORDS];
-            lane.woken = None;
-            wakers.extend(lane.waiters.drain(..).map(|(_, waker)| waker));
+            wakers.extend(lane.dismiss());
         }
         wakers
     }

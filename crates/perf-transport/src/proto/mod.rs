@@ -36,7 +36,7 @@ pub use handshake::{
     Accepted, ConnectionClass, Define, FEATURE_CHECKSUM, HANDSHAKE_BYTES_MAX, HandshakeError,
     Hello, Local, Refuse, VERSION_MAX, VERSION_MIN, Welcome, accept, check_welcome, refusal,
 };
-pub use lane::{Full, Lane, LaneLimits, Lanes, METHODS_MAX, Waiter};
+pub use lane::{Lane, LaneLimits, Lanes, METHODS_MAX, NotQueued, Waiter};
 pub use liveness::{Liveness, LivenessLimits, Verdict};
 pub use pending::{CALLS_MAX, CallKey, Fault, Outcome, Pending};
 pub use read_buffer::ReadBuffer;

@@ -11,7 +11,7 @@ use crate::message::Origin;
 use crate::proto::{
     Accepted, Channel, Decoder, Fault, HandshakeError, ReadBuffer, Server, ServerLimits,
 };
-use crate::transport::Inner;
+use crate::transport::{Handshaking, Inner};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -39,7 +39,11 @@ pub(crate) async fn run(inner: Arc<Inner>, mut listener: Box<dyn Listener>) {
         match next {
             None => return,
             Some((_, Err(_))) => tokio::time::sleep(ACCEPT_PAUSE).await,
-            Some((handshake, Ok((stream, from)))) => {
+            Some((permit, Ok((stream, from)))) => {
+                let Some(handshaking) = inner.begin_handshake() else {
+                    // Whoever dialled again would keep this node from ever being done.
+                    continue;
+                };
                 let Ok(connection) = Arc::clone(&connections).try_acquire_owned() else {
                     let error = TransportError::Configuration {
                         reason: format!(
@@ -53,7 +57,7 @@ pub(crate) async fn run(inner: Arc<Inner>, mut listener: Box<dyn Listener>) {
                 let inner = Arc::clone(&inner);
                 tokio::spawn(async move {
                     let _connection = connection;
-                    serve(&inner, stream, from, handshake).await;
+                    serve(&inner, stream, from, (permit, handshaking)).await;
                 });
             }
         }
@@ -100,7 +104,7 @@ async fn serve(
     inner: &Arc<Inner>,
     stream: Box<dyn ByteStream>,
     from: String,
-    handshake: OwnedSemaphorePermit,
+    (permit, handshaking): (OwnedSemaphorePermit, Handshaking),
 ) {
     let time = inner.config.handshake_timeout;
     let shaken = timeout(time, shake(inner, stream)).await.unwrap_or({
@@ -108,7 +112,7 @@ async fn serve(
             timeout_ms: crate::config::millis(time),
         })
     });
-    drop(handshake);
+    drop(permit);
     let Shaken {
         accepted,
         read,
@@ -125,7 +129,7 @@ async fn serve(
     let config = &inner.config;
     let limits = config.channel(accepted.class, inner.local.checksum);
     let conn = Arc::new(Conn::new(accepted.node, Channel::new(limits)));
-    let number = inner.add_inbound(&conn);
+    let number = inner.add_inbound(&conn, handshaking);
     let (peer, class) = (accepted.node, accepted.class);
     inner.events.report(PeerEvent::Accepted { peer, class });
     let role = ServeRole::new(
@@ -160,11 +164,20 @@ async fn serve(
     role.lost();
     conn.close(reason.clone());
     conn.disconnect(&Fault::Disconnected);
-    inner.remove_inbound(number);
+    inner.retire_inbound(number);
     inner.counts.transferred(&conn);
     inner.events.report(PeerEvent::Ended {
         peer,
         class,
         reason,
     });
+    // Its handlers go on, and its place is theirs until they end: otherwise a peer that connects again could have any number.
+    let mut stop = inner.stop.subscribe();
+    while !conn.is_handled() {
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => break,
+            () = tokio::time::sleep(config.tick) => {}
+        }
+    }
+    inner.forget_inbound(number);
 }

@@ -51,8 +51,6 @@ pub(crate) struct Conn {
     /// Handlers that run, and the bytes of their requests.
     pub(crate) handlers: AtomicUsize,
     pub(crate) handler_bytes: AtomicUsize,
-    /// Frames whose messages wait for handlers to end.
-    pub(crate) held: AtomicUsize,
     /// What this connection has done since it began. Each has one writer at a time, so plain stores do.
     pub(crate) frames_received: AtomicU64,
     pub(crate) bytes_received: AtomicU64,
@@ -84,7 +82,6 @@ impl Conn {
             paused: AtomicBool::new(false),
             handlers: AtomicUsize::new(0),
             handler_bytes: AtomicUsize::new(0),
-            held: AtomicUsize::new(0),
             frames_received: AtomicU64::new(0),
             bytes_received: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
@@ -191,6 +188,9 @@ impl Conn {
         };
         let mut writes = 0;
         loop {
+            // What is about to be taken counts already; the lock of the lanes publishes it.
+            let known = wire.transmit.bytes().max(1);
+            self.unwritten.store(known, Ordering::Relaxed);
             for waker in wire
                 .transmit
                 .fill(&self.channel.lanes)
@@ -261,7 +261,6 @@ impl Conn {
         for waker in self.channel.lost(fault) {
             waker.wake();
         }
-        self.held.store(0, Ordering::Relaxed);
         self.paused.store(false, Ordering::Relaxed);
     }
 
@@ -286,14 +285,16 @@ impl Conn {
         None
     }
 
-    /// Whether no handler runs or is to be started.
+    /// Whether no handler runs.
     pub(crate) fn is_handled(&self) -> bool {
-        self.handlers.load(Ordering::SeqCst) == 0 && self.held.load(Ordering::SeqCst) == 0
+        self.handlers.load(Ordering::SeqCst) == 0
     }
 
-    /// Bytes that wait to be written, taken ones included.
+    /// Bytes that wait to be written, taken ones included. Not 0 while there are any.
     pub(crate) fn backlog(&self) -> usize {
-        self.unwritten.load(Ordering::Relaxed) + self.channel.lanes.queued().0
+        // In the order in which they go from the one to the other: whoever takes them says so beforehand.
+        let queued = self.channel.lanes.queued().0;
+        queued + self.unwritten.load(Ordering::Relaxed)
     }
 
     /// Wakes the task if it has stopped reading.

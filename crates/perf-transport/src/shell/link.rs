@@ -104,10 +104,13 @@ impl Link {
 
     #[cold]
     fn admit_slow(&self, peer: &Arc<Peer>, inner: &Arc<Inner>) -> Result<(), Refused> {
-        let admission = self.dialer.lock().want(inner.now_ms());
-        match admission {
+        let mut dialer = self.dialer.lock();
+        match dialer.want(inner.now_ms()) {
             Admission::Queue => Ok(()),
             Admission::QueueAndDial => {
+                // Under the dialer's lock: `lost` closes them before it says that there is nothing to wait for.
+                self.conn.channel.lanes.open();
+                drop(dialer);
                 self.dials.fetch_add(1, Ordering::Relaxed);
                 let task = run(Arc::clone(inner), Arc::clone(peer), self.class);
                 inner.runtime.spawn(task);
@@ -123,9 +126,25 @@ impl Link {
     pub(crate) fn close(&self) {
         self.dialer.lock().close();
         self.is_open.store(false, Ordering::Release);
+        self.refuse_new();
         self.conn.close(CloseReason::Closed);
         // Without a task nobody else would end what waits.
         self.conn.channel.pending.fail_all(&Fault::Disconnected);
+    }
+
+    /// Queues no new messages until the next connection is dialled. Who waits for room asks anew whether there is a way.
+    fn refuse_new(&self) {
+        for waker in self.conn.channel.lanes.close() {
+            waker.wake();
+        }
+    }
+
+    /// The connection is lost, or there will be none: what is queued is dropped. Only then `say` tells the dialer, so that whoever asks it next
+    /// finds the queues empty.
+    fn lost<R>(&self, fault: &Fault, say: impl FnOnce(&mut Dialer) -> R) -> R {
+        self.refuse_new();
+        self.conn.disconnect(fault);
+        say(&mut self.dialer.lock())
     }
 
     /// Whether it will never be connected again.
@@ -166,7 +185,7 @@ async fn run(inner: Arc<Inner>, peer: Arc<Peer>, class: ConnectionClass) {
         return fail(&inner, &peer, link, error);
     }
     if !link.dialer.lock().connected() {
-        link.conn.disconnect(&Fault::Unreachable);
+        link.lost(&Fault::Unreachable, |_| ());
         return;
     }
     link.is_open.store(true, Ordering::Release);
@@ -185,8 +204,7 @@ async fn run(inner: Arc<Inner>, peer: Arc<Peer>, class: ConnectionClass) {
     let conn = Arc::clone(&link.conn);
     let (reason, _) = session::run(conn, established, inner.config.outbox_bytes, role).await;
     link.is_open.store(false, Ordering::Release);
-    link.dialer.lock().lost();
-    link.conn.disconnect(&Fault::Disconnected);
+    link.lost(&Fault::Disconnected, Dialer::lost);
     inner.counts.connected(false);
     inner.counts.transferred(&link.conn);
     inner.events.report(PeerEvent::Lost {
@@ -197,12 +215,10 @@ async fn run(inner: Arc<Inner>, peer: Arc<Peer>, class: ConnectionClass) {
 }
 
 fn fail(inner: &Inner, peer: &Peer, link: &Link, error: TransportError) {
-    let failures = {
-        let mut dialer = link.dialer.lock();
+    let failures = link.lost(&Fault::Unreachable, |dialer| {
         dialer.failed(inner.now_ms());
         dialer.failures()
-    };
-    link.conn.disconnect(&Fault::Unreachable);
+    });
     inner.counts.dial_failed();
     inner.events.report(PeerEvent::Unreachable {
         peer: peer.id,
@@ -307,6 +323,7 @@ impl Role for ClientRole {
             let link = self.peer.link(self.class);
             link.is_open.store(false, Ordering::Release);
             link.dialer.lock().draining();
+            link.refuse_new();
         }
         Ok(())
     }

@@ -278,7 +278,6 @@ impl ServeRole {
                 self.held.push_front(held);
             }
         }
-        conn.held.store(self.held.len(), Ordering::SeqCst);
     }
 
     #[inline]
@@ -424,7 +423,6 @@ impl Role for ServeRole {
             let sequence = self.server.admit(&frame.header)?;
             if self.is_behind_held(&frame.header) {
                 self.hold(frame, sequence);
-                conn.held.store(self.held.len(), Ordering::SeqCst);
                 return Ok(());
             }
             self.dispatch(frame, sequence, conn);
