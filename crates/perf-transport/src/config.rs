@@ -64,7 +64,7 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// How exact timeouts are, and how often everything is looked at. 10 ms.
     pub tick: Duration,
-    /// Connections that are accepted at once, handshakes included. 1024. Further ones are closed.
+    /// Connections that are accepted at once, handshakes included, and those that have ended while their handlers run. 1024. Further ones are closed.
     pub inbound_max: usize,
     /// Connections that are in their handshake at once. 64. Further ones wait to be accepted.
     pub handshakes_max: usize,

@@ -19,6 +19,7 @@ fn each_fault_is_found() {
         "cancel_keeps_slot",
         "turn_lost_on_cancel",
         "batch_without_name",
+        "lanes_stay_open",
     ] {
         set(Some(mutant));
         let found = (0..SEEDS).find_map(|seed| {

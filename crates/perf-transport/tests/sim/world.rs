@@ -6,7 +6,7 @@ use perf_transport::Payload;
 use perf_transport::proto::{
     Admission, Backoff, BatchBlock, BodyState, BodyStep, CallKey, Channel, ChannelLimits, Client,
     ConnectionClass, Decoder, Define, DialState, Dialer, Fault, Header, Incoming, Kind, Lane,
-    LaneLimits, Liveness, LivenessLimits, Local, Messages, Notified, SendWindow, Server,
+    LaneLimits, Liveness, LivenessLimits, Local, Messages, NotQueued, Notified, SendWindow, Server,
     ServerLimits, Transmit, Verdict, Waiter, accept, check_welcome,
 };
 use prost::Message;
@@ -24,6 +24,8 @@ const PIPE_BYTES: usize = 6000;
 const OUTBOX_BYTES: usize = 8000;
 const TIMEOUT_MS: u64 = 400;
 const DIAL_MS: u64 = 100;
+/// How long a caller may be interrupted.
+const HESITATION_MS: u64 = 60;
 const BACKOFF_MS: u64 = 300;
 const TICK_MS_MAX: u64 = 25;
 const LIMITS: LivenessLimits = LivenessLimits {
@@ -240,6 +242,8 @@ struct World {
     is_cut: [bool; 2],
     cut_since: Option<u64>,
     calls: Vec<Call>,
+    /// When callers go on that were interrupted.
+    hesitant: Vec<u64>,
     waiting: Vec<Waiting>,
     sending: Vec<Sending>,
     numbers: u64,
@@ -335,6 +339,7 @@ impl World {
             is_cut: [false; 2],
             cut_since: None,
             calls: Vec::new(),
+            hesitant: Vec::new(),
             waiting: Vec::new(),
             sending: Vec::new(),
             numbers: 0,
@@ -367,6 +372,7 @@ impl World {
                 _ => self.handlers()?,
             }
         }
+        self.late_calls()?;
         self.dial()?;
         if self.random.chance(30) || self.now_ms >= self.ticked_ms + TICK_MS_MAX {
             self.tick()?;
@@ -419,6 +425,7 @@ impl World {
         match self.dialer.want(self.now_ms) {
             Admission::Queue => true,
             Admission::QueueAndDial => {
+                self.channel.lanes.open();
                 self.dialling_until = Some(self.now_ms + 1 + self.random.below(DIAL_MS));
                 true
             }
@@ -430,9 +437,38 @@ impl World {
         if !self.admit() {
             return;
         }
+        if self.random.chance(20) {
+            // A caller that was interrupted between finding a way and queueing.
+            let due_ms = self.now_ms + self.random.below(HESITATION_MS);
+            self.hesitant.push(due_ms);
+            return;
+        }
+        // Refused is refused.
+        let _ = self.begin_call();
+    }
+
+    /// Callers go on that were interrupted. The connection may have been lost since, and another one dialled.
+    fn late_calls(&mut self) -> Result<(), String> {
+        let late = self.hesitant.len();
+        self.hesitant.retain(|due_ms| *due_ms > self.now_ms);
+        for _ in self.hesitant.len()..late {
+            let begun = match self.begin_call() {
+                // As the shell does: the way is gone, so ask for another one.
+                Err(NotQueued::Closed) if self.admit() => self.begin_call(),
+                other => other,
+            };
+            let state = self.dialer.state();
+            if begun.is_ok() && matches!(state, DialState::Idle | DialState::Backoff { .. }) {
+                return Err("a message is queued where nobody dials".to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_call(&mut self) -> Result<(), NotQueued> {
         let deadline_ms = self.now_ms + TIMEOUT_MS;
         let Some(key) = self.channel.pending.open(deadline_ms) else {
-            return;
+            return Err(NotQueued::Full);
         };
         let number = self.number();
         let payload = self.payload(number);
@@ -445,7 +481,7 @@ impl World {
             .push(lane, header, &payload, Some(&define()));
         if pushed.is_err() {
             self.channel.pending.cancel(key);
-            return;
+            return pushed;
         }
         self.notify_client();
         self.calls.push(Call {
@@ -454,6 +490,7 @@ impl World {
             task: Task::new(),
             opened_ms: self.now_ms,
         });
+        Ok(())
     }
 
     fn new_one_way(&mut self) {
@@ -604,8 +641,9 @@ impl World {
 
     fn client_gone(&mut self) {
         if self.dialled.take().is_some() {
-            self.dialer.lost();
+            wake(self.channel.lanes.close());
             wake(self.channel.lost(&Fault::Disconnected));
+            self.dialer.lost();
             self.summary.lost += 1;
         }
     }
@@ -626,8 +664,9 @@ impl World {
             return Err("a second connection was dialled".to_owned());
         }
         if self.is_cut[0] || self.is_cut[1] || (!self.is_calm && self.random.chance(20)) {
-            self.dialer.failed(until_ms);
+            wake(self.channel.lanes.close());
             wake(self.channel.lost(&Fault::Unreachable));
+            self.dialer.failed(until_ms);
             return Ok(());
         }
         self.connections += 1;
@@ -1180,6 +1219,7 @@ impl World {
         self.write(false);
         self.move_bytes(false)?;
         self.run_tasks()?;
+        self.late_calls()?;
         self.dial()?;
         self.tick()
     }
