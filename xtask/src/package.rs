@@ -1,5 +1,8 @@
 //! `cargo xtask package`: what would be published, proven without publishing it.
 
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
@@ -44,6 +47,8 @@ pub(crate) fn run(allow_dirty: bool) -> Result<()> {
         bail!("the packages are not right:\n  {}", problems.join("\n  "));
     }
 
+    let published: Vec<&Package> = workspace.published().collect();
+    forget_last_run(&published)?;
     let mut publish = workspace::cargo();
     publish.args(["publish", "--workspace", "--dry-run", "--all-features"]);
     if allow_dirty {
@@ -51,9 +56,47 @@ pub(crate) fn run(allow_dirty: bool) -> Result<()> {
     }
     step::run("dry run: every crate built from its package", &mut publish)?;
 
-    let published: Vec<&Package> = workspace.published().collect();
     println!("\nPublish in this order: {}", order(&published)?.join(", "));
     Ok(())
+}
+
+/// Has cargo unpack and build the packages anew.
+///
+/// It takes those of the last dry run for them, as a registry's package of one version never changes: a crate would be built with what another
+/// one was then.
+fn forget_last_run(published: &[&Package]) -> Result<()> {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let Some(home) = home.or_else(|| Some(env::home_dir()?.join(".cargo"))) else {
+        bail!("cannot tell where cargo keeps its files: set CARGO_HOME");
+    };
+    let found = unpacked(&home.join("registry/src"), published);
+    for directory in &found {
+        fs::remove_dir_all(directory)
+            .with_context(|| format!("cannot remove {}", directory.display()))?;
+    }
+    if !found.is_empty() {
+        let mut clean = workspace::cargo();
+        clean.arg("clean").arg("--quiet");
+        for package in published {
+            clean.args(["--package", &package.name]);
+        }
+        step::run("what the last dry run built is removed", &mut clean)?;
+    }
+    Ok(())
+}
+
+/// Where packages of dry runs were unpacked: below directories that are named after a registry, which has no host there.
+fn unpacked(sources: &Path, published: &[&Package]) -> Vec<PathBuf> {
+    // Without the directory nothing was unpacked.
+    let registries = fs::read_dir(sources).into_iter().flatten().flatten();
+    let local = registries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"-"));
+    let packages = local.flat_map(|entry| {
+        published.iter().map(move |package| {
+            let name = format!("{}-{}", package.name, package.version);
+            entry.path().join(name)
+        })
+    });
+    packages.filter(|path| path.is_dir()).collect()
 }
 
 fn files_of(package: &Package, allow_dirty: bool) -> Result<Vec<String>> {
@@ -157,6 +200,21 @@ mod tests {
         );
         let error = order(&[&top, &middle]).expect_err("base is not among them");
         assert!(error.to_string().contains("top, middle"), "{error}");
+    }
+
+    #[test]
+    fn only_packages_of_dry_runs_are_forgotten() -> Result<()> {
+        let sources = tempfile::tempdir()?;
+        for directory in ["-0f3c/ours-0.1.0", "-0f3c/ours-0.2.0", "-0f3c/theirs-0.1.0"] {
+            fs::create_dir_all(sources.path().join(directory))?;
+        }
+        fs::create_dir_all(sources.path().join("index.example-0f3c/ours-0.1.0"))?;
+        let ours = package("ours", &[]);
+        let other = package("other", &[]);
+        let found = unpacked(sources.path(), &[&ours, &other]);
+        assert_eq!(found, [sources.path().join("-0f3c/ours-0.1.0")]);
+        assert!(unpacked(&sources.path().join("nowhere"), &[&ours]).is_empty());
+        Ok(())
     }
 
     #[test]
