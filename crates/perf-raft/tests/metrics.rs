@@ -7,7 +7,9 @@ use bytes::Bytes;
 use common::{Map, options};
 use perf_metrics::node::NodeMetrics;
 use perf_metrics::{KeyValue, Registry, SeriesSnapshot, Value};
-use perf_raft::{ChannelNetwork, MemoryLog, ProposeError, RaftHandle, RaftMetrics, RaftNode};
+use perf_raft::{
+    ChannelNetwork, MemoryLog, ProposeError, RaftHandle, RaftMetrics, RaftNode, ReadError,
+};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,7 +54,9 @@ async fn figures_of_each_stage_are_recorded() {
     }
     let nobody = node.transfer_leader(9).await;
     assert!(matches!(nobody, Err(ProposeError::Refused { .. })));
+    assert_eq!(node.lease_read().await, Err(ReadError::NoLease));
     node.shutdown().await;
+    assert_eq!(node.stats().core.reads_failed, 1);
     assert_eq!(proposals(&registry, "success"), Value::U64(10));
     assert_eq!(proposals(&registry, "failed"), Value::U64(1));
     let snapshot = registry.collect();

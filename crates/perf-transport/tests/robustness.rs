@@ -37,6 +37,20 @@ fn echo() -> Router {
     })
 }
 
+/// Waits until node 2 answers calls.
+async fn until_answered(client: &Transport) {
+    soon(async {
+        while client
+            .call(Envelope::new(2, "vm", "echo", b"x"))
+            .await
+            .is_err()
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
 async fn event(
     events: &mut broadcast::Receiver<PeerEvent>,
     mut wanted: impl FnMut(&PeerEvent) -> bool,
@@ -259,16 +273,7 @@ async fn a_black_holed_peer_is_reported_and_used_again_when_it_is_back() {
         .listen("127.0.0.1:0");
     let server = server.start().await.expect("starts");
     client.add_peer(2, address(&server));
-    soon(async {
-        while client
-            .call(Envelope::new(2, "vm", "echo", b"x"))
-            .await
-            .is_err()
-        {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    until_answered(&client).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -566,11 +571,10 @@ async fn draining_loses_no_call_that_was_sent() {
         assert!(soon(server.drain(PATIENCE)).await);
         for caller in callers {
             let (answered, error) = soon(caller).await.expect("no panics");
-            let was_not_sent = matches!(
-                error,
-                TransportError::PeerDraining { .. } | TransportError::Unreachable { .. }
+            assert!(
+                error.is_unsent(),
+                "round {round}, {answered} calls: {error}"
             );
-            assert!(was_not_sent, "round {round}, {answered} calls: {error}");
         }
     }
 }
@@ -611,16 +615,7 @@ async fn handlers_of_lost_connections_count_until_they_end() {
     assert!(refused.is_err(), "there is no place");
     release.notify_one();
     until(|| server.stats().handlers == 0).await;
-    soon(async {
-        while second
-            .call(Envelope::new(2, "vm", "echo", b"x"))
-            .await
-            .is_err()
-        {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await;
+    until_answered(&second).await;
     // Who leaves in good order waits for them as well.
     soon(second.send_wait(Envelope::new(2, "vm", "long", b"x")))
         .await
@@ -634,4 +629,40 @@ async fn handlers_of_lost_connections_count_until_they_end() {
     release.notify_one();
     assert!(soon(draining).await.expect("no panics"), "in time");
     assert_eq!(done.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_draining_node_takes_no_new_connections() {
+    let release = Arc::new(Notify::new());
+    let released = Arc::clone(&release);
+    let router = echo().spawned("vm", "long", move |message| {
+        let released = Arc::clone(&released);
+        async move {
+            released.notified().await;
+            Ok(message.into_payload())
+        }
+    });
+    let (client, server) = pair(router, brisk()).await;
+    let begun = client.call(Envelope::new(2, "vm", "long", b"begun"));
+    until(|| server.stats().handlers == 1).await;
+    let latecomer = plain(3).config(brisk()).peer(2, address(&server));
+    let latecomer = latecomer.start().await.expect("starts");
+    let draining = tokio::spawn(async move { server.drain(PATIENCE).await });
+    let draining_error = TransportError::PeerDraining { peer: 2 };
+    soon(async {
+        while client.call(Envelope::new(2, "vm", "echo", b"x")).await != Err(draining_error.clone())
+        {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    let refused = soon(latecomer.call(Envelope::new(2, "vm", "echo", b"x"))).await;
+    assert!(
+        matches!(refused, Err(TransportError::Unreachable { .. })),
+        "{refused:?}"
+    );
+    assert!(!draining.is_finished());
+    release.notify_one();
+    assert_eq!(soon(begun).await.as_deref(), Ok(&b"begun"[..]));
+    assert!(soon(draining).await.expect("no panics"), "in time");
 }

@@ -231,10 +231,10 @@ impl Drop for Worker {
 /// there would be synced at no cost.
 fn scratch() -> Result<TempDir> {
     let program = env::current_exe().context("cannot tell where this program is")?;
-    let beside = program.with_file_name("");
+    let beside = program.parent().context("this program is nowhere")?;
     tempfile::Builder::new()
         .prefix("bench-")
-        .tempdir_in(&beside)
+        .tempdir_in(beside)
         .with_context(|| format!("cannot make a folder in {}", beside.display()))
 }
 

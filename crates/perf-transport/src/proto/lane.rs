@@ -449,8 +449,8 @@ impl Lanes {
         (wakers, first.blocks.is_empty() && second.blocks.is_empty())
     }
 
-    /// From now on new messages are refused, as if there were no room; frames of what was begun are taken. Returns who waits for room, to be
-    /// woken: some of them may have to go another way.
+    /// From now on new messages are refused; frames of what was begun are taken. Returns who waits for room, to be woken: some of them may
+    /// have to go another way.
     ///
     /// Whoever finds a connection open and queues a message a moment later would otherwise queue it behind the connection's end.
     pub fn close(&self) -> Vec<Waker> {

@@ -345,3 +345,60 @@ impl Wire {
         }
     }
 }
+
+#[cfg(all(test, not(perf_loom)))]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::payload::Payload;
+    use crate::proto::{ConnectionClass, Header, Kind, Lane};
+    use std::sync::{Arc, Weak};
+
+    /// A stream that notes the connection's backlog whenever it is written to, and takes ten bytes at a time.
+    struct Watching {
+        conn: Weak<Conn>,
+        seen: Arc<Mutex<Vec<usize>>>,
+    }
+
+    impl AsyncWrite for Watching {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            let conn = self.conn.upgrade().expect("it writes");
+            self.seen.lock().push(conn.backlog());
+            Poll::Ready(Ok(bytes.len().min(10)))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn there_is_a_backlog_until_the_last_byte_is_written() {
+        let limits = Config::default().channel(ConnectionClass::Bulk, false);
+        let conn = Arc::new(Conn::new(2, Channel::new(limits)));
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let io = Watching {
+            conn: Arc::downgrade(&conn),
+            seen: Arc::clone(&seen),
+        };
+        conn.connect(Box::new(io), 1 << 16, Waker::noop());
+        let header = Header::new(Kind::OneWay, 0, 0);
+        let lanes = &conn.channel.lanes;
+        let pushed = lanes.push(Lane::First, header, &Payload::Borrowed(&[7; 14]), None);
+        assert_eq!(pushed, Ok(()));
+        assert_eq!(conn.backlog(), 30);
+        conn.notify(true);
+        // The first write has taken all of it from the queue.
+        assert_eq!(seen.lock().len(), 3);
+        assert!(seen.lock().iter().all(|&backlog| backlog > 0), "{seen:?}");
+        assert_eq!(conn.backlog(), 0);
+    }
+}
