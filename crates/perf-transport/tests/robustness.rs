@@ -666,3 +666,16 @@ async fn a_draining_node_takes_no_new_connections() {
     assert_eq!(soon(begun).await.as_deref(), Ok(&b"begun"[..]));
     assert!(soon(draining).await.expect("no panics"), "in time");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn draining_ends_when_a_silent_peer_is_given_up() {
+    let server = plain(2).router(echo()).config(brisk());
+    let server = server.listen("127.0.0.1:0").start().await.expect("starts");
+    let mut silent = TcpStream::connect(address(&server))
+        .await
+        .expect("it listens");
+    silent.write_all(&hello("test", 2)).await.expect("it reads");
+    until(|| server.stats().inbound == 1).await;
+    // It is told, and says nothing.
+    assert!(soon(server.drain(PATIENCE)).await, "in time");
+}
