@@ -217,6 +217,20 @@ async fn serve(stream: tokio::net::TcpStream, handle: RaftHandle, map: Map) {
     }
 }
 
+/// Ports that nobody listens on, below those that outgoing connections are given (from 32768 on Linux, from 49152
+/// by RFC 6335 elsewhere): one of those may be some connection's own while a node is down.
+fn free_ports(count: usize) -> Vec<u16> {
+    // Test runs beside each other begin at different places.
+    let begin = std::process::id() % 12_000;
+    let ports: Vec<u16> = (0..12_000)
+        .map(|place| 20_000 + ((begin * 97 + place) % 12_000) as u16)
+        .filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .take(count)
+        .collect();
+    assert_eq!(ports.len(), count, "loopback has free ports");
+    ports
+}
+
 /// The processes, killed when the test ends however it ends.
 struct Nodes {
     children: Vec<Option<Child>>,
@@ -291,17 +305,9 @@ fn nothing_acknowledged_is_missing_after_many_kills() {
         .ok()
         .and_then(|value| value.parse().ok())
         .unwrap_or(4);
-    let listeners: Vec<TcpListener> = (0..6)
-        .map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"))
-        .collect();
-    let ports = listeners
-        .iter()
-        .map(|listener| listener.local_addr().expect("bound").port())
-        .collect();
-    drop(listeners);
     let mut nodes = Nodes {
         children: vec![None, None, None],
-        ports,
+        ports: free_ports(6),
         folder: tempfile::tempdir().expect("a temporary folder"),
     };
     for place in 0..3 {

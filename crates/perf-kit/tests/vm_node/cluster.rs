@@ -1,15 +1,17 @@
 //! Nodes of the example as processes, and a client that sends exactly what it is told.
 
 use std::io::{BufRead, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// How long a cluster may take to have a leader, on a machine that does much else.
-const LEADER_MAX: Duration = Duration::from_secs(60);
+use crate::ports::free_addresses;
+
+/// How long nodes may take to listen and to have a leader, on a machine that does much else.
+const START_MAX: Duration = Duration::from_secs(60);
 /// How long an answer may take.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 
@@ -53,17 +55,11 @@ fn program() -> PathBuf {
 impl Cluster {
     pub(crate) fn start() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
-        let listeners: Vec<TcpListener> = (0..8)
-            .map(|_| TcpListener::bind("127.0.0.1:0").expect("loopback is there"))
+        let addresses = free_addresses(8).expect("loopback has free ports");
+        let peers = (1..)
+            .zip(addresses.chunks(2))
+            .map(|(id, pair)| (id, pair[0].to_string(), pair[1].to_string()))
             .collect();
-        let address = |place: usize| {
-            let address = listeners[place].local_addr().expect("it is bound");
-            address.to_string()
-        };
-        let peers = (0..4)
-            .map(|place| (place as u64 + 1, address(2 * place), address(2 * place + 1)))
-            .collect();
-        drop(listeners);
         let made = Command::new(program())
             .arg("certificates")
             .arg(directory.path().join("certificates"))
@@ -76,14 +72,23 @@ impl Cluster {
             children: vec![None, None, None, None],
         };
         for id in 1..=3 {
-            cluster.restart(id);
+            cluster.spawn(id);
+        }
+        for id in 1..=3 {
+            cluster.wait_until_it_listens(id);
         }
         cluster
     }
 
-    /// Starts a node; the fourth is one that joins.
+    /// Starts a node, and returns when it listens; the fourth is one that joins.
     pub(crate) fn restart(&mut self, id: u64) {
+        self.spawn(id);
+        self.wait_until_it_listens(id);
+    }
+
+    fn spawn(&mut self, id: u64) {
         let folder = self.directory.path();
+        let log = std::fs::File::create(self.log(id)).expect("the folder can be written to");
         let mut command = Command::new(program());
         command.args(["serve", "--id", &id.to_string()]);
         let known = if id == 4 { 4 } else { 3 };
@@ -100,10 +105,33 @@ impl Cluster {
             .arg(folder.join("certificates"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(log)
             .spawn()
             .expect("the program can be started");
         self.children[id as usize - 1] = Some(child);
+    }
+
+    fn wait_until_it_listens(&mut self, id: u64) {
+        let start = Instant::now();
+        while let Err(error) = TcpStream::connect(self.address(id)) {
+            let child = self.children[id as usize - 1].as_mut();
+            let ended = child.expect("it was started").try_wait();
+            if !matches!(ended, Ok(None)) || start.elapsed() > START_MAX {
+                let said = self.words(id);
+                panic!("node {id} does not listen: {error}, {ended:?}; it said:\n{said}");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Where a node's stderr goes.
+    fn log(&self, id: u64) -> PathBuf {
+        self.directory.path().join(format!("node-{id}.log"))
+    }
+
+    /// What a node said since it was last started.
+    fn words(&self, id: u64) -> String {
+        std::fs::read_to_string(self.log(id)).unwrap_or_default()
     }
 
     pub(crate) fn kill(&mut self, id: u64) {
@@ -125,7 +153,7 @@ impl Cluster {
     /// The id of a leader that a majority of the first three agrees on and that knows their hosts.
     pub(crate) fn leader(&self) -> u64 {
         let start = Instant::now();
-        while start.elapsed() < LEADER_MAX {
+        while start.elapsed() < START_MAX {
             let statuses: Vec<Value> = (1..=3)
                 .filter_map(|id| try_send(self.address(id), "GET", "/status", "").ok())
                 .map(|answer| answer.json())
@@ -147,13 +175,14 @@ impl Cluster {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        panic!("no leader within {LEADER_MAX:?}");
+        panic!("no leader within {START_MAX:?}");
     }
 
     /// Sends a request to a node.
     pub(crate) fn send(&self, id: u64, method: &str, path: &str, body: &str) -> Answer {
-        try_send(self.address(id), method, path, body)
-            .unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+        try_send(self.address(id), method, path, body).unwrap_or_else(|error| {
+            panic!("{method} {path}: {error}; it said:\n{}", self.words(id))
+        })
     }
 }
 

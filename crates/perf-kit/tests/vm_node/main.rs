@@ -3,3 +3,5 @@
 mod cluster;
 mod interface;
 mod page;
+#[path = "../../examples/vm-node/cluster/ports.rs"]
+mod ports;

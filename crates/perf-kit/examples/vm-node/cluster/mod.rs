@@ -12,6 +12,7 @@ mod client;
 mod history;
 mod load;
 mod nodes;
+mod ports;
 mod report;
 
 use load::Load;

@@ -1,6 +1,5 @@
 //! The nodes as processes.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -10,6 +9,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 
 use super::client::{Client, StatusReply};
+use super::ports::free_addresses;
 use crate::certificates;
 
 /// Ticks per second in /proc: `getconf CLK_TCK`, 100 on every Linux.
@@ -40,13 +40,14 @@ impl Nodes {
     /// Makes certificates and starts nodes 1 to `count`.
     pub(super) async fn start(directory: &Path, count: u64, naive: bool) -> Result<Self> {
         certificates::make(&directory.join("certificates"), 1..=count)?;
-        let addresses = free_addresses(2 * count as usize)?;
+        let addresses = free_addresses(2 * count as usize)
+            .context("no free ports on the loopback interface")?;
         let peers = (1..=count)
             .zip(addresses.chunks(2))
             .map(|(id, pair)| Peer {
                 id,
-                raft: pair[0].clone(),
-                http: pair[1].clone(),
+                raft: pair[0].to_string(),
+                http: pair[1].to_string(),
             })
             .collect();
         let nodes = Self {
@@ -238,18 +239,4 @@ fn cpu_of(child: &Child) -> Duration {
         .filter_map(|field| field.parse::<u64>().ok())
         .sum();
     Duration::from_secs_f64(ticks as f64 / CLOCK_TICKS)
-}
-
-/// Addresses on the loopback interface that nobody listened on a moment ago.
-fn free_addresses(count: usize) -> Result<Vec<String>> {
-    // All are bound at once, so that they differ.
-    let listeners: Result<Vec<TcpListener>, _> = (0..count)
-        .map(|_| TcpListener::bind("127.0.0.1:0"))
-        .collect();
-    let listeners = listeners.context("cannot bind to the loopback interface")?;
-    let addresses: Result<Vec<String>, std::io::Error> = listeners
-        .iter()
-        .map(|listener| Ok(listener.local_addr()?.to_string()))
-        .collect();
-    Ok(addresses?)
 }
