@@ -13,7 +13,8 @@ use std::task::{Context, Poll};
 /// A call in flight: a future of the reply. The request is on its way already; nothing is allocated for it.
 ///
 /// It completes exactly once, with the reply or an error, at its deadline at the latest. Dropping it cancels the call: its slot
-/// is free at once, and a late reply is dropped. The peer is not told: the handler runs to its end.
+/// is free at once, and a late reply is dropped. The peer is told, as it is at the deadline, and stops the handler if that is one
+/// [with cancellation](crate::Router::with_cancellation); others run to their end.
 #[must_use = "dropping a call cancels it"]
 pub struct Call {
     state: State,
@@ -67,7 +68,7 @@ impl Drop for Call {
     #[inline]
     fn drop(&mut self) {
         if let State::Waiting { conn, key } = &self.state {
-            conn.channel.pending.cancel(*key);
+            conn.cancel(*key);
         }
     }
 }

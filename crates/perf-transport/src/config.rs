@@ -38,7 +38,7 @@ pub struct Config {
     /// Memory for one read: at first, and where reads fill it. 16 KiB to 256 KiB: a call at a time needs little, bulk is read in large pieces.
     pub read_bytes: (usize, usize),
     /// Requests with spawned handlers that may run at once for one connection, and the bytes they may hold. When there are more, the connection
-    /// is not read. 1024 and 16 MiB.
+    /// is not read, and the peer is told that this node lives. 1024 and 16 MiB.
     pub handlers_max: usize,
     /// Bytes that requests with spawned handlers may hold for one connection before it is not read any further.
     pub handler_bytes_max: usize,
@@ -56,7 +56,8 @@ pub struct Config {
     pub handshake_timeout: Duration,
     /// After so long without anything received a ping is sent. 500 ms.
     pub heartbeat_interval: Duration,
-    /// After so long without a frame received, or without progress in writing, the connection is cut and reported. 2 s: three lost pings.
+    /// After so long without a frame received, or without progress in writing to a peer that does not say that it is busy, the connection is cut and reported. 2 s:
+    /// three lost pings.
     pub heartbeat_timeout: Duration,
     /// Least and most time between attempts to dial a peer that cannot be reached. 50 ms to 2 s, with jitter.
     pub backoff: (Duration, Duration),

@@ -72,7 +72,8 @@ impl<'a> Envelope<'a> {
         self
     }
 
-    /// Sets how long a call may take. It is never ended earlier, and at most two ticks later.
+    /// Sets how long a call may take. It is never ended earlier, and at most two ticks later. The peer is told
+    /// ([`Message::time_limit`](crate::Message::time_limit)).
     #[inline]
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {

@@ -1,8 +1,9 @@
 //! What a handler gets.
 
 use crate::names::Named;
-use crate::proto::{FrameRef, MethodName};
+use crate::proto::{FrameRef, MethodName, TimeLimit};
 use bytes::Bytes;
+use std::time::Duration;
 
 /// Where a message came from: proven by the certificate where there is TLS, said by the peer otherwise.
 ///
@@ -30,6 +31,7 @@ pub struct Message {
     pub(crate) origin: Origin,
     pub(crate) name: Named,
     pub(crate) request_id: u64,
+    pub(crate) limit: TimeLimit,
     pub(crate) payload: Bytes,
 }
 
@@ -67,6 +69,14 @@ impl Message {
     #[must_use]
     pub fn request_id(&self) -> u64 {
         self.request_id
+    }
+
+    /// How long the caller of a request waits for the answer, from when it sent it; `None` for one-way messages, and for callers that wait longer
+    /// than 43 days. It came in one byte: up to an eighth longer than what the caller said, never shorter.
+    #[inline]
+    #[must_use]
+    pub fn time_limit(&self) -> Option<Duration> {
+        self.limit.duration()
     }
 
     /// Its bytes.

@@ -6,13 +6,13 @@ use crate::message::{Message, MessageRef, Reply};
 use crate::priority::Priority;
 use crate::proto::MethodName;
 use bytes::Bytes;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-type HandlerFuture = Pin<Box<dyn Future<Output = Result<Bytes, Rejection>> + Send>>;
+pub(crate) type HandlerFuture = Pin<Box<dyn Future<Output = Result<Bytes, Rejection>> + Send>>;
 type Inline = dyn Fn(&Message, &mut Reply<'_>) -> Result<(), Rejection> + Send + Sync;
 type OneWay = dyn Fn(Message) + Send + Sync;
 pub(crate) type OneWayRef = dyn Fn(MessageRef<'_>) + Send + Sync;
@@ -65,6 +65,7 @@ pub(crate) enum Handler {
 pub struct Router {
     handlers: HashMap<MethodName, Handler>,
     priorities: HashMap<MethodName, Priority>,
+    cancellable: HashSet<MethodName>,
     fallback: Option<Handler>,
 }
 
@@ -121,7 +122,8 @@ impl Router {
         self.with(service, method, Handler::OneWayRef(Arc::new(handler)))
     }
 
-    /// A handler that runs in a task of its own. It is not stopped when the caller no longer waits.
+    /// A handler that runs in a task of its own. It runs to its end though the caller waits no longer, unless it is one
+    /// [with cancellation](Self::with_cancellation).
     #[must_use]
     pub fn spawned<F>(
         self,
@@ -177,6 +179,35 @@ impl Router {
         self.find(&self.priorities, service, method)
             .copied()
             .unwrap_or_else(|| Priority::from_service_method(service, method))
+    }
+
+    /// Lets requests of a method, or with `*` of all methods of a service, be stopped: their spawned or streamed handler is dropped, at its next
+    /// `await`, when nobody waits for its answer any more. That is when the caller drops its [`Call`](crate::Call), its deadline passes, or the
+    /// connection is lost. Without it handlers run to their end.
+    ///
+    /// For work that may be left half done at each `await`: reads, waiting for a turn or for an event, fetching and computing. A handler that changes
+    /// several things, one after the other, rather finishes; or it spawns that part.
+    ///
+    /// ```
+    /// use perf_transport::Router;
+    /// use tokio::time::{Duration, sleep};
+    ///
+    /// let router = Router::new()
+    ///     .spawned("vm", "wait_until_running", |message| async move {
+    ///         sleep(Duration::from_secs(3600)).await;
+    ///         Ok(message.into_payload())
+    ///     })
+    ///     .with_cancellation("vm", "wait_until_running");
+    /// ```
+    #[must_use]
+    pub fn with_cancellation(mut self, service: &str, method: &str) -> Self {
+        self.cancellable.extend(MethodName::new(service, method));
+        self
+    }
+
+    pub(crate) fn is_cancellable(&self, name: &MethodName) -> bool {
+        let any = MethodName::new(name.service(), ANY);
+        self.cancellable.contains(name) || any.is_some_and(|any| self.cancellable.contains(&any))
     }
 
     fn find<'a, T>(

@@ -74,9 +74,7 @@ pub(crate) struct Counts {
 
 impl Counts {
     pub(crate) fn timeouts(&self, ended: usize) {
-        if ended > 0 {
-            self.timeouts.fetch_add(ended as u64, Ordering::Relaxed);
-        }
+        self.timeouts.fetch_add(ended as u64, Ordering::Relaxed);
     }
 
     pub(crate) fn dial_failed(&self) {

@@ -12,7 +12,7 @@ use crate::message::Message;
 use crate::names::NameTable;
 use crate::payload::Payload;
 use crate::priority::Priority;
-use crate::proto::{CallKey, Header, Kind, Lane, LaneLimits, Local, NotQueued, Waiter};
+use crate::proto::{CallKey, Header, Kind, Lane, LaneLimits, Local, NotQueued, TimeLimit, Waiter};
 use crate::refused::{Attempt, Refused};
 use crate::remote::RemoteMethod;
 use crate::route::{self, Address, Era, Route};
@@ -187,7 +187,7 @@ fn goodbye(conn: &Conn) {
 /// - Messages to one peer of one priority arrive in the order in which they were sent, without gaps while a connection lasts. Priorities have no
 ///   order among each other.
 /// - A call completes exactly once: with its reply or with a [`TransportError`], at its deadline at the latest. A cancelled call frees its slot; its late reply is
-///   dropped. A reply of an earlier connection never completes a later call.
+///   dropped, and the peer is told, behind the request. A reply of an earlier connection never completes a later call.
 ///
 /// # Costs
 ///
@@ -640,29 +640,32 @@ impl Transport {
     fn call_on(&self, route: &Route, envelope: &Envelope<'_>) -> Result<Call, Refused> {
         let way = self.way(route, envelope)?;
         let timeout = envelope.timeout.unwrap_or(self.inner.config.call_timeout);
-        let (call, key) = self.open(&way, timeout)?;
+        let (key, limit) = self.open(&way, timeout)?;
         let conn = way.conn();
-        let header = way.header(Kind::Request, key.id());
-        self.queue(&way, header, &envelope.payload)?;
+        let header = way.header(Kind::Request, key.id()).within(limit);
+        if let Err(refused) = self.queue(&way, header, &envelope.payload) {
+            // The peer has not got it, and need not be told.
+            conn.channel.pending.cancel(key);
+            return Err(refused);
+        }
         conn.notify(conn.channel.pending.in_flight() <= DIRECT_CALLS_MAX);
-        Ok(call)
+        Ok(Call::waiting(Arc::clone(conn), key))
     }
 
-    /// Takes a slot. The call frees it when dropped.
+    /// Takes a slot, and says what the peer is told of the timeout.
     #[inline]
-    fn open(&self, way: &Way<'_>, timeout: Duration) -> Result<(Call, CallKey), Refused> {
+    fn open(&self, way: &Way<'_>, timeout: Duration) -> Result<(CallKey, TimeLimit), Refused> {
         let config = &self.inner.config;
+        let timeout_ms = millis(timeout);
         // The clock is up to a tick behind.
         let deadline_ms = self
             .inner
             .now_ms()
-            .saturating_add(millis(timeout))
+            .saturating_add(timeout_ms)
             .saturating_add(millis(config.tick));
-        let conn = way.conn();
-        let Some(key) = conn.channel.pending.open(deadline_ms) else {
-            return Err(Refused::TooManyCalls);
-        };
-        Ok((Call::waiting(Arc::clone(conn), key), key))
+        let key = way.conn().channel.pending.open(way.lane, deadline_ms);
+        let key = key.ok_or(Refused::TooManyCalls)?;
+        Ok((key, TimeLimit::from_millis(timeout_ms)))
     }
 
     /// Sends the same message to several peers. A shared payload is not copied, whatever their number: give large ones as `Bytes`. The
@@ -700,12 +703,15 @@ impl Transport {
         self.try_send(&relayed(target, message))
     }
 
-    /// Relays a received request to another node as it is, and returns the future of the reply.
+    /// Relays a received request to another node as it is, and returns the future of the reply. It waits as long as the request's own caller
+    /// ([`Message::time_limit`]).
     ///
     /// # Errors
     /// The future's, as of [`call`](Self::call).
     pub fn forward_call(&self, target: u64, message: &Message) -> Call {
-        self.call(relayed(target, message))
+        let mut envelope = relayed(target, message);
+        envelope.timeout = message.time_limit();
+        self.call(envelope)
     }
 
     /// Begins a request whose body is sent in chunks: snapshots, and whatever is longer than a frame. The envelope's payload is the
@@ -718,20 +724,22 @@ impl Transport {
         let refused = |refused| self.error(refused, &envelope);
         let way = self.way(&route, &envelope).map_err(refused)?;
         let timeout = envelope.timeout.unwrap_or(self.inner.config.stream_timeout);
-        let (call, key) = self.open(&way, timeout).map_err(refused)?;
+        let (key, limit) = self.open(&way, timeout).map_err(refused)?;
         let (link, conn) = (way.link, way.conn());
         let credit = link.stream_window_bytes.load(Ordering::Relaxed);
         let streams_max = link.streams_max.load(Ordering::Relaxed) as usize;
         let channel = &conn.channel;
         let Some(window) = channel.open_window(key, credit.into(), streams_max) else {
+            channel.pending.cancel(key);
             return Err(TransportError::TooManyStreams {
                 peer: envelope.target,
                 streams_max,
             });
         };
-        let header = way.header(Kind::StreamOpen, key.id());
+        let header = way.header(Kind::StreamOpen, key.id()).within(limit);
         if let Err(reason) = self.queue(&way, header, &envelope.payload) {
             channel.close_window(key);
+            channel.pending.cancel(key);
             return Err(refused(reason));
         }
         conn.notify(false);
@@ -740,7 +748,7 @@ impl Transport {
             key,
             window,
             lane: way.lane,
-            call: Some(call),
+            call: Some(Call::waiting(Arc::clone(conn), key)),
             sent_bytes: 0,
             chunk_bytes_max: link.frame_bytes_max.load(Ordering::Relaxed) as usize,
         })

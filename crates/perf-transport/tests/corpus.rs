@@ -69,7 +69,7 @@ fn seeds() -> Seeds {
         method: "append".to_owned(),
     }
     .encode_to_vec();
-    for number in 1..=17 {
+    for number in 1..=19 {
         let kind = Kind::from_u8(number).expect("a kind");
         let payload: &[u8] = match kind {
             Kind::Hello => &hello,
@@ -88,7 +88,7 @@ fn seeds() -> Seeds {
             seeds.insert(("decoder", name), seed);
         }
     }
-    let conversation: [(Kind, u16, u64, &[u8]); 11] = [
+    let conversation: [(Kind, u16, u64, &[u8]); 12] = [
         (Kind::Define, 1, 0, &define),
         (Kind::OneWay, 1, 9, b"heartbeat"),
         (
@@ -98,6 +98,7 @@ fn seeds() -> Seeds {
             &[5, 0, b'f', b'i', b'r', b's', b't', 0, 0],
         ),
         (Kind::Request, 1, 65_536, b"vote"),
+        (Kind::Cancel, 0, 65_536, b""),
         (Kind::StreamOpen, 1, 65_537, b"snapshot"),
         (Kind::StreamChunk, 0, 65_537, &[3; 2000]),
         (Kind::Ping, 0, 1, b""),
@@ -144,5 +145,5 @@ fn every_seed_is_what_it_should_be() {
         server.receive(frame).expect("allowed");
         frames += 1;
     }
-    assert_eq!(frames, 11);
+    assert_eq!(frames, 12);
 }

@@ -95,7 +95,7 @@ fn gate() {
 /// A reply, a deadline and the caller meet: the call ends once, the caller is woken, the slot is free.
 fn pending() {
     let pending = Arc::new(Pending::new(1));
-    let key = pending.open(10).expect("room");
+    let key = pending.open(Lane::First, 10).expect("room");
     let count = std::sync::Arc::new(Count::default());
     let waker = Waker::from(std::sync::Arc::clone(&count));
     let its = Arc::clone(&pending);
@@ -111,17 +111,17 @@ fn pending() {
         }
     }
     assert_eq!(pending.in_flight(), 0);
-    assert!(pending.open(10).is_some(), "the slot is lost");
+    assert!(pending.open(Lane::First, 10).is_some(), "the slot is lost");
 }
 
 /// A late reply meets the next call in the same slot: that one never gets it.
 fn generations() {
     let pending = Arc::new(Pending::new(1));
-    let first = pending.open(10).expect("room");
+    let first = pending.open(Lane::First, 10).expect("room");
     let its = Arc::clone(&pending);
     let late = thread::spawn(move || its.complete(first, Ok(Bytes::from_static(b"late"))));
     pending.cancel(first);
-    let second = pending.open(10).expect("the slot is free");
+    let second = pending.open(Lane::First, 10).expect("the slot is free");
     late.join().expect("no panics");
     let mut cx = Context::from_waker(Waker::noop());
     assert!(

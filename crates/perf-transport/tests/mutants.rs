@@ -20,6 +20,8 @@ fn each_fault_is_found() {
         "turn_lost_on_cancel",
         "batch_without_name",
         "lanes_stay_open",
+        "cancel_overtakes",
+        "expiry_untold",
     ] {
         set(Some(mutant));
         let found = (0..SEEDS).find_map(|seed| {

@@ -25,6 +25,7 @@ fn nothing_is_lost_doubled_mixed_up_or_stuck() {
                 all.replies += summary.replies;
                 all.faults += summary.faults;
                 all.cancelled += summary.cancelled;
+                all.stopped += summary.stopped;
                 all.connects += summary.connects;
                 all.lost += summary.lost;
                 all.messages += summary.messages;
@@ -43,7 +44,7 @@ fn nothing_is_lost_doubled_mixed_up_or_stuck() {
             all.lost > seeds && all.faults > seeds && all.cancelled > seeds,
             "{all:?}"
         );
-        assert!(all.batched > seeds, "{all:?}");
+        assert!(all.batched > seeds && all.stopped > seeds, "{all:?}");
         assert!(all.replies > seeds * 10 && all.bodies > seeds, "{all:?}");
     }
 }

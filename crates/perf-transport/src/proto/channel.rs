@@ -1,9 +1,12 @@
 //! What those who send and the connection share.
 
+use super::frame::{Header, Kind};
 use super::gate::Gate;
-use super::lane::{LaneLimits, Lanes};
+use super::lane::{Lane, LaneLimits, Lanes};
 use super::pending::{CallKey, Fault, Pending};
 use super::stream::SendWindow;
+use crate::payload::Payload;
+use crate::primitive::mutant;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -47,6 +50,36 @@ impl Channel {
             windows: Mutex::new(Vec::new()),
             windows_open: AtomicUsize::new(0),
         }
+    }
+
+    /// Ends a call whose request was queued and that nobody waits for any more. `true` if the peer is to be told, and that is queued.
+    pub fn cancel(&self, key: CallKey) -> bool {
+        let lane = self.pending.cancel(key);
+        if let Some(lane) = lane {
+            self.queue_cancel(key, lane);
+        }
+        lane.is_some()
+    }
+
+    /// Ends the calls whose deadline is not after `now_ms`, tells the peer, and returns how many they were.
+    pub fn expire(&self, now_ms: u64) -> usize {
+        self.pending.expire(now_ms, |key, lane| {
+            if !mutant::is("expiry_untold") {
+                self.queue_cancel(key, lane);
+            }
+        })
+    }
+
+    /// Behind the request. Past the limit of the lane, which the request was within.
+    fn queue_cancel(&self, key: CallKey, lane: Lane) {
+        let lane = if mutant::is("cancel_overtakes") {
+            Lane::System
+        } else {
+            lane
+        };
+        let header = Header::new(Kind::Cancel, 0, key.id());
+        self.lanes
+            .push_past_limit(lane, header, &Payload::default());
     }
 
     /// Opens a body that this side sends; `None` if `streams_max` are open.

@@ -12,6 +12,7 @@ use bytes::Buf;
 #[derive(Clone, Debug, Default)]
 pub struct Client {
     draining: bool,
+    busy: u64,
 }
 
 impl Client {
@@ -25,6 +26,12 @@ impl Client {
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.draining
+    }
+
+    /// How often the peer has said that it lives but has too much to do to read.
+    #[must_use]
+    pub fn busy(&self) -> u64 {
+        self.busy
     }
 
     /// Handles a frame: completes calls, grants credit. `true` if something was queued in answer.
@@ -64,6 +71,7 @@ impl Client {
             }
             Kind::StreamReset => channel.stop_window(key),
             Kind::Goodbye => self.draining = true,
+            Kind::Busy => self.busy += 1,
             Kind::Pong => {}
             Kind::Ping => {
                 let pong = Header::new(Kind::Pong, 0, header.id);

@@ -1,5 +1,6 @@
 //! The fixed header of every frame.
 
+use super::time_limit::TimeLimit;
 use std::fmt;
 
 /// Bytes of the header before each payload.
@@ -45,6 +46,10 @@ pub enum Kind {
     StreamCredit = 16,
     /// Several messages without an answer, to one method: each has its length (two bytes, little endian) before it. The id is 0.
     Batch = 17,
+    /// Nobody waits for the answer to the request of this id any more. It follows the request in the same lane.
+    Cancel = 18,
+    /// The accepting side lives, but has too much to do to read.
+    Busy = 19,
 }
 
 impl Kind {
@@ -70,6 +75,8 @@ impl Kind {
             15 => Self::StreamReset,
             16 => Self::StreamCredit,
             17 => Self::Batch,
+            18 => Self::Cancel,
+            19 => Self::Busy,
             _ => return None,
         })
     }
@@ -79,7 +86,13 @@ impl Kind {
     #[must_use]
     pub const fn payload_bytes_max(self) -> u32 {
         match self {
-            Self::Ping | Self::Pong | Self::Goodbye | Self::StreamEnd | Self::StreamReset => 0,
+            Self::Ping
+            | Self::Pong
+            | Self::Goodbye
+            | Self::StreamEnd
+            | Self::StreamReset
+            | Self::Cancel
+            | Self::Busy => 0,
             Self::StreamCredit => 4,
             Self::Batch => super::batch::BATCH_BYTES_MAX as u32,
             Self::Define => 1024,
@@ -87,6 +100,13 @@ impl Kind {
             Self::Hello | Self::Welcome | Self::Refuse => super::HANDSHAKE_BYTES_MAX,
             _ => u32::MAX,
         }
+    }
+
+    /// Whether the sender waits for an answer, and may say for how long.
+    #[inline]
+    #[must_use]
+    pub const fn wants_answer(self) -> bool {
+        matches!(self, Self::Request | Self::StreamOpen)
     }
 }
 
@@ -96,7 +116,7 @@ impl Kind {
 /// |---|---|
 /// | 0..4 | length of the payload |
 /// | 4 | [`Kind`] |
-/// | 5 | 0, for later versions |
+/// | 5 | [`TimeLimit`] of a request, 0 otherwise: for later versions |
 /// | 6..8 | number of the service and method, given by a `Define` of the same sender |
 /// | 8..16 | id: of a call, of a stream, or what the sender of a one-way message chose |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +125,8 @@ pub struct Header {
     pub length: u32,
     /// What the frame is.
     pub kind: Kind,
+    /// How long the sender of a request waits.
+    pub limit: TimeLimit,
     /// Number of the service and method.
     pub method: u16,
     /// Of a call or a stream, or the sender's own.
@@ -119,9 +141,17 @@ impl Header {
         Self {
             length: 0,
             kind,
+            limit: TimeLimit::NONE,
             method,
             id,
         }
+    }
+
+    /// Of a request whose sender waits so long.
+    #[inline]
+    #[must_use]
+    pub const fn within(self, limit: TimeLimit) -> Self {
+        Self { limit, ..self }
     }
 
     /// Of one of the messages of a frame of several.
@@ -138,6 +168,7 @@ impl Header {
         let mut bytes = [0; HEADER_BYTES];
         bytes[..4].copy_from_slice(&self.length.to_le_bytes());
         bytes[4] = self.kind as u8;
+        bytes[5] = self.limit.code();
         bytes[6..8].copy_from_slice(&self.method.to_le_bytes());
         bytes[8..].copy_from_slice(&self.id.to_le_bytes());
         bytes
@@ -146,17 +177,18 @@ impl Header {
     /// Reads a header.
     ///
     /// # Errors
-    /// [`FrameError::UnknownKind`], or [`FrameError::ReservedBits`] if byte 5 is not 0.
+    /// [`FrameError::UnknownKind`], or [`FrameError::ReservedBits`] if byte 5 is not 0 and it is no request.
     #[inline]
     pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, FrameError> {
-        let [a, b, c, d, kind, reserved, e, f, id @ ..] = *bytes;
+        let [a, b, c, d, kind, limit, e, f, id @ ..] = *bytes;
         let kind = Kind::from_u8(kind).ok_or(FrameError::UnknownKind { kind })?;
-        if reserved != 0 {
-            return Err(FrameError::ReservedBits { bits: reserved });
+        if limit != 0 && !kind.wants_answer() {
+            return Err(FrameError::ReservedBits { bits: limit });
         }
         Ok(Self {
             length: u32::from_le_bytes([a, b, c, d]),
             kind,
+            limit: TimeLimit::from_code(limit),
             method: u16::from_le_bytes([e, f]),
             id: u64::from_le_bytes(id),
         })
@@ -251,6 +283,9 @@ mod tests {
             assert_eq!(kind as u8, number);
             let mut header = Header::new(kind, 0x1234, 0x0102_0304_0506_0708);
             header.length = 77;
+            if kind.wants_answer() {
+                header = header.within(TimeLimit::from_millis(500));
+            }
             assert_eq!(Header::decode(&header.encode()), Ok(header));
         }
     }

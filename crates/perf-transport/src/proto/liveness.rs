@@ -9,6 +9,23 @@ pub struct LivenessLimits {
     pub timeout_ms: u64,
 }
 
+/// What [`Liveness::check`] judges by. Counts are since the connection began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Frames received.
+    pub frames: u64,
+    /// Bytes received.
+    pub bytes: u64,
+    /// How often the other side said that it is busy.
+    pub busy: u64,
+    /// Bytes written.
+    pub written: u64,
+    /// Whether something waits to be written.
+    pub unwritten: bool,
+    /// Whether this side does not read: backpressure keeps it from it.
+    pub paused: bool,
+}
+
 /// What [`Liveness::check`] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -16,6 +33,8 @@ pub enum Verdict {
     Alive,
     /// Send a ping.
     Ping,
+    /// Say that this side lives but does not read, and so cannot answer pings.
+    Busy,
     /// Nothing was received for the whole timeout.
     Silent,
     /// What waits to be written made no progress for the whole timeout.
@@ -35,8 +54,10 @@ pub struct Liveness {
     received: u64,
     received_ms: u64,
     written: u64,
+    busy: u64,
     written_ms: u64,
-    pinged_ms: u64,
+    /// The last ping, or word that this side is busy.
+    said_ms: u64,
 }
 
 impl Liveness {
@@ -48,31 +69,27 @@ impl Liveness {
             received: 0,
             received_ms: now_ms,
             written: 0,
+            busy: 0,
             written_ms: now_ms,
-            pinged_ms: now_ms,
+            said_ms: now_ms,
         }
     }
 
     /// To be called at every tick.
-    ///
-    /// `frames` and `bytes` are what was received and `written` what was written since the connection began; `unwritten` says that something
-    /// waits to be written, `reading` that this side reads at all (backpressure may keep it from it).
-    pub fn check(
-        &mut self,
-        now_ms: u64,
-        (frames, bytes): (u64, u64),
-        written: u64,
-        unwritten: bool,
-        reading: bool,
-    ) -> Verdict {
+    pub fn check(&mut self, now_ms: u64, progress: Progress) -> Verdict {
         // Monotonic in both, so a change of either by enough changes the sum.
-        let received = frames.wrapping_add(bytes / PROGRESS_BYTES);
-        if received != self.received || !reading {
+        let received = progress
+            .frames
+            .wrapping_add(progress.bytes / PROGRESS_BYTES);
+        if received != self.received || progress.paused {
             self.received = received;
             self.received_ms = now_ms;
         }
-        if written != self.written || !unwritten {
+        let Progress { written, busy, .. } = progress;
+        // Who is busy will read on. To connect anew would give it more to do, not less.
+        if written != self.written || busy != self.busy || !progress.unwritten {
             self.written = written;
+            self.busy = busy;
             self.written_ms = now_ms;
         }
         if now_ms.saturating_sub(self.written_ms) >= self.limits.timeout_ms {
@@ -82,12 +99,20 @@ impl Liveness {
         if silent_ms >= self.limits.timeout_ms {
             return Verdict::Silent;
         }
-        let last = self.received_ms.max(self.pinged_ms);
-        if now_ms.saturating_sub(last) >= self.limits.interval_ms {
-            self.pinged_ms = now_ms;
-            return Verdict::Ping;
+        let last_ms = if progress.paused {
+            self.said_ms
+        } else {
+            self.received_ms.max(self.said_ms)
+        };
+        if now_ms.saturating_sub(last_ms) < self.limits.interval_ms {
+            return Verdict::Alive;
         }
-        Verdict::Alive
+        self.said_ms = now_ms;
+        if progress.paused {
+            Verdict::Busy
+        } else {
+            Verdict::Ping
+        }
     }
 }
 
@@ -95,6 +120,22 @@ impl Liveness {
 mod tests {
     use super::*;
 
+    fn received(frames: u64, bytes: u64) -> Progress {
+        Progress {
+            frames,
+            bytes,
+            ..Progress::default()
+        }
+    }
+
+    const PAUSED: Progress = Progress {
+        frames: 0,
+        bytes: 0,
+        busy: 0,
+        written: 0,
+        unwritten: false,
+        paused: true,
+    };
     const LIMITS: LivenessLimits = LivenessLimits {
         interval_ms: 100,
         timeout_ms: 300,
@@ -104,7 +145,7 @@ mod tests {
     fn silence_pings_and_then_cuts() {
         let mut liveness = Liveness::new(LIMITS, 0);
         let verdicts: Vec<Verdict> = [50, 100, 150, 200, 299, 300]
-            .map(|now| liveness.check(now, (0, 0), 0, false, true))
+            .map(|now| liveness.check(now, received(0, 0)))
             .to_vec();
         use Verdict::{Alive, Ping, Silent};
         assert_eq!(verdicts, [Alive, Ping, Alive, Ping, Alive, Silent]);
@@ -113,32 +154,51 @@ mod tests {
     #[test]
     fn a_byte_a_second_is_silence_and_frames_or_bulk_are_not() {
         let mut slow = Liveness::new(LIMITS, 0);
-        let cut = (1..100).find(|&n| slow.check(n * 10, (0, n), 0, false, true) == Verdict::Silent);
+        let cut = (1..100).find(|&n| slow.check(n * 10, received(0, n)) == Verdict::Silent);
         assert_eq!(cut, Some(30));
         let mut bulk = Liveness::new(LIMITS, 0);
         let mut frames = Liveness::new(LIMITS, 0);
         for n in 1..100 {
             let now = n * 50;
-            assert_eq!(
-                bulk.check(now, (0, n * 20_000), 0, false, true),
-                Verdict::Alive
-            );
-            assert_eq!(frames.check(now, (n, 0), 0, false, true), Verdict::Alive);
+            assert_eq!(bulk.check(now, received(0, n * 20_000)), Verdict::Alive);
+            assert_eq!(frames.check(now, received(n, 0)), Verdict::Alive);
         }
     }
 
     #[test]
+    fn who_does_not_read_says_that_it_lives() {
+        use Verdict::{Alive, Busy, Ping};
+        let mut liveness = Liveness::new(LIMITS, 0);
+        let verdicts: Vec<Verdict> = [50, 100, 150, 200, 500]
+            .map(|now| liveness.check(now, PAUSED))
+            .to_vec();
+        assert_eq!(verdicts, [Alive, Busy, Alive, Busy, Busy]);
+        // It reads again, and only from now on the other side may have been silent.
+        let verdicts: Vec<Verdict> = [599, 600, 799]
+            .map(|now| liveness.check(now, received(0, 0)))
+            .to_vec();
+        assert_eq!(verdicts, [Alive, Ping, Ping]);
+    }
+
+    #[test]
     fn a_stalled_write_cuts_and_not_reading_does_not() {
+        let stalled = |busy| Progress {
+            busy,
+            written: 5,
+            unwritten: true,
+            ..PAUSED
+        };
         let mut liveness = Liveness::new(LIMITS, 0);
         for now in [100, 200, 299] {
-            assert_ne!(
-                liveness.check(now, (0, 0), 5, true, false),
-                Verdict::Stalled
-            );
+            assert_ne!(liveness.check(now, stalled(0)), Verdict::Stalled);
         }
-        assert_eq!(
-            liveness.check(400, (0, 0), 5, true, false),
-            Verdict::Stalled
-        );
+        assert_eq!(liveness.check(400, stalled(0)), Verdict::Stalled);
+        // As long as the other side says that it is busy it is not.
+        let mut liveness = Liveness::new(LIMITS, 0);
+        for busy in 1..10 {
+            let now = busy * 200;
+            assert_ne!(liveness.check(now, stalled(busy)), Verdict::Stalled);
+        }
+        assert_eq!(liveness.check(2100, stalled(9)), Verdict::Stalled);
     }
 }

@@ -21,6 +21,7 @@ mod pending;
 mod read_buffer;
 mod server;
 mod stream;
+mod time_limit;
 mod transmit;
 
 pub use backoff::Backoff;
@@ -37,9 +38,10 @@ pub use handshake::{
     Hello, Local, Refuse, VERSION_MAX, VERSION_MIN, Welcome, accept, check_welcome, refusal,
 };
 pub use lane::{Lane, LaneLimits, Lanes, METHODS_MAX, NotQueued, Waiter};
-pub use liveness::{Liveness, LivenessLimits, Verdict};
+pub use liveness::{Liveness, LivenessLimits, Progress, Verdict};
 pub use pending::{CALLS_MAX, CallKey, Fault, Outcome, Pending};
 pub use read_buffer::ReadBuffer;
 pub use server::{Incoming, MethodName, NAME_BYTES_MAX, Server, ServerLimits};
 pub use stream::{BodyState, BodyStep, SendWindow};
+pub use time_limit::TimeLimit;
 pub use transmit::Transmit;

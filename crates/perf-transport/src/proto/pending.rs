@@ -1,5 +1,6 @@
 //! Calls that wait for their reply.
 
+use super::lane::Lane;
 use crate::primitive::{AtomicUsize, Mutex, Ordering, Queue, mutant};
 use bytes::Bytes;
 use std::mem;
@@ -72,6 +73,8 @@ struct Slot {
     /// Grows with each use of the slot, over all connections of the peer: a late reply never finds a later call.
     generation: u64,
     deadline_ms: u64,
+    /// Where its request was queued.
+    lane: Lane,
     state: State,
 }
 
@@ -94,6 +97,7 @@ impl Pending {
         let slot = || Slot {
             generation: 1,
             deadline_ms: 0,
+            lane: Lane::Second,
             state: State::Free,
         };
         let free = Queue::new(calls_max);
@@ -116,13 +120,14 @@ impl Pending {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Takes a slot for a call that may last until `deadline_ms`; `None` if all are taken.
+    /// Takes a slot for a call in this lane that may last until `deadline_ms`; `None` if all are taken.
     #[inline]
-    pub fn open(&self, deadline_ms: u64) -> Option<CallKey> {
+    pub fn open(&self, lane: Lane, deadline_ms: u64) -> Option<CallKey> {
         let index = self.free.pop()?;
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         let mut slot = self.slots[usize::from(index)].lock();
         slot.deadline_ms = deadline_ms;
+        slot.lane = lane;
         slot.state = State::Waiting(None);
         Some(CallKey(slot.generation << 16 | u64::from(index)))
     }
@@ -187,22 +192,23 @@ impl Pending {
         }
     }
 
-    /// Ends a call that nobody waits for any more. Its late reply will find nothing.
+    /// Ends a call that nobody waits for any more. Its late reply will find nothing. Returns the lane of its request if there was no
+    /// outcome yet: then the peer may be at work on it.
     #[inline]
-    pub fn cancel(&self, key: CallKey) {
-        let Some(slot) = self.slot(key) else { return };
-        let previous = {
+    pub fn cancel(&self, key: CallKey) -> Option<Lane> {
+        let slot = self.slot(key)?;
+        let (previous, lane) = {
             let mut slot = slot.lock();
             if slot.generation != key.generation() || matches!(slot.state, State::Free) {
-                return;
+                return None;
             }
-            release(&mut slot)
+            (release(&mut slot), slot.lane)
         };
         if !mutant::is("cancel_keeps_slot") {
             self.freed(key);
         }
         // A waker or a reply is dropped outside of the lock.
-        drop(previous);
+        matches!(previous, State::Waiting(_)).then_some(lane)
     }
 
     #[inline]
@@ -212,24 +218,29 @@ impl Pending {
         let _ = self.free.push(key.index() as u16);
     }
 
-    /// Ends every call whose deadline is not after `now_ms` with [`Fault::Timeout`], and returns how many. Costs a lock per
-    /// slot, nothing if no call is in flight.
-    pub fn expire(&self, now_ms: u64) -> usize {
-        self.end_all(&Fault::Timeout, |slot| slot.deadline_ms <= now_ms)
+    /// Ends every call whose deadline is not after `now_ms` with [`Fault::Timeout`], tells `ended` which and in what lane, and returns how many.
+    /// Costs a lock per slot, nothing if no call is in flight.
+    pub fn expire(&self, now_ms: u64, ended: impl FnMut(CallKey, Lane)) -> usize {
+        self.end_all(&Fault::Timeout, |slot| slot.deadline_ms <= now_ms, ended)
     }
 
     /// Ends every call that waits, and returns how many.
     pub fn fail_all(&self, fault: &Fault) -> usize {
-        self.end_all(fault, |_| true)
+        self.end_all(fault, |_| true, |_, _| ())
     }
 
-    fn end_all(&self, fault: &Fault, which: impl Fn(&Slot) -> bool) -> usize {
+    fn end_all(
+        &self,
+        fault: &Fault,
+        which: impl Fn(&Slot) -> bool,
+        mut tell: impl FnMut(CallKey, Lane),
+    ) -> usize {
         if self.in_flight() == 0 {
             return 0;
         }
         let mut ended = 0;
-        for slot in &self.slots {
-            let waker = {
+        for (index, slot) in self.slots.iter().enumerate() {
+            let (waker, key, lane) = {
                 let mut slot = slot.lock();
                 if !matches!(slot.state, State::Waiting(_)) || !which(&slot) {
                     continue;
@@ -238,9 +249,11 @@ impl Pending {
                 let State::Waiting(waker) = mem::replace(&mut slot.state, done) else {
                     continue;
                 };
-                waker
+                let key = CallKey(slot.generation << 16 | index as u64);
+                (waker, key, slot.lane)
             };
             ended += 1;
+            tell(key, lane);
             if let Some(waker) = waker {
                 waker.wake();
             }
@@ -267,8 +280,8 @@ mod tests {
     #[test]
     fn a_call_completes_once_and_frees_its_slot() {
         let pending = Pending::new(1);
-        let key = pending.open(10).expect("room");
-        assert!(pending.open(10).is_none());
+        let key = pending.open(Lane::First, 10).expect("room");
+        assert!(pending.open(Lane::First, 10).is_none());
         assert!(poll(&pending, key).is_pending());
         assert!(pending.complete(key, Ok(Bytes::from_static(b"first"))));
         assert!(!pending.complete(key, Ok(Bytes::from_static(b"second"))));
@@ -277,16 +290,16 @@ mod tests {
             Poll::Ready(Ok(Bytes::from_static(b"first")))
         );
         assert_eq!(pending.in_flight(), 0);
-        assert!(pending.open(10).is_some());
+        assert!(pending.open(Lane::First, 10).is_some());
     }
 
     #[test]
     fn late_replies_find_nobody() {
         let pending = Pending::new(1);
-        let first = pending.open(10).expect("room");
-        pending.cancel(first);
-        pending.cancel(first);
-        let second = pending.open(10).expect("the slot is free");
+        let first = pending.open(Lane::First, 10).expect("room");
+        assert_eq!(pending.cancel(first), Some(Lane::First));
+        assert_eq!(pending.cancel(first), None);
+        let second = pending.open(Lane::First, 10).expect("the slot is free");
         assert_ne!(first, second);
         assert!(!pending.complete(first, Ok(Bytes::new())));
         assert!(poll(&pending, second).is_pending());
@@ -296,10 +309,14 @@ mod tests {
     #[test]
     fn deadlines_and_losses_end_calls() {
         let pending = Pending::new(4);
-        let early = pending.open(10).expect("room");
-        let late = pending.open(20).expect("room");
-        assert_eq!(pending.expire(9), 0);
-        assert_eq!(pending.expire(10), 1);
+        let early = pending.open(Lane::First, 10).expect("room");
+        let late = pending.open(Lane::Second, 20).expect("room");
+        let mut told = Vec::new();
+        assert_eq!(pending.expire(9, |key, lane| told.push((key, lane))), 0);
+        assert_eq!(pending.expire(10, |key, lane| told.push((key, lane))), 1);
+        assert_eq!(told, [(early, Lane::First)]);
+        // It has an outcome: there is nobody to tell.
+        assert_eq!(pending.expire(10, |key, lane| told.push((key, lane))), 0);
         assert_eq!(poll(&pending, early), Poll::Ready(Err(Fault::Timeout)));
         assert_eq!(pending.fail_all(&Fault::Disconnected), 1);
         assert_eq!(poll(&pending, late), Poll::Ready(Err(Fault::Disconnected)));
@@ -311,7 +328,7 @@ mod tests {
         let pending = Pending::new(2);
         for id in [0, 1, 2, 65_535, u64::MAX] {
             assert!(!pending.complete(CallKey::from_id(id), Ok(Bytes::new())));
-            pending.cancel(CallKey::from_id(id));
+            assert_eq!(pending.cancel(CallKey::from_id(id)), None);
         }
         assert_eq!(pending.in_flight(), 0);
     }

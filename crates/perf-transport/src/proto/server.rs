@@ -6,6 +6,7 @@ use super::frame::{FrameError, Header, Kind};
 use super::handshake::Define;
 use super::lane::METHODS_MAX;
 use super::stream::BodyState;
+use super::time_limit::TimeLimit;
 use bytes::Bytes;
 use prost::Message;
 use std::fmt;
@@ -77,6 +78,8 @@ pub enum Incoming {
         id: u64,
         /// Its place among the messages of this connection, from 1.
         sequence: u64,
+        /// How long the peer waits for an answer.
+        limit: TimeLimit,
         /// Its bytes.
         payload: Bytes,
     },
@@ -97,6 +100,8 @@ pub enum Incoming {
         id: u64,
         /// Its place among the messages of this connection, from 1.
         sequence: u64,
+        /// How long the peer waits for an answer.
+        limit: TimeLimit,
         /// Its bytes.
         payload: Bytes,
         /// Where its body arrives.
@@ -104,6 +109,11 @@ pub enum Incoming {
     },
     /// A body more than may be open: answer that this side is busy. Its chunks will be ignored.
     TooManyBodies {
+        /// The request's id.
+        id: u64,
+    },
+    /// Nobody waits for the answer to this request any more. It may have been answered.
+    Cancelled {
         /// The request's id.
         id: u64,
     },
@@ -149,6 +159,7 @@ impl Server {
                     method: header.method,
                     id: header.id,
                     sequence,
+                    limit: header.limit,
                     payload,
                 })
             }
@@ -183,6 +194,7 @@ impl Server {
                     method: header.method,
                     id: header.id,
                     sequence,
+                    limit: header.limit,
                     payload,
                     body,
                 })
@@ -203,6 +215,7 @@ impl Server {
                 }
                 Ok(Incoming::Handled)
             }
+            Kind::Cancel => Ok(Incoming::Cancelled { id: header.id }),
             Kind::Ping => Ok(Incoming::Ping(header.id)),
             Kind::Pong => Ok(Incoming::Handled),
             kind => Err(FrameError::Unexpected { kind }),

@@ -162,6 +162,7 @@ async fn serve(
     let (reason, mut role) =
         session::run(Arc::clone(&conn), established, config.outbox_bytes, role).await;
     role.lost();
+    conn.running.stop_all();
     conn.close(reason.clone());
     conn.disconnect(&Fault::Disconnected);
     inner.retire_inbound(number);
@@ -171,7 +172,7 @@ async fn serve(
         class,
         reason,
     });
-    // Its handlers go on, and its place is theirs until they end: otherwise a peer that connects again could have any number.
+    // Its other handlers go on, and its place is theirs until they end: otherwise a peer that connects again could have any number.
     let mut stop = inner.stop.subscribe();
     while !conn.is_handled() {
         tokio::select! {

@@ -1,8 +1,9 @@
 //! The hot path: what callers, handlers and the task of one connection share, and how bytes get to the socket.
 
+use super::running::Running;
 use crate::connect::BoxWrite;
 use crate::event::CloseReason;
-use crate::proto::{Channel, Fault, Notified, SLICES_MAX, Transmit};
+use crate::proto::{CallKey, Channel, Fault, Notified, SLICES_MAX, Transmit};
 use parking_lot::Mutex;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -51,8 +52,11 @@ pub(crate) struct Conn {
     /// Handlers that run, and the bytes of their requests.
     pub(crate) handlers: AtomicUsize,
     pub(crate) handler_bytes: AtomicUsize,
+    /// Those of them that are stopped when nobody waits for them.
+    pub(crate) running: Running,
     /// What this connection has done since it began. Each has one writer at a time, so plain stores do.
     pub(crate) frames_received: AtomicU64,
+    pub(crate) peer_busy: AtomicU64,
     pub(crate) bytes_received: AtomicU64,
     pub(crate) bytes_written: AtomicU64,
     pub(crate) writes: AtomicU64,
@@ -82,7 +86,9 @@ impl Conn {
             paused: AtomicBool::new(false),
             handlers: AtomicUsize::new(0),
             handler_bytes: AtomicUsize::new(0),
+            running: Running::default(),
             frames_received: AtomicU64::new(0),
+            peer_busy: AtomicU64::new(0),
             bytes_received: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
             writes: AtomicU64::new(0),
@@ -101,6 +107,14 @@ impl Conn {
             } else {
                 self.hand_over();
             }
+        }
+    }
+
+    /// Nobody waits for a call any more.
+    #[inline]
+    pub(crate) fn cancel(&self, key: CallKey) {
+        if self.channel.cancel(key) {
+            self.notify(false);
         }
     }
 

@@ -329,7 +329,8 @@ impl Role for ClientRole {
     }
 
     #[inline]
-    fn batch_end(&mut self, _conn: &Conn) -> bool {
+    fn batch_end(&mut self, conn: &Conn) -> bool {
+        conn.peer_busy.store(self.client.busy(), Ordering::Relaxed);
         std::mem::take(&mut self.queued)
     }
 

@@ -4,6 +4,7 @@ pub(crate) mod accept;
 pub(crate) mod conn;
 pub(crate) mod handshake;
 pub(crate) mod link;
+pub(crate) mod running;
 pub(crate) mod serve;
 pub(crate) mod session;
 pub(crate) mod ticker;

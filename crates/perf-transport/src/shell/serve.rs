@@ -10,11 +10,11 @@ use crate::payload::Payload;
 use crate::priority::Priority;
 use crate::proto::{
     Block, BodyState, Frame, FrameError, FrameRef, Header, Incoming, Kind, Lane, Messages,
-    MethodName, Server, Waiter,
+    MethodName, Server, TimeLimit, Waiter,
 };
-use crate::router::{Handler, OneWayRef, Router};
+use crate::router::{Handler, HandlerFuture, OneWayRef, Router};
 use bytes::Bytes;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::future::poll_fn;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,15 +27,23 @@ struct Method {
     name: Named,
     handler: Option<Handler>,
     priority: Priority,
+    /// Its handler is stopped when nobody waits for the answer.
+    is_cancellable: bool,
 }
 
 impl Method {
     #[inline]
-    fn message(&self, origin: Origin, request_id: u64, payload: Bytes) -> Message {
+    fn message(
+        &self,
+        origin: Origin,
+        (request_id, limit): (u64, TimeLimit),
+        payload: Bytes,
+    ) -> Message {
         Message {
             origin,
             name: self.name.clone(),
             request_id,
+            limit,
             payload,
         }
     }
@@ -86,6 +94,8 @@ pub(crate) struct ServeRole {
     queued: bool,
     /// Frames that wait for handlers to end: what came with one read at most, as nothing more is read while there are any.
     held: VecDeque<Held>,
+    /// Requests that may be among the held ones and that nobody waits for any more.
+    given_up: HashSet<u64>,
     /// One-way messages that no handler wanted, of the whole transport.
     unhandled: Arc<AtomicU64>,
 }
@@ -110,6 +120,7 @@ impl ServeRole {
             scratch: Vec::new(),
             queued: false,
             held: VecDeque::new(),
+            given_up: HashSet::new(),
             unhandled,
         }
     }
@@ -133,10 +144,12 @@ impl ServeRole {
         }
         let handler = self.router.handler(&name);
         let priority = self.router.priority(name.service(), name.method());
+        let is_cancellable = self.router.is_cancellable(&name);
         self.methods[place] = Some(Method {
             name: Named::new(name),
             handler,
             priority,
+            is_cancellable,
         });
     }
 
@@ -154,13 +167,15 @@ impl ServeRole {
     /// the stores before it.
     #[inline]
     fn dispatch(&mut self, frame: FrameRef<'_>, sequence: u64, conn: &Arc<Conn>) {
-        let Header { id, method, .. } = frame.header;
+        let Header {
+            id, limit, method, ..
+        } = frame.header;
         let wants_reply = frame.header.kind == Kind::Request;
         let Some(Some(method)) = self.methods.get(usize::from(method)) else {
             return;
         };
         let origin = self.origin_of(sequence);
-        let message = || method.message(origin, id, frame.shared_payload());
+        let message = || method.message(origin, (id, limit), frame.shared_payload());
         match &method.handler {
             Some(Handler::OneWayRef(handler)) if !wants_reply => {
                 method.show(handler.as_ref(), frame, &self.origin, sequence);
@@ -186,12 +201,9 @@ impl ServeRole {
             Some(Handler::Spawned(handler)) => {
                 let handler = Arc::clone(handler);
                 let message = message();
-                let responder = self.responder(id, method.priority, wants_reply, &message, conn);
+                let responder = self.responder(method, wants_reply, &message, conn);
                 let message = self.detached(message);
-                tokio::spawn(async move {
-                    let outcome = handler(message).await;
-                    responder.answer(outcome).await;
-                });
+                responder.spawn(move || handler(message));
             }
             _ if wants_reply => {
                 self.scratch.clear();
@@ -260,6 +272,9 @@ impl ServeRole {
             && let Some(mut held) = self.held.pop_front()
         {
             let payload = held.payload.clone();
+            if held.header.kind == Kind::Request && self.given_up.remove(&held.header.id) {
+                continue;
+            }
             if held.header.kind != Kind::Batch {
                 let frame = FrameRef::of_message(held.header, &payload, &payload);
                 self.dispatch(frame, held.sequence, conn);
@@ -277,6 +292,17 @@ impl ServeRole {
                 held.payload = payload.slice_ref(messages.rest());
                 self.held.push_front(held);
             }
+        }
+        if self.held.is_empty() {
+            self.given_up.clear();
+        }
+    }
+
+    /// Nobody waits for the answer to a request any more.
+    fn cancel(&mut self, id: u64, conn: &Conn) {
+        conn.running.stop(id);
+        if !self.held.is_empty() {
+            self.given_up.insert(id);
         }
     }
 
@@ -316,20 +342,25 @@ impl ServeRole {
 
     fn responder(
         &self,
-        id: u64,
-        priority: Priority,
+        method: &Method,
         wants_reply: bool,
         message: &Message,
         conn: &Arc<Conn>,
     ) -> Responder {
+        let id = message.request_id;
         let bytes = message.payload.len();
+        let is_cancellable = wants_reply && method.is_cancellable;
+        if is_cancellable {
+            conn.running.begin(id, message.limit);
+        }
         conn.handlers.fetch_add(1, Ordering::Relaxed);
         conn.handler_bytes.fetch_add(bytes, Ordering::Relaxed);
         Responder {
             conn: Arc::clone(conn),
             id,
-            lane: priority.lane(),
+            lane: method.priority.lane(),
             wants_reply,
+            is_cancellable,
             bytes,
             frame_bytes_max: self.limits.frame_bytes_max,
         }
@@ -348,7 +379,8 @@ impl ServeRole {
     fn open(
         &mut self,
         number: u16,
-        (id, sequence, payload): (u64, u64, Bytes),
+        (id, limit): (u64, TimeLimit),
+        (sequence, payload): (u64, Bytes),
         body: Arc<BodyState>,
         conn: &Arc<Conn>,
     ) {
@@ -364,14 +396,11 @@ impl ServeRole {
             return;
         };
         let handler = Arc::clone(handler);
-        let message = method.message(self.origin_of(sequence), id, payload);
-        let responder = self.responder(id, method.priority, true, &message, conn);
+        let message = method.message(self.origin_of(sequence), (id, limit), payload);
+        let responder = self.responder(method, true, &message, conn);
         let message = self.detached(message);
         let body = Body::new(body, Arc::clone(conn), id);
-        tokio::spawn(async move {
-            let outcome = handler(message, body).await;
-            responder.answer(outcome).await;
-        });
+        responder.spawn(move || handler(message, body));
     }
 
     /// What is no message and no request.
@@ -382,10 +411,11 @@ impl ServeRole {
                 method,
                 id,
                 sequence,
+                limit,
                 payload,
                 body,
             } => {
-                self.open(method, (id, sequence, payload), body, conn);
+                self.open(method, (id, limit), (sequence, payload), body, conn);
             }
             Incoming::TooManyBodies { id } => {
                 let text = "too many bodies are open on this connection";
@@ -393,6 +423,7 @@ impl ServeRole {
                 self.scratch.clear();
                 self.reply_inline(id, Err(rejection), None);
             }
+            Incoming::Cancelled { id } => self.cancel(id, conn),
             Incoming::Ping(id) => {
                 let pong = Header::new(Kind::Pong, 0, id);
                 self.replies.push(pong, &Payload::default(), self.checksum);
@@ -471,12 +502,35 @@ struct Responder {
     id: u64,
     lane: Lane,
     wants_reply: bool,
+    is_cancellable: bool,
     bytes: usize,
     frame_bytes_max: usize,
 }
 
 impl Responder {
+    /// Runs a handler in a task of its own, and answers with what it returns.
+    fn spawn(self, handle: impl FnOnce() -> HandlerFuture + Send + 'static) {
+        let cancellable = self
+            .is_cancellable
+            .then(|| (Arc::clone(&self.conn), self.id));
+        let task = tokio::spawn(async move {
+            let outcome = handle().await;
+            self.answer(outcome).await;
+        });
+        if let Some((conn, id)) = cancellable {
+            conn.running.started(id, task.abort_handle());
+        }
+    }
+
+    /// From now on it answers, or it was stopped.
+    fn ends(&mut self) {
+        if mem::take(&mut self.is_cancellable) {
+            self.wants_reply = self.conn.running.end(self.id);
+        }
+    }
+
     async fn answer(mut self, outcome: Result<Bytes, Rejection>) {
+        self.ends();
         if !self.wants_reply {
             return;
         }
@@ -500,6 +554,7 @@ impl Responder {
 
 impl Drop for Responder {
     fn drop(&mut self) {
+        self.ends();
         if self.wants_reply {
             let header = Header::new(Kind::Failure, 0, self.id);
             let payload = Payload::Shared(panicked().encode());

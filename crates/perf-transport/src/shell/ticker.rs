@@ -5,7 +5,7 @@ use super::link::{Link, Peer};
 use crate::config::millis;
 use crate::event::CloseReason;
 use crate::payload::Payload;
-use crate::proto::{DialState, Header, Kind, Lane, Liveness, Verdict};
+use crate::proto::{DialState, Header, Kind, Lane, Liveness, Progress, Verdict};
 use crate::transport::Inner;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -75,6 +75,7 @@ impl Ticker {
         for (number, conn) in conns.drain(..) {
             let watch = watch(&mut self.inbound, number, 0, now_ms, &self.inner);
             look(watch, &conn, now_ms);
+            conn.running.stop_late(now_ms);
             self.inner.counts.transferred(&conn);
         }
         self.conns = conns;
@@ -84,8 +85,11 @@ impl Ticker {
 
     fn tick_link(&mut self, peer: &Arc<Peer>, link: &Link, now_ms: u64) {
         let conn = &link.conn;
-        let ended = conn.channel.pending.expire(now_ms);
-        self.inner.counts.timeouts(ended);
+        let ended = conn.channel.expire(now_ms);
+        if ended > 0 {
+            conn.notify(false);
+            self.inner.counts.timeouts(ended);
+        }
         let state = link.dialer.lock().state();
         match state {
             DialState::Up | DialState::Draining => {}
@@ -143,26 +147,26 @@ fn watch<'a, K: std::hash::Hash + Eq>(
 
 /// Pings a connection, or cuts it.
 fn look(watch: &mut Watch, conn: &Conn, now_ms: u64) {
-    let received = (
-        conn.frames_received.load(Ordering::Relaxed),
-        conn.bytes_received.load(Ordering::Relaxed),
-    );
-    let written = conn.bytes_written.load(Ordering::Relaxed);
-    let unwritten = conn.unwritten.load(Ordering::Relaxed) > 0;
-    let reading = !conn.paused.load(Ordering::Relaxed);
-    let verdict = watch
-        .liveness
-        .check(now_ms, received, written, unwritten, reading);
-    match verdict {
+    let progress = Progress {
+        frames: conn.frames_received.load(Ordering::Relaxed),
+        bytes: conn.bytes_received.load(Ordering::Relaxed),
+        busy: conn.peer_busy.load(Ordering::Relaxed),
+        written: conn.bytes_written.load(Ordering::Relaxed),
+        unwritten: conn.unwritten.load(Ordering::Relaxed) > 0,
+        paused: conn.paused.load(Ordering::Relaxed),
+    };
+    match watch.liveness.check(now_ms, progress) {
         Verdict::Alive => {}
-        Verdict::Ping => {
-            let ping = Header::new(Kind::Ping, 0, now_ms);
-            // The system lane takes everything; there is at most one ping per interval.
-            let lanes = &conn.channel.lanes;
-            let _ = lanes.push(Lane::System, ping, &Payload::default(), None);
-            conn.notify(true);
-        }
+        Verdict::Ping => say(conn, Header::new(Kind::Ping, 0, now_ms)),
+        Verdict::Busy => say(conn, Header::new(Kind::Busy, 0, now_ms)),
         Verdict::Silent => conn.close(CloseReason::Silent),
         Verdict::Stalled => conn.close(CloseReason::Stalled),
     }
+}
+
+/// At most one frame per interval, so the system lane, which takes everything, may have it.
+fn say(conn: &Conn, header: Header) {
+    let lanes = &conn.channel.lanes;
+    let _ = lanes.push(Lane::System, header, &Payload::default(), None);
+    conn.notify(true);
 }

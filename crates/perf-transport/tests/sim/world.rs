@@ -6,8 +6,8 @@ use perf_transport::Payload;
 use perf_transport::proto::{
     Admission, Backoff, BatchBlock, BodyState, BodyStep, CallKey, Channel, ChannelLimits, Client,
     ConnectionClass, Decoder, Define, DialState, Dialer, Fault, Header, Incoming, Kind, Lane,
-    LaneLimits, Liveness, LivenessLimits, Local, Messages, NotQueued, Notified, SendWindow, Server,
-    ServerLimits, Transmit, Verdict, Waiter, accept, check_welcome,
+    LaneLimits, Liveness, LivenessLimits, Local, Messages, NotQueued, Notified, Progress,
+    SendWindow, Server, ServerLimits, TimeLimit, Transmit, Verdict, Waiter, accept, check_welcome,
 };
 use prost::Message;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -42,6 +42,8 @@ pub(crate) struct Summary {
     pub(crate) replies: u64,
     pub(crate) faults: u64,
     pub(crate) cancelled: u64,
+    /// Handlers, because nobody waited for them.
+    pub(crate) stopped: u64,
     pub(crate) connects: u64,
     pub(crate) lost: u64,
     pub(crate) messages: u64,
@@ -161,7 +163,10 @@ struct Accepted {
     writer: Writer,
     reader: Reader,
     server: Server,
+    /// When each answer is due, for which request; never for some, until nobody waits for them.
     owed: Vec<(u64, u64, Bytes)>,
+    /// Requests of this connection that have arrived.
+    begun: HashSet<u64>,
     bodies: Vec<Reading>,
 }
 
@@ -467,13 +472,14 @@ impl World {
 
     fn begin_call(&mut self) -> Result<(), NotQueued> {
         let deadline_ms = self.now_ms + TIMEOUT_MS;
-        let Some(key) = self.channel.pending.open(deadline_ms) else {
+        let lane = self.lane();
+        let Some(key) = self.channel.pending.open(lane, deadline_ms) else {
             return Err(NotQueued::Full);
         };
         let number = self.number();
         let payload = self.payload(number);
-        let header = Header::new(Kind::Request, 3, key.id());
-        let lane = self.lane();
+        let limit = TimeLimit::from_millis(TIMEOUT_MS);
+        let header = Header::new(Kind::Request, 3, key.id()).within(limit);
         let payload = Payload::Borrowed(&payload);
         let pushed = self
             .channel
@@ -551,7 +557,8 @@ impl World {
         if !self.admit() {
             return;
         }
-        let Some(key) = self.channel.pending.open(self.now_ms + 100 * TIMEOUT_MS) else {
+        let deadline_ms = self.now_ms + 100 * TIMEOUT_MS;
+        let Some(key) = self.channel.pending.open(Lane::Second, deadline_ms) else {
             return;
         };
         let Some(window) = self.channel.open_window(key, WINDOW_BYTES.into(), 2) else {
@@ -590,7 +597,7 @@ impl World {
             0 if !self.calls.is_empty() => {
                 let place = self.random.below(self.calls.len() as u64) as usize;
                 let call = self.calls.swap_remove(place);
-                self.channel.pending.cancel(call.key);
+                self.cancel(call.key);
                 self.summary.cancelled += 1;
             }
             1 if !self.waiting.is_empty() => {
@@ -602,9 +609,16 @@ impl World {
             2 if !self.sending.is_empty() && self.random.chance(30) => {
                 let sending = self.sending.swap_remove(0);
                 self.end_body(&sending, Kind::StreamReset);
-                self.channel.pending.cancel(sending.key);
+                self.cancel(sending.key);
             }
             _ => {}
+        }
+    }
+
+    /// Nobody waits for a call any more.
+    fn cancel(&mut self, key: CallKey) {
+        if self.channel.cancel(key) {
+            self.notify_client();
         }
     }
 
@@ -697,6 +711,7 @@ impl World {
                 stream_window_bytes: WINDOW_BYTES,
             }),
             owed: Vec::new(),
+            begun: HashSet::new(),
             bodies: Vec::new(),
         });
         self.dialled = Some(Dialled {
@@ -853,20 +868,34 @@ impl World {
                 Incoming::Message {
                     wants_reply,
                     id,
+                    limit,
                     payload,
                     ..
                 } => {
                     let number = number_of(&payload)?;
                     self.arrived.note(number, &mut self.summary)?;
                     if wants_reply {
-                        // At once, or long after its caller has given up.
-                        let delay = if self.random.chance(70) {
-                            0
-                        } else {
-                            self.random.below(900)
+                        if limit != TimeLimit::from_millis(TIMEOUT_MS) {
+                            return Err(format!("request {number} came with {limit:?}"));
+                        }
+                        // At once, long after its caller has given up, or never.
+                        let due_ms = match self.random.below(100) {
+                            0..70 => self.now_ms,
+                            70..95 => self.now_ms + self.random.below(900),
+                            _ => u64::MAX,
                         };
-                        accepted.owed.push((self.now_ms + delay, id, payload));
+                        accepted.begun.insert(id);
+                        accepted.owed.push((due_ms, id, payload));
                     }
+                }
+                Incoming::Cancelled { id } => {
+                    if !accepted.begun.contains(&id) {
+                        return Err(format!("the end of request {id} came before it"));
+                    }
+                    let owed = accepted.owed.len();
+                    accepted.owed.retain(|(_, other, _)| *other != id);
+                    self.summary.stopped += (owed - accepted.owed.len()) as u64;
+                    accepted.bodies.retain(|reading| reading.id != id);
                 }
                 Incoming::Batch { payload, .. } => {
                     let (messages, _) =
@@ -880,6 +909,7 @@ impl World {
                     id, payload, body, ..
                 } => {
                     let expected = number_of(&payload)?;
+                    accepted.begun.insert(id);
                     accepted.bodies.push(Reading {
                         id,
                         expected,
@@ -889,6 +919,7 @@ impl World {
                     });
                 }
                 Incoming::TooManyBodies { id } => {
+                    accepted.begun.insert(id);
                     let busy = Header::new(Kind::Failure, 0, id);
                     let lanes = &accepted.channel.lanes;
                     let _ = lanes.push(Lane::System, busy, &Payload::Borrowed(&[3]), None);
@@ -1087,7 +1118,7 @@ impl World {
             if pushed.is_err() {
                 // Its credit is lost with it: the body cannot be completed.
                 self.end_body(&sending, Kind::StreamReset);
-                self.channel.pending.cancel(sending.key);
+                self.cancel(sending.key);
                 return Ok(None);
             }
             sending.left -= taken;
@@ -1101,7 +1132,9 @@ impl World {
 
     fn tick(&mut self) -> Result<(), String> {
         self.ticked_ms = self.now_ms;
-        self.channel.pending.expire(self.now_ms);
+        if self.channel.expire(self.now_ms) > 0 {
+            self.notify_client();
+        }
         if let DialState::Backoff { until_ms } = self.dialer.state() {
             if until_ms > self.now_ms + BACKOFF_MS {
                 return Err("the next attempt is later than the bound".to_owned());
@@ -1114,15 +1147,19 @@ impl World {
         let mut verdict = Verdict::Alive;
         if let Some(dialled) = &mut self.dialled {
             let reader = &mut dialled.reader;
-            let received = (reader.frames, reader.bytes);
-            let written = dialled.writer.transmit.written();
-            let unwritten = !dialled.writer.transmit.is_empty();
-            verdict = reader
-                .liveness
-                .check(now_ms, received, written, unwritten, true);
+            let progress = Progress {
+                frames: reader.frames,
+                bytes: reader.bytes,
+                busy: dialled.client.busy(),
+                written: dialled.writer.transmit.written(),
+                unwritten: !dialled.writer.transmit.is_empty(),
+                paused: false,
+            };
+            verdict = reader.liveness.check(now_ms, progress);
         }
         match verdict {
-            Verdict::Alive => {}
+            // This end always reads.
+            Verdict::Alive | Verdict::Busy => {}
             Verdict::Ping => {
                 let ping = Header::new(Kind::Ping, 0, now_ms);
                 let lanes = &self.channel.lanes;
@@ -1165,12 +1202,20 @@ impl World {
                 call.number
             ));
         }
+        let current = self.dialled.as_ref().map(|dialled| dialled.number);
+        if let Some(accepted) = &self.accepted
+            && Some(accepted.number) == current
+            && !accepted.owed.is_empty()
+        {
+            let owed = accepted.owed.len();
+            return Err(format!("{owed} handlers work for callers that are gone"));
+        }
         if !self.sending.is_empty() || self.channel.windows() > 0 {
             return Err("a body is stuck".to_owned());
         }
         let in_flight = self.channel.pending.in_flight();
         let free = (0..CALLS_MAX)
-            .filter_map(|_| self.channel.pending.open(u64::MAX))
+            .filter_map(|_| self.channel.pending.open(Lane::First, u64::MAX))
             .count();
         if in_flight != 0 || free != CALLS_MAX {
             return Err(format!(
