@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 use perf_transport::Payload;
 use perf_transport::proto::{
     Block, Decoder, FrameError, HEADER_BYTES, Header, Kind, Outbox, ReadBuffer, SLICES_MAX,
+    TimeLimit,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -14,7 +15,7 @@ use std::io::IoSlice;
 const FRAME_BYTES_MAX: u32 = 2000;
 
 /// What a whole input means: its frames, and the error that ends it.
-type Meaning = (Vec<(u8, u16, u64, Vec<u8>)>, Option<FrameError>);
+type Meaning = (Vec<(Header, Vec<u8>)>, Option<FrameError>);
 
 /// Reads everything at once, field by field, as the documentation of the header says.
 fn reference(input: &[u8], checksum: bool) -> Meaning {
@@ -28,7 +29,8 @@ fn reference(input: &[u8], checksum: bool) -> Meaning {
         let Some(kind) = Kind::from_u8(rest[4]) else {
             return (frames, Some(FrameError::UnknownKind { kind: rest[4] }));
         };
-        if rest[5] != 0 {
+        // A request's limit of time.
+        if rest[5] != 0 && !matches!(kind, Kind::Request | Kind::StreamOpen) {
             return (frames, Some(FrameError::ReservedBits { bits: rest[5] }));
         }
         let length_max = kind.payload_bytes_max().min(FRAME_BYTES_MAX);
@@ -51,12 +53,10 @@ fn reference(input: &[u8], checksum: bool) -> Meaning {
         let method = u16::from_le_bytes([rest[6], rest[7]]);
         let mut id = [0; 8];
         id.copy_from_slice(&rest[8..16]);
-        frames.push((
-            rest[4],
-            method,
-            u64::from_le_bytes(id),
-            rest[16..end].to_vec(),
-        ));
+        let mut header = Header::new(kind, method, u64::from_le_bytes(id));
+        header.length = length;
+        header.limit = TimeLimit::from_code(rest[5]);
+        frames.push((header, rest[16..end].to_vec()));
         rest = &rest[total..];
     }
 }
@@ -117,12 +117,7 @@ fn pieces(input: &[u8], cuts: &[usize], checksum: bool, batches: bool) -> Meanin
             match next {
                 Ok(Some(frame)) => {
                     let header = frame.header;
-                    frames.push((
-                        header.kind as u8,
-                        header.method,
-                        header.id,
-                        frame.payload.to_vec(),
-                    ));
+                    frames.push((header, frame.payload.to_vec()));
                     // Some frames live on, so that memory is in use.
                     if header.id.is_multiple_of(3) {
                         kept.push((frame.payload.clone(), frame.payload.to_vec()));
@@ -149,7 +144,8 @@ fn encode(frames: &[(u16, u64, Vec<u8>)], checksum: bool) -> Vec<u8> {
     let mut outbox = Outbox::default();
     for (method, id, payload) in frames {
         let mut block = Block::new();
-        let header = Header::new(Kind::Request, *method, *id);
+        let limit = TimeLimit::from_code(*id as u8);
+        let header = Header::new(Kind::Request, *method, *id).within(limit);
         block.push(header, &Payload::Borrowed(payload), checksum);
         outbox.push(block);
     }
@@ -182,7 +178,7 @@ proptest! {
         let meaning = in_pieces(&wire, &cuts, checksum);
         prop_assert_eq!(&meaning, &reference(&wire, checksum));
         prop_assert_eq!(meaning.1, None);
-        let back: Vec<_> = meaning.0.into_iter().map(|(_, method, id, payload)| (method, id, payload)).collect();
+        let back: Vec<_> = meaning.0.into_iter().map(|(header, payload)| (header.method, header.id, payload)).collect();
         prop_assert_eq!(back, frames);
     }
 
