@@ -565,7 +565,7 @@ impl Transport {
         header: Header,
         payload: &Payload<'_>,
     ) -> Result<(), Refused> {
-        way.link.admit(&way.route.peer, &self.inner)?;
+        way.link.admit_slow(&way.route.peer, &self.inner)?;
         let lanes = &way.conn().channel.lanes;
         let pushed = lanes.push(way.lane, header, payload, way.define());
         pushed.map_err(|_| Refused::QueueFull)

@@ -22,6 +22,7 @@ fn each_fault_is_found() {
         "lanes_stay_open",
         "cancel_overtakes",
         "expiry_untold",
+        "names_outlive_connection",
     ] {
         set(Some(mutant));
         let found = (0..SEEDS).find_map(|seed| {

@@ -13,7 +13,7 @@ use perf_transport::{
 use prost::Message;
 use std::io::IoSlice;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use support::{PATIENCE, address, pair, plain, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -678,4 +678,38 @@ async fn draining_ends_when_a_silent_peer_is_given_up() {
     until(|| server.stats().inbound == 1).await;
     // It is told, and says nothing.
     assert!(soon(server.drain(PATIENCE)).await, "in time");
+}
+
+/// Connections that end because nobody used them, beside callers who begin to use them at that moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_connection_takes_nothing_with_it() {
+    let mut config = brisk();
+    config.heartbeat_timeout = PATIENCE;
+    config.dial_timeout = PATIENCE;
+    config.handshake_timeout = PATIENCE;
+    config.idle_timeout = Duration::from_millis(2);
+    config.tick = Duration::from_millis(1);
+    let heard = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::clone(&heard);
+    let router = echo().one_way("vm", "told", move |_| {
+        counts.fetch_add(1, Ordering::Relaxed);
+    });
+    let (client, _server) = pair(router, config).await;
+    let rounds = 400;
+    for round in 0..rounds {
+        // As long as it takes until the connection ends, a little more each time.
+        let begin = std::time::Instant::now();
+        let wait = Duration::from_micros(2000 + round % 100 * 20);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        while begin.elapsed() < wait {
+            tokio::task::yield_now().await;
+        }
+        let told = client.send(Envelope::new(2, "vm", "told", b"x"));
+        assert!(told.is_ok(), "round {round}: {told:?}");
+        let echoed = soon(client.call(Envelope::new(2, "vm", "echo", b"x"))).await;
+        assert_eq!(echoed.as_deref(), Ok(&b"x"[..]), "round {round}");
+    }
+    let connects = client.peer_stats(2).expect("known").bulk.connects;
+    assert!(connects > 1, "none of them has ended");
+    assert_eq!(heard.load(Ordering::Relaxed) as u64, rounds);
 }

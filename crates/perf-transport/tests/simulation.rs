@@ -27,6 +27,7 @@ fn nothing_is_lost_doubled_mixed_up_or_stuck() {
                 all.cancelled += summary.cancelled;
                 all.stopped += summary.stopped;
                 all.connects += summary.connects;
+                all.idle += summary.idle;
                 all.lost += summary.lost;
                 all.messages += summary.messages;
                 all.batched += summary.batched;
@@ -44,7 +45,10 @@ fn nothing_is_lost_doubled_mixed_up_or_stuck() {
             all.lost > seeds && all.faults > seeds && all.cancelled > seeds,
             "{all:?}"
         );
-        assert!(all.batched > seeds && all.stopped > seeds, "{all:?}");
+        assert!(
+            all.batched > seeds && all.stopped > seeds && all.idle > seeds,
+            "{all:?}"
+        );
         assert!(all.replies > seeds * 10 && all.bodies > seeds, "{all:?}");
     }
 }

@@ -13,6 +13,8 @@ pub enum DialState {
     Up,
     /// Connected, but the peer takes no new requests.
     Draining,
+    /// Connected, but nobody used it and it is being closed. Messages wait for the next connection.
+    Ending,
     /// Dialling failed; the next attempt is not before this time. Messages are refused.
     Backoff {
         /// In milliseconds of the caller's clock.
@@ -72,7 +74,7 @@ impl Dialer {
     /// Somebody wants to send.
     pub fn want(&mut self, now_ms: u64) -> Admission {
         match self.state {
-            DialState::Up | DialState::Dialing => Admission::Queue,
+            DialState::Up | DialState::Dialing | DialState::Ending => Admission::Queue,
             DialState::Idle => {
                 self.state = DialState::Dialing;
                 Admission::QueueAndDial
@@ -103,6 +105,13 @@ impl Dialer {
     pub fn draining(&mut self) {
         if self.state == DialState::Up {
             self.state = DialState::Draining;
+        }
+    }
+
+    /// The connection is closed because nobody uses it. Whoever closes it dials again when it has [ended](Self::lost), if somebody wants it then.
+    pub fn ending(&mut self) {
+        if self.state == DialState::Up {
+            self.state = DialState::Ending;
         }
     }
 
@@ -148,6 +157,15 @@ mod tests {
         assert_eq!(dialer.want(until_ms), Admission::Queue);
         dialer.draining();
         assert_eq!(dialer.want(until_ms), Admission::Draining);
+        dialer.ending();
+        assert_eq!(dialer.state(), DialState::Draining);
+        dialer.lost();
+        assert_eq!(dialer.want(until_ms), Admission::QueueAndDial);
+        assert!(dialer.connected());
+        dialer.ending();
+        assert_eq!(dialer.want(until_ms), Admission::Queue);
+        dialer.draining();
+        assert_eq!(dialer.state(), DialState::Ending);
         dialer.lost();
         assert_eq!(dialer.want(until_ms), Admission::QueueAndDial);
         dialer.close();

@@ -460,6 +460,28 @@ impl Lanes {
         lanes.flat_map(LaneState::dismiss).collect()
     }
 
+    /// The same if they are open and nothing is queued; `false` otherwise, and then nothing has changed. For a connection that ends because nobody uses it: what is
+    /// refused from now on belongs to the next one, see [`renew`](Self::renew).
+    #[must_use]
+    pub fn close_if_empty(&self) -> bool {
+        let mut state = self.state.lock();
+        let is_free = !state.is_closed && state.lanes.iter().all(|lane| lane.frames == 0);
+        state.is_closed |= is_free;
+        is_free
+    }
+
+    /// Takes new messages again, for the next connection, on which names have to be announced anew. To be called on empty lanes that are closed.
+    pub fn renew(&self) {
+        let mut state = self.state.lock();
+        for lane in &mut state.lanes {
+            if !mutant::is("names_outlive_connection") {
+                lane.announced = [0; ANNOUNCED_WORDS];
+            }
+            lane.deficit = 0;
+        }
+        state.is_closed = false;
+    }
+
     /// New messages are taken again: for the next connection.
     pub fn open(&self) {
         self.state.lock().is_closed = false;

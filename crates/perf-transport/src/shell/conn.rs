@@ -262,20 +262,25 @@ impl Conn {
         }
     }
 
-    fn drop_wire(&self) {
+    pub(crate) fn drop_wire(&self) {
         let wire = self.wire.lock().take();
         drop(wire);
         self.unwritten.store(0, Ordering::Relaxed);
     }
 
-    /// The task has ended: forgets the stream and everything queued for it.
-    pub(crate) fn disconnect(&self, fault: &Fault) {
+    /// The task has ended: forgets the stream. What is queued stays.
+    pub(crate) fn detach(&self) {
         *self.task.lock() = None;
         self.drop_wire();
+        self.paused.store(false, Ordering::Relaxed);
+    }
+
+    /// The task has ended: forgets the stream and everything queued for it.
+    pub(crate) fn disconnect(&self, fault: &Fault) {
+        self.detach();
         for waker in self.channel.lost(fault) {
             waker.wake();
         }
-        self.paused.store(false, Ordering::Relaxed);
     }
 
     /// Another stream will follow: what ended the last one is forgotten.

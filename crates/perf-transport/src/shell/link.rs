@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::task::Waker;
 use tokio::time::timeout;
 
 /// One of a peer's two connections, from this node's side.
@@ -102,8 +103,9 @@ impl Link {
         self.admit_slow(peer, inner)
     }
 
+    /// The same for whoever was refused although the link seemed open: it waits until that is settled.
     #[cold]
-    fn admit_slow(&self, peer: &Arc<Peer>, inner: &Arc<Inner>) -> Result<(), Refused> {
+    pub(crate) fn admit_slow(&self, peer: &Arc<Peer>, inner: &Arc<Inner>) -> Result<(), Refused> {
         let mut dialer = self.dialer.lock();
         match dialer.want(inner.now_ms()) {
             Admission::Queue => Ok(()),
@@ -122,6 +124,75 @@ impl Link {
         }
     }
 
+    /// The handshake is done. `false` if the link was closed meanwhile.
+    fn connected(&self) -> bool {
+        let mut dialer = self.dialer.lock();
+        let is_wanted = dialer.connected();
+        if is_wanted {
+            self.connects.fetch_add(1, Ordering::Relaxed);
+            self.is_open.store(true, Ordering::Release);
+        }
+        is_wanted
+    }
+
+    /// Closes the connection if nobody uses it. Nothing is lost by that: what somebody queues meanwhile waits for the next one.
+    pub(crate) fn end_if_idle(&self) {
+        // Whoever is refused by closed lanes asks the dialer, and so waits until this is done.
+        let mut dialer = self.dialer.lock();
+        let channel = &self.conn.channel;
+        if dialer.state() != DialState::Up || !channel.lanes.close_if_empty() {
+            return;
+        }
+        if !self.is_quiet() {
+            // What was queued a moment ago is on its way.
+            channel.lanes.open();
+            return;
+        }
+        dialer.ending();
+        self.is_open.store(false, Ordering::Release);
+        self.conn.close(CloseReason::Idle);
+        // Nothing can be written to it any more.
+        self.conn.drop_wire();
+        channel.lanes.renew();
+    }
+
+    /// Whether there are no calls, no bodies and nothing to write.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let channel = &self.conn.channel;
+        channel.pending.in_flight() == 0 && self.conn.backlog() == 0 && channel.windows() == 0
+    }
+
+    /// The connection has ended. `true` if somebody waits for the next one.
+    fn ended(&self) -> bool {
+        let mut dialer = self.dialer.lock();
+        self.is_open.store(false, Ordering::Release);
+        // Until somebody dials. Whoever is refused meanwhile does so.
+        let wakers = self.conn.channel.lanes.close();
+        let was_idle = dialer.state() == DialState::Ending;
+        if was_idle {
+            self.conn.detach();
+            dialer.lost();
+        }
+        drop(dialer);
+        wake(wakers);
+        if !was_idle {
+            self.lost(&Fault::Disconnected, Dialer::lost);
+        }
+        was_idle && self.conn.channel.lanes.queued().1 > 0
+    }
+
+    /// The peer takes no new requests.
+    fn draining(&self) {
+        let mut dialer = self.dialer.lock();
+        dialer.draining();
+        if dialer.state() == DialState::Draining {
+            self.is_open.store(false, Ordering::Release);
+            let wakers = self.conn.channel.lanes.close();
+            drop(dialer);
+            wake(wakers);
+        }
+    }
+
     /// No more connections.
     pub(crate) fn close(&self) {
         self.dialer.lock().close();
@@ -134,9 +205,7 @@ impl Link {
 
     /// Queues no new messages until the next connection is dialled. Who waits for room asks anew whether there is a way.
     fn refuse_new(&self) {
-        for waker in self.conn.channel.lanes.close() {
-            waker.wake();
-        }
+        wake(self.conn.channel.lanes.close());
     }
 
     /// The connection is lost, or there will be none: what is queued is dropped. Only then `say` tells the dialer, so that whoever asks it next
@@ -155,7 +224,7 @@ impl Link {
     pub(crate) fn is_up(&self) -> bool {
         matches!(
             self.dialer.lock().state(),
-            DialState::Up | DialState::Draining
+            DialState::Up | DialState::Draining | DialState::Ending
         )
     }
 }
@@ -184,12 +253,10 @@ async fn run(inner: Arc<Inner>, peer: Arc<Peer>, class: ConnectionClass) {
         };
         return fail(&inner, &peer, link, error);
     }
-    if !link.dialer.lock().connected() {
+    if !link.connected() {
         link.lost(&Fault::Unreachable, |_| ());
         return;
     }
-    link.is_open.store(true, Ordering::Release);
-    link.connects.fetch_add(1, Ordering::Relaxed);
     inner.counts.connected(true);
     inner.events.report(PeerEvent::Connected {
         peer: peer.id,
@@ -203,15 +270,22 @@ async fn run(inner: Arc<Inner>, peer: Arc<Peer>, class: ConnectionClass) {
     };
     let conn = Arc::clone(&link.conn);
     let (reason, _) = session::run(conn, established, inner.config.outbox_bytes, role).await;
-    link.is_open.store(false, Ordering::Release);
-    link.lost(&Fault::Disconnected, Dialer::lost);
     inner.counts.connected(false);
     inner.counts.transferred(&link.conn);
+    let is_wanted = link.ended();
     inner.events.report(PeerEvent::Lost {
         peer: peer.id,
         class,
         reason,
     });
+    if is_wanted {
+        // Refused: the transport shuts down.
+        let _ = link.admit(&peer, &inner);
+    }
+}
+
+fn wake(wakers: Vec<Waker>) {
+    wakers.into_iter().for_each(Waker::wake);
 }
 
 fn fail(inner: &Inner, peer: &Peer, link: &Link, error: TransportError) {
@@ -320,10 +394,7 @@ impl Role for ClientRole {
         let was_draining = self.client.is_draining();
         self.queued |= self.client.receive(frame.to_frame(), &conn.channel)?;
         if self.client.is_draining() && !was_draining {
-            let link = self.peer.link(self.class);
-            link.is_open.store(false, Ordering::Release);
-            link.dialer.lock().draining();
-            link.refuse_new();
+            self.peer.link(self.class).draining();
         }
         Ok(())
     }

@@ -107,8 +107,7 @@ impl Ticker {
         let watch = watch(&mut self.links, key, connects, now_ms, &self.inner);
         look(watch, conn, now_ms);
         self.inner.counts.transferred(conn);
-        let in_flight = conn.channel.pending.in_flight();
-        let is_quiet = in_flight == 0 && conn.backlog() == 0 && conn.channel.windows() == 0;
+        let is_quiet = link.is_quiet();
         if state == DialState::Draining && is_quiet {
             conn.close(CloseReason::PeerDrained);
             return;
@@ -118,7 +117,7 @@ impl Ticker {
             watch.messages = messages;
             watch.messages_ms = now_ms;
         } else if now_ms - watch.messages_ms >= millis(self.inner.config.idle_timeout) {
-            conn.close(CloseReason::Idle);
+            link.end_if_idle();
         }
     }
 }

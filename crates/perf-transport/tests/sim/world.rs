@@ -45,6 +45,8 @@ pub(crate) struct Summary {
     /// Handlers, because nobody waited for them.
     pub(crate) stopped: u64,
     pub(crate) connects: u64,
+    /// Connections that ended because nobody used them.
+    pub(crate) idle: u64,
     pub(crate) lost: u64,
     pub(crate) messages: u64,
     pub(crate) batched: u64,
@@ -247,6 +249,10 @@ struct World {
     is_cut: [bool; 2],
     cut_since: Option<u64>,
     calls: Vec<Call>,
+    /// Until then nobody begins anything.
+    quiet_until_ms: u64,
+    /// When the connection is gone that nobody used.
+    ending_until: Option<u64>,
     /// When callers go on that were interrupted.
     hesitant: Vec<u64>,
     waiting: Vec<Waiting>,
@@ -344,6 +350,8 @@ impl World {
             is_cut: [false; 2],
             cut_since: None,
             calls: Vec::new(),
+            quiet_until_ms: 0,
+            ending_until: None,
             hesitant: Vec::new(),
             waiting: Vec::new(),
             sending: Vec::new(),
@@ -358,13 +366,16 @@ impl World {
 
     fn step(&mut self) -> Result<(), String> {
         self.now_ms += self.random.below(4);
-        match self.random.below(100) {
-            0..15 => self.new_call(),
-            15..22 => self.new_one_way(),
-            22..27 => self.new_waiting(),
-            27..29 => self.new_body(),
-            29..33 => self.cancel_something(),
-            33..35 if !self.is_calm => self.break_something(),
+        let is_quiet = self.now_ms < self.quiet_until_ms;
+        match self.random.below(1000) {
+            0..290 if is_quiet => self.end_if_idle(),
+            0..150 => self.new_call(),
+            150..220 => self.new_one_way(),
+            220..270 => self.new_waiting(),
+            270..290 => self.new_body(),
+            290..330 => self.cancel_something(),
+            330..350 if !self.is_calm => self.break_something(),
+            350 => self.quiet_until_ms = self.now_ms + 2 * TIMEOUT_MS,
             _ => {}
         }
         for _ in 0..3 {
@@ -378,6 +389,7 @@ impl World {
             }
         }
         self.late_calls()?;
+        self.ended();
         self.dial()?;
         if self.random.chance(30) || self.now_ms >= self.ticked_ms + TICK_MS_MAX {
             self.tick()?;
@@ -653,8 +665,48 @@ impl World {
         }
     }
 
+    /// Closes the connection if nobody uses it. It takes a while, and who comes meanwhile waits for the next one.
+    fn end_if_idle(&mut self) {
+        let Some(dialled) = &self.dialled else {
+            return;
+        };
+        if self.dialer.state() != DialState::Up || !self.channel.lanes.close_if_empty() {
+            return;
+        }
+        let is_written = dialled.writer.transmit.is_empty();
+        if self.channel.pending.in_flight() > 0 || self.channel.windows() > 0 || !is_written {
+            self.channel.lanes.open();
+            return;
+        }
+        self.dialer.ending();
+        self.channel.lanes.renew();
+        self.ending_until = Some(self.now_ms + self.random.below(HESITATION_MS));
+        self.quiet_until_ms = 0;
+        self.summary.idle += 1;
+    }
+
+    fn ended(&mut self) {
+        if self
+            .ending_until
+            .take_if(|until| *until <= self.now_ms)
+            .is_none()
+        {
+            return;
+        }
+        self.dialled = None;
+        wake(self.channel.lanes.close());
+        self.dialer.lost();
+        if self.channel.lanes.queued().1 > 0 {
+            self.admit();
+        }
+    }
+
     fn client_gone(&mut self) {
-        if self.dialled.take().is_some() {
+        if self.dialer.state() == DialState::Ending {
+            // The end that it is coming to anyway.
+            self.ending_until = Some(self.now_ms);
+            self.ended();
+        } else if self.dialled.take().is_some() {
             wake(self.channel.lanes.close());
             wake(self.channel.lost(&Fault::Disconnected));
             self.dialer.lost();
@@ -743,6 +795,10 @@ impl World {
 
     /// The owner's turn, in two steps with others between them: look and write, then say that it is done.
     fn write(&mut self, is_client: bool) {
+        if is_client && self.ending_until.is_some() {
+            // Its stream is let go of already.
+            return;
+        }
         let at_ms = self.now_ms + self.random.below(20);
         let (channel, writer, pipe) = if is_client {
             let Some(dialled) = &mut self.dialled else {
@@ -1265,6 +1321,7 @@ impl World {
         self.move_bytes(false)?;
         self.run_tasks()?;
         self.late_calls()?;
+        self.ended();
         self.dial()?;
         self.tick()
     }
