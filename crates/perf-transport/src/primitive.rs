@@ -7,7 +7,7 @@ mod imp {
     pub(crate) use parking_lot::Mutex;
     pub(crate) use perf_pool::BufferGuard as Buffer;
     use perf_pool::BytesGuard;
-    pub(crate) use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+    pub(crate) use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
     /// A copy in a pooled buffer: no allocation in steady state.
     pub(crate) fn pooled(bytes: &[u8]) -> Bytes {
@@ -23,7 +23,7 @@ mod imp {
 mod imp {
     use bytes::Bytes;
     use loom::sync::MutexGuard;
-    pub(crate) use loom::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+    pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
     use std::collections::VecDeque;
 
     /// Stands in for a pooled buffer: the pool is made of loom's primitives then, and outlives a model.

@@ -132,6 +132,22 @@ fn generations() {
     assert_eq!(pending.in_flight(), 0);
 }
 
+/// A call that is begun while the deadlines are looked through is found by this look or by the next.
+fn deadlines() {
+    let pending = Arc::new(Pending::new(2));
+    let first = pending.open(Lane::First, 100).expect("room");
+    let its = Arc::clone(&pending);
+    let begun = thread::spawn(move || its.open(Lane::First, 50).expect("room"));
+    pending.expire(100, |_, _| ());
+    let second = begun.join().expect("no panics");
+    pending.expire(100, |_, _| ());
+    let mut cx = Context::from_waker(Waker::noop());
+    for key in [first, second] {
+        let ended = pending.poll(key, &mut cx);
+        assert!(ended.is_ready(), "a deadline is overlooked");
+    }
+}
+
 #[test]
 fn no_notification_is_lost() {
     holds(gate);
@@ -160,4 +176,14 @@ fn replies_find_their_own_call_only() {
 #[test]
 fn a_reply_without_generation_is_found() {
     catches("reply_without_generation", generations);
+}
+
+#[test]
+fn no_deadline_is_overlooked() {
+    holds(deadlines);
+}
+
+#[test]
+fn a_deadline_said_too_early_is_found() {
+    catches("due_before_slot", deadlines);
 }

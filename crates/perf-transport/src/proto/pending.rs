@@ -1,7 +1,7 @@
 //! Calls that wait for their reply.
 
 use super::lane::Lane;
-use crate::primitive::{AtomicUsize, Mutex, Ordering, Queue, mutant};
+use crate::primitive::{AtomicU64, AtomicUsize, Mutex, Ordering, Queue, mutant};
 use bytes::Bytes;
 use std::mem;
 use std::task::{Context, Poll, Waker};
@@ -87,6 +87,8 @@ pub struct Pending {
     slots: Box<[Mutex<Slot>]>,
     free: Queue<u16>,
     in_flight: AtomicUsize,
+    /// No call that waits has a deadline before this, so until then there is none to look for.
+    due_ms: AtomicU64,
 }
 
 impl Pending {
@@ -109,6 +111,7 @@ impl Pending {
             slots: (0..calls_max).map(|_| Mutex::new(slot())).collect(),
             free,
             in_flight: AtomicUsize::new(0),
+            due_ms: AtomicU64::new(u64::MAX),
         }
     }
 
@@ -125,11 +128,27 @@ impl Pending {
     pub fn open(&self, lane: Lane, deadline_ms: u64) -> Option<CallKey> {
         let index = self.free.pop()?;
         self.in_flight.fetch_add(1, Ordering::Relaxed);
+        if mutant::is("due_before_slot") {
+            self.is_due(deadline_ms);
+        }
         let mut slot = self.slots[usize::from(index)].lock();
         slot.deadline_ms = deadline_ms;
         slot.lane = lane;
         slot.state = State::Waiting(None);
+        if !mutant::is("due_before_slot") {
+            // Under the slot's lock: a walk that has passed this slot has forgotten `due_ms` before, and one that has not will see the slot.
+            self.is_due(deadline_ms);
+        }
         Some(CallKey(slot.generation << 16 | u64::from(index)))
+    }
+
+    /// A call that waits may have to be ended then.
+    #[inline]
+    fn is_due(&self, at_ms: u64) {
+        // Most deadlines are later than that of the oldest call.
+        if at_ms < self.due_ms.load(Ordering::Relaxed) {
+            self.due_ms.fetch_min(at_ms, Ordering::Relaxed);
+        }
     }
 
     #[inline]
@@ -219,9 +238,24 @@ impl Pending {
     }
 
     /// Ends every call whose deadline is not after `now_ms` with [`Fault::Timeout`], tells `ended` which and in what lane, and returns how many.
-    /// Costs a lock per slot, nothing if no call is in flight.
+    /// Costs a lock per slot if the deadline of a call has passed that was the first at the last such walk, and nothing otherwise: with calls that
+    /// are answered at once and have 5 s, one walk in 5 s.
     pub fn expire(&self, now_ms: u64, ended: impl FnMut(CallKey, Lane)) -> usize {
-        self.end_all(&Fault::Timeout, |slot| slot.deadline_ms <= now_ms, ended)
+        if now_ms < self.due_ms.load(Ordering::Relaxed) || self.in_flight() == 0 {
+            return 0;
+        }
+        self.due_ms.store(u64::MAX, Ordering::Relaxed);
+        let mut next_ms = u64::MAX;
+        let is_over = |slot: &Slot| {
+            let is_over = slot.deadline_ms <= now_ms;
+            if !is_over {
+                next_ms = next_ms.min(slot.deadline_ms);
+            }
+            is_over
+        };
+        let count = self.end_all(&Fault::Timeout, is_over, ended);
+        self.is_due(next_ms);
+        count
     }
 
     /// Ends every call that waits, and returns how many.
@@ -232,7 +266,7 @@ impl Pending {
     fn end_all(
         &self,
         fault: &Fault,
-        which: impl Fn(&Slot) -> bool,
+        mut which: impl FnMut(&Slot) -> bool,
         mut tell: impl FnMut(CallKey, Lane),
     ) -> usize {
         if self.in_flight() == 0 {
@@ -321,6 +355,48 @@ mod tests {
         assert_eq!(pending.fail_all(&Fault::Disconnected), 1);
         assert_eq!(poll(&pending, late), Poll::Ready(Err(Fault::Disconnected)));
         assert_eq!(pending.in_flight(), 0);
+    }
+
+    #[test]
+    fn each_call_ends_with_the_first_look_after_its_deadline() {
+        let pending = Pending::new(20);
+        let mut waiting: Vec<(CallKey, u64)> = Vec::new();
+        let mut random = 1_u64;
+        let mut below = |bound: usize| {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (random >> 33) as usize % bound
+        };
+        let mut ended = 0;
+        for now_ms in 0..5000 {
+            for _ in 0..below(3) {
+                let deadline_ms = now_ms + below(100) as u64;
+                let key = pending.open(Lane::First, deadline_ms);
+                waiting.extend(key.map(|key| (key, deadline_ms)));
+            }
+            if !waiting.is_empty() && below(2) == 0 {
+                let (key, _) = waiting.swap_remove(below(waiting.len()));
+                assert_eq!(pending.cancel(key), Some(Lane::First));
+            }
+            if below(4) > 0 {
+                continue;
+            }
+            let mut over: Vec<CallKey> = waiting
+                .extract_if(.., |(_, deadline_ms)| *deadline_ms <= now_ms)
+                .map(|(key, _)| key)
+                .collect();
+            let mut told = Vec::new();
+            assert_eq!(pending.expire(now_ms, |key, _| told.push(key)), over.len());
+            over.sort_unstable_by_key(|key| key.id());
+            told.sort_unstable_by_key(|key| key.id());
+            assert_eq!(told, over, "at {now_ms} ms");
+            for key in over {
+                assert_eq!(poll(&pending, key), Poll::Ready(Err(Fault::Timeout)));
+                ended += 1;
+            }
+        }
+        assert!(ended > 1000, "{ended} calls ended at their deadline");
     }
 
     #[test]
