@@ -135,7 +135,7 @@ fn generations() {
 /// A call that is begun while the deadlines are looked through is found by this look or by the next.
 fn deadlines() {
     let pending = Arc::new(Pending::new(2));
-    let first = pending.open(Lane::First, 100).expect("room");
+    let first = pending.open(Lane::First, 50).expect("room");
     let its = Arc::clone(&pending);
     let begun = thread::spawn(move || its.open(Lane::First, 50).expect("room"));
     pending.expire(100, |_, _| ());
@@ -181,6 +181,11 @@ fn a_reply_without_generation_is_found() {
 #[test]
 fn no_deadline_is_overlooked() {
     holds(deadlines);
+}
+
+#[test]
+fn a_walk_that_misses_new_slots_is_found() {
+    catches("walk_without_lock", deadlines);
 }
 
 #[test]

@@ -20,6 +20,7 @@ mod liveness;
 mod pending;
 mod read_buffer;
 mod server;
+mod slots;
 mod stream;
 mod time_limit;
 mod transmit;

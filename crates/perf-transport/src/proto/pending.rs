@@ -1,7 +1,8 @@
 //! Calls that wait for their reply.
 
 use super::lane::Lane;
-use crate::primitive::{AtomicU64, AtomicUsize, Mutex, Ordering, Queue, mutant};
+use super::slots::Slots;
+use crate::primitive::{AtomicU64, AtomicUsize, Mutex, Ordering, mutant};
 use bytes::Bytes;
 use std::mem;
 use std::task::{Context, Poll, Waker};
@@ -29,8 +30,8 @@ impl CallKey {
     }
 
     #[inline]
-    fn index(self) -> usize {
-        usize::from(self.0 as u16)
+    fn index(self) -> u16 {
+        self.0 as u16
     }
 
     #[inline]
@@ -78,14 +79,24 @@ struct Slot {
     state: State,
 }
 
+impl Default for Slot {
+    fn default() -> Self {
+        Self {
+            generation: 1,
+            deadline_ms: 0,
+            lane: Lane::Second,
+            state: State::Free,
+        }
+    }
+}
+
 /// A bounded slab of calls in flight.
 ///
-/// A call takes a slot, waits in it with its waker, and frees it; nothing is allocated. Slots are used in turn. Each has a lock of its own, which is
-/// held for some moves only.
+/// A call takes a slot, waits in it with its waker, and frees it; nothing is allocated unless more calls are in flight than ever before. Each slot has
+/// a lock of its own, which is held for some moves only.
 #[derive(Debug)]
 pub struct Pending {
-    slots: Box<[Mutex<Slot>]>,
-    free: Queue<u16>,
+    slots: Slots<Mutex<Slot>>,
     in_flight: AtomicUsize,
     /// No call that waits has a deadline before this, so until then there is none to look for.
     due_ms: AtomicU64,
@@ -95,21 +106,8 @@ impl Pending {
     /// Room for `calls_max` calls, at least 1 and at most [`CALLS_MAX`].
     #[must_use]
     pub fn new(calls_max: usize) -> Self {
-        let calls_max = calls_max.clamp(1, CALLS_MAX);
-        let slot = || Slot {
-            generation: 1,
-            deadline_ms: 0,
-            lane: Lane::Second,
-            state: State::Free,
-        };
-        let free = Queue::new(calls_max);
-        for index in 0..calls_max {
-            // There is room for all of them, and each fits.
-            let _ = free.push(u16::try_from(index).unwrap_or(u16::MAX));
-        }
         Self {
-            slots: (0..calls_max).map(|_| Mutex::new(slot())).collect(),
-            free,
+            slots: Slots::new(calls_max.min(CALLS_MAX)),
             in_flight: AtomicUsize::new(0),
             due_ms: AtomicU64::new(u64::MAX),
         }
@@ -126,12 +124,12 @@ impl Pending {
     /// Takes a slot for a call in this lane that may last until `deadline_ms`; `None` if all are taken.
     #[inline]
     pub fn open(&self, lane: Lane, deadline_ms: u64) -> Option<CallKey> {
-        let index = self.free.pop()?;
+        let index = self.slots.take()?;
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         if mutant::is("due_before_slot") {
             self.is_due(deadline_ms);
         }
-        let mut slot = self.slots[usize::from(index)].lock();
+        let mut slot = self.slots.get(index)?.lock();
         slot.deadline_ms = deadline_ms;
         slot.lane = lane;
         slot.state = State::Waiting(None);
@@ -233,8 +231,7 @@ impl Pending {
     #[inline]
     fn freed(&self, key: CallKey) {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        // The queue has room for every index there is.
-        let _ = self.free.push(key.index() as u16);
+        self.slots.give_back(key.index());
     }
 
     /// Ends every call whose deadline is not after `now_ms` with [`Fault::Timeout`], tells `ended` which and in what lane, and returns how many.
@@ -273,7 +270,7 @@ impl Pending {
             return 0;
         }
         let mut ended = 0;
-        for (index, slot) in self.slots.iter().enumerate() {
+        for (index, slot) in self.slots.walk() {
             let (waker, key, lane) = {
                 let mut slot = slot.lock();
                 if !matches!(slot.state, State::Waiting(_)) || !which(&slot) {
@@ -283,7 +280,7 @@ impl Pending {
                 let State::Waiting(waker) = mem::replace(&mut slot.state, done) else {
                     continue;
                 };
-                let key = CallKey(slot.generation << 16 | index as u64);
+                let key = CallKey(slot.generation << 16 | u64::from(index));
                 (waker, key, slot.lane)
             };
             ended += 1;

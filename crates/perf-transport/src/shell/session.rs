@@ -79,6 +79,8 @@ pub(crate) async fn run<R: Role>(
         if let Some(write) = write.take() {
             session.conn.connect(write, outbox_bytes, cx.waker());
         }
+        let received = session.buffer.buffer().len();
+        bump(&session.conn.bytes_received, received as u64);
         let begun = session.handle(cx);
         session.conn.notify_from_task(cx);
         // The task may have been the owner since before there was a stream.
