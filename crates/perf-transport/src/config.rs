@@ -31,7 +31,8 @@ pub struct Config {
     pub queue_frames: [usize; 4],
     /// Shares of a connection while both of its classes have something to write. 4 to 1: the less urgent class gets a fifth.
     pub weights: [u32; 4],
-    /// Calls that may be in flight to a peer on each of its two connections, at most 65536. 4096, some 300 KiB.
+    /// Calls that may be in flight to a peer on each of its two connections, at most 65536. 4096; memory is made for
+    /// as many as were ever in flight at once, 5 KiB for 64.
     pub calls_max: usize,
     /// Bytes taken from the queues for one round of writing. 256 KiB: what a socket buffer takes at once.
     pub outbox_bytes: usize,

@@ -132,6 +132,19 @@ fn generations() {
     assert_eq!(pending.in_flight(), 0);
 }
 
+/// Two that need more slots at once, where there may be one more: one of them gets it.
+fn growth() {
+    let pending = Arc::new(Pending::new(2));
+    let first = pending.open(Lane::First, 10).expect("room");
+    let its = Arc::clone(&pending);
+    let other = thread::spawn(move || its.open(Lane::First, 10));
+    let mine = pending.open(Lane::First, 10);
+    let theirs = other.join().expect("no panics");
+    assert_eq!(mine.is_some(), theirs.is_none(), "{mine:?}, {theirs:?}");
+    assert_ne!(mine.or(theirs), Some(first));
+    assert_eq!(pending.in_flight(), 2);
+}
+
 /// A call that is begun while the deadlines are looked through is found by this look or by the next.
 fn deadlines() {
     let pending = Arc::new(Pending::new(2));
@@ -176,6 +189,11 @@ fn replies_find_their_own_call_only() {
 #[test]
 fn a_reply_without_generation_is_found() {
     catches("reply_without_generation", generations);
+}
+
+#[test]
+fn slots_are_made_once() {
+    holds(growth);
 }
 
 #[test]

@@ -65,7 +65,8 @@ pub type Outcome = Result<Bytes, Fault>;
 #[derive(Debug)]
 enum State {
     Free,
-    Waiting(Option<Waker>),
+    /// With the lane in which its request was queued.
+    Waiting(Option<Waker>, Lane),
     Done(Outcome),
 }
 
@@ -74,8 +75,6 @@ struct Slot {
     /// Grows with each use of the slot, over all connections of the peer: a late reply never finds a later call.
     generation: u64,
     deadline_ms: u64,
-    /// Where its request was queued.
-    lane: Lane,
     state: State,
 }
 
@@ -84,7 +83,6 @@ impl Default for Slot {
         Self {
             generation: 1,
             deadline_ms: 0,
-            lane: Lane::Second,
             state: State::Free,
         }
     }
@@ -131,8 +129,7 @@ impl Pending {
         }
         let mut slot = self.slots.get(index)?.lock();
         slot.deadline_ms = deadline_ms;
-        slot.lane = lane;
-        slot.state = State::Waiting(None);
+        slot.state = State::Waiting(None, lane);
         if !mutant::is("due_before_slot") {
             // Under the slot's lock: a walk that has passed this slot has forgotten `due_ms` before, and one that has not will see the slot.
             self.is_due(deadline_ms);
@@ -165,7 +162,7 @@ impl Pending {
             if slot.generation != key.generation() && !mutant::is("reply_without_generation") {
                 return false;
             }
-            let State::Waiting(waker) = &mut slot.state else {
+            let State::Waiting(waker, _) = &mut slot.state else {
                 return false;
             };
             let waker = waker.take();
@@ -190,11 +187,11 @@ impl Pending {
                 return Poll::Ready(Err(Fault::Disconnected));
             }
             match &mut slot.state {
-                State::Waiting(Some(waker)) => {
+                State::Waiting(Some(waker), _) => {
                     waker.clone_from(cx.waker());
                     return Poll::Pending;
                 }
-                State::Waiting(waker) => {
+                State::Waiting(waker, _) => {
                     *waker = Some(cx.waker().clone());
                     return Poll::Pending;
                 }
@@ -205,7 +202,7 @@ impl Pending {
         self.freed(key);
         match outcome {
             State::Done(outcome) => Poll::Ready(outcome),
-            State::Free | State::Waiting(_) => Poll::Ready(Err(Fault::Disconnected)),
+            State::Free | State::Waiting(..) => Poll::Ready(Err(Fault::Disconnected)),
         }
     }
 
@@ -214,18 +211,21 @@ impl Pending {
     #[inline]
     pub fn cancel(&self, key: CallKey) -> Option<Lane> {
         let slot = self.slot(key)?;
-        let (previous, lane) = {
+        let previous = {
             let mut slot = slot.lock();
             if slot.generation != key.generation() || matches!(slot.state, State::Free) {
                 return None;
             }
-            (release(&mut slot), slot.lane)
+            release(&mut slot)
         };
         if !mutant::is("cancel_keeps_slot") {
             self.freed(key);
         }
         // A waker or a reply is dropped outside of the lock.
-        matches!(previous, State::Waiting(_)).then_some(lane)
+        match previous {
+            State::Waiting(_, lane) => Some(lane),
+            State::Free | State::Done(_) => None,
+        }
     }
 
     #[inline]
@@ -273,15 +273,15 @@ impl Pending {
         for (index, slot) in self.slots.walk() {
             let (waker, key, lane) = {
                 let mut slot = slot.lock();
-                if !matches!(slot.state, State::Waiting(_)) || !which(&slot) {
+                if !matches!(slot.state, State::Waiting(..)) || !which(&slot) {
                     continue;
                 }
                 let done = State::Done(Err(fault.clone()));
-                let State::Waiting(waker) = mem::replace(&mut slot.state, done) else {
+                let State::Waiting(waker, lane) = mem::replace(&mut slot.state, done) else {
                     continue;
                 };
                 let key = CallKey(slot.generation << 16 | u64::from(index));
-                (waker, key, slot.lane)
+                (waker, key, lane)
             };
             ended += 1;
             tell(key, lane);

@@ -56,14 +56,16 @@ impl<T: Default> Slots<T> {
     /// Makes more places, and takes one of them.
     #[cold]
     fn grow(&self) -> Option<u16> {
+        // All are there already: no need to wait for each other.
         if self.chunks.last()?.get().is_some() {
             return None;
         }
         let mut grown = self.grown.lock();
-        // Somebody else may have.
+        // Somebody else may have made some, even the last ones.
         if let Some(index) = self.take_made() {
             return Some(index);
         }
+        let chunk = self.chunks.get(*grown)?;
         let range = places_of(*grown, self.places_max);
         let first = u16::try_from(range.start).ok()?;
         let free = Queue::new(range.len());
@@ -72,7 +74,7 @@ impl<T: Default> Slots<T> {
             let _ = free.push(index as u16);
         }
         let places = iter::repeat_with(T::default).take(range.len()).collect();
-        self.chunks.get(*grown)?.set(Chunk { places, free }).ok()?;
+        chunk.set(Chunk { places, free }).ok()?;
         *grown += 1;
         Some(first)
     }
