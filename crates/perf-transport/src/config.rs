@@ -57,8 +57,8 @@ pub struct Config {
     pub handshake_timeout: Duration,
     /// After so long without anything received a ping is sent. 500 ms.
     pub heartbeat_interval: Duration,
-    /// After so long without a frame received, or without progress in writing to a peer that does not say that it is busy, the connection is cut and reported. 2 s:
-    /// three lost pings.
+    /// After so long without a frame received, or without progress in writing to a peer that does not say that it is busy, the connection is cut
+    /// and reported. 2 s: three lost pings.
     pub heartbeat_timeout: Duration,
     /// Least and most time between attempts to dial a peer that cannot be reached. 50 ms to 2 s, with jitter.
     pub backoff: (Duration, Duration),
