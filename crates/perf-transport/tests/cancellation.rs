@@ -259,13 +259,15 @@ fn tell_limit(message: &Message) -> Bytes {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn time_limits_and_cancellations_go_along_with_what_is_relayed() {
     let work_done = Work::new();
+    let (told_of, mut limits) = tokio::sync::mpsc::unbounded_channel();
     let router = work_done
         .router()
         .spawned("limit", "told", |message| async move {
             Ok(tell_limit(&message))
         })
-        .one_way("limit", "none", |message| {
-            assert_eq!(message.time_limit(), None);
+        .one_way("limit", "sent", move |message| {
+            // The test has ended if nobody listens.
+            let _ = told_of.send(message.time_limit());
         });
     let last = plain(3).router(router).listen("127.0.0.1:0");
     let last = last.start().await.expect("loopback can be listened on");
@@ -280,12 +282,16 @@ async fn time_limits_and_cancellations_go_along_with_what_is_relayed() {
         .with_cancellation("work", "*");
     let middle = plain(2).router(router).listen("127.0.0.1:0");
     let middle = middle.start().await.expect("loopback can be listened on");
-    let client = plain(1).peer(2, address(&middle));
+    let client = plain(1).peer(2, address(&middle)).peer(3, address(&last));
     let client = client.start().await.expect("starts");
 
     let asked = Envelope::new(2, "limit", "told", b"").with_timeout(Duration::from_secs(20));
     let told = soon(client.call(asked)).await;
     assert_eq!(told.as_deref(), Ok(&b"Some(20480)"[..]));
+    // A message has nobody who waits, whatever its envelope says.
+    let message = Envelope::new(3, "limit", "sent", b"").with_timeout(PATIENCE);
+    client.send(message).expect("there is room");
+    assert_eq!(soon(limits.recv()).await, Some(None));
 
     let call = client.call(work("wait"));
     work_done.until_counts(1, 0, 0).await;

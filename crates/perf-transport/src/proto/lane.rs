@@ -460,8 +460,8 @@ impl Lanes {
         lanes.flat_map(LaneState::dismiss).collect()
     }
 
-    /// The same if they are open and nothing is queued; `false` otherwise, and then nothing has changed. For a connection that ends because nobody uses it: what is
-    /// refused from now on belongs to the next one, see [`renew`](Self::renew).
+    /// The same if they are open and nothing is queued; `false` otherwise, and then nothing has changed. For a connection that ends because
+    /// nobody uses it: what is refused from now on belongs to the next one, see [`renew`](Self::renew).
     #[must_use]
     pub fn close_if_empty(&self) -> bool {
         let mut state = self.state.lock();

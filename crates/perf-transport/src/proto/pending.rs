@@ -105,7 +105,7 @@ impl Pending {
     #[must_use]
     pub fn new(calls_max: usize) -> Self {
         Self {
-            slots: Slots::new(calls_max.min(CALLS_MAX)),
+            slots: Slots::new(calls_max),
             in_flight: AtomicUsize::new(0),
             due_ms: AtomicU64::new(u64::MAX),
         }
@@ -125,21 +125,21 @@ impl Pending {
         let index = self.slots.take()?;
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         if mutant::is("due_before_slot") {
-            self.is_due(deadline_ms);
+            self.note_due(deadline_ms);
         }
         let mut slot = self.slots.get(index)?.lock();
         slot.deadline_ms = deadline_ms;
         slot.state = State::Waiting(None, lane);
         if !mutant::is("due_before_slot") {
             // Under the slot's lock: a walk that has passed this slot has forgotten `due_ms` before, and one that has not will see the slot.
-            self.is_due(deadline_ms);
+            self.note_due(deadline_ms);
         }
         Some(CallKey(slot.generation << 16 | u64::from(index)))
     }
 
     /// A call that waits may have to be ended then.
     #[inline]
-    fn is_due(&self, at_ms: u64) {
+    fn note_due(&self, at_ms: u64) {
         // Most deadlines are later than that of the oldest call.
         if at_ms < self.due_ms.load(Ordering::Relaxed) {
             self.due_ms.fetch_min(at_ms, Ordering::Relaxed);
@@ -251,7 +251,7 @@ impl Pending {
             is_over
         };
         let count = self.end_all(&Fault::Timeout, is_over, ended);
-        self.is_due(next_ms);
+        self.note_due(next_ms);
         count
     }
 

@@ -1,5 +1,6 @@
 //! Places that are handed out and taken back, and made when they are first needed.
 
+use super::pending::CALLS_MAX;
 use crate::primitive::{Mutex, Queue, mutant};
 use std::iter;
 use std::ops::Range;
@@ -25,9 +26,9 @@ struct Chunk<T> {
 }
 
 impl<T: Default> Slots<T> {
-    /// At most so many, at least 1 and at most 65536.
+    /// At most so many, at least 1 and at most [`CALLS_MAX`].
     pub(super) fn new(places_max: usize) -> Self {
-        let places_max = places_max.clamp(1, usize::from(u16::MAX) + 1);
+        let places_max = places_max.clamp(1, CALLS_MAX);
         let slots = Self {
             chunks: (0..=chunk_of(places_max - 1))
                 .map(|_| OnceLock::new())
