@@ -55,6 +55,9 @@ fn groups_stay_sound_in_a_bad_world() {
             ("late reports of the state machine", sum.late_reports),
             ("appends refused", sum.appends_refused),
             ("answers at a bound", sum.busy),
+            ("replaced disks", 2 * sum.disks_replaced),
+            ("nodes taken in again", 2 * sum.taken_in),
+            ("answers of strangers", sum.strangers),
         ] {
             assert!(count >= seeds / 4, "{what}: only {count} in {seeds} seeds");
         }
@@ -90,4 +93,7 @@ fn add(sum: &mut world::Coverage, one: world::Coverage) {
     sum.late_reports += one.late_reports;
     sum.appends_refused += one.appends_refused;
     sum.busy += one.busy;
+    sum.disks_replaced += one.disks_replaced;
+    sum.taken_in += one.taken_in;
+    sum.strangers += one.strangers;
 }

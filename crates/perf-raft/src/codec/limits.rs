@@ -24,6 +24,8 @@ const SNAPSHOT_METADATA: u32 = 2;
 const FRAME_RAFT: u32 = 6;
 const FRAME_CHUNK: u32 = 7;
 const CHUNK_MESSAGE: u32 = 1;
+const CHUNK_MEMBERS: u32 = 7;
+const FRAME_NOTICE: u32 = 11;
 
 /// What a message or frame holds, over all occurrences of its parts: protobuf adds up those that are repeated.
 #[derive(Default)]
@@ -81,8 +83,16 @@ pub(super) fn check_frame(bytes: &[u8]) -> Result<(), CodecError> {
         FRAME_RAFT => counts.message(part),
         FRAME_CHUNK => parts(part, |tag, part| match tag {
             CHUNK_MESSAGE => counts.message(part),
+            CHUNK_MEMBERS => {
+                counts.metadata_bytes += part.len();
+                Ok(())
+            }
             _ => Ok(()),
         }),
+        FRAME_NOTICE => {
+            counts.metadata_bytes += part.len();
+            Ok(())
+        }
         _ => Ok(()),
     })?;
     counts.check()

@@ -15,6 +15,8 @@ pub(super) struct Transfer {
     number: u64,
     message: Message,
     data: Bytes,
+    /// The table of members, encoded.
+    members: Bytes,
     crc: u32,
     sent: usize,
     acked: usize,
@@ -33,7 +35,7 @@ pub(super) enum Progress {
 }
 
 impl Transfer {
-    pub(super) fn new(number: u64, message: Message, data: Bytes) -> Self {
+    pub(super) fn new(number: u64, message: Message, data: Bytes, members: Bytes) -> Self {
         Self {
             to: message.to,
             index: message.get_snapshot().get_metadata().index,
@@ -41,6 +43,7 @@ impl Transfer {
             crc: crc32fast::hash(&data),
             message,
             data,
+            members,
             sent: 0,
             acked: 0,
             unanswered: 0,
@@ -72,6 +75,7 @@ impl Transfer {
                 offset: self.sent as u64,
                 data: self.data.slice(self.sent..end),
                 crc: self.crc,
+                members: self.members.clone(),
             });
             self.sent = end;
             self.unanswered += 1;
@@ -220,7 +224,7 @@ mod tests {
         #[test]
         fn a_snapshot_survives_a_bad_network(size in 0_usize..4000, chunk in 1_usize..700, window in 1_usize..5, chance in any::<u64>()) {
             let data: Bytes = (0..size).map(|place| (place % 251) as u8).collect();
-            let mut transfer = Transfer::new(1, message(), data.clone());
+            let mut transfer = Transfer::new(1, message(), data.clone(), Bytes::new());
             let mut slot = None;
             let mut random = chance | 1;
             let mut coin = |odds: u64| {
@@ -269,7 +273,7 @@ mod tests {
     #[test]
     fn too_large_and_damaged_snapshots_are_refused() {
         let mut slot = None;
-        let mut transfer = Transfer::new(1, message(), Bytes::from(vec![1; 100]));
+        let mut transfer = Transfer::new(1, message(), Bytes::from(vec![1; 100]), Bytes::new());
         let mut sent = Vec::new();
         transfer.next_chunks(100, 1, |chunk| sent.push(chunk));
         let chunk = sent.remove(0);

@@ -107,6 +107,11 @@ impl LogView {
         self.entries.bytes()
     }
 
+    /// Those that are there, for a look at the start.
+    pub(crate) fn all_entries(&self) -> Vec<Entry> {
+        self.entries.from(self.first()).cloned().collect()
+    }
+
     pub(crate) fn appended_bytes(&self) -> u64 {
         self.appended_bytes
     }

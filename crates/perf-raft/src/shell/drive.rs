@@ -5,7 +5,7 @@ use super::apply::{Applier, ApplyThread, Outcome, panic_message};
 use super::log_thread::LogThread;
 use super::mailbox::{Incoming, Mailbox, Reports, Request};
 use super::stats::{RaftStats, StageStats};
-use crate::core::{ApplyJob, Core, Outputs, Reply};
+use crate::core::{ApplyJob, Core, Outputs, RaftReport, Reply};
 use crate::error::{ProposeError, StopReason};
 use crate::log::{LogStore, run_jobs};
 use crate::transport::{Transport, encode_frames};
@@ -77,6 +77,7 @@ pub(crate) enum ApplySide {
 pub(crate) struct Published {
     pub(crate) status: Snapshot<RaftStatus>,
     pub(crate) stats: Mutex<RaftStats>,
+    pub(crate) report: watch::Sender<RaftReport>,
 }
 
 pub(crate) struct Driver {
@@ -219,9 +220,11 @@ impl Driver {
                     let now_ns = self.since_start(Instant::now());
                     self.core.lease_read(token, now_ns);
                 }
-                Request::ChangeMembership(changes, token) => {
-                    self.core.change_membership(&changes, token)
-                }
+                Request::ChangeMembership {
+                    changes,
+                    forced,
+                    token,
+                } => self.core.change_membership(&changes, forced, token),
                 Request::TransferLeader(to, token) => self.core.transfer_leader(to, token),
                 Request::Snapshot(token) => self.core.make_snapshot(token),
                 Request::Stop => return Err(StopReason::Shutdown),
@@ -331,6 +334,20 @@ impl Driver {
         }
     }
 
+    /// Who the members are and what is the matter, if that changed.
+    fn publish_report(&mut self) {
+        let report = self.core.report();
+        self.published
+            .report
+            .send_if_modified(|published| match *published == report {
+                true => false,
+                false => {
+                    *published = report;
+                    true
+                }
+            });
+    }
+
     fn publish_stats(&mut self) {
         let mut propose = self.scratch.propose;
         propose.waiting = self.mailbox.proposals_waiting() as u64;
@@ -343,6 +360,7 @@ impl Driver {
             ApplySide::Thread(thread) => *thread.queue.stats.lock(),
         };
         apply.waiting = self.last_status.apply_lag();
+        self.publish_report();
         let stats = RaftStats {
             status: self.last_status,
             core: self.core.stats(),

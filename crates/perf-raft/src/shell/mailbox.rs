@@ -26,7 +26,11 @@ const ALONE_AFTER: u8 = 8;
 pub(crate) enum Request {
     Read(Token),
     LeaseRead(Token),
-    ChangeMembership(Vec<MembershipChange>, Token),
+    ChangeMembership {
+        changes: Vec<MembershipChange>,
+        forced: bool,
+        token: Token,
+    },
     TransferLeader(u64, Token),
     Snapshot(Token),
     Stop,

@@ -13,6 +13,7 @@ use crate::codec::{ENTRY_ROOM_BYTES, entry_len_max};
 use crate::core::{Core, CoreConfig, bootstrap_state};
 use crate::error::StartError;
 use crate::log::{LogError, LogJob, LogState, LogStore, run_jobs};
+use crate::members::Identity;
 use crate::options::{ApplyMode, RaftOptions};
 use crate::state_machine::StateMachine;
 use crate::transport::Transport;
@@ -180,8 +181,12 @@ impl RaftNodeBuilder {
             .unwrap_or_else(|| RandomState::new().hash_one((id, group)));
         let mut applier = Applier::new(machine);
         // Reading a long log takes a while; other tasks of this thread shall not wait for it.
+        let identity = Identity {
+            node: id,
+            incarnation: random_number(),
+        };
         let loaded = tokio::task::spawn_blocking(move || {
-            let state = load(log.as_mut(), group, &voters, &mut applier);
+            let state = load(log.as_mut(), group, identity, &voters, &mut applier);
             state.map(|state| (log, applier, state))
         });
         // What panics there says whose it was.
@@ -194,7 +199,8 @@ impl RaftNodeBuilder {
             group,
             options: options.clone(),
             seed,
-            session: RandomState::new().hash_one((id, group, Instant::now())),
+            incarnation: state.identity.map_or(0, |identity| identity.incarnation),
+            session: random_number(),
         };
         let core = Core::new(config, state)?;
         let mailbox = Arc::new(Mailbox::new(id, group, &options));
@@ -220,6 +226,7 @@ impl RaftNodeBuilder {
         let published = Arc::new(Published {
             status: Snapshot::new(status),
             stats: Mutex::new(RaftStats::default()),
+            report: watch::Sender::new(core.report()),
         });
         let (end, ended) = watch::channel(None);
         let now = tokio::time::Instant::now();
@@ -281,10 +288,17 @@ fn check_frames(
     Ok(())
 }
 
-/// What the log holds, or the beginning of a group, made durable.
+/// A number that no other start draws: of the system's generator, by way of the keys of a hash map, and of the moment.
+fn random_number() -> u64 {
+    let number = RandomState::new().hash_one((Instant::now(), std::process::id()));
+    number.max(1)
+}
+
+/// What the log holds, or the beginning of a group, made durable. A log belongs to one node of one group.
 fn load(
     log: &mut dyn LogStore,
     group: GroupId,
+    new_identity: Identity,
     voters: &[u64],
     applier: &mut Applier,
 ) -> Result<LogState, StartError> {
@@ -296,24 +310,71 @@ fn load(
             reason: panic_message(&*panic),
         })
     });
-    if let Some(state) = loaded? {
-        return Ok(state);
+    let id = new_identity.node;
+    let ours = format!("node {id} of group {}", group.0);
+    if let Some(mut state) = loaded? {
+        match state.identity {
+            Some(identity) if identity.node != id => {
+                return Err(StartError::WrongLog {
+                    theirs: format!("node {} of group {}", identity.node, group.0),
+                    ours,
+                });
+            }
+            Some(_) => return Ok(state),
+            // Of an earlier version.
+            None => {
+                write_identity(log, group, new_identity, None)?;
+                state.identity = Some(new_identity);
+                return Ok(state);
+            }
+        }
+    }
+    if let Some(other) = log.groups()?.first() {
+        return Err(StartError::WrongLog {
+            theirs: format!("group {}", other.0),
+            ours,
+        });
     }
     if voters.is_empty() {
-        return Ok(LogState::default());
+        write_identity(log, group, new_identity, None)?;
+        return Ok(LogState {
+            identity: Some(new_identity),
+            ..LogState::default()
+        });
+    }
+    if !voters.contains(&id) || voters.contains(&0) {
+        return Err(StartError::Options {
+            option: "bootstrap",
+            reason: format!(
+                "the first voters are {voters:?}, and this is node {id}: name all of them on each of them, none of them 0, and none on a node that joins later"
+            ),
+        });
     }
     let empty = catch_unwind(AssertUnwindSafe(|| applier.snapshot_at_start()))
         .unwrap_or_else(|panic| Err(panic_message(&*panic)))
         .map_err(StartError::StateMachine)?;
-    let state = bootstrap_state(voters, empty);
+    let mut state = bootstrap_state(voters, empty);
+    state.identity = Some(new_identity);
+    write_identity(log, group, new_identity, Some(&state))?;
+    Ok(state)
+}
+
+/// With the beginning of a group, if there is one.
+fn write_identity(
+    log: &mut dyn LogStore,
+    group: GroupId,
+    identity: Identity,
+    beginning: Option<&LogState>,
+) -> Result<(), LogError> {
     let job = LogJob {
         sequence: 0,
         group,
-        snapshot: state.snapshot.clone(),
-        replaces_log: true,
-        hard_state: Some(state.hard_state.clone()),
+        snapshot: beginning.and_then(|state| state.snapshot.clone()),
+        replaces_log: beginning.is_some(),
+        hard_state: beginning.map(|state| state.hard_state.clone()),
+        identity: Some(identity),
         ..Default::default()
     };
     run_jobs(log, &mut [job])?;
-    Ok(state)
+    Ok(())
 }

@@ -13,9 +13,10 @@ use machine::Machine;
 use perf_raft::codec::Frame;
 use perf_raft::core::{ApplyJob, Core, CoreConfig, Outputs, Reply, bootstrap_state, encode_frames};
 use perf_raft::inbound::{InboundLimits, InboundQueues};
-use perf_raft::log::{LogJob, run_jobs};
+use perf_raft::log::{LogJob, LogState, run_jobs};
 use perf_raft::{
-    GroupId, LogStore, MembershipChange, ProposeError, RaftOptions, ReadError, Role, StopReason,
+    GroupId, Identity, LogStore, Member, MemberRole, MembershipChange, ProposeError, RaftOptions,
+    ReadError, Role, StopReason,
 };
 use random::Random;
 use std::cmp::Reverse;
@@ -102,6 +103,9 @@ pub(crate) struct Coverage {
     pub(crate) late_reports: u64,
     pub(crate) appends_refused: u64,
     pub(crate) busy: u64,
+    pub(crate) disks_replaced: u64,
+    pub(crate) taken_in: u64,
+    pub(crate) strangers: u64,
     pub(crate) trace: u64,
 }
 
@@ -124,6 +128,12 @@ pub(crate) struct World {
     next_value: u64,
     admin_waits: bool,
     shared_seed: Option<u64>,
+    founders: Vec<u64>,
+    /// The node whose disk was replaced, until the group has taken it in again.
+    wiped: Option<u64>,
+    /// In half of the histories. In the others disks are lost at any time.
+    membership_changes: bool,
+    last_change: u64,
     /// Why the last write was refused after the world healed.
     last_refusal: String,
     /// Fillers without an answer, with their nodes.
@@ -181,6 +191,12 @@ fn limits(options: &RaftOptions) -> InboundLimits {
     }
 }
 
+fn identity(random: &mut Random, node: u64) -> Identity {
+    let mut identity = Identity::default();
+    (identity.node, identity.incarnation) = (node, random.next().max(1));
+    identity
+}
+
 /// Runs one seed; odd ones have three nodes, even ones five.
 pub(crate) fn run(seed: u64) -> Result<Coverage, Violation> {
     let count = if seed % 2 == 1 { 3 } else { 5 };
@@ -203,6 +219,7 @@ impl World {
     fn new(seed: u64, count: u64) -> Self {
         let mut random = Random::new(seed);
         let options = options(&mut random);
+        let membership_changes = random.one_in(2);
         let shared_seed = random.one_in(4).then_some(seed);
         let voters: Vec<u64> = (1..=count).collect();
         let state = bootstrap_state(&voters, Machine::default().snapshot());
@@ -211,7 +228,7 @@ impl World {
             let node = Node {
                 core: None,
                 run: 0,
-                disk: SimDisk::new(state.clone()),
+                disk: SimDisk::new(state.clone(), identity(&mut random, id)),
                 machine: Machine::default(),
                 log_jobs: Vec::new(),
                 log_busy: None,
@@ -246,6 +263,10 @@ impl World {
             next_value: 0,
             admin_waits: false,
             shared_seed,
+            founders: (1..=count).collect(),
+            wiped: None,
+            membership_changes,
+            last_change: 0,
             last_refusal: String::new(),
             fillers: BTreeMap::new(),
             no_snapshots_until: 0,
@@ -355,6 +376,7 @@ impl World {
             id,
             group: GROUP,
             options: self.options.clone(),
+            incarnation: state.identity.map_or(0, |identity| identity.incarnation),
             // One for all nodes and starts: nothing but election timeouts may depend on it.
             seed: self.shared_seed.unwrap_or_else(|| self.random.next()),
             session: self.random.next(),
@@ -793,7 +815,7 @@ impl World {
             .copied()
             .filter(|_| self.random.one_in(2));
         let id = leader.unwrap_or_else(|| ids[self.random.index(ids.len())]);
-        match self.random.below(15) {
+        match self.random.below(17) {
             0..=2 => self.crash(id),
             3 => {
                 // The power fails for all.
@@ -825,6 +847,7 @@ impl World {
                 self.coverage.partitions += 1;
             }
             8 | 9 => self.cut.clear(),
+            15 | 16 => self.replace_disk(id),
             14 => self.no_snapshots_until = self.now + self.random.below(2_000 * MS),
             10 => {
                 let until = self.now + self.random.below(500 * MS);
@@ -865,9 +888,83 @@ impl World {
         node.apply_jobs.clear();
         node.apply_list.clear();
         self.fillers.retain(|_, at| *at != id);
+        self.admin_waits = false;
+        self.last_change = self.now;
         self.history.node_died(self.now);
         let after = 20 * MS + self.random.below(900 * MS);
         self.at(after, Event::Restart(id));
+    }
+
+    /// A node loses its disk, and starts again with an empty one under its old id, with the list of the first voters still in its code or not.
+    ///
+    /// One at a time, and none while the membership changes: a group that loses the disks of a quorum is beyond help.
+    fn replace_disk(&mut self, id: u64) {
+        let Some(members) = self.leader_members() else {
+            return;
+        };
+        let voters = members
+            .iter()
+            .filter(|member| member.role == MemberRole::Voter);
+        // All are up and agree: no node holds a change that others do not know of.
+        let is_quiet = !self.membership_changes
+            || self.now - self.last_change > 1_000 * MS
+                && !self.admin_waits
+                && self.nodes.values().all(|node| {
+                    let core = node.core.as_ref();
+                    core.is_some_and(|core| core.members() == members && core.is_whole())
+                });
+        let is_voter = voters.clone().any(|voter| voter.id == id);
+        if self.wiped.is_some()
+            || !is_quiet
+            || !is_voter
+            || voters.count() != members.len()
+            || members.len() < 3
+        {
+            return;
+        }
+        self.crash(id);
+        let state = match self.random.one_in(2) {
+            true => bootstrap_state(&self.founders, Machine::default().snapshot()),
+            false => LogState::default(),
+        };
+        let identity = identity(&mut self.random, id);
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        node.disk = SimDisk::new(state, identity);
+        self.wiped = Some(id);
+        self.coverage.disks_replaced += 1;
+    }
+
+    /// The members as the latest leader knows them.
+    fn leader_members(&self) -> Option<Vec<Member>> {
+        let leads = |core: &&Core<Op>| core.status().role == Role::Leader;
+        let cores = self.nodes.values().filter_map(|node| node.core.as_ref());
+        let leader = cores.filter(leads).max_by_key(|core| core.status().term);
+        leader.map(Core::members)
+    }
+
+    /// Whether the node whose disk was replaced is a voter again.
+    fn see_to_the_wiped(&mut self) {
+        let (Some(id), Some(members)) = (self.wiped, self.leader_members()) else {
+            return;
+        };
+        let incarnation = self.nodes[&id].disk.incarnation();
+        let is_back = |member: &Member| {
+            member.id == id
+                && member.role == MemberRole::Voter
+                && member.incarnation == Some(incarnation)
+        };
+        // All know it: else the loss of the next disk could leave too few that do.
+        let mut knows = members.iter().map(|member| {
+            let core = self.nodes[&member.id].core.as_ref();
+            core.is_some_and(|core| core.members().iter().any(is_back))
+        });
+        if members.iter().any(is_back) && knows.all(|knows| knows) {
+            self.wiped = None;
+            self.coverage.taken_in += 1;
+            self.last_change = self.now;
+        }
     }
 
     /// The node ends itself, and answers what waits.
@@ -902,6 +999,10 @@ impl World {
         }
         let pause = 200 * MS + self.random.below(600 * MS);
         self.at(pause, Event::Admin);
+        self.see_to_the_wiped();
+        if self.wiped.is_some() {
+            return;
+        }
         let leads = |node: &Node| {
             node.core
                 .as_ref()
@@ -919,6 +1020,9 @@ impl World {
             self.with_core(id, |core, _| core.transfer_leader(other, Op::Admin));
             return;
         }
+        if !self.membership_changes {
+            return;
+        }
         let voters = membership.voters.len();
         let is_voter = membership.voters.contains(&other);
         let mut changes = match self.random.below(3) {
@@ -932,7 +1036,11 @@ impl World {
         if second != other && self.random.one_in(2) && !membership.voters.contains(&second) {
             changes.push(MembershipChange::AddVoter(second));
         }
-        self.with_core(id, |core, _| core.change_membership(&changes, Op::Admin));
+        self.last_change = self.now;
+        self.admin_waits = true;
+        self.with_core(id, |core, _| {
+            core.change_membership(&changes, false, Op::Admin);
+        });
     }
 
     fn heal(&mut self) {
@@ -948,6 +1056,17 @@ impl World {
     /// What must hold once the world has healed.
     fn judge(&mut self) -> Result<(), Violation> {
         self.coverage.leaders = self.leaders.len() as u64;
+        for node in self.nodes.values().filter_map(|node| node.core.as_ref()) {
+            self.coverage.strangers += node.stats().answers_of_strangers;
+        }
+        self.see_to_the_wiped();
+        if let Some(id) = self.wiped {
+            let cores = self.nodes.values().filter_map(|node| node.core.as_ref());
+            let reports: Vec<_> = cores.map(|core| (core.status(), core.report())).collect();
+            return Err(format!(
+                "node {id} lost its disk and was never taken in again: {reports:?}"
+            ));
+        }
         if !self.history.acked_after(FAULTS_UNTIL + 1_500 * MS) {
             return Err(format!(
                 "no write was acknowledged after the world healed, the last for: {}",

@@ -8,6 +8,7 @@ mod written;
 use super::{LogError, LogJob, LogState, LogStore, StoredSnapshot};
 use crate::GroupId;
 use crate::codec::{convert, wire};
+use crate::members::{Identity, Members};
 use fs::{CheckedFileSystem, Poison};
 use purged::Purged;
 use written::{Written, WrittenEntries};
@@ -25,6 +26,7 @@ use std::sync::Arc;
 const KEY_HARD_STATE: &[u8] = b"hard_state";
 const KEY_COMPACTED: &[u8] = b"compacted";
 const KEY_SNAPSHOT: &[u8] = b"snapshot";
+const KEY_IDENTITY: &[u8] = b"identity";
 
 /// Compactions between two looks for files that are not needed any more.
 const COMPACTIONS_PER_PURGE: u32 = 4;
@@ -67,6 +69,7 @@ impl MessageExt for RaftEntry {
 struct Kept {
     hard_state: HardState,
     snapshot_file: Option<PathBuf>,
+    identity: Option<Identity>,
 }
 
 /// A log on disk, kept by [raft-engine](https://docs.rs/raft-engine) in a folder of its own. Snapshots are files beside it.
@@ -223,8 +226,12 @@ impl<F: FileSystem> EngineLog<F> {
                 ),
             });
         }
-        let data = data.into();
-        Ok(Some((StoredSnapshot { metadata, data }, path)))
+        let snapshot = StoredSnapshot {
+            metadata,
+            data: data.into(),
+            members: record.members.unwrap_or_default(),
+        };
+        Ok(Some((snapshot, path)))
     }
 
     /// Removes what a crash left behind: snapshots that no record refers to.
@@ -292,8 +299,11 @@ impl<F: FileSystem> EngineLog<F> {
                 // All keys go with the entries, and those that stay are written again.
                 self.batch.add_command(group.0, Command::Clean);
                 compacted = Some((metadata.index, metadata.term));
-                let hard_state = self.kept.entry(group).or_default().hard_state.clone();
-                self.put(group, KEY_HARD_STATE, &wire_hard_state(&hard_state))?;
+                let kept = self.kept.entry(group).or_default().clone();
+                self.put(group, KEY_HARD_STATE, &wire_hard_state(&kept.hard_state))?;
+                if let Some(identity) = &kept.identity {
+                    self.put(group, KEY_IDENTITY, identity)?;
+                }
             }
             let saved = self.saved.iter().position(|(of, _)| *of == group);
             let Some((_, number)) = saved.map(|place| self.saved.remove(place)) else {
@@ -309,6 +319,7 @@ impl<F: FileSystem> EngineLog<F> {
                 bytes: snapshot.data.len() as u64,
                 crc: crc32fast::hash(&snapshot.data),
                 number,
+                members: Some(snapshot.members.clone()),
             };
             self.put(group, KEY_SNAPSHOT, &record)?;
             let path = self.snapshot_path(group, metadata, number);
@@ -334,6 +345,10 @@ impl<F: FileSystem> EngineLog<F> {
             .add_entries::<WrittenEntries>(group.0, &self.written);
         self.written.clear();
         added.map_err(|error| engine_error(&self.folder, "adding to a batch", &error))?;
+        if let Some(identity) = &job.identity {
+            self.kept.entry(group).or_default().identity = Some(*identity);
+            self.put(group, KEY_IDENTITY, identity)?;
+        }
         if let Some(hard_state) = &job.hard_state {
             self.kept.entry(group).or_default().hard_state = hard_state.clone();
             self.put(group, KEY_HARD_STATE, &wire_hard_state(hard_state))?;
@@ -365,7 +380,9 @@ impl<F: FileSystem + 'static> LogStore for EngineLog<F> {
         }
         let path = snapshot.as_ref().map(|(_, path)| path.clone());
         self.remove_strays(group, path.as_deref())?;
-        if hard_state.is_none() && snapshot.is_none() && entries.is_empty() {
+        let identity = self.get::<Identity>(group, KEY_IDENTITY)?;
+        let is_empty = hard_state.is_none() && snapshot.is_none() && entries.is_empty();
+        if is_empty && identity.is_none() {
             return Ok(None);
         }
         let hard_state = hard_state.unwrap_or_default();
@@ -379,15 +396,21 @@ impl<F: FileSystem + 'static> LogStore for EngineLog<F> {
             snapshot: snapshot.map(|(snapshot, _)| snapshot),
             compacted: (compacted.index, compacted.term),
             entries,
+            identity,
         };
         self.kept.insert(
             group,
             Kept {
                 hard_state: state.hard_state.clone(),
                 snapshot_file: path,
+                identity,
             },
         );
         Ok(Some(state))
+    }
+
+    fn groups(&mut self) -> Result<Vec<GroupId>, LogError> {
+        Ok(self.engine.raft_groups().into_iter().map(GroupId).collect())
     }
 
     fn save_snapshot(&mut self, group: GroupId, snapshot: &StoredSnapshot) -> Result<(), LogError> {
@@ -436,6 +459,8 @@ struct SnapshotRecord {
     /// Of the save: a part of the file's name.
     #[prost(uint64, tag = "4")]
     number: u64,
+    #[prost(message, optional, tag = "5")]
+    members: Option<Members>,
 }
 
 fn wire_hard_state(state: &HardState) -> wire::HardState {
