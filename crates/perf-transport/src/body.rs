@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 /// A body as it arrives, for a streamed handler.
@@ -129,7 +130,6 @@ pub struct BodySender {
     pub(crate) lane: Lane,
     pub(crate) call: Option<Call>,
     pub(crate) sent_bytes: u64,
-    pub(crate) chunk_bytes_max: usize,
 }
 
 impl BodySender {
@@ -140,7 +140,8 @@ impl BodySender {
     /// [`TransportError::BodyBroken`] if the receiver wants no more or the connection was lost. [`finish`](Self::finish) says why.
     pub async fn send(&mut self, mut part: Bytes) -> Result<(), TransportError> {
         while !part.is_empty() {
-            let wanted = part.len().min(self.chunk_bytes_max).min(CHUNK_BYTES_MAX);
+            let bytes_max = self.conn.frame_bytes_max.load(Ordering::Relaxed) as usize;
+            let wanted = part.len().min(bytes_max).min(CHUNK_BYTES_MAX);
             let taken = poll_fn(|cx| self.window.poll_take(wanted as u64, cx)).await;
             let Some(taken) = taken else {
                 return Err(self.broken());

@@ -115,6 +115,10 @@ impl TransportError {
                 peer,
                 retry_in_ms: 0,
             },
+            Fault::TooLarge { bytes, bytes_max } => Self::TooLarge {
+                bytes: bytes as usize,
+                bytes_max: bytes_max as usize,
+            },
             Fault::Rejected { code, text } => Self::PeerRejected {
                 peer,
                 code: RejectionCode::from_u8(code),

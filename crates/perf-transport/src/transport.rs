@@ -299,6 +299,13 @@ impl Transport {
         self.inner.all.lock().iter().map(|peer| peer.id).collect()
     }
 
+    /// The most bytes of one message's payload that this node sends and takes: [`Config::frame_bytes_max`]. A peer may take less;
+    /// [`RemoteMethod::payload_bytes_max`] knows what it said. Longer bodies go by [`stream`](Self::stream).
+    #[must_use]
+    pub fn payload_bytes_max(&self) -> usize {
+        self.inner.config.frame_bytes_max as usize
+    }
+
     /// Looks up a method of a peer, for messages that go there often.
     ///
     /// # Errors
@@ -419,7 +426,7 @@ impl Transport {
         }
         let priority = priority.unwrap_or(route.name.priority);
         let link = route.peer.link(priority.class());
-        let bytes_max = link.frame_bytes_max.load(Ordering::Relaxed);
+        let bytes_max = link.conn.frame_bytes_max.load(Ordering::Relaxed);
         if bytes > bytes_max as usize {
             return Err(Refused::TooLarge { bytes_max });
         }
@@ -750,7 +757,6 @@ impl Transport {
             lane: way.lane,
             call: Some(Call::waiting(Arc::clone(conn), key)),
             sent_bytes: 0,
-            chunk_bytes_max: link.frame_bytes_max.load(Ordering::Relaxed) as usize,
         })
     }
 

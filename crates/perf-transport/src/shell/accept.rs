@@ -146,6 +146,8 @@ async fn serve(
         },
         ServeLimits {
             handlers_max: config.handlers_max,
+            handlers_per_method_max: config.handlers_per_method_max,
+            held_max: config.calls_max,
             handler_bytes_max: config.handler_bytes_max,
             backlog_bytes_max: config.queue_bytes[class as usize * 2] + config.outbox_bytes,
             frame_bytes_max: accepted.welcome.frame_bytes_max as usize,

@@ -7,7 +7,7 @@ use crate::proto::{CallKey, Channel, Fault, Notified, SLICES_MAX, Transmit};
 use parking_lot::Mutex;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use tokio::io::AsyncWrite;
 
@@ -43,6 +43,8 @@ enum Progress {
 pub(crate) struct Conn {
     pub(crate) peer: u64,
     pub(crate) channel: Channel,
+    /// The longest payload that the peer takes, as far as is known.
+    pub(crate) frame_bytes_max: AtomicU32,
     wire: Mutex<Option<Wire>>,
     task: Mutex<Option<Waker>>,
     is_closing: AtomicBool,
@@ -52,6 +54,8 @@ pub(crate) struct Conn {
     /// Handlers that run, and the bytes of their requests.
     pub(crate) handlers: AtomicUsize,
     pub(crate) handler_bytes: AtomicUsize,
+    /// Requests wait for handlers of their method to end: each that ends wakes the task.
+    pub(crate) has_held: AtomicBool,
     /// Those of them that are stopped when nobody waits for them.
     pub(crate) running: Running,
     /// What this connection has done since it began. Each has one writer at a time, so plain stores do.
@@ -79,6 +83,7 @@ impl Conn {
         Self {
             peer,
             channel,
+            frame_bytes_max: AtomicU32::new(u32::MAX),
             wire: Mutex::new(None),
             task: Mutex::new(None),
             is_closing: AtomicBool::new(false),
@@ -86,6 +91,7 @@ impl Conn {
             paused: AtomicBool::new(false),
             handlers: AtomicUsize::new(0),
             handler_bytes: AtomicUsize::new(0),
+            has_held: AtomicBool::new(false),
             running: Running::default(),
             frames_received: AtomicU64::new(0),
             peer_busy: AtomicU64::new(0),
@@ -314,6 +320,14 @@ impl Conn {
         // In the order in which they go from the one to the other: whoever takes them says so beforehand.
         let queued = self.channel.lanes.queued().0;
         queued + self.unwritten.load(Ordering::Relaxed)
+    }
+
+    /// A handler has ended: its method, or the connection, may go on.
+    pub(crate) fn handler_ended(&self) {
+        self.resume_reading();
+        if self.has_held.load(Ordering::SeqCst) {
+            self.wake_task();
+        }
     }
 
     /// Wakes the task if it has stopped reading.

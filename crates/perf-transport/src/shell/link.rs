@@ -26,8 +26,6 @@ pub(crate) struct Link {
     pub(crate) dialer: Mutex<Dialer>,
     /// Messages may be queued without asking the dialer.
     is_open: AtomicBool,
-    /// The longest payload that the peer takes, as far as is known.
-    pub(crate) frame_bytes_max: AtomicU32,
     pub(crate) stream_window_bytes: AtomicU32,
     pub(crate) streams_max: AtomicU32,
     pub(crate) dials: AtomicU64,
@@ -81,12 +79,14 @@ impl Link {
         let max_ms = crate::config::millis(config.backoff.1);
         // Any number that differs between nodes and peers will do.
         let seed = inner.local.incarnation ^ peer.rotate_left(17) ^ class as u64;
+        let conn = Conn::new(peer, Channel::new(limits));
+        conn.frame_bytes_max
+            .store(config.frame_bytes_max, Ordering::Relaxed);
         Self {
             class,
-            conn: Arc::new(Conn::new(peer, Channel::new(limits))),
+            conn: Arc::new(conn),
             dialer: Mutex::new(Dialer::new(Backoff::new(base_ms, max_ms, seed))),
             is_open: AtomicBool::new(false),
-            frame_bytes_max: AtomicU32::new(config.frame_bytes_max),
             stream_window_bytes: AtomicU32::new(config.stream_window_bytes),
             streams_max: AtomicU32::new(config.streams_max),
             dials: AtomicU64::new(0),
@@ -241,18 +241,11 @@ async fn run(inner: Arc<Inner>, peer: Arc<Peer>, class: ConnectionClass) {
         .store(welcome.stream_window_bytes, Ordering::Relaxed);
     link.streams_max
         .store(welcome.streams_max, Ordering::Relaxed);
-    let known = link
+    // What the peer takes may have grown or shrunk since the last connection, by another configuration.
+    link.conn
         .frame_bytes_max
-        .swap(welcome.frame_bytes_max, Ordering::Relaxed);
-    if welcome.frame_bytes_max < known {
-        // What is queued may be longer than the peer takes. The next attempt knows better.
-        let theirs = welcome.frame_bytes_max;
-        let error = TransportError::Handshake {
-            peer: Some(peer.id),
-            error: HandshakeError::FrameCap { theirs },
-        };
-        return fail(&inner, &peer, link, error);
-    }
+        .store(welcome.frame_bytes_max, Ordering::Relaxed);
+    link.conn.channel.shorten(welcome.frame_bytes_max);
     if !link.connected() {
         link.lost(&Fault::Unreachable, |_| ());
         return;

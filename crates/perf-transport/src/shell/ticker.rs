@@ -4,8 +4,7 @@ use super::conn::Conn;
 use super::link::{Link, Peer};
 use crate::config::millis;
 use crate::event::CloseReason;
-use crate::payload::Payload;
-use crate::proto::{DialState, Header, Kind, Lane, Liveness, Progress, Verdict};
+use crate::proto::{DialState, Header, Kind, Liveness, Progress, Verdict};
 use crate::transport::Inner;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -163,9 +162,7 @@ fn look(watch: &mut Watch, conn: &Conn, now_ms: u64) {
     }
 }
 
-/// At most one frame per interval, so the system lane, which takes everything, may have it.
 fn say(conn: &Conn, header: Header) {
-    let lanes = &conn.channel.lanes;
-    let _ = lanes.push(Lane::System, header, &Payload::default(), None);
+    conn.channel.lanes.push_sign_of_life(header);
     conn.notify(true);
 }

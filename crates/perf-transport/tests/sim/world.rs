@@ -31,6 +31,7 @@ const TICK_MS_MAX: u64 = 25;
 const LIMITS: LivenessLimits = LivenessLimits {
     interval_ms: 50,
     timeout_ms: 200,
+    busy_timeout_ms: 1500,
 };
 /// Steps in which things break, and steps in which everything must come right again.
 const STORM_STEPS: u32 = 1500;

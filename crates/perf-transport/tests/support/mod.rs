@@ -83,3 +83,82 @@ pub(crate) mod certificates {
         }
     }
 }
+
+/// A peer that is not of this crate: what it sends is put together by the tests.
+pub(crate) mod raw {
+    use super::soon;
+    use perf_transport::proto::{ConnectionClass, Define, Header, Kind, Local, Welcome};
+    use prost::Message;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    pub(crate) fn frame(kind: Kind, (method, id): (u16, u64), payload: &[u8]) -> Vec<u8> {
+        let mut header = Header::new(kind, method, id);
+        header.length = u32::try_from(payload.len()).expect("short");
+        let mut frame = header.encode().to_vec();
+        frame.extend_from_slice(payload);
+        frame
+    }
+
+    pub(crate) fn local(node: u64) -> Local {
+        Local {
+            cluster: "test".to_owned(),
+            node,
+            incarnation: node + 1000,
+            frame_bytes_max: 1 << 20,
+            stream_window_bytes: 1 << 20,
+            streams_max: 8,
+            checksum: false,
+        }
+    }
+
+    /// What node `node` says first to node 2.
+    pub(crate) fn hello(node: u64) -> Vec<u8> {
+        let hello = local(node).hello(2, node, ConnectionClass::Bulk);
+        frame(Kind::Hello, (0, 0), &hello.encode_to_vec())
+    }
+
+    pub(crate) fn define(number: u16, service: &str, method: &str) -> Vec<u8> {
+        let define = Define {
+            service: service.to_owned(),
+            method: method.to_owned(),
+        };
+        frame(Kind::Define, (number, 0), &define.encode_to_vec())
+    }
+
+    /// Reads one frame: its kind, its id, and its payload.
+    pub(crate) async fn read(stream: &mut TcpStream) -> std::io::Result<(u8, u64, Vec<u8>)> {
+        let mut header = [0; 16];
+        stream.read_exact(&mut header).await?;
+        let [a, b, c, d, kind, .., s, t, u, v, w, x, y, z] = header;
+        let mut payload = vec![0; u32::from_le_bytes([a, b, c, d]) as usize];
+        stream.read_exact(&mut payload).await?;
+        Ok((kind, u64::from_le_bytes([s, t, u, v, w, x, y, z]), payload))
+    }
+
+    /// Connects as node `node`, and is let in.
+    pub(crate) async fn connect(node: u64, address: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(address).await.expect("it listens");
+        stream.write_all(&hello(node)).await.expect("it reads");
+        let (kind, ..) = soon(read(&mut stream)).await.expect("an answer");
+        assert_eq!(kind, Kind::Welcome as u8);
+        stream
+    }
+
+    /// Lets a dialling node in as node 2.
+    pub(crate) async fn welcome(stream: &mut TcpStream) {
+        let (kind, ..) = soon(read(stream)).await.expect("a hello");
+        assert_eq!(kind, Kind::Hello as u8);
+        let welcome = Welcome {
+            version: 1,
+            features: 0,
+            node: 2,
+            incarnation: 1,
+            frame_bytes_max: 1 << 20,
+            stream_window_bytes: 1 << 20,
+            streams_max: 8,
+        };
+        let welcome = frame(Kind::Welcome, (0, 0), &welcome.encode_to_vec());
+        stream.write_all(&welcome).await.expect("it reads");
+    }
+}
