@@ -9,11 +9,12 @@ use crate::shell::serve::Waiting;
 use bytes::{Bytes, BytesMut};
 use std::fmt;
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-/// A body as it arrives, for a streamed handler.
+/// A body as it arrives, for a streamed handler: also a `futures` stream of its chunks, which ends behind an error.
 ///
 /// Unread chunks are bounded by the window, [`Config::stream_window_bytes`](crate::Config::stream_window_bytes): a sender waits for its reader. Dropping
 /// it tells the sender to stop.
@@ -95,6 +96,17 @@ impl Body {
         if lanes.push(Lane::System, header, &payload, None).is_ok() {
             self.conn.notify(true);
         }
+    }
+}
+
+impl futures_core::Stream for Body {
+    type Item = Result<Bytes, TransportError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        Body::poll_next(&mut self, cx)
     }
 }
 

@@ -75,8 +75,16 @@ pub struct Config {
     pub tick: Duration,
     /// Connections that are accepted at once, handshakes included, and those that have ended while their handlers run. 1024. Further ones are closed.
     pub inbound_max: usize,
-    /// Connections that are in their handshake at once. 64. Further ones wait to be accepted.
+    /// Connections that are in their handshake at once. 64. When there are more, the oldest one that has said nothing makes room, of the source that has
+    /// most of them; where all have begun to speak, newcomers wait.
     pub handshakes_max: usize,
+    /// Connections that are accepted at once from one node, and those that have ended while their handlers run. 16: two, and those that are lost and not yet
+    /// known to be. Further ones are refused, and one node cannot have all of `inbound_max`.
+    pub inbound_per_node_max: usize,
+    /// Whether only nodes are let in that have been made known with `add_peer`. Off: clients need not be known.
+    pub known_peers_only: bool,
+    /// Whether a connection ends when the peer's certificate expires. Off: a connection lasts, and the next one is refused.
+    pub expiry_ends_connections: bool,
     /// Whether frames have a CRC-32 where the connection is not encrypted (TLS always has its own proof). Must be the same on both sides. Off: it costs
     /// 20 ns for a small frame and half of the throughput of bulk on loopback. Turn it on where the network is not trusted to keep bytes as they
     /// are: TCP's own 16 bits let one error in some ten thousand through.
@@ -114,6 +122,9 @@ impl Default for Config {
             tick: Duration::from_millis(10),
             inbound_max: 1024,
             handshakes_max: 64,
+            inbound_per_node_max: 16,
+            known_peers_only: false,
+            expiry_ends_connections: false,
             checksum: false,
             nodelay: true,
             bulk_send_buffer_bytes: None,
@@ -156,8 +167,9 @@ impl Config {
                     .to_owned(),
             );
         }
-        if self.handlers_per_method_max == 0 {
-            return wrong("handlers_per_method_max must be at least 1".to_owned());
+        if self.handlers_per_method_max == 0 || self.inbound_per_node_max == 0 {
+            let wanted = "handlers_per_method_max and inbound_per_node_max must be at least 1";
+            return wrong(wanted.to_owned());
         }
         if self.handlers_max == 0 || self.inbound_max == 0 || self.handshakes_max == 0 {
             return wrong(

@@ -8,7 +8,7 @@ use crate::primitive::{Mutex, mutant};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::mem;
-use std::task::Waker;
+use std::task::{Poll, Waker};
 
 /// The most services and methods that a connection gives numbers to.
 pub const METHODS_MAX: usize = 2048;
@@ -314,6 +314,25 @@ impl Lanes {
         self.in_turn(waiter, waker, lane, size, |state| {
             self.put(state, lane, header, (payload, sum), define);
         })
+    }
+
+    /// Waits in turn for room for a message, and leaves the turn to the next one. Also ready when the lanes are [closed](Self::close).
+    pub fn poll_room(
+        &self,
+        waiter: &mut Waiter,
+        waker: &Waker,
+        lane: Lane,
+        payload_bytes: usize,
+    ) -> Poll<()> {
+        let bytes = Block::frame_bytes(payload_bytes, self.checksum);
+        let (result, next) = self.in_turn(waiter, waker, lane, (bytes, 1, true), |_| ());
+        if let Some(next) = next {
+            next.wake();
+        }
+        match result {
+            Err(NotQueued::Full) => Poll::Pending,
+            Ok(()) | Err(NotQueued::Closed) => Poll::Ready(()),
+        }
     }
 
     /// Queues the messages of a batch, all of them or none, as [`push_or_wait`](Self::push_or_wait) does with one. `define` announces their

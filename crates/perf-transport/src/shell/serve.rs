@@ -117,6 +117,7 @@ pub(crate) struct ServeRole {
     held: VecDeque<Held>,
     held_bytes: usize,
     is_blocked: bool,
+    has_said_goodbye: bool,
     /// One-way messages that no handler wanted, of the whole transport.
     unhandled: Arc<AtomicU64>,
 }
@@ -146,6 +147,7 @@ impl ServeRole {
             held: VecDeque::new(),
             held_bytes: 0,
             is_blocked: false,
+            has_said_goodbye: false,
             unhandled,
         }
     }
@@ -570,6 +572,7 @@ impl ServeRole {
                 self.reply_inline((id, Lane::Second), Err(rejection), None);
             }
             Incoming::Cancelled { id } => self.cancel(id, conn),
+            Incoming::Goodbye => self.has_said_goodbye = true,
             Incoming::Ping(id) => {
                 let pong = Header::new(Kind::Pong, 0, id);
                 conn.channel.lanes.push_sign_of_life(pong);
@@ -637,6 +640,10 @@ impl Role for ServeRole {
 
     fn is_done(&self) -> bool {
         self.held.is_empty()
+    }
+
+    fn has_said_goodbye(&self) -> bool {
+        self.has_said_goodbye
     }
 
     #[inline]

@@ -6,6 +6,7 @@ use crate::event::CloseReason;
 use crate::proto::{Decoder, FrameError, FrameRef, ReadBuffer};
 use bytes::Bytes;
 use std::future::{Future, poll_fn};
+use std::io;
 use std::mem;
 use std::pin::pin;
 use std::sync::Arc;
@@ -34,6 +35,8 @@ pub(crate) trait Role {
     fn is_done(&self) -> bool {
         true
     }
+    /// Whether the peer has said that it will close.
+    fn has_said_goodbye(&self) -> bool;
     /// Whether reading must wait.
     fn is_overloaded(&self, conn: &Conn) -> bool;
     /// Others who may be about to queue something.
@@ -156,7 +159,11 @@ impl<R: Role> Session<R> {
                 self.conn.paused.store(true, Ordering::SeqCst);
                 self.role.resume(&self.conn);
                 if self.role.is_done() {
-                    return Err(CloseReason::PeerClosed);
+                    return Err(if self.role.has_said_goodbye() {
+                        CloseReason::PeerDrained
+                    } else {
+                        CloseReason::PeerClosed
+                    });
                 }
                 return Ok(());
             }
@@ -175,6 +182,11 @@ impl<R: Role> Session<R> {
                     continue;
                 }
                 Poll::Ready(Ok(read)) => bump(&self.conn.bytes_received, read as u64),
+                // What rustls says of a peer that went without a word.
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    self.has_ended = true;
+                    continue;
+                }
                 Poll::Ready(Err(error)) => return Err(CloseReason::Io(error.to_string())),
             }
             let is_full = buffer.len() == buffer.capacity();

@@ -47,7 +47,10 @@ pub(crate) fn address(server: &Transport) -> String {
 #[cfg(feature = "tls")]
 pub(crate) mod certificates {
     use perf_transport::{TlsIdentity, node_name};
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer,
+        KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
+    };
 
     /// An authority, and what it signs.
     pub(crate) struct Authority {
@@ -60,6 +63,7 @@ pub(crate) mod certificates {
             let key = KeyPair::generate().expect("a key");
             let mut params = CertificateParams::new(Vec::new()).expect("no names");
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
             let pem = params.self_signed(&key).expect("signs").pem();
             let issuer = Issuer::new(params, key);
             Self { pem, issuer }
@@ -74,6 +78,53 @@ pub(crate) mod certificates {
             let params = CertificateParams::new(names).expect("names");
             let certificate = params.signed_by(&key, &self.issuer).expect("signs");
             (certificate.pem(), key.serialize_pem())
+        }
+
+        /// Valid from so many seconds before now to so many after.
+        pub(crate) fn issue_for(&self, name: &str, from: i64, to: i64) -> (String, String) {
+            let key = KeyPair::generate().expect("a key");
+            let mut params = CertificateParams::new(vec![name.to_owned()]).expect("names");
+            let now = std::time::SystemTime::now();
+            let at = |seconds: i64| {
+                let by = std::time::Duration::from_secs(seconds.unsigned_abs());
+                if seconds < 0 { now - by } else { now + by }
+            };
+            params.not_before = at(from).into();
+            params.not_after = at(to).into();
+            let certificate = params.signed_by(&key, &self.issuer).expect("signs");
+            (certificate.pem(), key.serialize_pem())
+        }
+
+        /// A certificate of a node with this serial number, and a list that revokes such a number.
+        pub(crate) fn issue_numbered(&self, name: &str, serial: u64) -> (String, String) {
+            let key = KeyPair::generate().expect("a key");
+            let mut params = CertificateParams::new(vec![name.to_owned()]).expect("names");
+            params.serial_number = Some(serial.into());
+            let certificate = params.signed_by(&key, &self.issuer).expect("signs");
+            (certificate.pem(), key.serialize_pem())
+        }
+
+        pub(crate) fn revoke(&self, serial: u64) -> String {
+            let now = std::time::SystemTime::now();
+            let day = std::time::Duration::from_secs(86_400);
+            let revoked = RevokedCertParams {
+                serial_number: serial.into(),
+                revocation_time: now.into(),
+                reason_code: None,
+                invalidity_date: None,
+            };
+            let list = CertificateRevocationListParams {
+                this_update: (now - day).into(),
+                next_update: (now + day).into(),
+                crl_number: 1_u64.into(),
+                issuing_distribution_point: None,
+                revoked_certs: vec![revoked],
+                key_identifier_method: KeyIdMethod::Sha256,
+            };
+            list.signed_by(&self.issuer)
+                .expect("signs")
+                .pem()
+                .expect("PEM")
         }
 
         pub(crate) fn identity(&self, node: u64, cluster: &str) -> TlsIdentity {
