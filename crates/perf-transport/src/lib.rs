@@ -52,7 +52,7 @@ pub use proto::{CertificateFault, ConnectionClass, HandshakeError};
 pub use remote::RemoteMethod;
 pub use router::Router;
 pub use security::Security;
-pub use stats::{LinkStats, PeerStats, Stats};
+pub use stats::{ConnectionStatus, LinkStats, PeerStats, Stats};
 #[cfg(feature = "tls")]
 pub use tls::{TlsIdentity, node_name};
 pub use transport::{Broadcast, Builder, Transport};

@@ -14,18 +14,19 @@ use crate::names::NameTable;
 use crate::payload::Payload;
 use crate::priority::Priority;
 use crate::proto::{
-    CallKey, HandshakeError, Header, Kind, Lane, LaneLimits, Local, NotQueued, TimeLimit, Waiter,
+    CallKey, ConnectionClass, HandshakeError, Header, Kind, Lane, LaneLimits, Local, NotQueued,
+    TimeLimit, Waiter,
 };
 use crate::refused::{Attempt, Refused};
 use crate::remote::RemoteMethod;
 use crate::route::{self, Address, Era, Route};
 use crate::router::Router;
 use crate::security::Security;
-use crate::shell::conn::{Conn, DIRECT_CALLS_MAX, Info};
+use crate::shell::conn::{Conn, DIRECT_CALLS_MAX};
 use crate::shell::link::{Link, Peer};
 use crate::shell::serve::Waiting;
 use crate::shell::{accept, ticker};
-use crate::stats::{Counts, LinkStats, PeerStats, Stats};
+use crate::stats::{ConnectionStatus, Counts, LinkStats, PeerStats, Stats};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use perf_atomics::Membership;
@@ -36,11 +37,11 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, watch};
 #[cfg(feature = "tls")]
-use {crate::proto::CertificateFault, std::time::SystemTime};
+use {crate::proto::CertificateFault, crate::shell::conn::Info};
 
 /// Transports that were started in this process.
 static TRANSPORTS: AtomicU64 = AtomicU64::new(0);
@@ -1035,6 +1036,33 @@ impl Transport {
         }
     }
 
+    /// All connections: two for each known peer, whether they are up or not, and those that peers have dialled. Takes a few locks for each.
+    #[must_use]
+    pub fn connections(&self) -> Vec<ConnectionStatus> {
+        let mut all = Vec::new();
+        for peer in self.inner.peers() {
+            let address = peer.address.lock().clone();
+            for link in peer.links() {
+                let status = connection_status(&link.conn, link.class, address.clone());
+                all.push(ConnectionStatus {
+                    is_dialled: true,
+                    is_up: link.is_up(),
+                    ..status
+                });
+            }
+        }
+        for (_, conn) in self.inner.inbound() {
+            let known = conn.info.lock();
+            let known = known
+                .as_ref()
+                .map(|info| (info.class, info.address.clone()));
+            if let Some((class, address)) = known {
+                all.push(connection_status(&conn, class, address));
+            }
+        }
+        all
+    }
+
     /// Counts of one peer; `None` if it is not known.
     #[must_use]
     pub fn peer_stats(&self, peer: u64) -> Option<PeerStats> {
@@ -1114,6 +1142,28 @@ fn relayed<'a>(target: u64, message: &'a Message) -> Envelope<'a> {
     let payload = Payload::Shared(message.payload().clone());
     Envelope::new(target, message.service(), message.method(), payload)
         .with_request_id(message.request_id())
+}
+
+fn connection_status(conn: &Conn, class: ConnectionClass, address: String) -> ConnectionStatus {
+    let info = conn.info.lock();
+    #[cfg(feature = "tls")]
+    let expires_at = info.as_ref().and_then(Info::expires_at);
+    #[cfg(not(feature = "tls"))]
+    let expires_at: Option<Duration> = None;
+    ConnectionStatus {
+        peer: conn.peer,
+        class,
+        is_dialled: false,
+        is_up: true,
+        address,
+        incarnation: info.as_ref().map(|info| info.incarnation),
+        certificate_expires_at: expires_at.map(|at| SystemTime::UNIX_EPOCH + at),
+        calls_in_flight: conn.channel.pending.in_flight(),
+        handlers: conn.handlers.load(Ordering::Relaxed),
+        queued_bytes: conn.backlog(),
+        peer_busy: conn.peer_busy.load(Ordering::Relaxed),
+        last_error: conn.last_error.lock().as_deref().cloned(),
+    }
 }
 
 fn link_stats(link: &Link) -> LinkStats {

@@ -380,6 +380,21 @@ async fn an_identity_is_replaced_without_losing_sound_connections() {
         .expect("starts");
     let call = || soon(sound.call(Envelope::new(2, "vm", "echo", b"x")));
     call().await.expect("a reply");
+    let (ours, theirs) = (sound.connections(), server.connections());
+    let ours: Vec<_> = ours.iter().filter(|status| status.is_up).collect();
+    let ([ours], [theirs]) = (&ours[..], &theirs[..]) else {
+        panic!("{ours:?} and {theirs:?}");
+    };
+    assert_eq!(
+        (ours.peer, ours.is_dialled, &ours.address),
+        (2, true, &address(&server))
+    );
+    assert_eq!(
+        (theirs.peer, theirs.is_dialled, theirs.class),
+        (3, false, ConnectionClass::Bulk)
+    );
+    let later = Some(std::time::SystemTime::now() + Duration::from_secs(86_400));
+    assert!(ours.certificate_expires_at > later && theirs.certificate_expires_at > later);
     // Another certificate of the same authority: nothing ends.
     server
         .set_identity(authority.identity(2, "test"))

@@ -169,6 +169,7 @@ async fn shake(
             answer(local, &mut write, &accepted).await?;
             let info = Info {
                 address: from.to_owned(),
+                class: accepted.class,
                 incarnation: accepted.incarnation,
                 #[cfg(feature = "tls")]
                 certificate,

@@ -4,7 +4,7 @@ use super::running::Running;
 use crate::connect::BoxWrite;
 use crate::error::TransportError;
 use crate::event::CloseReason;
-use crate::proto::{CallKey, Channel, Fault, Notified, SLICES_MAX, Transmit};
+use crate::proto::{CallKey, Channel, ConnectionClass, Fault, Notified, SLICES_MAX, Transmit};
 use parking_lot::Mutex;
 use std::io::{self, IoSlice};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -39,6 +39,7 @@ pub(crate) struct Wire {
 pub(crate) struct Info {
     /// Where it is, as the listener put it or as it was dialled.
     pub(crate) address: String,
+    pub(crate) class: ConnectionClass,
     /// Of its process.
     pub(crate) incarnation: u64,
     #[cfg(feature = "tls")]
@@ -448,7 +449,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::payload::Payload;
-    use crate::proto::{ConnectionClass, Header, Kind, Lane};
+    use crate::proto::{Header, Kind, Lane};
     use std::sync::Weak;
 
     /// A stream that notes the connection's backlog whenever it is written to, and takes ten bytes at a time.

@@ -418,6 +418,7 @@ async fn shake(
     let welcome = check_welcome(&inner.local, peer.id, &frame.header, &frame.payload)?;
     *peer.link(class).conn.info.lock() = Some(Info {
         address: peer.address.lock().clone(),
+        class,
         incarnation: welcome.incarnation,
         #[cfg(feature = "tls")]
         certificate,
