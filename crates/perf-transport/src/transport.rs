@@ -1052,10 +1052,10 @@ impl Transport {
             }
         }
         for (_, conn) in self.inner.inbound() {
-            let known = conn.info.lock();
-            let known = known
-                .as_ref()
-                .map(|info| (info.class, info.address.clone()));
+            let known = {
+                let info = conn.info.lock();
+                info.as_ref().map(|info| (info.class, info.address.clone()))
+            };
             if let Some((class, address)) = known {
                 all.push(connection_status(&conn, class, address));
             }
