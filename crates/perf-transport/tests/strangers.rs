@@ -412,7 +412,7 @@ struct Clumsy(TcpListener, usize);
 impl Listener for Clumsy {
     fn accept(&mut self) -> BoxFuture<'_, io::Result<(Box<dyn ByteStream>, String)>> {
         self.1 += 1;
-        assert!(self.1 % 2 == 0, "clumsy");
+        assert!(self.1.is_multiple_of(2), "clumsy");
         Listener::accept(&mut self.0)
     }
 
