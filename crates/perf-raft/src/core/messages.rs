@@ -378,6 +378,16 @@ impl<T> Core<T> {
             .push(Transfer::new(self.transfer_count, message, data, members));
     }
 
+    /// The lowest index up to which a live peer has everything, on a leader.
+    pub(super) fn lowest_of_live_peers(&self) -> Option<u64> {
+        let peers = self.node.raft.prs().iter();
+        let live =
+            peers.filter(|(id, _)| self.is_leader() && **id != self.id && self.is_live(**id));
+        // A peer that has got a snapshot, and has not said so yet, gets what comes after it next.
+        live.map(|(_, progress)| progress.matched.max(progress.next_idx.saturating_sub(1)))
+            .min()
+    }
+
     /// The lowest index a peer in the middle of a snapshot will need next.
     pub(super) fn lowest_transfer(&self) -> Option<u64> {
         let snapshots = self

@@ -402,6 +402,12 @@ impl<T> Core<T> {
         {
             limit = limit.min(lowest);
         }
+        // What live peers do not have yet, too, or who has just got a snapshot would need the next one; but not at the proposals' cost.
+        if view.bytes() < self.options.log_bytes_max / 2
+            && let Some(lowest) = self.lowest_of_live_peers()
+        {
+            limit = limit.min(lowest);
+        }
         if let Some(compacted) = self.node.mut_store().compact(limit) {
             self.push_job(LogJob {
                 compacted: Some(compacted),

@@ -55,6 +55,8 @@ enum Event {
     ApplyDone(u64, u64),
     Client(u64),
     Fault,
+    /// A thread goes on that was held up after it had read the clock, and finds a lease read that was asked for just now.
+    Woken(u64),
     Restart(u64),
     Admin,
 }
@@ -67,6 +69,8 @@ struct Node {
     machine: Machine,
     log_jobs: Vec<LogJob>,
     log_busy: Option<Vec<LogJob>>,
+    /// The commit index in the jobs so far.
+    commit_logged: u64,
     apply_jobs: Vec<ApplyJob<Op>>,
     /// What the thread of the state machine has taken.
     apply_list: VecDeque<ApplyJob<Op>>,
@@ -232,6 +236,7 @@ impl World {
                 machine: Machine::default(),
                 log_jobs: Vec::new(),
                 log_busy: None,
+                commit_logged: 0,
                 apply_jobs: Vec::new(),
                 apply_list: VecDeque::new(),
                 apply_busy: false,
@@ -341,6 +346,7 @@ impl World {
             Event::ApplyDone(id, run) if self.is_running(id, run) => self.apply_done(id),
             Event::Client(client) => self.client(client),
             Event::Fault => self.fault(),
+            Event::Woken(id) => self.woken(id),
             Event::Restart(id) => self.start(id),
             Event::Admin => self.admin(),
             _ => {}
@@ -381,6 +387,10 @@ impl World {
             seed: self.shared_seed.unwrap_or_else(|| self.random.next()),
             session: self.random.next(),
         };
+        node.commit_logged = state.hard_state.commit;
+        if let Some(snapshot) = &state.snapshot {
+            node.commit_logged = node.commit_logged.max(snapshot.metadata.index);
+        }
         match Core::new(config, state) {
             Ok(core) => node.core = Some(core),
             Err(error) => {
@@ -420,9 +430,24 @@ impl World {
     ) -> Option<R> {
         let node = self.nodes.get_mut(&id)?;
         let mut core = node.core.take()?;
+        let committed_before = core.status().commit_index;
         let result = input(&mut core, node);
         let mut out = Outputs::default();
         core.poll(&mut out);
+        for job in &out.log_jobs {
+            let commit = job.hard_state.as_ref().map_or(0, |state| state.commit);
+            let snapshot = job
+                .snapshot
+                .as_ref()
+                .map_or(0, |snapshot| snapshot.metadata.index);
+            node.commit_logged = node.commit_logged.max(commit).max(snapshot);
+            if !job.entries.is_empty() && node.commit_logged < committed_before {
+                let logged = node.commit_logged;
+                self.violation.get_or_insert(format!(
+                    "node {id} writes entries and leaves its commit at {logged} of {committed_before}"
+                ));
+            }
+        }
         let status = core.status();
         if let Some(defect) = core.defect() {
             self.fail(format!("node {id}: {defect}"));
@@ -796,6 +821,17 @@ impl World {
         });
     }
 
+    fn woken(&mut self, id: u64) {
+        let client = CLIENTS + id;
+        if self.nodes[&id].core.is_none() || self.history.is_waiting(client) {
+            return;
+        }
+        let (key, now_ns) = (self.random.below(KEYS), self.local_now(id));
+        let read = Kind::Read { lease: true };
+        let op = self.history.invoke(client, key, read, self.now);
+        self.with_interrupted_core(id, |core, _| core.lease_read(Op::Client(op), now_ns));
+    }
+
     fn fault(&mut self) {
         if self.calm {
             return;
@@ -851,6 +887,7 @@ impl World {
             14 => self.no_snapshots_until = self.now + self.random.below(2_000 * MS),
             10 => {
                 let until = self.now + self.random.below(500 * MS);
+                self.at(until - self.now, Event::Woken(id));
                 if let Some(node) = self.nodes.get_mut(&id) {
                     node.paused_until = until;
                 }
@@ -860,6 +897,7 @@ impl World {
                 self.cut
                     .extend(ids.iter().flat_map(|&other| [(id, other), (other, id)]));
                 let until = self.now + (250 + self.random.below(250)) * MS;
+                self.at(until - self.now, Event::Woken(id));
                 if let Some(node) = self.nodes.get_mut(&id) {
                     node.paused_until = until;
                 }

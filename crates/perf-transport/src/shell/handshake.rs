@@ -56,7 +56,7 @@ pub(crate) async fn write_frame(
     kind: Kind,
     message: &impl Message,
     checksum: bool,
-) -> Result<(), HandshakeError> {
+) -> Result<usize, HandshakeError> {
     let mut block = Block::new();
     let payload = message.encode_to_vec();
     block.push(
@@ -66,16 +66,21 @@ pub(crate) async fn write_frame(
     );
     let mut outbox = Outbox::default();
     outbox.push(block);
+    let mut bytes = 0;
     while !outbox.is_empty() {
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
         let count = outbox.slices(&mut slices);
         let written = write.write_vectored(&slices[..count]).await;
         match written.map_err(|error| io_error(&error))? {
             0 => return Err(io_error(&io::ErrorKind::WriteZero.into())),
-            written => outbox.advance(written, |_| ()),
+            written => {
+                bytes += written;
+                outbox.advance(written, |_| ());
+            }
         }
     }
-    write.flush().await.map_err(|error| io_error(&error))
+    write.flush().await.map_err(|error| io_error(&error))?;
+    Ok(bytes)
 }
 
 /// The accepting side's part: reads who it is, and whether the protocol can let it in. `spoken` is called when the first bytes have come.
@@ -100,7 +105,8 @@ pub(crate) async fn answer(
     write: &mut BoxWrite,
     accepted: &Accepted,
 ) -> Result<(), HandshakeError> {
-    write_frame(write, Kind::Welcome, &accepted.welcome, local.checksum).await
+    write_frame(write, Kind::Welcome, &accepted.welcome, local.checksum).await?;
+    Ok(())
 }
 
 /// Tells the peer why it is not let in.

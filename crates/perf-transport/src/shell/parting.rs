@@ -1,6 +1,6 @@
 //! How a connection ends whose peer can still hear it.
 
-use super::conn::Conn;
+use super::conn::{Conn, bump};
 use super::handshake::write_frame;
 use crate::event::CloseReason;
 use crate::proto::Kind;
@@ -21,7 +21,9 @@ pub(crate) async fn say(conn: &Conn, reason: &CloseReason, checksum: bool) {
     let said = async {
         if tells {
             // The peer may be gone already.
-            let _ = write_frame(&mut write, Kind::Goodbye, &(), checksum).await;
+            if let Ok(bytes) = write_frame(&mut write, Kind::Goodbye, &(), checksum).await {
+                bump(&conn.bytes_written, bytes as u64);
+            }
         }
         write.shutdown().await
     };
