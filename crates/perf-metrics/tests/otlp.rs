@@ -316,7 +316,8 @@ fn a_request_that_is_refused_is_reported_and_dropped() {
         .with_error_handler(move |error| tell.lock().unwrap().push(error.to_owned()))
         .start(&registry)
         .unwrap();
-    exporter.flush(LONG).unwrap();
+    let error = exporter.flush(LONG).unwrap_err();
+    assert!(matches!(error, OtlpError::Refused { .. }), "{error}");
     assert_eq!(exporter.stats().refused, 1);
     assert!(told.lock().unwrap()[0].contains("400"));
     drop(exporter);
@@ -351,7 +352,7 @@ fn a_receiver_that_hangs_or_is_not_there_is_an_error_in_bounded_time() {
         }
     }
     assert!(matches!(
-        OtlpExporter::http("https://x").start(&registry),
+        OtlpExporter::http("ftp://x").start(&registry),
         Err(OtlpError::InvalidEndpoint { .. })
     ));
     assert!(matches!(
