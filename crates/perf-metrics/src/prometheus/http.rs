@@ -3,15 +3,18 @@
 //! [`handle`] serves any server that speaks the types of the `http` crate (hyper, axum, tonic). [`ScrapeServer`] is for nodes
 //! that have none: one thread with several connections at once, each of which has one request and one deadline for all of it.
 
-use super::{CONTENT_TYPE, write};
+use super::{Format, expose};
 use crate::registry::Registry;
-use ::http::header::{ALLOW, CONTENT_TYPE as CONTENT_TYPE_HEADER, HeaderValue};
+use ::http::header::{
+    ACCEPT, ACCEPT_ENCODING, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName,
+    HeaderValue, VARY,
+};
 use ::http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
-use std::io;
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -22,7 +25,8 @@ use tokio::sync::{Semaphore, oneshot};
 /// Where Prometheus looks unless told otherwise.
 pub const PATH: &str = "/metrics";
 
-/// Answers `GET /metrics` with all instruments, anything else with an error.
+/// Answers `GET /metrics` with all instruments, anything else with an error. The format is the one that the client accepts best:
+/// text, OpenMetrics, or protobuf with native histograms; gzip where it is accepted.
 #[must_use]
 pub fn handle<B>(registry: &Registry, request: &Request<B>) -> Response<Bytes> {
     let (method, path) = (request.method(), request.uri().path());
@@ -30,7 +34,7 @@ pub fn handle<B>(registry: &Registry, request: &Request<B>) -> Response<Bytes> {
         let mut response = Response::new(Bytes::from_static(body.as_bytes()));
         *response.status_mut() = status;
         let kind = HeaderValue::from_static("text/plain; charset=utf-8");
-        response.headers_mut().insert(CONTENT_TYPE_HEADER, kind);
+        response.headers_mut().insert(CONTENT_TYPE, kind);
         response
     };
     if path != PATH {
@@ -46,13 +50,85 @@ pub fn handle<B>(registry: &Registry, request: &Request<B>) -> Response<Bytes> {
             .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
-    let mut body = String::new();
-    write(&registry.collect(), &mut body);
+    let format = negotiate(request.headers());
+    let mut body = Vec::new();
+    let _left_out = expose(&registry.collect(), format, &mut body);
+    let is_gzip = accepts_gzip(request.headers());
+    if is_gzip {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        // Writing to a vector cannot fail; if it did, the answer would be cut short, which the checksum tells.
+        let _ = encoder.write_all(&body);
+        body = encoder.finish().unwrap_or_default();
+    }
     let mut response = Response::new(Bytes::from(body));
+    let headers = response.headers_mut();
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static(format.content_type()),
+    );
+    headers.insert(VARY, HeaderValue::from_static("accept, accept-encoding"));
+    if is_gzip {
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
     response
-        .headers_mut()
-        .insert(CONTENT_TYPE_HEADER, HeaderValue::from_static(CONTENT_TYPE));
-    response
+}
+
+/// The members of a list header with their weights, those of weight zero left out.
+fn members(headers: &HeaderMap, name: HeaderName) -> Vec<(String, f32)> {
+    let values = headers
+        .get_all(name)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok());
+    let member = |text: &str| {
+        let weight = text
+            .split(';')
+            .skip(1)
+            .filter_map(|part| {
+                part.trim()
+                    .to_ascii_lowercase()
+                    .strip_prefix("q=")
+                    .map(str::to_owned)
+            })
+            .find_map(|weight| weight.trim().parse::<f32>().ok())
+            .unwrap_or(1.0);
+        (text.trim().to_ascii_lowercase(), weight)
+    };
+    values
+        .flat_map(|value| value.split(','))
+        .map(member)
+        .filter(|(_, weight)| *weight > 0.0)
+        .collect()
+}
+
+/// The format that the client likes best, the text if it likes none of ours or says nothing.
+fn negotiate(headers: &HeaderMap) -> Format {
+    let format = |member: &str| {
+        let media = member.split(';').next().unwrap_or_default().trim();
+        match media {
+            "application/vnd.google.protobuf" => member
+                .contains("proto=io.prometheus.client.metricfamily")
+                .then_some(Format::Protobuf)
+                .filter(|_| member.contains("encoding=delimited")),
+            "application/openmetrics-text" => Some(Format::OpenMetrics),
+            "text/plain" | "text/*" | "*/*" => Some(Format::Text),
+            _ => None,
+        }
+    };
+    let mut best = (Format::Text, 0.0);
+    for (member, weight) in members(headers, ACCEPT) {
+        if let Some(format) = format(&member)
+            && weight > best.1
+        {
+            best = (format, weight);
+        }
+    }
+    best.0
+}
+
+fn accepts_gzip(headers: &HeaderMap) -> bool {
+    members(headers, ACCEPT_ENCODING)
+        .iter()
+        .any(|(member, _)| member.split(';').next().map(str::trim) == Some("gzip"))
 }
 
 /// A connection takes at most so long: its request, and the answer.
