@@ -42,6 +42,15 @@ pub enum ProposeError {
         /// The option.
         limit: usize,
     },
+    /// The log is full and cannot be compacted, since no snapshot can be made; or the snapshot that was asked for cannot be. Nothing
+    /// was proposed.
+    #[error(
+        "no snapshot can be made ({reason}): see to the state machine, or raise `snapshot_bytes_max`; it is tried again by itself"
+    )]
+    NoSnapshot {
+        /// What the state machine said, or what is too large.
+        reason: Arc<str>,
+    },
     /// An empty proposal: Raft has empty entries of its own.
     #[error("a proposal must have at least one byte")]
     Empty,

@@ -22,6 +22,7 @@ impl Group {
                 group: GroupId(1),
                 options: RaftOptions::default(),
                 seed: 7,
+                session: id,
             };
             let core = Core::new(config, state.clone()).expect("a sound start");
             (id, core)

@@ -66,6 +66,26 @@ fn a_commit_that_is_not_kept_for_the_next_write_is_found() {
     is_caught("commit_forgotten");
 }
 
+#[test]
+fn a_log_that_is_cut_above_what_raft_has_applied_is_found() {
+    is_caught("compact_above_applied");
+}
+
+#[test]
+fn a_late_rejection_that_takes_a_peer_back_is_found() {
+    is_caught("late_rejection");
+}
+
+#[test]
+fn a_session_that_two_starts_share_is_found() {
+    is_caught("session_of_seed");
+}
+
+#[test]
+fn a_lease_that_held_before_the_read_was_asked_for_is_found() {
+    is_caught("lease_of_an_earlier_time");
+}
+
 /// No fault: appends of more than two entries are sent as several, as long ones are in production. The group must not notice.
 #[test]
 fn appends_in_parts_are_as_good_as_whole_ones() {

@@ -299,6 +299,13 @@ impl Transport {
         self.inner.all.lock().iter().map(|peer| peer.id).collect()
     }
 
+    /// The most bytes of one message's payload that this node sends and takes: [`Config::frame_bytes_max`]. A peer may take less.
+    /// Longer bodies go by [`stream`](Self::stream).
+    #[must_use]
+    pub fn payload_bytes_max(&self) -> usize {
+        self.inner.config.frame_bytes_max as usize
+    }
+
     /// Looks up a method of a peer, for messages that go there often.
     ///
     /// # Errors

@@ -12,6 +12,12 @@ pub const ENTRIES_MAX: usize = 16 * 1024;
 /// Bytes of the metadata of one message's snapshot: 64 KiB, a membership of some 3000 nodes with the longest ids.
 pub const SNAPSHOT_METADATA_BYTES_MAX: usize = 64 * 1024;
 
+/// No less than a frame takes beside the payload of its one entry.
+pub(crate) const ENTRY_ROOM_BYTES: usize = 512;
+
+/// No less than a frame takes beside its part of a snapshot.
+pub(crate) const SNAPSHOT_ROOM_BYTES: usize = SNAPSHOT_METADATA_BYTES_MAX + ENTRY_ROOM_BYTES;
+
 const ENTRY: u32 = 7;
 const SNAPSHOT: u32 = 9;
 const SNAPSHOT_METADATA: u32 = 2;

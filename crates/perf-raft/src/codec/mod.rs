@@ -30,6 +30,7 @@ mod writer;
 
 pub use frame::{Body, ChunkAck, Frame, FrameHeader, SnapshotChunk};
 pub use limits::{ENTRIES_MAX, SNAPSHOT_METADATA_BYTES_MAX};
+pub(crate) use limits::{ENTRY_ROOM_BYTES, SNAPSHOT_ROOM_BYTES};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use decode::Payloads;

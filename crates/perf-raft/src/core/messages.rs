@@ -35,7 +35,7 @@ impl<T> Core<T> {
         }
         // Urgent frames overtake others, so each class is a stream of its own.
         let class = body.class();
-        let connection = super::mix(header.session ^ class as u64);
+        let connection = super::mix(header.session ^ super::mix(header.from ^ class as u64));
         let delivery = self.dedup.check_frame(connection, header.sequence, || {
             content_hash(header.from, &body)
         });
@@ -53,14 +53,13 @@ impl<T> Core<T> {
     fn receive_message(&mut self, from: u64, mut message: Message) {
         let sound = message.from == from && validate::check(&message, self.id).is_ok();
         // Snapshots come in parts.
-        if !sound
-            || message.get_msg_type() == MessageType::MsgSnapshot
-            || self.contradicts_log(&message)
-        {
+        if !sound || message.get_msg_type() == MessageType::MsgSnapshot {
             self.stats.messages_invalid += 1;
             return;
         }
         message.to = self.id;
+        self.lower_commit(&mut message);
+        self.correct_rejection(&mut message);
         if self.must_ignore(&message) {
             return;
         }
@@ -74,14 +73,34 @@ impl<T> Core<T> {
         self.draw_timeout();
     }
 
-    /// What only a node whose disk lost data, or a lying peer, brings about; raft-rs panics on it.
-    fn contradicts_log(&self, message: &Message) -> bool {
+    /// raft-rs panics on a heartbeat that commits what this node does not have. The leader believes that it has: it had, before its disk was
+    /// lost. The heartbeat is answered all the same, or the leader would take the node for dead and never learn what it needs.
+    fn lower_commit(&self, message: &mut Message) {
+        if message.get_msg_type() == MessageType::MsgHeartbeat {
+            message.commit = message.commit.min(self.node.raft.raft_log.last_index());
+        }
+    }
+
+    /// A rejection that was overtaken by later answers may name a place before what the peer is known to have. raft-rs 0.7.0 would go back to
+    /// there (its issue 557), and send a snapshot to a peer that needs none.
+    fn correct_rejection(&self, message: &mut Message) {
+        let is_rejection = message.get_msg_type() == MessageType::MsgAppendResponse
+            && message.reject
+            && message.request_snapshot == 0
+            && message.term == self.node.raft.term
+            && self.is_leader();
+        if !is_rejection || mutant::is("late_rejection") {
+            return;
+        }
+        let matched = self.node.raft.prs().get(message.from);
+        let matched = matched.map_or(0, |progress| progress.matched);
         let log = &self.node.raft.raft_log;
-        match message.get_msg_type() {
-            MessageType::MsgHeartbeat => {
-                message.term >= self.node.raft.term && message.commit > log.last_index()
-            }
-            _ => false,
+        let next = match message.log_term {
+            0 => message.reject_hint,
+            term => log.find_conflict_by_term(message.reject_hint, term).0,
+        };
+        if next < matched {
+            (message.reject_hint, message.log_term) = (matched, 0);
         }
     }
 
@@ -93,6 +112,17 @@ impl<T> Core<T> {
             }
             // raft-rs would campaign, which it cannot while a snapshot is being restored.
             MessageType::MsgTimeoutNow => self.restoring.is_some(),
+            // As above, and of no use at all: the peer has said since that it has the entry.
+            MessageType::MsgAppendResponse => {
+                let progress = self.node.raft.prs().get(message.from);
+                let is_late = progress.is_some_and(|progress| {
+                    message.term == self.node.raft.term
+                        && message.reject
+                        && message.request_snapshot == 0
+                        && message.index <= progress.matched
+                });
+                is_late && !mutant::is("late_rejection")
+            }
             _ => false,
         }
     }
@@ -387,6 +417,7 @@ mod tests {
             group: crate::GroupId(0),
             options: crate::RaftOptions::default(),
             seed: 1,
+            session: 1,
         };
         let state = crate::core::bootstrap_state(&[1, 2, 3], Bytes::new());
         let mut core: Core<()> = Core::new(config, state).expect("a sound start");

@@ -31,6 +31,7 @@ use crate::dedup::MessageDedup;
 use crate::error::{LeaderHint, ProposeError, ReadError, StartError, StopReason};
 use crate::log::{LogJob, LogState, StoredSnapshot};
 use crate::options::RaftOptions;
+use crate::primitive::mutant;
 use bytes::Bytes;
 use pending::{Lost, PendingProposals};
 use perf_atomics::{RaftStatus, Role};
@@ -39,6 +40,7 @@ use raft::{Config, NO_LIMIT, RawNode, StateRole};
 use reads::Reads;
 use snapshots::{Assembly, Progress, Transfer};
 use std::collections::VecDeque;
+use std::sync::Arc;
 use view::LogView;
 
 /// Streams of peers whose recent frames are remembered, four for each run of a peer.
@@ -53,8 +55,11 @@ pub struct CoreConfig {
     pub group: GroupId,
     /// Bounds and periods.
     pub options: RaftOptions,
-    /// Random, different for each start: election timeouts and the session of its frames come from it.
+    /// Where election timeouts come from.
     pub seed: u64,
+    /// Names this start of the node in its frames and reads. Must be random and different for each start of each node: what two starts share
+    /// their peers take for repeated deliveries.
+    pub session: u64,
 }
 
 /// Counts of what a core did. All grow from 0.
@@ -127,6 +132,14 @@ enum Making {
     Saving(u64, StoredSnapshot),
 }
 
+/// When to try again to make a snapshot, after some that failed.
+#[derive(Debug, Default)]
+struct Retry {
+    failures: u32,
+    not_before_tick: u64,
+    reason: Option<Arc<str>>,
+}
+
 /// A change of membership or a transfer that is going on.
 #[derive(Debug)]
 struct Change<T> {
@@ -173,7 +186,8 @@ pub struct Core<T> {
     pending: PendingProposals<T>,
     reads: Reads<T>,
     changes: Vec<Change<T>>,
-    snapshot_waiters: Vec<T>,
+    /// With the tick at which they give up.
+    snapshot_waiters: Vec<(T, u64)>,
     after_persist: VecDeque<AfterPersist>,
     /// Memory of a list of frames that waited for the log.
     spare_frames: Vec<Frame>,
@@ -190,6 +204,11 @@ pub struct Core<T> {
     /// Memberships by the index they hold from.
     conf_states: VecDeque<(u64, ConfState)>,
     making: Making,
+    snapshot_retry: Retry,
+    /// [`LogView::appended_bytes`] when the last snapshot was asked for.
+    snapshot_mark_bytes: u64,
+    /// For so many ticks the log has been full.
+    full_ticks: u64,
     transfers: Vec<Transfer>,
     transfer_count: u64,
     assembly: Option<Assembly>,
@@ -259,6 +278,7 @@ impl<T> Core<T> {
             group,
             options,
             seed,
+            session,
         } = config;
         options.check()?;
         if id == 0 {
@@ -297,7 +317,11 @@ impl<T> Core<T> {
             id,
             group,
             seed,
-            session: mix(seed ^ 0x5E55_1011),
+            session: if mutant::is("session_of_seed") {
+                mix(seed)
+            } else {
+                session
+            },
             sequence: 0,
             ticks: 0,
             now_ns: 0,
@@ -326,6 +350,9 @@ impl<T> Core<T> {
                 .into_iter()
                 .collect(),
             making: Making::No,
+            snapshot_retry: Retry::default(),
+            snapshot_mark_bytes: 0,
+            full_ticks: 0,
             transfers: Vec::new(),
             transfer_count: 0,
             assembly: None,
@@ -364,6 +391,7 @@ impl<T> Core<T> {
         self.tick_waiters();
         self.tick_handover();
         self.tick_transfers();
+        self.tick_compaction();
     }
 
     /// The clock, for inputs between ticks.
@@ -392,24 +420,35 @@ impl<T> Core<T> {
         }
     }
 
-    /// The state machine made a snapshot when it was at `index`, or could not.
-    pub fn snapshot_made(&mut self, index: u64, data: Option<Bytes>) {
+    /// The state machine made a snapshot when it was at `index`, or says why it could not. After a failure it is asked again after some
+    /// ticks, twice as many each time, up to eight election timeouts.
+    pub fn snapshot_made(&mut self, index: u64, data: Result<Bytes, String>) {
         if !matches!(self.making, Making::Asked) {
             return;
         }
         self.making = Making::No;
+        let bytes_max = self.options.snapshot_bytes_max;
+        let data = data.and_then(|data| match data.len() {
+            bytes if bytes > bytes_max => Err(format!(
+                "the state has {bytes} bytes, above `snapshot_bytes_max` = {bytes_max}"
+            )),
+            _ => Ok(data),
+        });
+        let data = match data {
+            Ok(data) => data,
+            Err(reason) => return self.snapshot_failed(reason.into()),
+        };
         let term = self.node.store().term_at(index);
         let conf_state = self
             .conf_states
             .iter()
             .rev()
             .find(|(from, _)| *from <= index);
-        let fits = |data: &Bytes| data.len() <= self.options.snapshot_bytes_max;
-        let (Some(data), Some(term), Some((_, conf_state))) = (data.filter(fits), term, conf_state)
-        else {
-            self.stats.snapshots_failed += 1;
-            return;
+        let (Some(term), Some((_, conf_state))) = (term, conf_state) else {
+            // The leader's snapshot took the place of the log meanwhile.
+            return self.snapshot_failed("the log moved on".into());
         };
+        self.snapshot_retry = Retry::default();
         let mut metadata = SnapshotMetadata {
             index,
             term,
@@ -422,6 +461,27 @@ impl<T> Core<T> {
             ..Default::default()
         });
         self.making = Making::Saving(sequence, snapshot);
+    }
+
+    fn snapshot_failed(&mut self, reason: Arc<str>) {
+        self.stats.snapshots_failed += 1;
+        let retry = &mut self.snapshot_retry;
+        let doublings = retry.failures.min(3);
+        retry.failures += 1;
+        retry.not_before_tick = self.ticks + ((self.options.election_ticks as u64) << doublings);
+        for (token, _) in self.snapshot_waiters.drain(..) {
+            let error = ProposeError::NoSnapshot {
+                reason: Arc::clone(&reason),
+            };
+            self.out.replies.push((token, Reply::Failed(error)));
+        }
+        retry.reason = Some(reason);
+    }
+
+    /// Why the last snapshot could not be made, `None` if it could.
+    #[must_use]
+    pub fn snapshot_failure(&self) -> Option<&Arc<str>> {
+        self.snapshot_retry.reason.as_ref()
     }
 
     /// What the node knows of itself.
@@ -487,6 +547,47 @@ impl<T> Core<T> {
         self.pending.len()
     }
 
+    /// Says which of its invariants does not hold. For simulations, after each step.
+    ///
+    /// # Errors
+    /// The invariant, with its numbers.
+    #[doc(hidden)]
+    pub fn check_invariants(&self) -> Result<(), String> {
+        let log = &self.node.raft.raft_log;
+        let compacted = self.node.store().first() - 1;
+        if self.restoring.is_none() && compacted > log.applied {
+            return Err(format!(
+                "compacted up to {compacted}, Raft has applied {}",
+                log.applied
+            ));
+        }
+        if self.restoring.is_none() && log.applied > self.applied {
+            return Err(format!(
+                "Raft has applied {}, the state machine {}",
+                log.applied, self.applied
+            ));
+        }
+        if self.applied > self.handed {
+            return Err(format!(
+                "applied {}, handed over {}",
+                self.applied, self.handed
+            ));
+        }
+        let (durable, term) = (self.persisted_hard_state.0, self.node.raft.term);
+        if durable > term {
+            return Err(format!("term {durable} is durable, {term} is current"));
+        }
+        for (id, progress) in self.node.raft.prs().iter() {
+            if progress.next_idx <= progress.matched && *id != self.id {
+                return Err(format!(
+                    "peer {id} has everything up to {} and would get {} next",
+                    progress.matched, progress.next_idx
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Says what is wrong if the core found its state contradictory: end the node then.
     #[must_use]
     pub fn defect(&self) -> Option<&'static str> {
@@ -529,7 +630,7 @@ impl<T> Core<T> {
         out.replies.extend(
             self.snapshot_waiters
                 .drain(..)
-                .map(|token| (token, failed())),
+                .map(|(token, _)| (token, failed())),
         );
     }
 
@@ -624,6 +725,15 @@ impl<T> Core<T> {
                 ChangeKind::Transfer { .. } => ProposeError::ProposalDropped,
             };
             replies.push((change.token, Reply::Failed(error)));
+        }
+        for (token, _) in self
+            .snapshot_waiters
+            .extract_if(.., |(_, deadline)| *deadline <= ticks)
+        {
+            let error = ProposeError::NoSnapshot {
+                reason: "the state machine or the log took too long".into(),
+            };
+            replies.push((token, Reply::Failed(error)));
         }
     }
 

@@ -351,13 +351,22 @@ impl<T> Core<T> {
     /// Asks for a snapshot when the log is long, or when a peer needs one.
     fn consider_snapshot(&mut self) {
         let view = self.node.store();
-        let wanted = view.take_wanted() || !self.snapshot_waiters.is_empty();
+        let wanted = view.take_wanted();
+        if self.ticks < self.snapshot_retry.not_before_tick {
+            return;
+        }
         let entries = self.applied.saturating_sub(view.snapshot_index());
+        // Since the last snapshot was asked for: the log itself may be kept longer, for a peer.
+        let bytes = view.appended_bytes() - self.snapshot_mark_bytes;
+        let limit = self
+            .options
+            .snapshot_log_bytes
+            .min(self.options.log_bytes_max / 2);
+        // Entries that were appended and not applied then are not in it: the log may be full before that much is new.
+        let full = view.bytes() > self.options.log_bytes_max;
         let long = entries >= self.options.snapshot_entries
-            || (view.bytes() >= self.options.snapshot_log_bytes
-                && entries > self.options.log_entries_kept / 2);
-        let huge = view.bytes() >= self.options.log_bytes_max / 2 && entries > 0;
-        if wanted || long || huge {
+            || (entries > 0 && (full || bytes >= limit as u64));
+        if wanted || long || !self.snapshot_waiters.is_empty() {
             self.ask_for_snapshot();
         }
     }
@@ -372,16 +381,44 @@ impl<T> Core<T> {
         let waiters = self
             .snapshot_waiters
             .drain(..)
-            .map(|token| (token, Reply::Snapshot(index)));
+            .map(|(token, _)| (token, Reply::Snapshot(index)));
         self.out.replies.extend(waiters);
-        let crowded = self.node.store().bytes() >= self.options.snapshot_log_bytes;
+        self.compact_log();
+        // The latest membership at or before the snapshot must stay.
+        while self
+            .conf_states
+            .get(1)
+            .is_some_and(|(from, _)| *from <= index)
+        {
+            self.conf_states.pop_front();
+        }
+    }
+}
+
+impl<T> Core<T> {
+    /// Forgets entries that the snapshot holds, but for some that a peer may still need.
+    ///
+    /// A peer that is getting a snapshot needs what comes after it next. Without that it would get a newer snapshot each time, for ever, on a
+    /// link that is hardly faster than the writes. So the log is kept for it, up to its bound, where proposals get `Busy`; and if it stays full
+    /// for ten election timeouts, it is not kept any longer: one slow peer must not stop the others.
+    fn compact_log(&mut self) {
+        let view = self.node.store();
+        let crowded = view.bytes() >= self.options.snapshot_log_bytes;
         let kept = if crowded {
             0
         } else {
             self.options.log_entries_kept
         };
-        let mut limit = index.saturating_sub(kept);
-        if !crowded && let Some(lowest) = self.lowest_transfer() {
+        // Raft itself reads from what it knows to be applied on, when it campaigns.
+        let applied = match mutant::is("compact_above_applied") {
+            true => u64::MAX,
+            false => self.node.raft.raft_log.applied,
+        };
+        let mut limit = view.snapshot_index().saturating_sub(kept).min(applied);
+        let patience = 10 * self.options.election_ticks as u64;
+        if self.full_ticks < patience
+            && let Some(lowest) = self.lowest_transfer()
+        {
             limit = limit.min(lowest);
         }
         if let Some(compacted) = self.node.mut_store().compact(limit) {
@@ -390,13 +427,18 @@ impl<T> Core<T> {
                 ..Default::default()
             });
         }
-        // The latest membership at or before the snapshot must stay.
-        while self
-            .conf_states
-            .get(1)
-            .is_some_and(|(from, _)| *from <= index)
-        {
-            self.conf_states.pop_front();
+    }
+
+    /// What was kept for a peer goes when that has it, though no snapshot is made then.
+    pub(super) fn tick_compaction(&mut self) {
+        let bytes = self.node.store().bytes();
+        self.full_ticks = if bytes > self.options.log_bytes_max {
+            self.full_ticks + 1
+        } else {
+            0
+        };
+        if bytes >= self.options.snapshot_log_bytes {
+            self.compact_log();
         }
     }
 }

@@ -6,6 +6,10 @@ use crate::error::{ProposeError, ReadError};
 use crate::primitive::mutant;
 use bytes::Bytes;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2};
+use std::sync::Arc;
+
+/// For so many election timeouts a caller waits for the snapshot that it asked for.
+const SNAPSHOT_ELECTIONS_MAX: u64 = 1000;
 
 /// A step of a change of the membership.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,8 +56,8 @@ impl<T> Core<T> {
             self.refuse(batch, |_| ProposeError::NotLeader { hint });
             return;
         }
-        if let Some((what, limit)) = self.full() {
-            self.refuse(batch, |_| ProposeError::Busy { what, limit });
+        if let Some(error) = self.full() {
+            self.refuse(batch, |_| error.clone());
             return;
         }
         let room = self
@@ -99,18 +103,31 @@ impl<T> Core<T> {
     }
 
     /// The bound that is reached, if one is.
-    fn full(&self) -> Option<(&'static str, u64)> {
+    fn full(&self) -> Option<ProposeError> {
         let unapplied = self.handed.saturating_sub(self.applied);
         if unapplied > self.options.unapplied_entries_max {
-            return Some((
-                "entries that are not applied",
-                self.options.unapplied_entries_max,
-            ));
+            return Some(ProposeError::Busy {
+                what: "entries that are not applied",
+                limit: self.options.unapplied_entries_max,
+            });
         }
-        if self.node.store().bytes() > self.options.log_bytes_max {
-            return Some(("bytes of the log", self.options.log_bytes_max as u64));
+        if self.node.store().bytes() <= self.options.log_bytes_max {
+            return None;
         }
-        None
+        if let Some(reason) = self.snapshot_failure() {
+            return Some(ProposeError::NoSnapshot {
+                reason: Arc::clone(reason),
+            });
+        }
+        let what = if self.lowest_transfer().is_some() {
+            "bytes of the log, kept for a follower that is getting a snapshot,"
+        } else {
+            "bytes of the log"
+        };
+        Some(ProposeError::Busy {
+            what,
+            limit: self.options.log_bytes_max as u64,
+        })
     }
 
     fn refuse(&mut self, batch: &mut Vec<(Bytes, T)>, error: impl Fn(&Bytes) -> ProposeError) {
@@ -168,7 +185,13 @@ impl<T> Core<T> {
     }
 
     /// Asks for a linearizable read without a round trip: only a leader whose lease holds can say yes.
-    pub fn lease_read(&mut self, token: T) {
+    ///
+    /// `now_ns` is the node's clock, read *after* the request was made: at an earlier time the lease may have held, and another leader may
+    /// have acknowledged a write between that and the request.
+    pub fn lease_read(&mut self, token: T, now_ns: u64) {
+        if !mutant::is("lease_of_an_earlier_time") {
+            self.set_now(now_ns);
+        }
         if !self.has_lease() {
             self.out
                 .replies
@@ -299,9 +322,18 @@ impl<T> Core<T> {
         });
     }
 
-    /// Asks for a snapshot now. Answered with [`Reply::Snapshot`] once one is durable.
+    /// Asks for a snapshot now. Answered with [`Reply::Snapshot`] once one is durable, or with what hinders it, after 1000 election timeouts
+    /// at the latest.
     pub fn make_snapshot(&mut self, token: T) {
-        self.snapshot_waiters.push(token);
+        if self.conf_states.is_empty() {
+            let error = ProposeError::NoSnapshot {
+                reason: "this node has not joined its group yet".into(),
+            };
+            self.out.replies.push((token, Reply::Failed(error)));
+            return;
+        }
+        let deadline = self.ticks + SNAPSHOT_ELECTIONS_MAX * self.options.election_ticks as u64;
+        self.snapshot_waiters.push((token, deadline));
         self.ask_for_snapshot();
     }
 
@@ -309,6 +341,7 @@ impl<T> Core<T> {
         let has_conf_state = !self.conf_states.is_empty();
         if matches!(self.making, Making::No) && self.restoring.is_none() && has_conf_state {
             self.making = Making::Asked;
+            self.snapshot_mark_bytes = self.node.store().appended_bytes();
             self.out.apply_jobs.push(super::ApplyJob::Snapshot);
         }
     }

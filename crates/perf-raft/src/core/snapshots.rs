@@ -18,6 +18,8 @@ pub(super) struct Transfer {
     crc: u32,
     sent: usize,
     acked: usize,
+    /// Parts that were sent and not answered.
+    unanswered: usize,
     idle_ticks: usize,
     attempts: u32,
 }
@@ -41,6 +43,7 @@ impl Transfer {
             data,
             sent: 0,
             acked: 0,
+            unanswered: 0,
             idle_ticks: 0,
             attempts: 0,
         }
@@ -71,6 +74,7 @@ impl Transfer {
                 crc: self.crc,
             });
             self.sent = end;
+            self.unanswered += 1;
             if first {
                 return;
             }
@@ -84,6 +88,7 @@ impl Transfer {
         if ack.refused {
             return Progress::Failed;
         }
+        self.unanswered = self.unanswered.saturating_sub(1);
         let received = usize::try_from(ack.received).unwrap_or(usize::MAX);
         if received > self.data.len() || received > self.sent {
             return Progress::Going;
@@ -92,10 +97,13 @@ impl Transfer {
             (self.acked, self.idle_ticks, self.attempts) = (received, 0, 0);
         }
         if received == self.data.len() {
-            Progress::Done
-        } else {
-            Progress::Going
+            return Progress::Done;
         }
+        if self.unanswered == 0 {
+            // All arrived, and some behind a gap: out of order. Those were of no use.
+            self.sent = self.acked;
+        }
+        Progress::Going
     }
 
     /// Goes back to what was acknowledged if nothing was heard for long.
@@ -108,7 +116,7 @@ impl Transfer {
         if self.attempts > ATTEMPTS_MAX {
             return Progress::Failed;
         }
-        (self.idle_ticks, self.sent) = (0, self.acked);
+        (self.idle_ticks, self.sent, self.unanswered) = (0, self.acked, 0);
         Progress::Going
     }
 }

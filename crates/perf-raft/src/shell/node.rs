@@ -1,6 +1,6 @@
 //! Puts a node together.
 
-use super::apply::{Applier, ApplyQueue};
+use super::apply::{Applier, ApplyThread, panic_message};
 use super::drive::{ApplySide, Driver, LogSide, Published, Scratch};
 use super::handle::RaftHandle;
 use super::helm::Helm;
@@ -9,16 +9,20 @@ use super::mailbox::{Inbox, Mailbox};
 use super::stats::{RaftStats, StageStats};
 use super::task;
 use crate::GroupId;
+use crate::codec::{ENTRY_ROOM_BYTES, entry_len_max};
 use crate::core::{Core, CoreConfig, bootstrap_state};
 use crate::error::StartError;
-use crate::log::{LogJob, LogState, LogStore, run_jobs};
+use crate::log::{LogError, LogJob, LogState, LogStore, run_jobs};
 use crate::options::{ApplyMode, RaftOptions};
 use crate::state_machine::StateMachine;
 use crate::transport::Transport;
 use parking_lot::Mutex;
 use perf_atomics::Snapshot;
 use std::hash::{BuildHasher, RandomState};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::watch;
 
 /// A node of a Raft group. See [`builder`](Self::builder).
@@ -141,7 +145,7 @@ impl RaftNodeBuilder {
         self
     }
 
-    /// Where election timeouts come from; random by default.
+    /// Where election timeouts come from; random by default. Nothing else does, so nodes may share it.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
@@ -180,14 +184,17 @@ impl RaftNodeBuilder {
             let state = load(log.as_mut(), group, &voters, &mut applier);
             state.map(|state| (log, applier, state))
         });
+        // What panics there says whose it was.
         let (log, applier, state) = loaded
             .await
-            .map_err(|error| StartError::StateMachine(error.to_string()))??;
+            .map_err(|error| StartError::Transport(error.to_string()))??;
+        check_frames(&options, &state, transport.frame_bytes_max())?;
         let config = CoreConfig {
             id,
             group,
             options: options.clone(),
             seed,
+            session: RandomState::new().hash_one((id, group, Instant::now())),
         };
         let core = Core::new(config, state)?;
         let mailbox = Arc::new(Mailbox::new(id, group, &options));
@@ -206,11 +213,7 @@ impl RaftNodeBuilder {
         let apply = match options.apply {
             ApplyMode::Inline => ApplySide::Inline(Box::new(applier)),
             ApplyMode::Thread => {
-                let queue = Arc::new(ApplyQueue::default());
-                let (its, mailbox) = (Arc::clone(&queue), Arc::clone(&mailbox));
-                let thread = std::thread::Builder::new().name(format!("raft-apply-{id}"));
-                thread.spawn(move || its.run(applier, &mailbox))?;
-                ApplySide::Thread(queue)
+                ApplySide::Thread(ApplyThread::start(applier, Arc::clone(&mailbox))?)
             }
         };
         let status = core.status();
@@ -247,6 +250,37 @@ impl RaftNodeBuilder {
     }
 }
 
+/// Refuses options, and entries of a log that was written with others, that the transport cannot send: a message that is never taken would be
+/// sent again for ever, and stop the group.
+fn check_frames(
+    options: &RaftOptions,
+    state: &LogState,
+    frame_bytes_max: usize,
+) -> Result<(), StartError> {
+    let needed = options.frame_bytes_max();
+    if needed > frame_bytes_max {
+        return Err(StartError::Options {
+            option: "message_bytes_max",
+            reason: format!(
+                "with `proposal_bytes_max` and `snapshot_chunk_bytes` leads to frames of {needed} bytes, and the transport takes \
+                 {frame_bytes_max}: lower these or raise the transport's bound"
+            ),
+        });
+    }
+    let entries = state.entries.iter().map(entry_len_max);
+    let longest = entries.max().unwrap_or(0) + ENTRY_ROOM_BYTES;
+    if longest > frame_bytes_max {
+        return Err(StartError::Options {
+            option: "proposal_bytes_max",
+            reason: format!(
+                "was larger once: the log has an entry that takes a frame of {longest} bytes, and the transport takes {frame_bytes_max}: \
+                 raise the transport's bound"
+            ),
+        });
+    }
+    Ok(())
+}
+
 /// What the log holds, or the beginning of a group, made durable.
 fn load(
     log: &mut dyn LogStore,
@@ -254,14 +288,22 @@ fn load(
     voters: &[u64],
     applier: &mut Applier,
 ) -> Result<LogState, StartError> {
-    if let Some(state) = log.load(group)? {
+    let loaded = catch_unwind(AssertUnwindSafe(|| log.load(group)));
+    let loaded = loaded.unwrap_or_else(|panic| {
+        Err(LogError::Io {
+            file: PathBuf::new(),
+            action: "reading the log",
+            reason: panic_message(&*panic),
+        })
+    });
+    if let Some(state) = loaded? {
         return Ok(state);
     }
     if voters.is_empty() {
         return Ok(LogState::default());
     }
-    let empty = applier
-        .snapshot_at_start()
+    let empty = catch_unwind(AssertUnwindSafe(|| applier.snapshot_at_start()))
+        .unwrap_or_else(|panic| Err(panic_message(&*panic)))
         .map_err(StartError::StateMachine)?;
     let state = bootstrap_state(voters, empty);
     let job = LogJob {

@@ -1,6 +1,7 @@
 //! The log on disk, by raft-engine.
 
 mod fs;
+mod purged;
 mod scan;
 mod written;
 
@@ -8,9 +9,10 @@ use super::{LogError, LogJob, LogState, LogStore, StoredSnapshot};
 use crate::GroupId;
 use crate::codec::{convert, wire};
 use fs::{CheckedFileSystem, Poison};
+use purged::Purged;
 use written::{Written, WrittenEntries};
 
-use raft::eraftpb::{Entry, HardState};
+use raft::eraftpb::{Entry, HardState, SnapshotMetadata};
 use raft_engine::env::{DefaultFileSystem, FileSystem};
 use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 use std::collections::BTreeMap;
@@ -88,6 +90,10 @@ pub struct EngineLog<F: FileSystem = DefaultFileSystem> {
     /// Used again for each job.
     written: Vec<Written>,
     compactions: u32,
+    /// The highest number of a snapshot's file, of any group.
+    snapshots_saved: u64,
+    /// Numbers of files that were saved, in order, until a record names them.
+    saved: Vec<(GroupId, u64)>,
 }
 
 impl<F: FileSystem> std::fmt::Debug for EngineLog<F> {
@@ -130,21 +136,15 @@ impl<F: FileSystem> EngineLog<F> {
         file_system: Arc<F>,
     ) -> Result<Self, LogError> {
         let folder = folder.as_ref().to_owned();
-        std::fs::create_dir_all(&folder)
-            .map_err(|error| io_error(&folder, "making the folder", &error))?;
-        scan::check_folder(&folder)?;
+        make_folder(&folder)?;
+        let purged = Purged::new(folder.clone(), scan::check_folder(&folder)?);
         let poison = Arc::new(Poison::default());
-        let file_system = Arc::new(CheckedFileSystem::new(file_system, Arc::clone(&poison)));
+        let checked = CheckedFileSystem::new(file_system, Arc::clone(&poison), purged);
+        let file_system = Arc::new(checked);
         let opened = Engine::open_with_file_system(config(&folder, options)?, file_system);
         let engine = opened.map_err(|error| engine_error(&folder, "opening the log", &error))?;
         poison.check()?;
         sync_folder(&folder)?;
-        if let Some(parent) = folder
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty())
-        {
-            sync_folder(parent)?;
-        }
         Ok(Self {
             engine,
             folder,
@@ -152,7 +152,10 @@ impl<F: FileSystem> EngineLog<F> {
             kept: BTreeMap::new(),
             batch: LogBatch::default(),
             written: Vec::new(),
-            compactions: 0,
+            // A node that is restarted often shall purge all the same.
+            compactions: COMPACTIONS_PER_PURGE - 1,
+            snapshots_saved: 0,
+            saved: Vec::new(),
         })
     }
 
@@ -183,19 +186,30 @@ impl<F: FileSystem> EngineLog<F> {
         put.map_err(|error| engine_error(&self.folder, "adding to a batch", &error))
     }
 
-    fn snapshot_path(&self, group: GroupId, index: u64, term: u64) -> PathBuf {
+    /// Each save has a number of its own, since two snapshots at the same index may differ in their bytes, and the file that the durable
+    /// record names must stay until another record does. Number 0 is that of files of earlier versions.
+    fn snapshot_path(&self, group: GroupId, metadata: &SnapshotMetadata, number: u64) -> PathBuf {
+        let (index, term) = (metadata.index, metadata.term);
+        let number = match number {
+            0 => String::new(),
+            number => format!("-{number:016x}"),
+        };
         self.folder.join(format!(
-            "{:016x}-{term:016x}-{index:016x}.snapshot",
+            "{:016x}-{term:016x}-{index:016x}{number}.snapshot",
             group.0
         ))
     }
 
-    fn load_snapshot(&self, group: GroupId) -> Result<Option<(StoredSnapshot, PathBuf)>, LogError> {
+    fn load_snapshot(
+        &mut self,
+        group: GroupId,
+    ) -> Result<Option<(StoredSnapshot, PathBuf)>, LogError> {
         let Some(record) = self.get::<SnapshotRecord>(group, KEY_SNAPSHOT)? else {
             return Ok(None);
         };
         let metadata = convert::snapshot_metadata(record.metadata.unwrap_or_default());
-        let path = self.snapshot_path(group, metadata.index, metadata.term);
+        let path = self.snapshot_path(group, &metadata, record.number);
+        self.snapshots_saved = self.snapshots_saved.max(record.number);
         let data = std::fs::read(&path)
             .map_err(|error| io_error(&path, "reading the snapshot", &error))?;
         let (bytes, crc) = (data.len() as u64, crc32fast::hash(&data));
@@ -281,13 +295,23 @@ impl<F: FileSystem> EngineLog<F> {
                 let hard_state = self.kept.entry(group).or_default().hard_state.clone();
                 self.put(group, KEY_HARD_STATE, &wire_hard_state(&hard_state))?;
             }
+            let saved = self.saved.iter().position(|(of, _)| *of == group);
+            let Some((_, number)) = saved.map(|place| self.saved.remove(place)) else {
+                return Err(LogError::Unsupported {
+                    reason: format!(
+                        "the snapshot at {} was not saved: call `save_snapshot` before `write`",
+                        metadata.index
+                    ),
+                });
+            };
             let record = SnapshotRecord {
                 metadata: Some(convert::wire_snapshot_metadata(metadata)),
                 bytes: snapshot.data.len() as u64,
                 crc: crc32fast::hash(&snapshot.data),
+                number,
             };
             self.put(group, KEY_SNAPSHOT, &record)?;
-            let path = self.snapshot_path(group, metadata.index, metadata.term);
+            let path = self.snapshot_path(group, metadata, number);
             let before = self
                 .kept
                 .entry(group)
@@ -367,15 +391,18 @@ impl<F: FileSystem + 'static> LogStore for EngineLog<F> {
     }
 
     fn save_snapshot(&mut self, group: GroupId, snapshot: &StoredSnapshot) -> Result<(), LogError> {
-        let metadata = &snapshot.metadata;
-        let path = self.snapshot_path(group, metadata.index, metadata.term);
+        let number = self.snapshots_saved + 1;
+        let path = self.snapshot_path(group, &snapshot.metadata, number);
         let part = path.with_extension("tmp");
         let mut file = File::create(&part).map_err(|error| io_error(&part, "making", &error))?;
         file.write_all(&snapshot.data)
             .map_err(|error| io_error(&part, "writing", &error))?;
         file.sync_all().map_err(|error| sync_error(&part, &error))?;
         std::fs::rename(&part, &path).map_err(|error| io_error(&path, "renaming", &error))?;
-        sync_folder(&self.folder)
+        sync_folder(&self.folder)?;
+        self.snapshots_saved = number;
+        self.saved.push((group, number));
+        Ok(())
     }
 
     fn write(&mut self, jobs: &[LogJob], sync: bool) -> Result<(), LogError> {
@@ -406,6 +433,9 @@ struct SnapshotRecord {
     bytes: u64,
     #[prost(fixed32, tag = "3")]
     crc: u32,
+    /// Of the save: a part of the file's name.
+    #[prost(uint64, tag = "4")]
+    number: u64,
 }
 
 fn wire_hard_state(state: &HardState) -> wire::HardState {
@@ -431,6 +461,18 @@ fn config(folder: &Path, options: &EngineLogOptions) -> Result<Config, LogError>
         purge_threshold: ReadableSize(options.purge_bytes.max(options.file_bytes)),
         ..Config::default()
     })
+}
+
+/// Makes a folder with its parents. Each is durable in the one it was made in.
+fn make_folder(folder: &Path) -> Result<(), LogError> {
+    let failed = |error| io_error(folder, "making the folder", &error);
+    let absolute = std::path::absolute(folder).map_err(failed)?;
+    let parents = absolute.ancestors().skip(1);
+    let mut made_in: Vec<&Path> = parents.take_while(|parent| !parent.exists()).collect();
+    // The deepest that was there. Synced too if nothing had to be made: the folder itself may be new, and of a start that was cut short.
+    made_in.extend(absolute.ancestors().nth(made_in.len() + 1));
+    std::fs::create_dir_all(&absolute).map_err(failed)?;
+    made_in.into_iter().try_for_each(sync_folder)
 }
 
 fn sync_folder(folder: &Path) -> Result<(), LogError> {
