@@ -375,7 +375,11 @@ fn what_exceeds_the_receivers_limit_arrives_in_parts() {
                 .all(|request| request.encoded_len() <= bytes_max)
         );
         let parts: Vec<_> = arrived.iter().map(sums).collect();
-        let all: BTreeMap<String, i64> = parts.iter().cloned().flatten().collect();
+        let all: BTreeMap<String, i64> = parts
+            .iter()
+            .flatten()
+            .map(|(name, value)| (name.clone(), *value))
+            .collect();
         assert_eq!(
             parts.iter().map(BTreeMap::len).sum::<usize>(),
             SERIES as usize,
