@@ -2,14 +2,15 @@
 
 use crate::builder::{CacheBuilder, Loader, Weigher};
 use crate::entry::{Content, Entry, Failure, Freshness};
+use crate::error::CacheError;
 use crate::flight::{Flight, Outcome};
 use crate::fronts;
 use crate::hash::hash_of;
 use crate::local::{self, Lease};
-use crate::policy::{Capacity, Evictor, Policy};
+use crate::policy::{Chooser, Policy};
 use crate::reader::CacheReader;
-use crate::shard::{self, Store};
 use crate::stats::{CacheStats, Count, Counters};
+use crate::store::{self, Store};
 use crate::time::{CoarseTime, Time};
 use perf_atomics::DefaultHasher;
 use std::borrow::Borrow;
@@ -27,7 +28,7 @@ use std::time::Duration;
 /// | [`get`](Self::get), [`with`](Self::with) of a hot key | the same, by way of a thread-local |
 /// | of one of a thousand keys of a large cache | the same, see [`WIDE_FRONT_PLACES`](crate::WIDE_FRONT_PLACES) |
 /// | of another key | a shared lock on one of up to 64 shards, a look-up, a reference count |
-/// | [`insert`](Self::insert), a computed value | a lock on the shard, and moka's insertion; beyond the capacity it waits for a change of policy that is under way |
+/// | [`insert`](Self::insert), a computed value | a lock on the shard, a slot, and at capacity some steps of the policy; now and then a shard grows |
 ///
 /// No code of yours (hashing, comparing, cloning, dropping, computing, weighing) runs under a lock or while a thread-local is borrowed. Two keys with
 /// the same 64-bit hash take turns.
@@ -39,8 +40,8 @@ use std::time::Duration;
 /// **Expiry.** A value that is older than its TTL is not served, except in the window of stale-while-revalidate. This holds
 /// however far the coarse clock is behind within its bound: near its end a value is judged by the exact time.
 ///
-/// **Capacity.** moka decides what goes. It does so in batches, so the weight held may exceed the capacity by 1/32 and 16, and by what
-/// is being inserted just now. What fronts and readers pin comes on top.
+/// **Capacity.** It is exact: beyond it is only what other threads are inserting just now. An insertion throws out what has to go, and never
+/// what it has just put in. What fronts and readers pin comes on top.
 ///
 /// ```
 /// use perf_cache::TtlCache;
@@ -79,10 +80,9 @@ pub(crate) struct Shared<K, V, S, T> {
     /// Nanoseconds by which the coarse clock may be behind.
     lag: u64,
     has_wide_fronts: bool,
-    pub(crate) store: Arc<Store<K, V>>,
+    pub(crate) store: Store<K, V>,
     pub(crate) hasher: S,
     pub(crate) time: T,
-    pub(crate) evictor: Evictor<K, V>,
     pub(crate) counters: Counters,
     weigher: Option<Weigher<K, V>>,
     pub(crate) loader: Option<Loader<K, V>>,
@@ -119,21 +119,17 @@ where
         time: T,
     ) -> TtlCache<K, V, S, T> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let store = Arc::new(Store::new());
-        let capacity = Capacity {
-            units: rules.capacity,
-            is_weighed: weigher.is_some(),
-        };
+        let chooser = Chooser::new(rules.policy);
+        let store = Store::new(rules.capacity, weigher.is_some(), chooser);
         TtlCache {
             shared: Arc::new(Self {
                 id: NEXT.fetch_add(1, Ordering::Relaxed),
                 rules,
                 lag: crate::builder::as_nanos(time.lag_max()),
                 has_wide_fronts: fronts::is_wide(rules.capacity, weigher.is_some()),
-                store: Arc::clone(&store),
+                store,
                 hasher,
                 time,
-                evictor: Evictor::new(store, capacity, rules.policy),
                 counters: Counters::new(),
                 weigher,
                 loader,
@@ -154,7 +150,8 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
             return ttl;
         }
         // SplitMix64's finalizer (Steele, Lea, Flood, OOPSLA 2014) of a number that is never used twice.
-        let mut bits = salt.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let number = self.next_entry.fetch_add(1, Ordering::Relaxed);
+        let mut bits = (salt ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         bits ^= bits >> 31;
@@ -165,19 +162,16 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
     /// An entry of a value, weighed; not in the table yet.
     pub(crate) fn entry(&self, key: K, hash: u64, value: V, ttl: u64) -> Arc<Entry<K, V>> {
         let weight = self.weigher.as_ref().map_or(1, |weigh| weigh(&key, &value));
-        let id = self.next_entry.fetch_add(1, Ordering::Relaxed);
         let now = self.precise();
-        let fresh_until = now.saturating_add(self.jittered(ttl, id ^ hash));
+        let fresh_until = now.saturating_add(self.jittered(ttl, hash));
         Arc::new(Entry {
             hash,
             key,
             content: Content::Value(value),
-            id,
             weight: weight.max(1),
             fresh_until,
             ends: fresh_until.saturating_add(self.rules.stale),
             read_at: now.into(),
-            tick: 0.into(),
             retry_at: 0.into(),
         })
     }
@@ -196,19 +190,17 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
             hash,
             key,
             content: Content::Failed(failure),
-            id: self.next_entry.fetch_add(1, Ordering::Relaxed),
             weight: 1,
             fresh_until: ends,
             ends,
             read_at: now.into(),
-            tick: 0.into(),
             retry_at: 0.into(),
         })
     }
 
     /// Whether an entry may be kept at all; counts one that is too heavy.
     pub(crate) fn fits(&self, entry: &Entry<K, V>) -> bool {
-        let fits = u64::from(entry.weight) <= self.rules.capacity;
+        let fits = u64::from(entry.weight) <= self.store.capacity();
         if !fits {
             self.counters.one(Count::Rejected);
         }
@@ -256,14 +248,6 @@ where
                 entry.read_at.store(now, Ordering::Relaxed);
             }
         }
-        let tick = self.store.stamp(entry.hash).tick();
-        if entry.tick.load(Ordering::Relaxed) != tick {
-            entry.tick.store(tick, Ordering::Relaxed);
-            // With much room left nothing is thrown out for a while, and moka's sketch does not count before it is half full either.
-            if self.evictor.is_filling() {
-                self.evictor.read(entry);
-            }
-        }
     }
 
     /// What an entry of the table is for a reader of `key`.
@@ -278,9 +262,7 @@ where
         }
         match (self.judge(&entry), &entry.content) {
             (Freshness::Ended, _) | (Freshness::Stale, Content::Failed(_)) => {
-                if let Some(taken) = self.store.take_ended(&entry) {
-                    self.evictor.took(taken.hash);
-                }
+                drop(self.store.take_ended(&entry));
                 Look::Nothing
             }
             (_, Content::Failed(failure)) => Look::Failed(Arc::clone(failure)),
@@ -302,20 +284,18 @@ where
         K: Borrow<Q>,
         Q: ?Sized + Eq,
     {
-        let (stamp, entry) = self.store.get_stamped(hash);
+        let (stamp, entry) = self.store.read(hash);
         let look = entry.map_or(Look::Nothing, |entry| self.classify(entry, key));
         (stamp, look)
     }
 
     /// Puts an entry in, whatever is under way.
     pub(crate) fn put(&self, entry: Arc<Entry<K, V>>) {
-        let (hash, weight) = (entry.hash, entry.weight);
         if self.fits(&entry) {
-            self.store.put(entry);
-            self.evictor.wrote(hash, weight);
-        } else if self.store.take(hash, |_| true).is_some() {
+            drop(self.store.put(entry));
+        } else {
             // The value before it is outdated all the same.
-            self.evictor.took(hash);
+            drop(self.store.take(entry.hash, |_| true));
         }
     }
 
@@ -326,20 +306,14 @@ where
         entry: &Arc<Entry<K, V>>,
         outcome: Outcome<K, V>,
     ) {
-        let (hash, weight) = (entry.hash, entry.weight);
         let kept = self.fits(entry).then(|| Arc::clone(entry));
-        let is_kept = kept.is_some();
-        if self.store.land(flight, hash, kept) && is_kept {
-            self.evictor.wrote(hash, weight);
-        }
+        let gone = self.store.land(flight, entry.hash, kept);
         flight.settle(outcome);
+        drop(gone);
     }
 
     fn take(&self, entry: &Arc<Entry<K, V>>) -> bool {
         let taken = self.store.take(entry.hash, |held| Arc::ptr_eq(held, entry));
-        if taken.is_some() {
-            self.evictor.took(entry.hash);
-        }
         taken.is_some()
     }
 }
@@ -423,7 +397,7 @@ where
             None
         };
         if let Some(fronts) = lease.as_mut().and_then(|lease| lease.fronts()) {
-            let stamp = shared.store.stamp(hash).current();
+            let stamp = shared.store.version(hash).current();
             if let Some(value) = fronts.find(hash, key, stamp, shared.time.at_hand()) {
                 shared.counters.one(Count::Hits);
                 return Ok(read(value));
@@ -538,10 +512,7 @@ where
             match (ours, taken) {
                 (Some(_), None) => {}
                 (None, _) => return false,
-                (Some(_), Some(_)) => {
-                    shared.evictor.took(hash);
-                    return true;
-                }
+                (Some(_), Some(_)) => return true,
             }
         }
     }
@@ -564,14 +535,12 @@ where
         for index in 0..shared.store.shard_count() {
             for entry in shared.store.entries(index) {
                 if entry.freshness(now, idle) == Freshness::Ended
-                    && let Some(taken) = shared.store.take_ended(&entry)
+                    && shared.store.take_ended(&entry).is_some()
                 {
-                    shared.evictor.took(taken.hash);
                     count += 1;
                 }
             }
         }
-        shared.evictor.settle();
         count
     }
 
@@ -579,7 +548,7 @@ where
         let shared = &*self.shared;
         let mut count = 0;
         for index in 0..shared.store.shard_count() {
-            for entry in shared.store.entries(index) {
+            for entry in shared.store.entries_alone(index) {
                 count += usize::from(matches(&entry) && shared.take(&entry));
             }
         }
@@ -590,9 +559,7 @@ where
     pub fn clear(&self) {
         let shared = &*self.shared;
         for index in 0..shared.store.shard_count() {
-            for entry in shared.store.drain(index) {
-                shared.evictor.took(entry.hash);
-            }
+            drop(shared.store.drain(index));
         }
     }
 
@@ -614,19 +581,28 @@ where
         self.shared.store.weight()
     }
 
-    /// The capacity it was made with.
+    /// The capacity.
     #[must_use]
     pub fn capacity(&self) -> u64 {
-        self.shared.rules.capacity
+        self.shared.store.capacity()
+    }
+
+    /// Changes the capacity. What is beyond a smaller one is thrown out before this returns. The number of shards stays what it was.
+    ///
+    /// # Errors
+    /// [`CacheError::ZeroCapacity`] if it is zero.
+    pub fn set_capacity(&self, capacity: u64) -> Result<(), CacheError> {
+        if capacity == 0 {
+            return Err(CacheError::ZeroCapacity);
+        }
+        drop(self.shared.store.resize(capacity));
+        Ok(())
     }
 
     /// The policy in force: of an adaptive cache the one chosen last.
     #[must_use]
     pub fn policy(&self) -> Policy {
-        match self.shared.evictor.kind() {
-            crate::policy::Kind::TinyLfu => Policy::TinyLfu,
-            crate::policy::Kind::Lru => Policy::Lru,
-        }
+        self.shared.store.chooser.policy()
     }
 
     /// What the cache has done so far. One load per thread and count.
@@ -634,7 +610,7 @@ where
     pub fn stats(&self) -> CacheStats {
         CacheStats {
             evictions: self.shared.store.evictions(),
-            policy_switches: self.shared.evictor.switches(),
+            policy_switches: self.shared.store.chooser.switches(),
             len: self.len(),
             weight: self.weight(),
             ..self.shared.counters.read()
@@ -653,9 +629,8 @@ impl<K, V, S, T> Clone for TtlCache<K, V, S, T> {
 impl<K, V, S, T> fmt::Debug for TtlCache<K, V, S, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TtlCache")
-            .field("capacity", &self.shared.rules.capacity)
+            .field("capacity", &self.shared.store.capacity())
             .field("len", &self.shared.store.len())
-            .field("evictor", &self.shared.evictor)
             .finish_non_exhaustive()
     }
 }
@@ -667,5 +642,5 @@ pub(crate) fn abandon<K, V, S, T>(
     hash: u64,
 ) {
     shared.counters.one(Count::Abandoned);
-    shard::abandon(&shared.store, flight, hash);
+    store::abandon(&shared.store, flight, hash);
 }
