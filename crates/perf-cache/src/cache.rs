@@ -6,7 +6,7 @@ use crate::error::CacheError;
 use crate::flight::{Flight, Outcome};
 use crate::fronts;
 use crate::hash::hash_of;
-use crate::local::{self, Lease};
+use crate::local::{self, Lease, Life};
 use crate::policy::{Chooser, Policy};
 use crate::reader::CacheReader;
 use crate::stats::{CacheStats, Count, Counters};
@@ -76,6 +76,7 @@ pub(crate) struct Rules {
 pub(crate) struct Shared<K, V, S, T> {
     /// Tells this cache's fronts from others'.
     id: u64,
+    life: Life,
     pub(crate) rules: Rules,
     /// Nanoseconds by which the coarse clock may be behind.
     lag: u64,
@@ -124,6 +125,7 @@ where
         TtlCache {
             shared: Arc::new(Self {
                 id: NEXT.fetch_add(1, Ordering::Relaxed),
+                life: Life::new(),
                 rules,
                 lag: crate::builder::as_nanos(time.lag_max()),
                 has_wide_fronts: fronts::is_wide(rules.capacity, weigher.is_some()),
@@ -392,7 +394,7 @@ where
         let shared = &*self.shared;
         let hash = hash_of(&shared.hasher, key);
         let mut lease = if shared.rules.has_front {
-            local::lease::<K, V>(shared.id)
+            local::lease::<K, V>(shared.id, &shared.life)
         } else {
             None
         };
@@ -421,6 +423,7 @@ where
         F: FnOnce(&V) -> R,
     {
         let shared = &*self.shared;
+        local::sweep();
         let (stamp, look) = shared.look(hash, key);
         let Look::Fresh(entry) = look else {
             return Err((hash, look, read));
@@ -517,7 +520,8 @@ where
         }
     }
 
-    /// Takes out every value for which `matches` says so, and returns how many. Linear in the number of entries; what is inserted meanwhile may be missed.
+    /// Takes out every value for which `matches` says so, and returns how many. Linear in the number of entries. What is inserted meanwhile may be
+    /// missed. No computation that is under way is kept when it ends, since its value cannot be asked yet.
     pub fn invalidate_where(&self, mut matches: impl FnMut(&K, &V) -> bool) -> usize {
         self.take_where(|entry| {
             entry

@@ -6,6 +6,8 @@
 use crate::fronts::Fronts;
 use std::any::Any;
 use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 /// How many values of a cache each thread keeps at hand: room for a node's few dozen hot keys, in 2 KiB.
 pub const FRONT_PLACES: usize = 64;
@@ -22,13 +24,67 @@ const EVICT_AFTER: u32 = 1024;
 struct Slot {
     /// The cache whose front is or belongs here; zero is none.
     cache: Cell<u64>,
+    alive: Cell<Weak<()>>,
     front: Cell<Option<Box<dyn Any>>>,
     pressure: Cell<u32>,
 }
 
+/// How many caches were dropped.
+static DROPPED: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// As many dropped caches this thread has looked for.
+    static SWEPT: Cell<u64> = const { Cell::new(0) };
+}
+
+/// The life of a cache. When it ends, the fronts that this thread has of dropped caches go at once, and those of another thread when that one next
+/// reads past a front or ends.
+#[derive(Debug)]
+pub(crate) struct Life(Option<Arc<()>>);
+
+impl Life {
+    pub(crate) fn new() -> Self {
+        Self(Some(Arc::new(())))
+    }
+
+    fn watch(&self) -> Weak<()> {
+        self.0.as_ref().map(Arc::downgrade).unwrap_or_default()
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        drop(self.0.take());
+        // Relaxed: a thread that sees the count late sweeps late.
+        DROPPED.fetch_add(1, Ordering::Relaxed);
+        sweep();
+    }
+}
+
+/// Drops this thread's fronts of dropped caches, if there are new ones. With nothing borrowed: values are code of the user.
+pub(crate) fn sweep() {
+    let dropped = DROPPED.load(Ordering::Relaxed);
+    if SWEPT.try_with(|swept| swept.replace(dropped)) == Ok(dropped) {
+        return;
+    }
+    let dead = SLOTS_OF_THREAD.try_with(|slots| {
+        std::array::from_fn::<_, SLOTS, _>(|at| {
+            let slot = &slots[at];
+            let alive = slot.alive.take();
+            if slot.cache.get() == 0 || alive.strong_count() > 0 {
+                slot.alive.set(alive);
+                return None;
+            }
+            slot.cache.set(0);
+            slot.front.take()
+        })
+    });
+    drop(dead);
+}
+
 thread_local! {
     static SLOTS_OF_THREAD: [Slot; SLOTS] = const {
-        [const { Slot { cache: Cell::new(0), front: Cell::new(None), pressure: Cell::new(0) } }; SLOTS]
+        [const { Slot { cache: Cell::new(0), alive: Cell::new(Weak::new()), front: Cell::new(None), pressure: Cell::new(0) } }; SLOTS]
     };
 }
 
@@ -41,7 +97,7 @@ pub(crate) struct Lease<K: 'static, V: 'static> {
 
 /// This thread's fronts of a cache. `None` while it is out, in another cache's slot, or at the end of the thread.
 #[inline]
-pub(crate) fn lease<K: 'static, V: 'static>(cache: u64) -> Option<Lease<K, V>> {
+pub(crate) fn lease<K: 'static, V: 'static>(cache: u64, life: &Life) -> Option<Lease<K, V>> {
     let front = SLOTS_OF_THREAD
         .try_with(|slots| {
             let slot = &slots[cache as usize % SLOTS];
@@ -50,7 +106,7 @@ pub(crate) fn lease<K: 'static, V: 'static>(cache: u64) -> Option<Lease<K, V>> {
         .ok()?;
     let front = match front {
         Some(front) => front?,
-        None => claim::<K, V>(cache)?,
+        None => claim::<K, V>(cache, life)?,
     };
     Some(Lease {
         cache,
@@ -60,7 +116,7 @@ pub(crate) fn lease<K: 'static, V: 'static>(cache: u64) -> Option<Lease<K, V>> {
 }
 
 #[cold]
-fn claim<K: 'static, V: 'static>(cache: u64) -> Option<Box<dyn Any>> {
+fn claim<K: 'static, V: 'static>(cache: u64, life: &Life) -> Option<Box<dyn Any>> {
     let replaced = SLOTS_OF_THREAD
         .try_with(|slots| {
             let slot = &slots[cache as usize % SLOTS];
@@ -70,6 +126,7 @@ fn claim<K: 'static, V: 'static>(cache: u64) -> Option<Box<dyn Any>> {
             }
             slot.pressure.set(0);
             slot.cache.set(cache);
+            slot.alive.set(life.watch());
             Some(slot.front.take())
         })
         .ok()??;

@@ -68,7 +68,7 @@ impl Table {
             if let Some(value) = self.held() {
                 return Some(value);
             }
-            let flight = Arc::new(Flight::new(KEY));
+            let flight = Arc::new(Flight::new(KEY, false));
             match self.store.join(HASH, &flight) {
                 Joined::Lead(flight, Some(_)) => {
                     self.store.land(&flight, HASH, None);
@@ -106,7 +106,7 @@ impl Waiting {
     #[must_use]
     #[expect(clippy::new_without_default, reason = "for models only")]
     pub fn new() -> Self {
-        let flight = Arc::new(Flight::new(KEY));
+        let flight = Arc::new(Flight::new(KEY, false));
         let follower = flight.try_enter().expect("the first may wait");
         Self {
             flight,

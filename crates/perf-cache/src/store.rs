@@ -428,13 +428,20 @@ impl<K, V> Store<K, V> {
     /// Registers a computation for a hash, or finds the one under way. `flight` is made by the caller outside of the lock.
     pub(crate) fn join(&self, hash: u64, flight: &Arc<Flight<K, V>>) -> Joined<K, V> {
         let mut inner = self.shards[self.index(hash)].inner.write();
+        let mut outrun = None;
         if let Some(under_way) = inner.flight(hash) {
-            return Joined::Under(Arc::clone(under_way));
+            if flight.is_refresh || !under_way.is_refresh {
+                return Joined::Under(Arc::clone(under_way));
+            }
+            // A refresh loses its say to a caller who needs the value now.
+            outrun = inner.remove_flight(hash);
         }
         let new = (hash, Arc::clone(flight));
         inner.flights.insert_unique(hash, new, |(hash, _)| *hash);
         let held = inner.table.peek(hash).cloned();
         let held = held.filter(|_| !mutant::is("flight_without_second_look"));
+        drop(inner);
+        drop(outrun);
         Joined::Lead(Arc::clone(flight), held)
     }
 

@@ -673,6 +673,103 @@ fn statistics_add_up() {
 }
 
 #[test]
+fn a_read_counts_once_even_if_it_looks_twice() {
+    let cache = plain(10);
+    // While the leader looks a second time, the value is there: it counts as the miss that it was.
+    for key in 0..1000 {
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| cache.get_or_compute(&key, || key));
+            }
+        });
+    }
+    let stats = cache.stats();
+    assert_eq!(stats.hits + stats.misses, 2000);
+}
+
+#[test]
+fn what_is_invalidated_by_a_predicate_is_not_kept_by_a_computation_under_way() {
+    let cache = plain(10);
+    cache.get_or_compute(&1, || {
+        assert_eq!(cache.invalidate_where(|_, _| true), 0);
+        7
+    });
+    assert_eq!(cache.get(&1), None, "computed before the invalidation");
+    let members = perf_atomics::Membership::<u64, u64>::new();
+    let decisions = perf_cache::PlacementDecisionCache::new(10, SECOND).unwrap();
+    let vm = perf_cache::Requirements::new(1, 1, 1);
+    let place = |node| {
+        let decide = || {
+            decisions.forget_node(3);
+            Some(node)
+        };
+        decisions.place(&vm, perf_cache::Strategy::MostAvailable, &members, decide)
+    };
+    assert_eq!((place(3), place(4)), (Some(3), Some(4)));
+}
+
+#[test]
+fn the_values_of_a_dropped_cache_go_with_it() {
+    let value = Arc::new(());
+    let cache: TtlCache<u64, Arc<()>> = TtlCache::builder(10).build().unwrap();
+    let other = plain(10);
+    cache.insert(1, Arc::clone(&value));
+    let (to_thread, of_test) = std::sync::mpsc::channel::<()>();
+    let (to_test, of_thread) = std::sync::mpsc::channel::<()>();
+    let thread = {
+        let (cache, other) = (cache.clone(), other.clone());
+        std::thread::spawn(move || {
+            assert!(cache.get(&1).is_some() && cache.get(&1).is_some());
+            drop(cache);
+            to_test.send(()).unwrap();
+            of_test.recv().unwrap();
+            // Any read past a front.
+            assert!(other.get(&1).is_none());
+            to_test.send(()).unwrap();
+            of_test.recv().unwrap();
+        })
+    };
+    of_thread.recv().unwrap();
+    assert!(cache.get(&1).is_some() && cache.get(&1).is_some());
+    drop(cache);
+    // This thread's went at once; the other one has not read since.
+    assert_eq!(Arc::strong_count(&value), 2);
+    to_thread.send(()).unwrap();
+    of_thread.recv().unwrap();
+    assert_eq!(Arc::strong_count(&value), 1);
+    to_thread.send(()).unwrap();
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_refresh_that_hangs_holds_nobody_up() {
+    let time = ManualTime::new();
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let held = std::sync::Mutex::new(held);
+    let cache: Timed = TtlCache::builder(10)
+        .ttl(SECOND)
+        .stale_while_revalidate(SECOND)
+        .refresh_with(move |_| {
+            let _ = held.lock().unwrap().recv();
+            Some(99)
+        })
+        .time(time.clone())
+        .build()
+        .unwrap();
+    cache.insert(1, 1);
+    time.advance(SECOND);
+    assert_eq!(cache.get_or_compute(&1, || unreachable!("it is stale")), 1);
+    while cache.stats().computations == 0 {
+        std::thread::yield_now();
+    }
+    time.advance(SECOND);
+    // The window is over. If this waited for the refresh, the test would hang and not pass.
+    assert_eq!(cache.get_or_compute(&1, || 2), 2);
+    drop(release);
+    assert_eq!(cache.get(&1), Some(2), "the refresh has lost its say");
+}
+
+#[test]
 fn one_value_has_all_of_it() {
     let time = ManualTime::new();
     let value: CachedValue<u64, ManualTime> = CachedValue::<u64>::builder()
