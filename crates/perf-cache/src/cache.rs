@@ -209,12 +209,17 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
         fits
     }
 
+    /// Whether an entry is fresh for sure, by the coarse clock. Where it says no, [`judge`](Self::judge) knows.
+    #[inline]
+    fn is_fresh(&self, entry: &Entry<K, V>) -> bool {
+        let coarse = self.time.now().as_nanos().saturating_add(self.lag);
+        coarse < entry.fresh_until.min(entry.idle_end(self.rules.idle))
+    }
+
     /// What an entry is good for now.
     #[inline]
     pub(crate) fn judge(&self, entry: &Entry<K, V>) -> Freshness {
-        let coarse = self.time.now().as_nanos().saturating_add(self.lag);
-        let fresh_until = entry.fresh_until.min(entry.idle_end(self.rules.idle));
-        if coarse < fresh_until {
+        if self.is_fresh(entry) {
             Freshness::Fresh
         } else {
             entry.freshness(self.precise(), self.rules.idle)
@@ -415,7 +420,7 @@ where
         hash: u64,
         key: &Q,
         read: F,
-        mut lease: Option<Lease<K, V>>,
+        lease: Option<Lease<K, V>>,
     ) -> Result<R, (u64, Look<K, V>, F)>
     where
         K: Borrow<Q>,
@@ -424,19 +429,34 @@ where
     {
         let shared = &*self.shared;
         local::sweep();
-        let (stamp, look) = shared.look(hash, key);
-        let Look::Fresh(entry) = look else {
-            return Err((hash, look, read));
-        };
-        let Some(value) = entry.value() else {
+        let (version, found) = shared.store.read(hash);
+        let Some(entry) = found else {
             return Err((hash, Look::Nothing, read));
         };
+        let is_fresh = entry.key.borrow() == key && shared.is_fresh(&entry);
+        let Some(value) = entry.value().filter(|_| is_fresh) else {
+            return match shared.classify(entry, key) {
+                // By the exact time.
+                Look::Fresh(entry) => match entry.value() {
+                    Some(value) => {
+                        shared.counters.one(Count::Hits);
+                        Ok(read(value))
+                    }
+                    None => Err((hash, Look::Nothing, read)),
+                },
+                look => Err((hash, look, read)),
+            };
+        };
+        shared.touch(&entry);
         shared.counters.one(Count::Hits);
         let result = read(value);
-        if let Some(fronts) = lease.as_mut().and_then(|lease| lease.fronts()) {
-            // Under the stamp that was read before the entry was fetched, whatever `read` has done meanwhile.
+        if let Some(mut lease) = lease
+            && let Some(fronts) = lease.fronts()
+        {
+            // Under the version that was read before the entry was fetched, whatever `read` has done meanwhile.
             let until = |entry: &Entry<K, V>| shared.safe_until(entry);
-            let unused = fronts.keep(entry, stamp, until, shared.has_wide_fronts);
+            let unused = fronts.keep(entry, version, until, shared.has_wide_fronts);
+            lease.miss(unused.has_widened);
             drop(lease);
             drop(unused);
         }

@@ -18,6 +18,12 @@ pub const WIDE_FRONT_PLACES: usize = 2048;
 
 /// How many caches have a front on a thread at once. Those whose ids share their lowest bits take turns.
 const SLOTS: usize = 8;
+/// A front is judged after it had no answer so many times: by then a wide one is full.
+const MISSES_JUDGED: u32 = 4096;
+/// It pays if of so many reads at most one has no answer: an answer saves less than a read in vain costs on top.
+const ASKED_PER_MISS: u32 = 3;
+/// For so many reads a front that did not pay is not asked. Trying again costs less than 2 % of them.
+const REST_READS: u32 = 1 << 18;
 /// Reads of other caches that a slot's cache survives, so that two in turn do not make a new front at each read.
 const EVICT_AFTER: u32 = 1024;
 
@@ -27,6 +33,11 @@ struct Slot {
     alive: Cell<Weak<()>>,
     front: Cell<Option<Box<dyn Any>>>,
     pressure: Cell<u32>,
+    /// Reads that asked this front, and those of them that it had no answer for, since it was last judged.
+    asked: Cell<u32>,
+    missed: Cell<u32>,
+    /// So many reads do not ask it, because it did not pay.
+    rest: Cell<u32>,
 }
 
 /// How many caches were dropped.
@@ -84,7 +95,7 @@ pub(crate) fn sweep() {
 
 thread_local! {
     static SLOTS_OF_THREAD: [Slot; SLOTS] = const {
-        [const { Slot { cache: Cell::new(0), alive: Cell::new(Weak::new()), front: Cell::new(None), pressure: Cell::new(0) } }; SLOTS]
+        [const { Slot { cache: Cell::new(0), alive: Cell::new(Weak::new()), front: Cell::new(None), pressure: Cell::new(0), asked: Cell::new(0), missed: Cell::new(0), rest: Cell::new(0) } }; SLOTS]
     };
 }
 
@@ -101,9 +112,18 @@ pub(crate) fn lease<K: 'static, V: 'static>(cache: u64, life: &Life) -> Option<L
     let front = SLOTS_OF_THREAD
         .try_with(|slots| {
             let slot = &slots[cache as usize % SLOTS];
-            (slot.cache.get() == cache).then(|| slot.front.take())
+            if slot.cache.get() != cache {
+                return Some(None);
+            }
+            let rest = slot.rest.get();
+            if rest > 0 {
+                slot.rest.set(rest - 1);
+                return None;
+            }
+            slot.asked.set(slot.asked.get() + 1);
+            Some(Some(slot.front.take()))
         })
-        .ok()?;
+        .ok()??;
     let front = match front {
         Some(front) => front?,
         None => claim::<K, V>(cache, life)?,
@@ -125,6 +145,7 @@ fn claim<K: 'static, V: 'static>(cache: u64, life: &Life) -> Option<Box<dyn Any>
                 return None;
             }
             slot.pressure.set(0);
+            slot.forget();
             slot.cache.set(cache);
             slot.alive.set(life.watch());
             Some(slot.front.take())
@@ -135,7 +156,34 @@ fn claim<K: 'static, V: 'static>(cache: u64, life: &Life) -> Option<Box<dyn Any>
     Some(Box::new(Fronts::<K, V>::new()))
 }
 
+impl Slot {
+    fn forget(&self) {
+        self.asked.set(0);
+        self.missed.set(0);
+        self.rest.set(0);
+    }
+}
+
 impl<K, V> Lease<K, V> {
+    /// Notes that the front had no answer. One that does not pay rests.
+    pub(crate) fn miss(&self, has_widened: bool) {
+        let _ = SLOTS_OF_THREAD.try_with(|slots| {
+            let slot = &slots[self.cache as usize % SLOTS];
+            if slot.cache.get() != self.cache {
+                return;
+            }
+            let missed = slot.missed.get() + 1;
+            slot.missed.set(missed);
+            if has_widened {
+                slot.forget();
+            } else if missed >= MISSES_JUDGED {
+                let pays = slot.asked.get() / ASKED_PER_MISS >= missed;
+                slot.forget();
+                slot.rest.set(if pays { 0 } else { REST_READS });
+            }
+        });
+    }
+
     #[inline]
     pub(crate) fn fronts(&mut self) -> Option<&mut Fronts<K, V>> {
         self.fronts.as_deref_mut()
