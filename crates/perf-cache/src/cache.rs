@@ -480,6 +480,38 @@ where
             })
     }
 
+    /// A copy of the value of a key, as [`get`](Self::get) has it, but counted nowhere: neither the statistics, nor the policy, nor the idle TTL
+    /// learn of it.
+    pub fn peek<Q>(&self, key: &Q) -> Option<V>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq,
+        V: Clone,
+    {
+        let shared = &*self.shared;
+        let entry = shared.store.get(hash_of(&shared.hasher, key))?;
+        let is_served = entry.key.borrow() == key && shared.judge(&entry) != Freshness::Ended;
+        entry.value().filter(|_| is_served).cloned()
+    }
+
+    /// Runs `visit` on every key and value that is served at the time of its visit, stale ones included, in no order. Counts nothing.
+    ///
+    /// Each shard is looked at as it is at one moment, and different shards at different moments: what is inserted meanwhile may be missed, and
+    /// what is invalidated meanwhile may still be visited. No entry is visited twice, unless it is replaced meanwhile by one of the same
+    /// key. Nothing is locked while `visit` runs. Pins a shard's entries at a time.
+    pub fn for_each(&self, mut visit: impl FnMut(&K, &V)) {
+        let shared = &*self.shared;
+        for index in 0..shared.store.shard_count() {
+            for entry in shared.store.entries(index) {
+                if shared.judge(&entry) != Freshness::Ended
+                    && let Some(value) = entry.value()
+                {
+                    visit(&entry.key, value);
+                }
+            }
+        }
+    }
+
     /// Puts a value in, in the place of what was there. A computation under way for the key is not kept when it ends.
     pub fn insert(&self, key: K, value: V) {
         self.insert_nanos(key, value, self.shared.rules.ttl);
@@ -638,6 +670,21 @@ where
             len: self.len(),
             weight: self.weight(),
             ..self.shared.counters.read()
+        }
+    }
+}
+
+impl<K, V, S, T> Extend<(K, V)> for TtlCache<K, V, S, T>
+where
+    K: Hash + Eq + Send + Sync + 'static,
+    V: Send + Sync + 'static,
+    S: BuildHasher,
+    T: Time,
+{
+    /// Inserts one after the other.
+    fn extend<I: IntoIterator<Item = (K, V)>>(&mut self, values: I) {
+        for (key, value) in values {
+            self.insert(key, value);
         }
     }
 }

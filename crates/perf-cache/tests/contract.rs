@@ -673,6 +673,41 @@ fn statistics_add_up() {
 }
 
 #[test]
+fn a_peek_and_a_visit_see_what_is_served_and_count_nothing() {
+    let time = ManualTime::new();
+    let mut cache: Timed = TtlCache::builder(100)
+        .ttl(10 * SECOND)
+        .stale_while_revalidate(10 * SECOND)
+        .idle(15 * SECOND)
+        .negative_ttl(100 * SECOND)
+        .time(time.clone())
+        .build()
+        .unwrap();
+    cache.extend((0..10).map(|key| (key, key + 1)));
+    let _ = cache.try_get_or_compute(&50, || Err::<u64, _>("down"));
+    let before = cache.stats();
+    let visited = |cache: &Timed| {
+        let mut seen = Vec::new();
+        cache.for_each(|key, value| seen.push((*key, *value)));
+        seen.sort_unstable();
+        seen
+    };
+    let all: Vec<(u64, u64)> = (0..10).map(|key| (key, key + 1)).collect();
+    for _ in 0..2 {
+        assert_eq!(visited(&cache), all);
+        assert_eq!(
+            (cache.peek(&3), cache.peek(&50), cache.peek(&60)),
+            (Some(4), None, None)
+        );
+        time.advance(7 * SECOND);
+    }
+    assert_eq!(cache.stats(), before);
+    // A peek is no read: the idle TTL ends all the same.
+    time.advance(2 * SECOND);
+    assert_eq!((cache.peek(&3), visited(&cache)), (None, Vec::new()));
+}
+
+#[test]
 fn a_read_counts_once_even_if_it_looks_twice() {
     let cache = plain(10);
     // While the leader looks a second time, the value is there: it counts as the miss that it was.
