@@ -86,7 +86,7 @@ impl OwnedCounter {
         if id != UNRESERVED {
             return id;
         }
-        let new = slab::global().reserve(1).unwrap_or(SHARED);
+        let new = slab::global::<false>().reserve(1).unwrap_or(SHARED);
         match self
             .id
             .compare_exchange(UNRESERVED, new, Ordering::AcqRel, Ordering::Acquire)
@@ -95,7 +95,7 @@ impl OwnedCounter {
             Err(other) => {
                 // Another thread was faster; nobody has seen ours.
                 if new != SHARED {
-                    slab::global().unreserve(new, 1);
+                    slab::global::<false>().unreserve(new, 1);
                 }
                 other
             }
@@ -107,7 +107,7 @@ impl OwnedCounter {
     pub fn get(&self) -> u64 {
         let mut total = self.shared.load(Ordering::Relaxed);
         // `for_each` visits no chunk for the two constants: they lie beyond every chunk.
-        slab::global().for_each(self.id.load(Ordering::Acquire), |value| {
+        slab::global::<false>().for_each(self.id.load(Ordering::Acquire), |value| {
             total = total.wrapping_add(value)
         });
         total
@@ -124,7 +124,7 @@ impl Drop for OwnedCounter {
     fn drop(&mut self) {
         let id = *self.id.get_mut();
         if id < SHARED {
-            slab::global().unreserve(id, 1);
+            slab::global::<false>().unreserve(id, 1);
         }
     }
 }

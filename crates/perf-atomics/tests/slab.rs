@@ -213,3 +213,41 @@ fn a_maximum_is_taken_once_and_a_handle_reaches_the_same_cells() {
     assert_eq!((cells.take_max(1), cells.take_max(99)), (4, 0));
     handle.add_f64(0.0);
 }
+
+/// More threads than have wide cells of their own: the rest share, and nothing is lost.
+#[test]
+fn wide_cells_are_exact_with_any_number_of_threads_and_few_copies() {
+    const THREADS: u64 = 96;
+    let cells = slab::reserve_wide(5000).unwrap();
+    let all_recorded = std::sync::Barrier::new(THREADS as usize);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (cells, all_recorded) = (&cells, &all_recorded);
+            scope.spawn(move || {
+                for n in 0..200u64 {
+                    cells.record(|own| {
+                        own.add(4999, 1);
+                        own.add_f64(1, 0.5);
+                        own.raise_until_taken(0, thread * 1000 + n);
+                    });
+                }
+                // All are alive at once.
+                all_recorded.wait();
+            });
+        }
+    });
+    assert_eq!(
+        (cells.sum(4999), cells.sum_f64(1), cells.sum(4998)),
+        (THREADS * 200, THREADS as f64 * 100.0, 0)
+    );
+    assert_eq!(cells.take_max(0), (THREADS - 1) * 1000 + 199);
+    let mut tail = [9; 3];
+    cells.sum_from(4998, &mut tail);
+    assert_eq!(tail, [0, THREADS * 200, 0]);
+    // 64 owners at most and the shared one; other tests of the process reserve no wide cells, so chunks did not grow.
+    assert!(
+        slab::wide_chunk_count() <= 65,
+        "{}",
+        slab::wide_chunk_count()
+    );
+}

@@ -9,10 +9,11 @@ use crate::instruments::{Counter, Gauge, Histogram, UpDownCounter};
 use crate::labels::Labels;
 use crate::number::Number;
 use crate::registry::Registry;
-use crate::series::{Core, HistogramSpec, SeriesCell};
+use crate::series::{Core, HistogramSpec, SeriesCell, Source};
 use std::borrow::Cow;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 /// How many sets of attributes a counter or gauge tells apart where its maker says nothing: as many as the SDK,
 /// <https://opentelemetry.io/docs/specs/otel/metrics/sdk/#cardinality-limits>.
@@ -36,6 +37,8 @@ pub trait Instrument: Sized + sealed::Sealed {
         name: &str,
         buckets: Option<&Buckets>,
     ) -> Result<<Self::Bound as SeriesCell>::Spec, MetricsError>;
+    #[doc(hidden)]
+    fn default_spec() -> <Self::Bound as SeriesCell>::Spec;
     #[doc(hidden)]
     fn from_core(made: Made<Self::Bound>) -> Self;
 }
@@ -69,6 +72,8 @@ macro_rules! simple {
                 Ok(())
             }
 
+            fn default_spec() {}
+
             fn from_core(made: Made<$Bound<T>>) -> Self {
                 Self::from_parts(made.plain, made.core)
             }
@@ -95,6 +100,10 @@ impl<T: HistogramNumber> Instrument for Histogram<T> {
         Ok(HistogramSpec(layout))
     }
 
+    fn default_spec() -> HistogramSpec {
+        HistogramSpec(Layout::shared_default(T::DOMAIN.0))
+    }
+
     fn from_core(made: Made<BoundHistogram<T>>) -> Self {
         Self::from_parts(made.plain, made.core)
     }
@@ -109,6 +118,7 @@ pub struct InstrumentBuilder<I> {
     unit: Cow<'static, str>,
     description: Cow<'static, str>,
     series_max: Option<usize>,
+    retention: Option<Duration>,
     buckets: Option<Buckets>,
     _instrument: PhantomData<fn() -> I>,
 }
@@ -121,6 +131,7 @@ impl<I: Instrument> InstrumentBuilder<I> {
             unit: Cow::Borrowed(""),
             description: Cow::Borrowed(""),
             series_max: None,
+            retention: None,
             buckets: None,
             _instrument: PhantomData,
         }
@@ -146,28 +157,76 @@ impl<I: Instrument> InstrumentBuilder<I> {
         self
     }
 
+    /// After how long without a record a series of attributes given at run time is removed, like by
+    /// [`remove`](crate::Counter::remove). Looked at when the registry is collected. Series that are bound stay. Without this, series
+    /// stay as long as their instrument.
+    pub fn with_retention(mut self, idle: Duration) -> Self {
+        self.retention = Some(idle);
+        self
+    }
+
     fn descriptor(&self) -> Result<Descriptor, MetricsError> {
-        Descriptor::new(
+        let descriptor = Descriptor::new(
             self.name.clone(),
             self.unit.clone(),
             self.description.clone(),
             I::KIND,
             I::NUMBER,
-        )
+        )?;
+        Ok(descriptor.in_scope(self.registry.scope()))
     }
 
-    /// Makes the instrument. Takes locks, allocates.
+    /// The instrument: the registry's, if it has one of this name, kind, number, unit, description and buckets, whatever its limits;
+    /// otherwise a new one. Takes locks, allocates.
     ///
     /// # Errors
-    /// [`MetricsError`]: name, unit or buckets are not valid, the name is taken, or something is full.
+    /// [`MetricsError`]: name, unit or buckets are not valid, another instrument has the name, or something is full.
     pub fn build(self) -> Result<I, MetricsError> {
         let descriptor = self.descriptor()?;
         let spec = I::spec(&self.name, self.buckets.as_ref())?;
-        let (plain, core) =
-            Core::plain(descriptor, spec, self.series_max.unwrap_or(I::SERIES_MAX))?;
-        let core = Arc::new(core);
-        self.registry.register(core.clone())?;
-        Ok(I::from_core(Made { plain, core }))
+        let got = |source: Arc<dyn Source>| {
+            let core = source.into_any().downcast::<Core<I::Bound>>().ok()?;
+            let plain = core
+                .plain_cell()
+                .filter(|_| I::Bound::is_same_spec(&core.spec, &spec))?;
+            Some(I::from_core(Made { plain, core }))
+        };
+        let spec_of_new = I::spec(&self.name, self.buckets.as_ref())?;
+        let make = || {
+            let limit = self.series_max.unwrap_or(I::SERIES_MAX);
+            let core = Core::plain(
+                descriptor.clone(),
+                spec_of_new,
+                limit,
+                self.retention,
+                SystemTime::now(),
+            )?;
+            let core = Arc::new(core);
+            // Just made, with the series that a plain instrument has.
+            let plain = core.plain_cell().ok_or(MetricsError::DuplicateName {
+                name: String::new(),
+            })?;
+            let source: Arc<dyn Source> = Arc::clone(&core) as _;
+            Ok((I::from_core(Made { plain, core }), source))
+        };
+        self.registry.get_or_make(&descriptor, got, make)
+    }
+
+    /// [`build`](Self::build) for code that must go on: where that fails, the problem is told to
+    /// [`Registry::set_error_handler`](crate::Registry::set_error_handler), and the result is an instrument that no registry knows.
+    /// What is recorded to it is lost.
+    pub fn build_or_detached(self) -> I {
+        let registry = self.registry.clone();
+        self.build().unwrap_or_else(|error| {
+            registry.report(&error);
+            let spec = I::default_spec();
+            let plain = I::Bound::detached(&spec);
+            let core = Arc::new(Core::detached(
+                Descriptor::detached(I::KIND, I::NUMBER),
+                spec,
+            ));
+            I::from_core(Made { plain, core })
+        })
     }
 
     /// Makes a table with one series for each combination of labels: `(Operation,)`, `(Operation, Outcome)`,
@@ -190,11 +249,30 @@ impl<I: Instrument> InstrumentBuilder<I> {
     /// # Errors
     /// The same as [`build`](Self::build).
     pub fn build_table<L: Labels>(self) -> Result<L::Table<I::Bound>, MetricsError> {
+        let descriptor = self.descriptor()?;
         let spec = I::spec(&self.name, self.buckets.as_ref())?;
-        let mut core = Core::table(self.descriptor()?, spec);
-        let table = L::make(&mut Vec::new(), &mut |attributes| core.push(attributes))?;
-        self.registry.register(Arc::new(core))?;
-        Ok(table)
+        let spec_of_new = I::spec(&self.name, self.buckets.as_ref())?;
+        let got = |source: Arc<dyn Source>| {
+            let core = source.into_any().downcast::<Core<I::Bound>>().ok()?;
+            if !I::Bound::is_same_spec(&core.spec, &spec) {
+                return None;
+            }
+            let other = || MetricsError::DuplicateName {
+                name: self.name.clone().into_owned(),
+            };
+            let mut count = 0;
+            let table = L::make(&mut Vec::new(), &mut |attributes| {
+                count += 1;
+                core.fixed_cell(attributes).ok_or_else(other)
+            });
+            table.ok().filter(|_| count == core.fixed_len())
+        };
+        let make = || {
+            let mut core = Core::table(descriptor.clone(), spec_of_new, SystemTime::now());
+            let table = L::make(&mut Vec::new(), &mut |attributes| core.push(attributes))?;
+            Ok((table, Arc::new(core) as Arc<dyn Source>))
+        };
+        self.registry.get_or_make(&descriptor, got, make)
     }
 }
 

@@ -27,6 +27,15 @@ impl<T: Number> SumCell<T> {
         })
     }
 
+    pub(crate) fn detached() -> Self {
+        let range = CellRange::detached();
+        Self {
+            handle: range.handle(),
+            range: Arc::new(range),
+            _number: PhantomData,
+        }
+    }
+
     #[inline]
     pub(crate) fn add(&self, amount: T) {
         amount.add_to_handle(self.handle);
@@ -34,6 +43,11 @@ impl<T: Number> SumCell<T> {
 
     pub(crate) fn sum(&self) -> Value {
         T::sum(&self.range, 0)
+    }
+
+    /// Whether there is another handle than this one.
+    pub(crate) fn is_held(&self) -> bool {
+        Arc::strong_count(&self.range) > 1
     }
 }
 

@@ -1,7 +1,9 @@
 //! What an instrument is called and what it counts.
 
 use crate::MetricsError;
+use crate::attributes::{KeyValue, normalize};
 use std::borrow::Cow;
+use std::sync::Arc;
 
 /// How measurements of an instrument are combined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,14 +29,80 @@ pub enum NumberKind {
     F64,
 }
 
+/// Who makes instruments: a library, with its version. Instruments of the same name in different scopes are different.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Scope {
+    name: Cow<'static, str>,
+    version: Cow<'static, str>,
+    schema_url: Cow<'static, str>,
+    attributes: Vec<KeyValue>,
+}
+
+impl Scope {
+    /// A scope of this name.
+    #[must_use]
+    pub fn new(name: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            name: name.into(),
+            ..Self::default()
+        }
+    }
+
+    /// The version of the library.
+    #[must_use]
+    pub fn with_version(mut self, version: impl Into<Cow<'static, str>>) -> Self {
+        self.version = version.into();
+        self
+    }
+
+    /// The URL of the schema that names follow.
+    #[must_use]
+    pub fn with_schema_url(mut self, url: impl Into<Cow<'static, str>>) -> Self {
+        self.schema_url = url.into();
+        self
+    }
+
+    /// More about it; of a key that is repeated the last counts.
+    #[must_use]
+    pub fn with_attributes(mut self, attributes: impl IntoIterator<Item = KeyValue>) -> Self {
+        self.attributes = normalize(&attributes.into_iter().collect::<Vec<_>>());
+        self
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The version; empty if there is none.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The schema's URL; empty if there is none.
+    #[must_use]
+    pub fn schema_url(&self) -> &str {
+        &self.schema_url
+    }
+
+    /// More about it, in the order of the keys.
+    #[must_use]
+    pub fn attributes(&self) -> &[KeyValue] {
+        &self.attributes
+    }
+}
+
 /// Name, unit and description of an instrument, valid by OpenTelemetry's rules.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Descriptor {
     name: Cow<'static, str>,
     unit: Cow<'static, str>,
     description: Cow<'static, str>,
     kind: InstrumentKind,
     number: NumberKind,
+    scope: Option<Arc<Scope>>,
 }
 
 /// Longest name, in bytes: <https://opentelemetry.io/docs/specs/otel/metrics/api/#instrument-name-syntax>.
@@ -67,7 +135,36 @@ impl Descriptor {
             description,
             kind,
             number,
+            scope: None,
         })
+    }
+
+    /// Of an instrument that no registry knows.
+    pub(crate) const fn detached(kind: InstrumentKind, number: NumberKind) -> Self {
+        Self {
+            name: Cow::Borrowed("detached"),
+            unit: Cow::Borrowed(""),
+            description: Cow::Borrowed(""),
+            kind,
+            number,
+            scope: None,
+        }
+    }
+
+    pub(crate) fn in_scope(mut self, scope: Option<Arc<Scope>>) -> Self {
+        self.scope = scope;
+        self
+    }
+
+    /// The scope of the registry handle that made it, if it has one.
+    #[must_use]
+    pub fn scope(&self) -> Option<&Scope> {
+        self.scope.as_deref()
+    }
+
+    #[cfg(feature = "otlp")]
+    pub(crate) fn scope_arc(&self) -> Option<&Arc<Scope>> {
+        self.scope.as_ref()
     }
 
     /// The name, such as `vm.operations`.

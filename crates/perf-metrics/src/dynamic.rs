@@ -1,108 +1,114 @@
 //! Series whose attributes are known at run time only.
 //!
-//! A table of open addressing with twice as many slots as there can be entries, so that a probe always ends. A series has up
-//! to two entries, by its contents and by the places of its texts. Series are never removed: a look-up takes no lock, and
-//! what it finds stays. Whatever exceeds the limit counts in one series with the attribute `otel.metric.overflow = true`:
+//! A table of open addressing with at least twice as many slots as there can be entries, so that a probe always ends. A series has up
+//! to two entries, by its contents and by the places of its texts. A look-up takes no lock. Whatever exceeds the limit counts in one
+//! series with the attribute `otel.metric.overflow = true`:
 //! <https://opentelemetry.io/docs/specs/otel/metrics/sdk/#overflow-attribute>.
+//!
+//! # Series that go away
+//! A removed series leaves the table: its slots become tombstones, and what records to its attributes from then on makes a new series.
+//! A recorder that had found it before may still add to it. So it stays in the list of those that leave, and is read at each
+//! collection, until every reader has its last value and no other reference to it is left. The first table is never replaced, as
+//! look-ups borrow from it; once too many of its slots are tombstones, look-ups go to a table that is replaced as a whole, through
+//! `arc-swap`, which costs some 20 ns more.
 
-use crate::MetricsError;
 use crate::attributes::{KeyValue, hash_set, normalize, repeats_keys, same_set};
 use crate::places::{self, Place};
-use crate::series::SeriesCell;
+use crate::series::{Leaving, Liveness, SeriesCell, next_id};
+use arc_swap::ArcSwap;
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 /// Sets larger than this count in the overflow series: 128, as the SDK's limit for spans.
 pub const ATTRIBUTES_MAX: usize = 128;
 
+/// So many series an instrument gets even when less than a quarter of the cells is left, so that the cardinality of others does not
+/// starve it.
+const SERIES_GUARANTEED: usize = 64;
+
 /// One series with its attributes.
 #[derive(Debug)]
 pub(crate) struct Series<C> {
+    /// Greater than those of all series made before.
+    pub(crate) id: u64,
     pub(crate) attributes: Arc<[KeyValue]>,
     /// Where the texts of `attributes` are, in the order in which they were given; empty if they were not constants.
     pub(crate) places: Box<[Place]>,
     pub(crate) cell: C,
+    pub(crate) liveness: Liveness,
+    /// The two hashes under which it is found; the second is zero if it has no places.
+    tags: [u64; 2],
 }
+
+impl<C> Series<C> {
+    pub(crate) fn fixed(attributes: &[KeyValue], cell: C, start: SystemTime) -> Self {
+        Self {
+            id: next_id(),
+            attributes: attributes.into(),
+            places: Box::default(),
+            cell,
+            liveness: Liveness::new(start, false),
+            tags: [0; 2],
+        }
+    }
+}
+
+/// So many series are visited under one lock.
+const BATCH: usize = 32;
+
+/// Tags of series are odd.
+const EMPTY: u64 = 0;
+const TOMBSTONE: u64 = 2;
 
 #[derive(Debug)]
 struct Slot<C> {
-    /// The hash of the series' attributes, zero while there is none.
+    /// The hash of the series' attributes, or one of the two above.
     tag: AtomicU64,
     series: OnceLock<Arc<Series<C>>>,
 }
 
 #[derive(Debug)]
-pub(crate) struct Dynamic<C> {
-    hash: RandomState,
-    /// For the hash of places.
-    seed: u64,
-    /// How many series there can be besides overflow.
-    limit: usize,
-    /// Made at the first use: most instruments have none.
-    slots: OnceLock<Box<[Slot<C>]>>,
-    overflow: Arc<Series<C>>,
-    /// No series is made any more.
-    is_full: AtomicBool,
-    /// In order of their making. Whoever adds a series holds the lock meanwhile.
-    made: Mutex<Vec<Arc<Series<C>>>>,
+struct Table<C> {
+    slots: Box<[Slot<C>]>,
+    /// How many slots were used, those with tombstones too. Changed under the lock of `made`.
+    used: AtomicU64,
 }
 
-impl<C: SeriesCell> Dynamic<C> {
-    pub(crate) fn new(name: &str, spec: &C::Spec, limit: usize) -> Result<Self, MetricsError> {
-        let hash = RandomState::default();
-        Ok(Self {
-            seed: hash.hash_one(0),
-            hash,
-            limit,
-            slots: OnceLock::new(),
-            overflow: Arc::new(Series {
-                attributes: Arc::new([KeyValue::new("otel.metric.overflow", true)]),
-                places: Box::default(),
-                cell: C::new(name, spec)?,
-            }),
-            is_full: AtomicBool::new(limit == 0),
-            made: Mutex::default(),
-        })
-    }
-
-    /// The series of these attributes, of which there is at least one.
-    #[inline]
-    pub(crate) fn get(&self, name: &str, spec: &C::Spec, attributes: &[KeyValue]) -> &C {
-        // Most attributes are constants: where their texts are identifies them at half the cost of what they say.
-        if let Some(series) = self.find(places::tag(self.seed, attributes), |series| {
-            places::match_all(&series.places, attributes)
-        }) {
-            return &series.cell;
-        }
-        match self.find_set(self.tag(attributes), attributes) {
-            Some(series) => &series.cell,
-            None => self.get_slow(name, spec, attributes),
+impl<C> Table<C> {
+    fn new(limit: usize) -> Self {
+        let empty = || Slot {
+            tag: AtomicU64::new(EMPTY),
+            series: OnceLock::new(),
+        };
+        let len = (limit.max(1) * 4).next_power_of_two();
+        Self {
+            slots: std::iter::repeat_with(empty).take(len).collect(),
+            used: AtomicU64::new(0),
         }
     }
 
-    #[inline(never)]
-    fn find_set(&self, tag: u64, attributes: &[KeyValue]) -> Option<&Series<C>> {
-        self.find(tag, |series| same_set(&series.attributes, attributes))
+    /// Whether a series that is made now fits, such that a quarter of the slots stays empty.
+    fn has_room(&self) -> bool {
+        let used = self.used.load(Ordering::Relaxed) as usize;
+        used + 2 <= self.slots.len() - self.slots.len() / 4
     }
 
     #[inline]
-    fn tag(&self, attributes: &[KeyValue]) -> u64 {
-        hash_set(&self.hash, attributes) | 1
-    }
-
-    #[inline]
-    fn find(&self, tag: u64, is_it: impl Fn(&Series<C>) -> bool) -> Option<&Series<C>> {
-        let slots = self.slots.get()?;
+    fn find(&self, tag: u64, is_it: impl Fn(&Series<C>) -> bool) -> Option<&Arc<Series<C>>> {
+        let slots = &*self.slots;
         let mut place = (tag >> 1) as usize;
         loop {
-            // The number of slots is a power of two, and half of them stay empty.
+            // The number of slots is a power of two, and some of them stay empty.
             let slot = slots.get(place & (slots.len() - 1))?;
             // Acquire: the series was put there before the tag.
             match slot.tag.load(Ordering::Acquire) {
-                0 => return None,
+                EMPTY => return None,
                 other if other == tag => {
                     if let Some(series) = slot.series.get()
                         && is_it(series)
@@ -116,83 +122,363 @@ impl<C: SeriesCell> Dynamic<C> {
         }
     }
 
-    #[cold]
-    #[inline(never)]
-    fn get_slow(&self, name: &str, spec: &C::Spec, attributes: &[KeyValue]) -> &C {
-        if attributes.len() > ATTRIBUTES_MAX {
-            return &self.overflow.cell;
-        }
-        if self.is_full.load(Ordering::Relaxed) && !repeats_keys(attributes) {
-            return &self.overflow.cell;
-        }
-        let normal = normalize(attributes);
-        let tag = self.tag(&normal);
-        if let Some(series) = self.find_set(tag, &normal) {
-            return &series.cell;
-        }
-        let mut made = self.made.lock();
-        // Another thread may have made it while this one waited.
-        if self.find_set(tag, &normal).is_none() {
-            if self.is_full.load(Ordering::Relaxed) {
-                return &self.overflow.cell;
-            }
-            // The process may be out of cells before this instrument is at its limit.
-            let Ok(cell) = C::new(name, spec) else {
-                self.is_full.store(true, Ordering::Relaxed);
-                return &self.overflow.cell;
-            };
-            let series = Arc::new(Series {
-                places: places::of_constants(attributes, &normal),
-                attributes: normal.as_slice().into(),
-                cell,
-            });
-            self.put(tag, Arc::clone(&series));
-            if !series.places.is_empty() {
-                self.put(places::tag(self.seed, attributes), Arc::clone(&series));
-            }
-            made.push(series);
-            self.is_full
-                .store(made.len() >= self.limit, Ordering::Relaxed);
-        }
-        drop(made);
-        self.find_set(tag, &normal)
-            .map_or(&self.overflow.cell, |series| &series.cell)
+    fn probe(&self, tag: u64) -> impl Iterator<Item = &Slot<C>> {
+        let start = (tag >> 1) as usize;
+        (0..self.slots.len()).filter_map(move |step| {
+            self.slots
+                .get(start.wrapping_add(step) & (self.slots.len() - 1))
+        })
     }
 
     /// The lock of `made` is held.
-    fn put(&self, tag: u64, series: Arc<Series<C>>) {
-        let slots = self.slots.get_or_init(|| {
-            let len = (self.limit * 4).next_power_of_two();
-            let empty = || Slot {
-                tag: AtomicU64::new(0),
-                series: OnceLock::new(),
-            };
-            std::iter::repeat_with(empty).take(len).collect()
-        });
-        let start = (tag >> 1) as usize;
-        let places = (0..slots.len()).map(|step| start.wrapping_add(step) & (slots.len() - 1));
-        if let Some(slot) = places
-            .map(|place| &slots[place])
-            .find(|slot| slot.tag.load(Ordering::Relaxed) == 0)
-        {
-            // Only the holder of the lock puts, so this slot's series is not set.
-            let _ = slot.series.set(series);
-            slot.tag.store(tag, Ordering::Release);
+    fn put(&self, series: &Arc<Series<C>>) {
+        for tag in series.tags.into_iter().filter(|tag| *tag != EMPTY) {
+            if let Some(slot) = self
+                .probe(tag)
+                .find(|slot| slot.tag.load(Ordering::Relaxed) == EMPTY)
+            {
+                // Only the holder of the lock puts, so this slot's series is not set.
+                let _ = slot.series.set(Arc::clone(series));
+                slot.tag.store(tag, Ordering::Release);
+                self.used.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 
-    /// Calls `visit` with each series.
-    pub(crate) fn for_each(&self, mut visit: impl FnMut(&Series<C>)) {
-        // Overflow comes first, so that the places of series in a snapshot stay the same as more are made.
-        visit(&self.overflow);
-        // Visited by place, so that no lock is held while cells are read.
-        let mut place = 0;
-        loop {
-            let series = self.made.lock().get(place).cloned();
-            let Some(series) = series else { return };
-            visit(&series);
-            place += 1;
+    /// The lock of `made` is held.
+    fn bury(&self, series: &Arc<Series<C>>) {
+        for tag in series.tags.into_iter().filter(|tag| *tag != EMPTY) {
+            let is_it = |slot: &&Slot<C>| {
+                slot.series
+                    .get()
+                    .is_some_and(|other| Arc::ptr_eq(other, series))
+            };
+            let until_empty = self
+                .probe(tag)
+                .take_while(|slot| slot.tag.load(Ordering::Relaxed) != EMPTY);
+            for slot in until_empty.filter(is_it) {
+                slot.tag.store(TOMBSTONE, Ordering::Relaxed);
+            }
         }
+    }
+}
+
+/// Under the lock.
+#[derive(Debug)]
+struct Made<C> {
+    live: BTreeMap<u64, Arc<Series<C>>>,
+    leaving: Vec<Arc<Series<C>>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Dynamic<C> {
+    hash: RandomState,
+    /// For the hash of places.
+    seed: u64,
+    /// How many series there can be besides overflow.
+    limit: usize,
+    /// Made at the first use: most instruments have none.
+    first: OnceLock<Table<C>>,
+    /// In the place of `first` once that is worn out.
+    replaced: OnceLock<ArcSwap<Table<C>>>,
+    overflow: Arc<Series<C>>,
+    /// No series is made any more.
+    is_full: AtomicBool,
+    /// There were no cells when the slab had this number of returns.
+    starved_at: AtomicU32,
+    is_starved: AtomicBool,
+    made: Mutex<Made<C>>,
+}
+
+impl<C: SeriesCell> Dynamic<C> {
+    pub(crate) fn new(overflow: C, limit: usize, start: SystemTime) -> Self {
+        let hash = RandomState::default();
+        let of_overflow = [KeyValue::new("otel.metric.overflow", true)];
+        Self {
+            seed: hash.hash_one(0),
+            hash,
+            limit,
+            first: OnceLock::new(),
+            replaced: OnceLock::new(),
+            overflow: Arc::new(Series::fixed(&of_overflow, overflow, start)),
+            is_full: AtomicBool::new(limit == 0),
+            starved_at: AtomicU32::new(0),
+            is_starved: AtomicBool::new(false),
+            made: Mutex::new(Made {
+                live: BTreeMap::new(),
+                leaving: Vec::new(),
+            }),
+        }
+    }
+
+    /// Runs `run` with the series of these attributes, of which there is at least one. `is_record` says that it is recorded to, so that
+    /// a series that is made now is exported whatever it holds.
+    #[inline]
+    pub(crate) fn with<R>(
+        &self,
+        name: &str,
+        spec: &C::Spec,
+        attributes: &[KeyValue],
+        is_record: bool,
+        run: impl FnOnce(&C) -> R,
+    ) -> R {
+        match self.replaced.get() {
+            None => {
+                if let Some(table) = self.first.get() {
+                    // Most attributes are constants: where their texts are identifies them at half the cost of what they say.
+                    if let Some(series) = table.find(places::tag(self.seed, attributes), |series| {
+                        places::match_all(&series.places, attributes)
+                    }) {
+                        return run(&series.cell);
+                    }
+                    if let Some(series) = self.find_set(table, attributes) {
+                        return run(&series.cell);
+                    }
+                }
+            }
+            Some(table) => {
+                let table = table.load();
+                let tag = places::tag(self.seed, attributes);
+                let found = table.find(tag, |series| places::match_all(&series.places, attributes));
+                if let Some(series) = found.or_else(|| self.find_set(&table, attributes)) {
+                    return run(&series.cell);
+                }
+            }
+        }
+        run(&self.get_slow(name, spec, attributes, is_record).cell)
+    }
+
+    #[inline(never)]
+    fn find_set<'a>(
+        &self,
+        table: &'a Table<C>,
+        attributes: &[KeyValue],
+    ) -> Option<&'a Arc<Series<C>>> {
+        table.find(self.tag(attributes), |series| {
+            same_set(&series.attributes, attributes)
+        })
+    }
+
+    /// In the table that is in use.
+    fn find_now(&self, attributes: &[KeyValue]) -> Option<Arc<Series<C>>> {
+        match self.replaced.get() {
+            None => self
+                .first
+                .get()
+                .and_then(|table| self.find_set(table, attributes).cloned()),
+            Some(table) => self.find_set(&table.load(), attributes).cloned(),
+        }
+    }
+
+    #[inline]
+    fn tag(&self, attributes: &[KeyValue]) -> u64 {
+        hash_set(&self.hash, attributes) | 1
+    }
+
+    /// Whether there is no cell for another series, and nothing that was given back since that was last tried.
+    fn is_starved(&self) -> bool {
+        self.is_starved.load(Ordering::Relaxed)
+            && self.starved_at.load(Ordering::Relaxed) == C::returns()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn get_slow(
+        &self,
+        name: &str,
+        spec: &C::Spec,
+        attributes: &[KeyValue],
+        is_record: bool,
+    ) -> Arc<Series<C>> {
+        let overflow = || Arc::clone(&self.overflow);
+        if attributes.len() > ATTRIBUTES_MAX {
+            return overflow();
+        }
+        let is_closed = || self.is_full.load(Ordering::Relaxed) || self.is_starved();
+        if is_closed() && !repeats_keys(attributes) {
+            return overflow();
+        }
+        let normal = normalize(attributes);
+        let mut made = self.made.lock();
+        // Another thread may have made it while this one waited.
+        if let Some(series) = self.find_now(&normal) {
+            return series;
+        }
+        if is_closed() {
+            return overflow();
+        }
+        let returns = C::returns();
+        let is_allowed = made.live.len() < SERIES_GUARANTEED || C::has_spare_cells();
+        // The process may be out of cells before this instrument is at its limit.
+        let Some(cell) = is_allowed.then(|| C::new(name, spec).ok()).flatten() else {
+            self.starved_at.store(returns, Ordering::Relaxed);
+            self.is_starved.store(true, Ordering::Relaxed);
+            return overflow();
+        };
+        let places = places::of_constants(attributes, &normal);
+        let series = Arc::new(Series {
+            id: next_id(),
+            tags: [
+                self.tag(&normal),
+                if places.is_empty() {
+                    EMPTY
+                } else {
+                    places::tag(self.seed, attributes)
+                },
+            ],
+            places,
+            attributes: normal.as_slice().into(),
+            cell,
+            liveness: Liveness::new(SystemTime::now(), is_record),
+        });
+        made.live.insert(series.id, Arc::clone(&series));
+        self.put(&series, &made);
+        self.is_full
+            .store(made.live.len() >= self.limit, Ordering::Relaxed);
+        series
+    }
+
+    /// `made` has the series already.
+    fn put(&self, series: &Arc<Series<C>>, made: &Made<C>) {
+        let renewed = || {
+            let table = Table::new(self.limit);
+            made.live.values().for_each(|series| table.put(series));
+            table
+        };
+        match self.replaced.get() {
+            Some(table) => {
+                let now = table.load();
+                if now.has_room() {
+                    now.put(series);
+                } else {
+                    table.store(Arc::new(renewed()));
+                }
+            }
+            None => {
+                let first = self.first.get_or_init(|| Table::new(self.limit));
+                if first.has_room() {
+                    first.put(series);
+                } else {
+                    // The lock is held, so nobody else sets it.
+                    let _ = self.replaced.set(ArcSwap::from_pointee(renewed()));
+                }
+            }
+        }
+    }
+
+    /// Takes the series of these attributes out; whether there was one.
+    pub(crate) fn remove(&self, attributes: &[KeyValue]) -> bool {
+        let normal = normalize(attributes);
+        let mut made = self.made.lock();
+        self.find_now(&normal)
+            .is_some_and(|series| self.retire(&series, &mut made))
+    }
+
+    fn retire(&self, series: &Arc<Series<C>>, made: &mut Made<C>) -> bool {
+        // Bounded: what leaves waits for readers, which may be slow or absent.
+        let has_room = made.leaving.len() < self.limit.saturating_mul(4).saturating_add(64);
+        if !has_room || made.live.remove(&series.id).is_none() {
+            return false;
+        }
+        if let Some(table) = self.first.get() {
+            table.bury(series);
+        }
+        if let Some(table) = self.replaced.get() {
+            table.load().bury(series);
+        }
+        made.leaving.push(Arc::clone(series));
+        self.is_full
+            .store(made.live.len() >= self.limit, Ordering::Relaxed);
+        true
+    }
+
+    /// Takes out the series for which `is_old` says so and that are bound by no handle.
+    pub(crate) fn retire_if(&self, mut is_old: impl FnMut(&Series<C>) -> bool) {
+        let mut made = self.made.lock();
+        let old: Vec<_> = made
+            .live
+            .values()
+            .filter(|series| !series.cell.is_held() && is_old(series))
+            .cloned()
+            .collect();
+        for series in old {
+            self.retire(&series, &mut made);
+        }
+    }
+
+    /// Forgets a reader, whose place another may take.
+    pub(crate) fn forget(&self, reader: usize) {
+        self.overflow.cell.forget(reader);
+        let made = self.made.lock();
+        for series in made.live.values().chain(&made.leaving) {
+            series.cell.forget(reader);
+        }
+    }
+
+    /// Whether a handle binds one of the series.
+    pub(crate) fn is_held(&self) -> bool {
+        let made = self.made.lock();
+        let mut all = made.live.values().chain(&made.leaving);
+        self.overflow.cell.is_held() || all.any(|series| series.cell.is_held())
+    }
+
+    /// Calls `visit` with each series in the order of their making, and says of those that leave how they do.
+    ///
+    /// The flag is `false` for what has left and was told. In the collection that tells the last value of a series, the series that
+    /// follows it under the same attributes may be there too.
+    pub(crate) fn for_each(
+        &self,
+        reader: usize,
+        readers: u16,
+        mut visit: impl FnMut(&Series<C>, bool),
+    ) {
+        visit(&self.overflow, true);
+        let leaving = {
+            let made = self.made.lock();
+            made.leaving.clone()
+        };
+        let mut left: Vec<(Arc<Series<C>>, bool)> = Vec::new();
+        for series in leaving {
+            // One reference is the list's, one ours: nobody can record to it any more, if nobody has the cell either.
+            let is_last = Arc::strong_count(&series) == 2 && !series.cell.is_held();
+            std::sync::atomic::fence(Ordering::Acquire);
+            match series
+                .liveness
+                .leave(reader, readers, is_last, series.cell.fingerprint())
+            {
+                Leaving::Tell => left.push((series, true)),
+                // Stays in the reader's snapshot, so that what may come is told from there.
+                Leaving::Known => left.push((series, false)),
+                Leaving::Gone => self
+                    .made
+                    .lock()
+                    .leaving
+                    .retain(|other| !Arc::ptr_eq(other, &series)),
+            }
+        }
+        left.sort_by_key(|(series, _)| series.id);
+        let mut left = left.iter().peekable();
+        // Visited in batches, so that no lock is held while cells are read, and on the stack, so that nothing is allocated.
+        let mut batch: [Option<Arc<Series<C>>>; BATCH] = [const { None }; BATCH];
+        let mut after = 0;
+        loop {
+            {
+                let made = self.made.lock();
+                let mut next = made.live.range((Bound::Excluded(after), Bound::Unbounded));
+                batch.fill_with(|| next.next().map(|(_, series)| Arc::clone(series)));
+            }
+            for series in batch.iter().flatten() {
+                after = series.id;
+                while let Some((gone, is_told)) = left.next_if(|(gone, _)| gone.id < series.id) {
+                    visit(gone, *is_told);
+                }
+                visit(series, true);
+            }
+            if batch[BATCH - 1].is_none() {
+                break;
+            }
+        }
+        left.for_each(|(gone, is_told)| visit(gone, *is_told));
     }
 
     /// Holds the lock while `run` runs.

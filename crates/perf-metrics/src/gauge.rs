@@ -18,6 +18,8 @@ pub struct BoundGauge<T> {
 struct State {
     bits: AtomicU64,
     is_set: AtomicBool,
+    /// Set again since retention last looked, perhaps to the same value.
+    is_touched: AtomicBool,
 }
 
 impl<T: Number> BoundGauge<T> {
@@ -39,6 +41,18 @@ impl<T: Number> BoundGauge<T> {
         if !self.state.is_set.load(Ordering::Relaxed) {
             self.state.is_set.store(true, Ordering::Release);
         }
+        // Relaxed: a hint for retention, which looks again later.
+        self.state.is_touched.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was set since the last call.
+    pub(crate) fn take_touched(&self) -> bool {
+        self.state.is_touched.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether there is another handle than this one.
+    pub(crate) fn is_held(&self) -> bool {
+        Arc::strong_count(&self.state) > 1
     }
 
     /// The same as [`set`](Self::set), under OpenTelemetry's name.
@@ -57,6 +71,7 @@ impl<T: Number> BoundGauge<T> {
             .bits
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
         self.state.is_set.store(true, Ordering::Release);
+        self.state.is_touched.store(true, Ordering::Relaxed);
     }
 
     /// The value; `None` if none was set.

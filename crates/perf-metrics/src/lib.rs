@@ -39,7 +39,7 @@ pub use builder::{
     HISTOGRAM_SERIES_MAX_DEFAULT, Instrument, InstrumentBuilder, SERIES_MAX_DEFAULT,
 };
 pub use cells::{BoundCounter, BoundUpDownCounter};
-pub use descriptor::{Descriptor, InstrumentKind, NumberKind};
+pub use descriptor::{Descriptor, InstrumentKind, NumberKind, Scope};
 pub use dynamic::ATTRIBUTES_MAX;
 pub use error::MetricsError;
 pub use gauge::BoundGauge;
@@ -47,7 +47,7 @@ pub use histogram::{
     BOUNDARIES_MAX, BoundHistogram, Buckets, CELLS_PER_SERIES_MAX, DEFAULT_BOUNDARIES,
     DEFAULT_SCALE, ExponentialBuckets, HistogramNumber, HistogramSnapshot, Quantile,
 };
-pub use instruments::{Counter, Gauge, Histogram, UpDownCounter};
+pub use instruments::{Counter, Gauge, Histogram, Timer, UpDownCounter};
 pub use labels::{LabelSet, Labels, Row};
 pub use node::NodeMetrics;
 pub use number::{Number, Value};
@@ -57,7 +57,7 @@ pub use origin::{
 };
 pub use reader::{Reader, Temporality};
 pub use registry::{INSTRUMENTS_MAX, READERS_MAX, Registry};
-pub use snapshot::{MetricSnapshot, MetricsSnapshot, Point, SeriesSnapshot};
+pub use snapshot::{InstrumentSnapshot, MetricsSnapshot, Point, SeriesSnapshot};
 
 /// Lets the loom tests choose a deliberate fault. Not a public interface.
 #[cfg(perf_loom)]

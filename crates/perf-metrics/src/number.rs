@@ -14,7 +14,7 @@ pub trait Number:
     #[doc(hidden)]
     fn add_to_handle(self, handle: CellHandle);
     #[doc(hidden)]
-    fn sum(range: &CellRange, offset: usize) -> Value;
+    fn sum<const WIDE: bool>(range: &CellRange<WIDE>, offset: usize) -> Value;
     #[doc(hidden)]
     fn to_value(self) -> Value;
     #[doc(hidden)]
@@ -64,6 +64,25 @@ impl Value {
         self.as_f64() == 0.0
     }
 
+    /// Both together, wrapping; of different types as floats.
+    #[cfg(feature = "prometheus")]
+    pub(crate) fn plus(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::U64(a), Self::U64(b)) => Self::U64(a.wrapping_add(b)),
+            (Self::I64(a), Self::I64(b)) => Self::I64(a.wrapping_add(b)),
+            (a, b) => Self::F64(a.as_f64() + b.as_f64()),
+        }
+    }
+
+    /// The bits, to see whether it has changed.
+    pub(crate) fn bits(self) -> u64 {
+        match self {
+            Self::U64(value) => value,
+            Self::I64(value) => value as u64,
+            Self::F64(value) => value.to_bits(),
+        }
+    }
+
     /// What it has grown by since `earlier`, which is of the same type.
     pub(crate) fn since(self, earlier: Self) -> Self {
         match (self, earlier) {
@@ -90,7 +109,7 @@ macro_rules! integer {
                 handle.add(self as u64);
             }
 
-            fn sum(range: &CellRange, offset: usize) -> Value {
+            fn sum<const WIDE: bool>(range: &CellRange<WIDE>, offset: usize) -> Value {
                 Value::$Variant(range.sum(offset) as $Type)
             }
 
@@ -140,7 +159,7 @@ impl Number for f64 {
         handle.add_f64(self);
     }
 
-    fn sum(range: &CellRange, offset: usize) -> Value {
+    fn sum<const WIDE: bool>(range: &CellRange<WIDE>, offset: usize) -> Value {
         Value::F64(range.sum_f64(offset))
     }
 

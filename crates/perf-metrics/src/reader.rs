@@ -2,9 +2,10 @@
 
 use crate::descriptor::InstrumentKind;
 use crate::registry::Registry;
-use crate::snapshot::{MetricSnapshot, MetricsSnapshot, Point, SeriesSnapshot};
+use crate::snapshot::{InstrumentSnapshot, MetricsSnapshot, Point, SeriesSnapshot};
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// Since when sums count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,10 +54,10 @@ impl Reader {
     /// [`Registry::collect_into`] costs, and as much again for a delta.
     pub fn collect(&mut self) -> &MetricsSnapshot {
         if self.temporality == Temporality::Cumulative {
-            self.registry.collect_for(None, &mut self.now);
+            self.registry.collect_for(self.place, false, &mut self.now);
             return &self.now;
         }
-        self.registry.collect_for(Some(self.place), &mut self.now);
+        self.registry.collect_for(self.place, true, &mut self.now);
         #[cfg(perf_loom)]
         if perf_atomics::__loom::is_mutant("slab_reader_clears") {
             // The fault to be found: cells that were cleared hold the difference already.
@@ -82,44 +83,58 @@ impl fmt::Debug for Reader {
     }
 }
 
-/// Sets `out` to what has changed from `then` to `now`. Instruments and series keep their places, and only gain neighbours.
+/// Sets `out` to what has changed from `then` to `now`. Instruments and series are found by their ids, which ascend in all three.
 fn subtract(now: &MetricsSnapshot, then: &MetricsSnapshot, out: &mut MetricsSnapshot) {
     out.registry = now.registry;
     out.start = then.time.or(now.start);
     out.cumulative_start = now.cumulative_start;
     out.time = now.time;
+    out.resource = Arc::clone(&now.resource);
+    let mut earlier = then.metrics.iter().peekable();
     for (place, metric) in now.metrics.iter().enumerate() {
-        if place == out.metrics.len() {
-            out.metrics.push(MetricSnapshot {
+        let gone = out.metrics[place..]
+            .iter()
+            .take_while(|old| old.id < metric.id)
+            .count();
+        out.metrics.drain(place..place + gone);
+        if out.metrics.get(place).is_none_or(|old| old.id != metric.id) {
+            let new = InstrumentSnapshot {
+                id: metric.id,
                 descriptor: Arc::clone(&metric.descriptor),
                 series: Vec::new(),
-            });
+            };
+            out.metrics.insert(place, new);
         }
-        let earlier = then
-            .metrics
-            .get(place)
+        while earlier.next_if(|earlier| earlier.id < metric.id).is_some() {}
+        let earlier = earlier
+            .next_if(|earlier| earlier.id == metric.id)
             .map_or(&[][..], |metric| &metric.series);
-        subtract_series(metric, earlier, &mut out.metrics[place].series);
+        subtract_series(metric, earlier, then.time, &mut out.metrics[place].series);
     }
+    out.metrics.truncate(now.metrics.len());
 }
 
 fn subtract_series(
-    metric: &MetricSnapshot,
+    metric: &InstrumentSnapshot,
     then: &[SeriesSnapshot],
+    then_time: Option<SystemTime>,
     out: &mut Vec<SeriesSnapshot>,
 ) {
     let kind = metric.descriptor.kind();
+    let mut then = then.iter().peekable();
     for (place, series) in metric.series.iter().enumerate() {
-        if place == out.len() {
-            out.push(SeriesSnapshot {
-                attributes: Arc::clone(&series.attributes),
-                point: Point::Nothing,
-                is_recorded: false,
-            });
+        let gone = out[place..]
+            .iter()
+            .take_while(|old| old.id < series.id)
+            .count();
+        out.drain(place..place + gone);
+        if out.get(place).is_none_or(|old| old.id != series.id) {
+            out.insert(place, series.clone_without_point());
         }
+        while then.next_if(|then| then.id < series.id).is_some() {}
         let earlier = then
-            .get(place)
-            .map_or(&Point::Nothing, |series| &series.point);
+            .next_if(|then| then.id == series.id)
+            .map_or(&Point::Nothing, |then| &then.point);
         let out = &mut out[place];
         match (&series.point, earlier) {
             (Point::Number(now), Point::Number(then)) if kind == InstrumentKind::Counter => {
@@ -135,9 +150,30 @@ fn subtract_series(
             (Point::Number(now), _) => out.point.set(Some(*now)),
             (Point::Nothing, _) => out.point = Point::Nothing,
         }
-        out.is_recorded = match kind {
-            InstrumentKind::UpDownCounter => series.is_recorded || out.is_recorded,
-            _ => out.point.is_something(kind == InstrumentKind::Gauge),
+        let is_delta = matches!(kind, InstrumentKind::Counter | InstrumentKind::Histogram);
+        out.start = if is_delta {
+            series.start.max(then_time)
+        } else {
+            series.start
         };
+        out.is_recorded = match kind {
+            InstrumentKind::UpDownCounter => series.is_recorded,
+            InstrumentKind::Gauge => series.is_recorded,
+            _ => out.point.is_something(false),
+        };
+    }
+    out.truncate(metric.series.len());
+}
+
+impl SeriesSnapshot {
+    fn clone_without_point(&self) -> Self {
+        Self {
+            id: self.id,
+            attributes: Arc::clone(&self.attributes),
+            start: self.start,
+            point: Point::Nothing,
+            is_recorded: false,
+            is_declared: self.is_declared,
+        }
     }
 }

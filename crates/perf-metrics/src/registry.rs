@@ -1,16 +1,19 @@
 //! Where instruments are known, so that they can be collected.
 
 use crate::MetricsError;
+use crate::attributes::{KeyValue, normalize};
 use crate::builder::InstrumentBuilder;
+use crate::descriptor::{Descriptor, Scope};
 use crate::instruments::{Counter, Gauge, Histogram, UpDownCounter};
 use crate::reader::{Reader, Temporality};
-use crate::series::Source;
-use crate::snapshot::{MetricSnapshot, MetricsSnapshot};
+use crate::series::{ANONYMOUS, Leaving, Source};
+use crate::snapshot::{InstrumentSnapshot, MetricsSnapshot};
 use parking_lot::{Mutex, RwLock};
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::SystemTime;
 
@@ -22,7 +25,7 @@ pub const READERS_MAX: usize = 8;
 
 /// Is told of instruments that are made after it came.
 pub(crate) trait Listener: Send + Sync {
-    fn on_instrument(&self, source: &Arc<dyn Source>, place: usize);
+    fn on_instrument(&self, source: &Arc<dyn Source>);
 }
 
 /// A set of instruments. Clones are the same registry.
@@ -36,30 +39,66 @@ pub(crate) trait Listener: Send + Sync {
 /// requests.add(2, &[KeyValue::new("peer", "n2")]);
 ///
 /// let snapshot = registry.collect();
-/// assert_eq!(snapshot.metric("requests").map(|metric| metric.series().len()), Some(3));
+/// let recorded = |metric: &perf_metrics::InstrumentSnapshot| metric.series().iter().filter(|series| series.is_recorded()).count();
+/// assert_eq!(snapshot.metric("requests").map(recorded), Some(2));
 /// # Ok::<(), perf_metrics::MetricsError>(())
 /// ```
 ///
-/// (The third series is the one for overflow.)
+/// # Instruments that are dropped
+/// An instrument leaves the registry once no handle on it or on one of its series is left and every reader has collected its last value.
+/// Made again before that it is the same; made again later it starts anew.
 #[derive(Clone)]
 pub struct Registry {
     inner: Arc<Inner>,
+    scope: Option<Arc<Scope>>,
 }
+
+type OnError = Arc<dyn Fn(&MetricsError) + Send + Sync>;
 
 struct Inner {
     id: usize,
     start: SystemTime,
     sources: RwLock<Sources>,
+    resource: RwLock<Arc<[KeyValue]>>,
+    on_error: RwLock<Option<OnError>>,
     readers: Mutex<[bool; READERS_MAX]>,
+    /// A collection was made that belongs to no reader.
+    is_anonymous_read: AtomicBool,
     listeners: Mutex<Vec<Weak<dyn Listener>>>,
 }
 
 #[derive(Default)]
 struct Sources {
-    /// Append-only: a place in here is an instrument for good.
-    list: Vec<Arc<dyn Source>>,
+    /// By their ids, which ascend.
+    list: BTreeMap<u64, Arc<dyn Source>>,
     /// In lower case: names differ in more than their case.
-    names: HashSet<String>,
+    names: HashMap<String, Vec<Arc<dyn Source>>>,
+}
+
+impl Sources {
+    fn find(&self, descriptor: &Descriptor) -> Option<&Arc<dyn Source>> {
+        let named = self.names.get(&descriptor.name().to_ascii_lowercase())?;
+        named
+            .iter()
+            .find(|source| source.descriptor().scope() == descriptor.scope())
+    }
+
+    fn insert(&mut self, source: &Arc<dyn Source>) {
+        self.list.insert(source.id(), Arc::clone(source));
+        let name = source.descriptor().name().to_ascii_lowercase();
+        self.names.entry(name).or_default().push(Arc::clone(source));
+    }
+
+    fn remove(&mut self, source: &Arc<dyn Source>) {
+        self.list.remove(&source.id());
+        let name = source.descriptor().name().to_ascii_lowercase();
+        if let Some(named) = self.names.get_mut(&name) {
+            named.retain(|other| other.id() != source.id());
+            if named.is_empty() {
+                self.names.remove(&name);
+            }
+        }
+    }
 }
 
 impl Registry {
@@ -72,10 +111,35 @@ impl Registry {
                 id: NEXT.fetch_add(1, Ordering::Relaxed),
                 start: SystemTime::now(),
                 sources: RwLock::default(),
+                resource: RwLock::new(Arc::new([])),
+                on_error: RwLock::default(),
+                is_anonymous_read: AtomicBool::new(false),
                 readers: Mutex::default(),
                 listeners: Mutex::default(),
             }),
+            scope: None,
         }
+    }
+
+    /// The same registry, whose instruments are made in a scope: they are others than those of the same name in other scopes, and
+    /// exporters say whose they are.
+    #[must_use]
+    pub fn with_scope(&self, scope: Scope) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            scope: Some(Arc::new(scope)),
+        }
+    }
+
+    /// Says what the metrics are about: `service.name`, `host.name`. Exporters that were started before may keep what they were told
+    /// then. Of a key that is repeated the last counts.
+    pub fn set_resource(&self, attributes: impl IntoIterator<Item = KeyValue>) {
+        let attributes: Vec<_> = attributes.into_iter().collect();
+        *self.inner.resource.write() = normalize(&attributes).into();
+    }
+
+    pub(crate) fn scope(&self) -> Option<Arc<Scope>> {
+        self.scope.clone()
     }
 
     /// The registry of the whole process.
@@ -94,12 +158,21 @@ impl Registry {
     }
 
     /// Reads all instruments into a snapshot, whose memory is reused: no allocation when it was collected into before and
-    /// no series was made since. Linear in the number of cells times [`chunk_count`](perf_atomics::slab::chunk_count).
+    /// no series was made since. Linear in the number of series times [`chunk_count`](perf_atomics::slab::chunk_count), of histograms
+    /// in the number of buckets in use times [`wide_chunk_count`](perf_atomics::slab::wide_chunk_count).
     pub fn collect_into(&self, snapshot: &mut MetricsSnapshot) {
-        self.collect_for(None, snapshot);
+        // Relaxed: what leaves waits for those that collect this way from the first time on.
+        self.inner.is_anonymous_read.store(true, Ordering::Relaxed);
+        self.collect_for(ANONYMOUS, false, snapshot);
     }
 
-    pub(crate) fn collect_for(&self, reader: Option<usize>, snapshot: &mut MetricsSnapshot) {
+    /// `takes_extremes` says that the reader wants those since its last collection.
+    pub(crate) fn collect_for(
+        &self,
+        reader: usize,
+        takes_extremes: bool,
+        snapshot: &mut MetricsSnapshot,
+    ) {
         if snapshot.registry != self.inner.id {
             snapshot.metrics.clear();
             snapshot.registry = self.inner.id;
@@ -107,22 +180,89 @@ impl Registry {
         snapshot.start = Some(self.inner.start);
         snapshot.cumulative_start = snapshot.start;
         snapshot.time = Some(SystemTime::now());
+        snapshot.resource = Arc::clone(&self.inner.resource.read());
+        let readers = self.readers();
         let mut place = 0;
-        // By place, so that the lock is not held while an instrument is read.
-        while let Some(source) = self.source(place) {
-            if place == snapshot.metrics.len() {
-                snapshot.metrics.push(MetricSnapshot {
+        let mut after = 0;
+        // One by one, so that the lock is not held while an instrument is read.
+        while let Some(source) = self.source_after(after) {
+            after = source.id();
+            // One reference each of the list, of the names, and ours.
+            let is_dropped = || Arc::strong_count(&source) == 3 && !source.is_held();
+            let leaving = if is_dropped() {
+                // What was recorded through handles that are gone is seen by what follows.
+                fence(Ordering::Acquire);
+                source.leave(reader, readers)
+            } else {
+                Leaving::Tell
+            };
+            match leaving {
+                Leaving::Tell => {}
+                Leaving::Known => continue,
+                Leaving::Gone => {
+                    // Under the lock, so that no handle is made meanwhile.
+                    let mut sources = self.inner.sources.write();
+                    if is_dropped() {
+                        sources.remove(&source);
+                        continue;
+                    }
+                }
+            }
+            let gone = snapshot.metrics[place..]
+                .iter()
+                .take_while(|old| old.id < after)
+                .count();
+            snapshot.metrics.drain(place..place + gone);
+            if snapshot
+                .metrics
+                .get(place)
+                .is_none_or(|old| old.id != after)
+            {
+                let new = InstrumentSnapshot {
+                    id: after,
                     descriptor: Arc::clone(source.descriptor()),
                     series: Vec::new(),
-                });
+                };
+                snapshot.metrics.insert(place, new);
             }
-            source.collect(reader, &mut snapshot.metrics[place]);
+            let extremes = takes_extremes.then_some(reader);
+            source.collect(reader, extremes, readers, &mut snapshot.metrics[place]);
             place += 1;
+        }
+        snapshot.metrics.truncate(place);
+    }
+
+    /// Who is told of instruments that [`build_or_detached`](crate::InstrumentBuilder::build_or_detached) could not make, in the thread that
+    /// asked for them. Unless set, they are written to the standard error.
+    pub fn set_error_handler(&self, on_error: impl Fn(&MetricsError) + Send + Sync + 'static) {
+        *self.inner.on_error.write() = Some(Arc::new(on_error));
+    }
+
+    pub(crate) fn report(&self, error: &MetricsError) {
+        let on_error = self.inner.on_error.read().clone();
+        match on_error {
+            Some(on_error) => on_error(error),
+            None => eprintln!("perf-metrics: {error}"),
         }
     }
 
-    fn source(&self, place: usize) -> Option<Arc<dyn Source>> {
-        self.inner.sources.read().list.get(place).cloned()
+    /// A bit for each reader that is to have the last value of what leaves.
+    fn readers(&self) -> u16 {
+        let anonymous =
+            u16::from(self.inner.is_anonymous_read.load(Ordering::Relaxed)) << ANONYMOUS;
+        let readers = self.inner.readers.lock();
+        readers
+            .iter()
+            .enumerate()
+            .fold(anonymous, |bits, (place, taken)| {
+                bits | u16::from(*taken) << place
+            })
+    }
+
+    fn source_after(&self, id: u64) -> Option<Arc<dyn Source>> {
+        let sources = self.inner.sources.read();
+        let mut next = sources.list.range((Bound::Excluded(id), Bound::Unbounded));
+        next.next().map(|(_, source)| Arc::clone(source))
     }
 
     /// A reader that remembers what it has read: several can count deltas of the same registry.
@@ -144,31 +284,58 @@ impl Registry {
     }
 
     pub(crate) fn forget_reader(&self, reader: usize) {
-        let mut place = 0;
-        while let Some(source) = self.source(place) {
+        let mut after = 0;
+        while let Some(source) = self.source_after(after) {
             source.forget(reader);
-            place += 1;
+            after = source.id();
         }
         self.inner.readers.lock()[reader] = false;
     }
 
-    pub(crate) fn register(&self, source: Arc<dyn Source>) -> Result<(), MetricsError> {
-        let name = source.descriptor().name();
-        let place = {
+    /// The instrument of this name and scope, if `get` takes it for what is asked for; otherwise a new one, which `make` makes.
+    pub(crate) fn get_or_make<R>(
+        &self,
+        descriptor: &Descriptor,
+        get: impl FnOnce(Arc<dyn Source>) -> Option<R>,
+        make: impl FnOnce() -> Result<(R, Arc<dyn Source>), MetricsError>,
+    ) -> Result<R, MetricsError> {
+        let name = descriptor.name();
+        let (made, source) = {
             let mut sources = self.inner.sources.write();
+            if let Some(source) = sources.find(descriptor) {
+                let found = source.descriptor();
+                let is_same = (
+                    found.kind(),
+                    found.number(),
+                    found.unit(),
+                    found.description(),
+                ) == (
+                    descriptor.kind(),
+                    descriptor.number(),
+                    descriptor.unit(),
+                    descriptor.description(),
+                );
+                let got = if is_same {
+                    get(Arc::clone(source))
+                } else {
+                    None
+                };
+                if got.is_some() {
+                    source.stay();
+                }
+                return got.ok_or_else(|| MetricsError::DuplicateName {
+                    name: name.to_owned(),
+                });
+            }
             if sources.list.len() >= INSTRUMENTS_MAX {
                 return Err(MetricsError::TooManyInstruments {
                     name: name.to_owned(),
                     instruments_max: INSTRUMENTS_MAX,
                 });
             }
-            if !sources.names.insert(name.to_ascii_lowercase()) {
-                return Err(MetricsError::DuplicateName {
-                    name: name.to_owned(),
-                });
-            }
-            sources.list.push(Arc::clone(&source));
-            sources.list.len() - 1
+            let (made, source) = make()?;
+            sources.insert(&source);
+            (made, source)
         };
         // Told without a lock: a listener makes instruments of its own.
         let listeners: Vec<_> = self
@@ -179,9 +346,9 @@ impl Registry {
             .filter_map(Weak::upgrade)
             .collect();
         for listener in listeners {
-            listener.on_instrument(&source, place);
+            listener.on_instrument(&source);
         }
-        Ok(())
+        Ok(made)
     }
 
     /// Tells `listener` of all instruments, those that are and those to come; of one that is made meanwhile perhaps twice.
@@ -192,10 +359,10 @@ impl Registry {
             listeners.retain(|other| other.strong_count() > 0);
             listeners.push(Arc::downgrade(listener));
         }
-        let mut place = 0;
-        while let Some(source) = self.source(place) {
-            listener.on_instrument(&source, place);
-            place += 1;
+        let mut after = 0;
+        while let Some(source) = self.source_after(after) {
+            listener.on_instrument(&source);
+            after = source.id();
         }
     }
 
@@ -210,9 +377,11 @@ impl Registry {
             }
         }
         let sources = self.inner.sources.write();
+        let _resource = self.inner.resource.write();
         let _readers = self.inner.readers.lock();
         let _listeners = self.inner.listeners.lock();
-        hold(&sources.list, run);
+        let list: Vec<_> = sources.list.values().cloned().collect();
+        hold(&list, run);
     }
 
     /// A counter of integers: requests, bytes.

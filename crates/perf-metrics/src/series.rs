@@ -1,16 +1,31 @@
 //! An instrument: what all of its series have in common, and the series.
 
 use crate::MetricsError;
-use crate::attributes::{EMPTY_ATTRS, KeyValue};
+use crate::attributes::{EMPTY_ATTRS, KeyValue, same_set};
 use crate::cells::{BoundCounter, BoundUpDownCounter, SumCell};
 use crate::descriptor::{Descriptor, InstrumentKind};
 use crate::dynamic::{Dynamic, Series};
 use crate::gauge::BoundGauge;
 use crate::histogram::{BoundHistogram, HistogramNumber, Layout, Shape};
 use crate::number::Number;
-use crate::snapshot::{MetricSnapshot, Point, SeriesSnapshot};
+use crate::registry::READERS_MAX;
+use crate::snapshot::{InstrumentSnapshot, Point, SeriesSnapshot};
+use parking_lot::Mutex;
+use perf_atomics::slab;
+use std::any::Any;
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+/// A number that is greater than all before it.
+pub(crate) fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// The reader's place of collections that belong to no [`Reader`](crate::Reader).
+pub(crate) const ANONYMOUS: usize = READERS_MAX;
 
 /// The part of a series that is recorded to.
 pub trait SeriesCell: Clone + Debug + Send + Sync + 'static {
@@ -19,6 +34,9 @@ pub trait SeriesCell: Clone + Debug + Send + Sync + 'static {
     type Spec: Debug + Send + Sync;
     #[doc(hidden)]
     fn new(name: &str, spec: &Self::Spec) -> Result<Self, MetricsError>;
+    /// One that needs no cells: what is recorded is lost.
+    #[doc(hidden)]
+    fn detached(spec: &Self::Spec) -> Self;
     #[doc(hidden)]
     fn read(&self, reader: Option<usize>, out: &mut Point);
     #[doc(hidden)]
@@ -27,31 +45,72 @@ pub trait SeriesCell: Clone + Debug + Send + Sync + 'static {
     fn boundaries(_spec: &Self::Spec) -> Option<&[f64]> {
         None
     }
+    /// Whether both make the same series.
+    #[doc(hidden)]
+    fn is_same_spec(_one: &Self::Spec, _other: &Self::Spec) -> bool {
+        true
+    }
+    /// Whether there is another handle on it than this.
+    #[doc(hidden)]
+    fn is_held(&self) -> bool;
+    /// Changes when something is recorded.
+    #[doc(hidden)]
+    fn fingerprint(&self) -> u64;
+    /// Whether it was recorded to since the last call, also where that changed nothing.
+    #[doc(hidden)]
+    fn take_touched(&self) -> bool {
+        false
+    }
+    /// Whether more than a quarter of the cells that series are made of is free.
+    #[doc(hidden)]
+    fn has_spare_cells() -> bool {
+        true
+    }
+    /// How often such cells were given back.
+    #[doc(hidden)]
+    fn returns() -> u32 {
+        0
+    }
 }
 
-impl<T: Number> SeriesCell for BoundCounter<T> {
-    type Spec = ();
+macro_rules! sum {
+    ($Bound:ident) => {
+        impl<T: Number> SeriesCell for $Bound<T> {
+            type Spec = ();
 
-    fn new(name: &str, (): &()) -> Result<Self, MetricsError> {
-        SumCell::new(name).map(Self)
-    }
+            fn new(name: &str, (): &()) -> Result<Self, MetricsError> {
+                SumCell::new(name).map(Self)
+            }
 
-    fn read(&self, _reader: Option<usize>, out: &mut Point) {
-        out.set(Some(self.0.sum()));
-    }
+            fn detached((): &()) -> Self {
+                Self(SumCell::detached())
+            }
+
+            fn read(&self, _reader: Option<usize>, out: &mut Point) {
+                out.set(Some(self.0.sum()));
+            }
+
+            fn is_held(&self) -> bool {
+                self.0.is_held()
+            }
+
+            fn fingerprint(&self) -> u64 {
+                self.0.sum().bits()
+            }
+
+            fn has_spare_cells() -> bool {
+                slab::free_cells(false) > slab::CELLS_MAX / 4
+            }
+
+            fn returns() -> u32 {
+                slab::returns(false)
+            }
+        }
+    };
 }
 
-impl<T: Number> SeriesCell for BoundUpDownCounter<T> {
-    type Spec = ();
-
-    fn new(name: &str, (): &()) -> Result<Self, MetricsError> {
-        SumCell::new(name).map(Self)
-    }
-
-    fn read(&self, _reader: Option<usize>, out: &mut Point) {
-        out.set(Some(self.0.sum()));
-    }
-}
+sum!(BoundCounter);
+sum!(BoundUpDownCounter);
 
 impl<T: Number> SeriesCell for BoundGauge<T> {
     type Spec = ();
@@ -60,8 +119,24 @@ impl<T: Number> SeriesCell for BoundGauge<T> {
         Ok(Self::new())
     }
 
+    fn detached((): &()) -> Self {
+        Self::new()
+    }
+
     fn read(&self, _reader: Option<usize>, out: &mut Point) {
         out.set(self.get());
+    }
+
+    fn is_held(&self) -> bool {
+        self.is_held()
+    }
+
+    fn fingerprint(&self) -> u64 {
+        self.get().map_or(0, |value| value.bits())
+    }
+
+    fn take_touched(&self) -> bool {
+        self.take_touched()
     }
 }
 
@@ -75,6 +150,10 @@ impl<T: HistogramNumber> SeriesCell for BoundHistogram<T> {
 
     fn new(name: &str, spec: &HistogramSpec) -> Result<Self, MetricsError> {
         Self::new(name, &spec.0)
+    }
+
+    fn detached(spec: &HistogramSpec) -> Self {
+        Self::detached(&spec.0)
     }
 
     fn read(&self, reader: Option<usize>, out: &mut Point) {
@@ -91,28 +170,166 @@ impl<T: HistogramNumber> SeriesCell for BoundHistogram<T> {
             Shape::Exponential(_) => None,
         }
     }
+
+    fn is_same_spec(one: &HistogramSpec, other: &HistogramSpec) -> bool {
+        Arc::ptr_eq(&one.0, &other.0) || one.0.shape == other.0.shape
+    }
+
+    fn is_held(&self) -> bool {
+        self.is_held()
+    }
+
+    fn fingerprint(&self) -> u64 {
+        let mut point = Point::Nothing;
+        self.read(None, point.histogram_mut());
+        point.fingerprint()
+    }
+
+    fn has_spare_cells() -> bool {
+        slab::free_cells(true) > slab::WIDE_CELLS_MAX / 4
+    }
+
+    fn returns() -> u32 {
+        slab::returns(true)
+    }
+}
+
+/// How a collection finds a series that leaves.
+pub(crate) enum Leaving {
+    /// The reader is to have its value.
+    Tell,
+    /// The reader has its last value.
+    Known,
+    /// All readers have it, and nothing can be recorded to it any more.
+    Gone,
+}
+
+/// Since when a series counts, and how it goes away.
+#[derive(Debug)]
+pub(crate) struct Liveness {
+    pub(crate) start: SystemTime,
+    /// A collection found something in it, or a record made it.
+    is_recorded: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    fingerprint: u64,
+    /// Since when it is the same.
+    idle_since: Option<Instant>,
+    /// A bit for each reader that has the value of this fingerprint, once the series leaves.
+    told: u16,
+}
+
+impl Liveness {
+    pub(crate) fn new(start: SystemTime, is_recorded: bool) -> Self {
+        Self {
+            start,
+            is_recorded: AtomicBool::new(is_recorded),
+            state: Mutex::new(State {
+                fingerprint: 0,
+                idle_since: None,
+                told: 0,
+            }),
+        }
+    }
+
+    /// Whether it was ever recorded to, given that a collection found it like this.
+    pub(crate) fn is_recorded(&self, is_something: bool) -> bool {
+        if is_something && !self.is_recorded.load(Ordering::Relaxed) {
+            // Relaxed: it says of the past what stays true.
+            self.is_recorded.store(true, Ordering::Relaxed);
+        }
+        is_something || self.is_recorded.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing was recorded for so long.
+    pub(crate) fn is_idle(
+        &self,
+        fingerprint: u64,
+        is_touched: bool,
+        now: Instant,
+        idle: Duration,
+    ) -> bool {
+        let mut state = self.state.lock();
+        if state.fingerprint != fingerprint || is_touched {
+            state.fingerprint = fingerprint;
+            state.idle_since = None;
+        }
+        let since = *state.idle_since.get_or_insert(now);
+        now.saturating_duration_since(since) >= idle
+    }
+
+    /// `readers` are those that there are, `is_last` says that the value cannot change any more.
+    pub(crate) fn leave(
+        &self,
+        reader: usize,
+        readers: u16,
+        is_last: bool,
+        fingerprint: u64,
+    ) -> Leaving {
+        let mut state = self.state.lock();
+        if state.fingerprint != fingerprint {
+            state.fingerprint = fingerprint;
+            state.told = 0;
+        }
+        let bit = 1 << reader;
+        if state.told & bit == 0 {
+            state.told |= bit;
+            return Leaving::Tell;
+        }
+        match is_last && state.told & readers == readers {
+            true => Leaving::Gone,
+            false => Leaving::Known,
+        }
+    }
+
+    /// Begins to leave: all readers are to be told of it.
+    fn stay(&self) {
+        self.state.lock().told = 0;
+    }
 }
 
 /// What a registry knows of an instrument.
 pub(crate) trait Source: Debug + Send + Sync {
+    fn id(&self) -> u64;
     fn descriptor(&self) -> &Arc<Descriptor>;
-    fn collect(&self, reader: Option<usize>, out: &mut MetricSnapshot);
+    /// `extremes` is the reader if it takes the extremes since its last collection.
+    fn collect(
+        &self,
+        reader: usize,
+        extremes: Option<usize>,
+        readers: u16,
+        out: &mut InstrumentSnapshot,
+    );
     fn forget(&self, reader: usize);
     /// The explicit boundaries of a histogram that was made with some.
     #[cfg(feature = "otel")]
     fn boundaries(&self) -> Option<&[f64]>;
     /// Runs `run` while every lock that recording could meet is held.
     fn hold(&self, run: &mut dyn FnMut());
+    /// Whether a handle on one of its series is left, besides handles on the instrument.
+    fn is_held(&self) -> bool;
+    /// How it leaves, now that no handle is left.
+    fn leave(&self, reader: usize, readers: u16) -> Leaving;
+    /// A handle was made of what was about to leave.
+    fn stay(&self);
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
 
 #[derive(Debug)]
 pub(crate) struct Core<C: SeriesCell> {
+    id: u64,
     pub(crate) descriptor: Arc<Descriptor>,
-    spec: C::Spec,
+    pub(crate) spec: C::Spec,
     /// The series without attributes, or those of a table.
-    fixed: Vec<Series<C>>,
+    fixed: Vec<Arc<Series<C>>>,
     /// For attributes at run time; tables have none.
     dynamic: Option<Dynamic<C>>,
+    /// How long a series of attributes at run time may be idle before it leaves.
+    retention: Option<Duration>,
+    liveness: Liveness,
 }
 
 impl<C: SeriesCell> Core<C> {
@@ -121,88 +338,191 @@ impl<C: SeriesCell> Core<C> {
         descriptor: Descriptor,
         spec: C::Spec,
         limit: usize,
-    ) -> Result<(C, Self), MetricsError> {
-        let cell = C::new(descriptor.name(), &spec)?;
-        let plain = Series {
-            attributes: EMPTY_ATTRS.into(),
-            places: Box::default(),
-            cell: cell.clone(),
-        };
-        let dynamic = Dynamic::new(descriptor.name(), &spec, limit)?;
-        let core = Self {
+        retention: Option<Duration>,
+        start: SystemTime,
+    ) -> Result<Self, MetricsError> {
+        let plain = C::new(descriptor.name(), &spec)?;
+        let overflow = C::new(descriptor.name(), &spec)?;
+        Ok(Self::of(
+            descriptor,
+            spec,
+            (plain, overflow),
+            limit,
+            retention,
+            start,
+        ))
+    }
+
+    /// An instrument that no registry knows and that counts nothing.
+    pub(crate) fn detached(descriptor: Descriptor, spec: C::Spec) -> Self {
+        let cells = (C::detached(&spec), C::detached(&spec));
+        Self::of(descriptor, spec, cells, 0, None, SystemTime::now())
+    }
+
+    fn of(
+        descriptor: Descriptor,
+        spec: C::Spec,
+        (plain, overflow): (C, C),
+        limit: usize,
+        retention: Option<Duration>,
+        start: SystemTime,
+    ) -> Self {
+        Self {
+            id: next_id(),
             descriptor: Arc::new(descriptor),
             spec,
-            fixed: vec![plain],
-            dynamic: Some(dynamic),
-        };
-        Ok((cell, core))
+            fixed: vec![Arc::new(Series::fixed(EMPTY_ATTRS, plain, start))],
+            dynamic: Some(Dynamic::new(overflow, limit, start)),
+            retention,
+            liveness: Liveness::new(start, false),
+        }
     }
 
     /// An instrument with the series of a table.
-    pub(crate) fn table(descriptor: Descriptor, spec: C::Spec) -> Self {
+    pub(crate) fn table(descriptor: Descriptor, spec: C::Spec, start: SystemTime) -> Self {
         Self {
+            id: next_id(),
             descriptor: Arc::new(descriptor),
             spec,
             fixed: Vec::new(),
             dynamic: None,
+            retention: None,
+            liveness: Liveness::new(start, false),
         }
     }
 
     /// One more series of a table.
     pub(crate) fn push(&mut self, attributes: &[KeyValue]) -> Result<C, MetricsError> {
         let cell = C::new(self.descriptor.name(), &self.spec)?;
-        self.fixed.push(Series {
-            attributes: attributes.into(),
-            places: Box::default(),
-            cell: cell.clone(),
-        });
+        let series = Series::fixed(attributes, cell.clone(), self.liveness.start);
+        self.fixed.push(Arc::new(series));
         Ok(cell)
     }
 
-    /// The series of these attributes.
+    /// The series without attributes; none of a table.
+    pub(crate) fn plain_cell(&self) -> Option<C> {
+        self.dynamic.as_ref()?;
+        self.fixed.first().map(|series| series.cell.clone())
+    }
+
+    /// The series of a table.
+    pub(crate) fn fixed_cell(&self, attributes: &[KeyValue]) -> Option<C> {
+        if self.dynamic.is_some() {
+            return None;
+        }
+        let found = self
+            .fixed
+            .iter()
+            .find(|series| same_set(&series.attributes, attributes));
+        found.map(|series| series.cell.clone())
+    }
+
+    pub(crate) fn fixed_len(&self) -> usize {
+        self.fixed.len()
+    }
+
+    /// Runs `run` with the series of these attributes.
     #[inline]
-    pub(crate) fn get<'a>(&'a self, plain: &'a C, attributes: &[KeyValue]) -> &'a C {
+    pub(crate) fn with<R>(
+        &self,
+        plain: &C,
+        attributes: &[KeyValue],
+        is_record: bool,
+        run: impl FnOnce(&C) -> R,
+    ) -> R {
         match &self.dynamic {
-            Some(dynamic) if !attributes.is_empty() => {
-                dynamic.get(self.descriptor.name(), &self.spec, attributes)
-            }
-            _ => plain,
+            Some(dynamic) if !attributes.is_empty() => dynamic.with(
+                self.descriptor.name(),
+                &self.spec,
+                attributes,
+                is_record,
+                run,
+            ),
+            _ => run(plain),
         }
     }
 
-    fn for_each(&self, mut visit: impl FnMut(&Series<C>)) {
-        self.fixed.iter().for_each(&mut visit);
+    pub(crate) fn remove(&self, attributes: &[KeyValue]) -> bool {
+        self.dynamic
+            .as_ref()
+            .is_some_and(|dynamic| dynamic.remove(attributes))
+    }
+
+    pub(crate) fn remove_if(&self, mut is_it: impl FnMut(&[KeyValue]) -> bool) {
         if let Some(dynamic) = &self.dynamic {
-            dynamic.for_each(visit);
+            dynamic.retire_if(|series| is_it(&series.attributes));
         }
     }
 }
 
 impl<C: SeriesCell> Source for Core<C> {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
     fn descriptor(&self) -> &Arc<Descriptor> {
         &self.descriptor
     }
 
-    fn collect(&self, reader: Option<usize>, out: &mut MetricSnapshot) {
+    fn collect(
+        &self,
+        reader: usize,
+        extremes: Option<usize>,
+        readers: u16,
+        out: &mut InstrumentSnapshot,
+    ) {
         let is_gauge = self.descriptor.kind() == InstrumentKind::Gauge;
+        let is_table = self.dynamic.is_none();
+        if let (Some(idle), Some(dynamic)) = (self.retention, &self.dynamic) {
+            let now = Instant::now();
+            dynamic.retire_if(|series| {
+                let cell = &series.cell;
+                series
+                    .liveness
+                    .is_idle(cell.fingerprint(), cell.take_touched(), now, idle)
+            });
+        }
         let mut place = 0;
-        self.for_each(|series| {
-            if place == out.series.len() {
-                out.series.push(SeriesSnapshot {
+        let mut visit = |series: &Series<C>, is_told: bool| {
+            // Both are in ascending order; what is in the snapshot alone has left.
+            let gone = out.series[place..]
+                .iter()
+                .take_while(|old| old.id < series.id)
+                .count();
+            out.series.drain(place..place + gone);
+            if out.series.get(place).is_none_or(|old| old.id != series.id) {
+                let new = SeriesSnapshot {
+                    id: series.id,
                     attributes: Arc::clone(&series.attributes),
+                    start: Some(series.liveness.start),
                     point: Point::Nothing,
                     is_recorded: false,
-                });
+                    is_declared: is_table && self.descriptor.kind() != InstrumentKind::Histogram,
+                };
+                out.series.insert(place, new);
             }
             let snapshot = &mut out.series[place];
-            series.cell.read(reader, &mut snapshot.point);
-            snapshot.is_recorded |= snapshot.point.is_something(is_gauge);
+            series.cell.read(extremes, &mut snapshot.point);
+            snapshot.is_recorded = series
+                .liveness
+                .is_recorded(snapshot.point.is_something(is_gauge))
+                && is_told;
             place += 1;
-        });
+        };
+        self.fixed.iter().for_each(|series| visit(series, true));
+        if let Some(dynamic) = &self.dynamic {
+            dynamic.for_each(reader, readers, &mut visit);
+        }
+        out.series.truncate(place);
     }
 
     fn forget(&self, reader: usize) {
-        self.for_each(|series| series.cell.forget(reader));
+        self.fixed
+            .iter()
+            .for_each(|series| series.cell.forget(reader));
+        if let Some(dynamic) = &self.dynamic {
+            dynamic.forget(reader);
+        }
     }
 
     #[cfg(feature = "otel")]
@@ -215,5 +535,22 @@ impl<C: SeriesCell> Source for Core<C> {
             Some(dynamic) => dynamic.hold(run),
             None => run(),
         }
+    }
+
+    fn is_held(&self) -> bool {
+        self.fixed.iter().any(|series| series.cell.is_held())
+            || self.dynamic.as_ref().is_some_and(Dynamic::is_held)
+    }
+
+    fn leave(&self, reader: usize, readers: u16) -> Leaving {
+        self.liveness.leave(reader, readers, true, 0)
+    }
+
+    fn stay(&self) {
+        self.liveness.stay();
+    }
+
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
     }
 }

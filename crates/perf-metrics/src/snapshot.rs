@@ -16,7 +16,8 @@ pub struct MetricsSnapshot {
     /// When the registry was made, since when sums count that are cumulative in any case.
     pub(crate) cumulative_start: Option<SystemTime>,
     pub(crate) time: Option<SystemTime>,
-    pub(crate) metrics: Vec<MetricSnapshot>,
+    pub(crate) metrics: Vec<InstrumentSnapshot>,
+    pub(crate) resource: Arc<[KeyValue]>,
 }
 
 impl MetricsSnapshot {
@@ -28,19 +29,25 @@ impl MetricsSnapshot {
 
     /// The instruments in the order in which they were made.
     #[must_use]
-    pub fn metrics(&self) -> &[MetricSnapshot] {
+    pub fn metrics(&self) -> &[InstrumentSnapshot] {
         &self.metrics
     }
 
     /// The instrument of this name.
     #[must_use]
-    pub fn metric(&self, name: &str) -> Option<&MetricSnapshot> {
+    pub fn metric(&self, name: &str) -> Option<&InstrumentSnapshot> {
         self.metrics
             .iter()
             .find(|metric| metric.descriptor.name() == name)
     }
 
-    /// From when on the sums count: when the registry was made, or the last delta was taken.
+    /// What the registry's metrics are about: [`Registry::set_resource`](crate::Registry::set_resource).
+    #[must_use]
+    pub fn resource(&self) -> &[KeyValue] {
+        &self.resource
+    }
+
+    /// From when on the sums count, but for series that began later: when the registry was made, or the last delta was taken.
     #[must_use]
     pub fn start(&self) -> Option<SystemTime> {
         self.start
@@ -55,12 +62,13 @@ impl MetricsSnapshot {
 
 /// One instrument.
 #[derive(Clone, Debug)]
-pub struct MetricSnapshot {
+pub struct InstrumentSnapshot {
+    pub(crate) id: u64,
     pub(crate) descriptor: Arc<Descriptor>,
     pub(crate) series: Vec<SeriesSnapshot>,
 }
 
-impl MetricSnapshot {
+impl InstrumentSnapshot {
     /// What the instrument is called.
     #[must_use]
     pub fn descriptor(&self) -> &Descriptor {
@@ -76,18 +84,29 @@ impl MetricSnapshot {
     /// The series with exactly these attributes, in any order.
     #[must_use]
     pub fn find(&self, attributes: &[KeyValue]) -> Option<&SeriesSnapshot> {
-        self.series
-            .iter()
-            .find(|series| crate::attributes::same_set(&series.attributes, attributes))
+        let all = || {
+            self.series
+                .iter()
+                .filter(|series| crate::attributes::same_set(&series.attributes, attributes))
+        };
+        // What has left is kept for its baseline, and is not recorded.
+        all()
+            .find(|series| series.is_recorded)
+            .or_else(|| all().next_back())
     }
 }
 
 /// One set of attributes of an instrument.
 #[derive(Clone, Debug)]
 pub struct SeriesSnapshot {
+    /// Ascends within an instrument.
+    pub(crate) id: u64,
     pub(crate) attributes: Arc<[KeyValue]>,
+    pub(crate) start: Option<SystemTime>,
     pub(crate) point: Point,
     pub(crate) is_recorded: bool,
+    /// It was there before it was recorded to, by its maker's will.
+    pub(crate) is_declared: bool,
 }
 
 /// What a series holds.
@@ -133,11 +152,23 @@ impl SeriesSnapshot {
         }
     }
 
-    /// Whether a collection into this snapshot ever found it different from zero. Exporters that send points leave out what was never
-    /// recorded, as the SDK does.
+    /// Since when it counts: since its instrument was made, or, with attributes given at run time, since they were first met. A series that
+    /// was removed and comes back starts anew. In a delta, since the last collection.
+    #[must_use]
+    pub fn start(&self) -> Option<SystemTime> {
+        self.start
+    }
+
+    /// Whether it was ever recorded to, as far as collections have seen; in a delta, whether it was since the last. Exporters leave out
+    /// what was not, as the SDK does.
     #[must_use]
     pub fn is_recorded(&self) -> bool {
         self.is_recorded
+    }
+
+    #[cfg(feature = "prometheus")]
+    pub(crate) fn is_exposed(&self) -> bool {
+        !matches!(self.point, Point::Nothing) && (self.is_recorded || self.is_declared)
     }
 }
 
@@ -156,12 +187,20 @@ impl Point {
         }
     }
 
+    pub(crate) fn fingerprint(&self) -> u64 {
+        match self {
+            Self::Nothing => 0,
+            Self::Number(value) => value.bits(),
+            Self::Histogram(histogram) => histogram.fingerprint(),
+        }
+    }
+
     /// Whether there is something that is not zero.
     pub(crate) fn is_something(&self, is_gauge: bool) -> bool {
         match self {
             Self::Nothing => false,
             Self::Number(value) => is_gauge || !value.is_zero(),
-            Self::Histogram(histogram) => histogram.count() > 0,
+            Self::Histogram(histogram) => histogram.fingerprint() > 0,
         }
     }
 }

@@ -305,18 +305,16 @@ fn a_receiver_that_is_busy_gets_every_count_once() {
 fn a_request_that_is_refused_is_reported_and_dropped() {
     let (address, arrived) = receiver::http(vec![400]);
     let registry = Registry::new();
-    registry
-        .u64_counter("c")
-        .build()
-        .unwrap()
-        .add(1, EMPTY_ATTRS);
+    let counter = registry.u64_counter("c").build().unwrap();
+    counter.add(1, EMPTY_ATTRS);
     let told = Arc::new(Mutex::new(Vec::new()));
     let tell = Arc::clone(&told);
     let exporter = OtlpExporter::http(&format!("http://{address}"))
         .with_error_handler(move |error| tell.lock().unwrap().push(error.to_owned()))
         .start(&registry)
         .unwrap();
-    exporter.flush(LONG).unwrap();
+    let error = exporter.flush(LONG).unwrap_err();
+    assert!(matches!(error, OtlpError::Refused { .. }), "{error}");
     assert_eq!(exporter.stats().refused, 1);
     assert!(told.lock().unwrap()[0].contains("400"));
     drop(exporter);
@@ -333,11 +331,8 @@ fn a_receiver_that_hangs_or_is_not_there_is_an_error_in_bounded_time() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let hanging = listener.local_addr().unwrap();
     let registry = Registry::new();
-    registry
-        .u64_counter("c")
-        .build()
-        .unwrap()
-        .add(1, EMPTY_ATTRS);
+    let counter = registry.u64_counter("c").build().unwrap();
+    counter.add(1, EMPTY_ATTRS);
     for endpoint in [format!("http://{hanging}"), "http://127.0.0.1:1".to_owned()] {
         for builder in [OtlpExporter::http(&endpoint), OtlpExporter::grpc(&endpoint)] {
             let exporter = quiet(builder)
@@ -351,7 +346,7 @@ fn a_receiver_that_hangs_or_is_not_there_is_an_error_in_bounded_time() {
         }
     }
     assert!(matches!(
-        OtlpExporter::http("https://x").start(&registry),
+        OtlpExporter::http("ftp://x").start(&registry),
         Err(OtlpError::InvalidEndpoint { .. })
     ));
     assert!(matches!(

@@ -1,6 +1,7 @@
 //! What can go wrong.
 
 use crate::log::LogError;
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -42,6 +43,15 @@ pub enum ProposeError {
         /// The option.
         limit: usize,
     },
+    /// The log is full and cannot be compacted, since no snapshot can be made; or the snapshot that was asked for cannot be. Nothing
+    /// was proposed.
+    #[error(
+        "no snapshot can be made ({reason}): see to the state machine, or raise `snapshot_bytes_max`; it is tried again by itself"
+    )]
+    NoSnapshot {
+        /// What the state machine said, or what is too large.
+        reason: Arc<str>,
+    },
     /// An empty proposal: Raft has empty entries of its own.
     #[error("a proposal must have at least one byte")]
     Empty,
@@ -49,7 +59,27 @@ pub enum ProposeError {
     #[error("refused: {reason}")]
     Refused {
         /// Why, and what to do.
-        reason: &'static str,
+        reason: Cow<'static, str>,
+    },
+    /// The group is new, and not all of its first voters have been heard of. Nothing was proposed. Until each has the table of members in its log, a
+    /// voter that loses its disk could not be told from one that is new, so nothing is acknowledged.
+    #[error(
+        "the group is new, and its first voters {missing:?} do not follow the leader yet: start them, or force their removal; nothing was proposed"
+    )]
+    NotFormed {
+        /// Voters that are missing.
+        missing: Vec<u64>,
+    },
+    /// Nodes that are to get a vote have not caught up in time. They are learners now.
+    #[error(
+        "nodes {nodes:?} have not caught up with the log within ten election timeouts and are learners: see that they run and are reachable, or \
+         remove them; promoted later by itself: {is_promoted_later}"
+    )]
+    NotCaughtUp {
+        /// Those nodes.
+        nodes: Vec<u64>,
+        /// Whether the group makes them voters by itself once they have caught up; where other steps were asked for with them, it does not.
+        is_promoted_later: bool,
     },
     /// The node has stopped.
     #[error(transparent)]
@@ -154,6 +184,16 @@ pub enum StartError {
     /// The log could not be read.
     #[error("the log cannot be read: {0}")]
     Log(#[from] LogError),
+    /// The log belongs to another node or group.
+    #[error(
+        "the log is that of {theirs}, and this is {ours}: give each node a log of its own, and keep it"
+    )]
+    WrongLog {
+        /// Whose it is.
+        theirs: String,
+        /// Who wanted to start from it.
+        ours: String,
+    },
     /// The stored state contradicts itself.
     #[error(
         "the stored log of group {group} is inconsistent: {reason}; restore the node from a healthy one"

@@ -9,6 +9,7 @@ mod error;
 pub mod forward;
 pub mod inbound;
 pub mod log;
+mod members;
 #[cfg(feature = "metrics")]
 mod metrics;
 #[cfg(feature = "transport")]
@@ -19,11 +20,12 @@ mod shell;
 mod state_machine;
 mod transport;
 
-pub use crate::core::MembershipChange;
+pub use crate::core::{MembershipChange, Peer, RaftReport, Trouble};
 pub use error::{LeaderHint, ProposeError, ReadError, StartError, StopReason};
 #[cfg(feature = "durable")]
 pub use log::{EngineLog, EngineLogOptions};
 pub use log::{LogError, LogStore, MemoryLog};
+pub use members::{Identity, Member, MemberRole, Members};
 #[cfg(feature = "metrics")]
 pub use metrics::{RaftMetrics, Stage};
 #[cfg(feature = "transport")]

@@ -43,8 +43,8 @@ const METHODS: [(MessageClass, &str, Priority); 4] = [
 /// # }
 /// ```
 ///
-/// The transport's `frame_bytes_max` must be larger than [`RaftOptions::message_bytes_max`](crate::RaftOptions::message_bytes_max) and
-/// [`RaftOptions::proposal_bytes_max`](crate::RaftOptions::proposal_bytes_max).
+/// The transport's `frame_bytes_max` must leave room for a frame around [`RaftOptions::message_bytes_max`](crate::RaftOptions::message_bytes_max),
+/// [`RaftOptions::proposal_bytes_max`](crate::RaftOptions::proposal_bytes_max) and a part of a snapshot, or the node does not start. The defaults do.
 #[derive(Clone, Debug, Default)]
 pub struct RaftService {
     shared: Arc<Shared>,
@@ -153,6 +153,10 @@ impl Transport for NetworkTransport {
                 TransportError::QueueFull { .. } => SendError::Full,
                 _ => SendError::Unreachable,
             })
+    }
+
+    fn frame_bytes_max(&self) -> usize {
+        self.transport.payload_bytes_max()
     }
 
     fn stop(&self) {

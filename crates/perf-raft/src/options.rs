@@ -1,6 +1,8 @@
 //! What can be chosen about a node.
 
+use crate::codec::{ENTRY_ROOM_BYTES, SNAPSHOT_ROOM_BYTES};
 use crate::error::StartError;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// Where the state machine runs.
@@ -31,13 +33,13 @@ pub struct RaftOptions {
     pub election_ticks: usize,
     /// The leader sends heartbeats every so many ticks: 2.
     pub heartbeat_ticks: usize,
-    /// Entries of one message to a peer, in bytes: 1 MiB. A single larger entry is sent alone.
+    /// Entries of one message to a peer, in bytes: 960 KiB. A single larger entry is sent alone.
     pub message_bytes_max: usize,
     /// Messages with entries on their way to one peer: 256.
     pub inflight_messages_max: usize,
     /// Proposals that wait, in the queue and in the log: 16 384. Beyond, [`Busy`](crate::ProposeError::Busy).
     pub proposals_max: usize,
-    /// Size of one proposal: 1 MiB.
+    /// Size of one proposal: 960 KiB, so that a message with one fits a transport that takes 1 MiB.
     pub proposal_bytes_max: usize,
     /// Bytes of proposals that are not committed: 64 MiB. Beyond, [`Busy`](crate::ProposeError::Busy).
     pub uncommitted_bytes_max: usize,
@@ -82,10 +84,10 @@ impl Default for RaftOptions {
             tick: Duration::from_millis(50),
             election_ticks: 10,
             heartbeat_ticks: 2,
-            message_bytes_max: MIB,
+            message_bytes_max: 960 * KIB,
             inflight_messages_max: 256,
             proposals_max: 16 * KIB,
-            proposal_bytes_max: MIB,
+            proposal_bytes_max: 960 * KIB,
             uncommitted_bytes_max: 64 * MIB,
             unapplied_entries_max: 64 * KIB as u64,
             reads_max: 64 * KIB,
@@ -117,37 +119,23 @@ impl RaftOptions {
         if self.tick < Duration::from_millis(1) || self.tick > Duration::from_secs(60) {
             return wrong("tick", "must be from 1 ms to 60 s");
         }
-        if self.heartbeat_ticks == 0 || self.election_ticks < 2 * self.heartbeat_ticks {
-            return wrong(
-                "election_ticks",
-                "must be at least twice `heartbeat_ticks`, which must not be 0",
-            );
-        }
         if self.election_ticks > 10_000 {
             return wrong("election_ticks", "must be at most 10 000");
         }
         if self.clock_drift_max_percent >= 50 {
             return wrong("clock_drift_max_percent", "must be below 50");
         }
-        let positive = [
-            ("message_bytes_max", self.message_bytes_max),
-            ("inflight_messages_max", self.inflight_messages_max),
-            ("proposals_max", self.proposals_max),
-            ("proposal_bytes_max", self.proposal_bytes_max),
-            ("reads_max", self.reads_max),
-            ("inbound_messages_max", self.inbound_messages_max),
-            ("snapshot_log_bytes", self.snapshot_log_bytes),
-            ("snapshot_chunk_bytes", self.snapshot_chunk_bytes),
-            ("snapshot_window_chunks", self.snapshot_window_chunks),
-        ];
-        if let Some((option, _)) = positive.iter().find(|(_, value)| *value == 0) {
-            return wrong(option, "must not be 0");
+        for (option, value, range) in self.ranges() {
+            if !range.contains(&value) {
+                let (least, most) = (range.start(), range.end());
+                return wrong(
+                    option,
+                    &format!("is {value}, allowed are {least} to {most}"),
+                );
+            }
         }
-        if self.snapshot_entries == 0 || self.unapplied_entries_max == 0 {
-            return wrong(
-                "snapshot_entries",
-                "and `unapplied_entries_max` must not be 0",
-            );
+        if self.election_ticks < 2 * self.heartbeat_ticks {
+            return wrong("election_ticks", "must be at least twice `heartbeat_ticks`");
         }
         if self.proposal_bytes_max > self.uncommitted_bytes_max {
             return wrong(
@@ -161,18 +149,95 @@ impl RaftOptions {
                 "must be at most `uncommitted_bytes_max`",
             );
         }
+        if self.snapshot_window_chunks > self.inbound_messages_max {
+            return wrong(
+                "snapshot_window_chunks",
+                "must be at most `inbound_messages_max`: a peer would drop what is above it",
+            );
+        }
         if self.snapshot_log_bytes > self.log_bytes_max {
             return wrong("snapshot_log_bytes", "must be at most `log_bytes_max`");
         }
-        // A frame must fit what the pool serves at most, headers included.
-        let frame_bytes = self.proposal_bytes_max.max(self.message_bytes_max);
-        if frame_bytes.max(self.snapshot_chunk_bytes) > 32 * 1024 * 1024 {
-            return wrong(
-                "message_bytes_max",
-                "and `proposal_bytes_max`, `snapshot_chunk_bytes` must be at most 32 MiB",
-            );
-        }
         Ok(())
+    }
+
+    /// Each bound with what is allowed. Nothing that is computed from allowed values overflows, and no list of a fixed size is made that
+    /// takes more than a megabyte.
+    fn ranges(&self) -> [(&'static str, u64, RangeInclusive<u64>); 17] {
+        const COUNT_MOST: u64 = 1 << 24;
+        const BYTES_MOST: u64 = 1 << 40;
+        // What the pool of buffers serves at most, headers included.
+        const FRAME_MOST: u64 = (32 << 20) - SNAPSHOT_ROOM_BYTES as u64;
+        let number = |value: usize| value as u64;
+        [
+            ("heartbeat_ticks", number(self.heartbeat_ticks), 1..=5000),
+            (
+                "message_bytes_max",
+                number(self.message_bytes_max),
+                1..=FRAME_MOST,
+            ),
+            (
+                "inflight_messages_max",
+                number(self.inflight_messages_max),
+                1..=16 * 1024,
+            ),
+            ("proposals_max", number(self.proposals_max), 1..=COUNT_MOST),
+            (
+                "proposal_bytes_max",
+                number(self.proposal_bytes_max),
+                1..=FRAME_MOST,
+            ),
+            (
+                "uncommitted_bytes_max",
+                number(self.uncommitted_bytes_max),
+                1..=BYTES_MOST,
+            ),
+            (
+                "unapplied_entries_max",
+                self.unapplied_entries_max,
+                1..=BYTES_MOST,
+            ),
+            ("reads_max", number(self.reads_max), 1..=COUNT_MOST),
+            (
+                "inbound_messages_max",
+                number(self.inbound_messages_max),
+                1..=COUNT_MOST,
+            ),
+            (
+                "inbound_bytes_max",
+                number(self.inbound_bytes_max),
+                1..=BYTES_MOST,
+            ),
+            ("snapshot_entries", self.snapshot_entries, 1..=BYTES_MOST),
+            (
+                "snapshot_log_bytes",
+                number(self.snapshot_log_bytes),
+                1..=BYTES_MOST,
+            ),
+            ("log_bytes_max", number(self.log_bytes_max), 1..=BYTES_MOST),
+            ("log_entries_kept", self.log_entries_kept, 0..=BYTES_MOST),
+            (
+                "snapshot_bytes_max",
+                number(self.snapshot_bytes_max),
+                1..=BYTES_MOST,
+            ),
+            (
+                "snapshot_chunk_bytes",
+                number(self.snapshot_chunk_bytes),
+                1..=FRAME_MOST,
+            ),
+            (
+                "snapshot_window_chunks",
+                number(self.snapshot_window_chunks),
+                1..=64 * 1024,
+            ),
+        ]
+    }
+
+    /// The longest frame that these options lead to, its headers included.
+    pub(crate) fn frame_bytes_max(&self) -> usize {
+        let entries = self.proposal_bytes_max.max(self.message_bytes_max);
+        (entries + ENTRY_ROOM_BYTES).max(self.snapshot_chunk_bytes + SNAPSHOT_ROOM_BYTES)
     }
 }
 
@@ -184,7 +249,19 @@ mod tests {
     fn the_default_is_sound_and_each_flaw_is_named() {
         assert!(RaftOptions::default().check().is_ok());
         type Flaw = (&'static str, fn(&mut RaftOptions));
-        let flaws: [Flaw; 5] = [
+        let flaws: [Flaw; 9] = [
+            ("inflight_messages_max", |options| {
+                options.inflight_messages_max = 1 << 40
+            }),
+            ("heartbeat_ticks", |options| {
+                options.heartbeat_ticks = usize::MAX
+            }),
+            ("log_bytes_max", |options| {
+                options.log_bytes_max = usize::MAX
+            }),
+            ("unapplied_entries_max", |options| {
+                options.unapplied_entries_max = u64::MAX
+            }),
             ("tick", |options| options.tick = Duration::ZERO),
             ("election_ticks", |options| options.election_ticks = 3),
             ("proposals_max", |options| options.proposals_max = 0),

@@ -73,6 +73,11 @@ pub trait Transport: Send + Sync + 'static {
     /// [`SendError`], which tells Raft to slow down for this peer.
     fn send(&self, message: OutboundMessage) -> Result<(), SendError>;
 
+    /// The longest frame it takes. A node whose options lead to longer ones does not start.
+    fn frame_bytes_max(&self) -> usize {
+        usize::MAX
+    }
+
     /// Whether a frame may leave out its receiver, so that equal appends for several peers are encoded once. A transport
     /// whose frames are relayed by [`Forwarder`](crate::forward::Forwarder) says no.
     fn shares_frames(&self) -> bool {

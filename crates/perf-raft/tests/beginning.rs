@@ -22,6 +22,8 @@ impl Group {
                 group: GroupId(1),
                 options: RaftOptions::default(),
                 seed: 7,
+                incarnation: id,
+                session: id,
             };
             let core = Core::new(config, state.clone()).expect("a sound start");
             (id, core)

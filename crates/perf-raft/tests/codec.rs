@@ -137,7 +137,7 @@ proptest! {
     #[test]
     fn damaged_frames_are_a_message_or_an_error(seed in any::<u64>(), place in any::<prop::sample::Index>(), bit in 0_u8..8, cut in any::<prop::sample::Index>()) {
         let message = message(&mut StdRng::seed_from_u64(seed));
-        let header = FrameHeader { to: 2, from: 1, group: perf_raft::GroupId(3), session: seed, sequence: 9 };
+        let header = FrameHeader { to: 2, from: 1, group: perf_raft::GroupId(3), session: seed, sequence: 9, cluster: seed >> 3, incarnation: seed >> 5 };
         let frame = Frame { header, body: Body::Raft(message) };
         let mut bytes = frame.encode_pooled().expect("it is small").to_vec();
         let at = place.index(bytes.len());
@@ -152,7 +152,7 @@ proptest! {
         let mut random = StdRng::seed_from_u64(seed);
         let mut message = message(&mut random);
         message.to = to;
-        let header = FrameHeader { to, from, group: perf_raft::GroupId(group), session, sequence };
+        let header = FrameHeader { to, from, group: perf_raft::GroupId(group), session, sequence, cluster: session.rotate_left(7), incarnation: to };
         for body in [Body::Raft(message), Body::Ack(ChunkAck { transfer: from, received: to, refused: seed % 2 == 0 })] {
             let frame = Frame { header, body };
             let bytes = frame.encode_pooled().expect("it is small");

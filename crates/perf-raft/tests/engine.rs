@@ -10,7 +10,9 @@ use perf_raft::{EngineLog, EngineLogOptions, GroupId, LogError};
 use proptest::prelude::*;
 use raft::eraftpb::{Entry, HardState};
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
 const GROUP: GroupId = GroupId(9);
@@ -330,6 +332,211 @@ fn a_missing_file_and_a_damaged_snapshot_are_refused() {
         matches!(open(folder.path()), Err(LogError::Corrupted { .. })),
         "file 2 is missing"
     );
+}
+
+/// Small files, purged often.
+fn small_files() -> EngineLogOptions {
+    let mut options = EngineLogOptions::default();
+    (options.file_bytes, options.purge_bytes) = (16 * 1024, 64 * 1024);
+    options
+}
+
+/// Appends so many entries of 2 KiB from `first` on, with a snapshot and a compaction after each 64: more files
+/// than are used again.
+fn fill(log: &mut EngineLog, first: u64, count: u64) -> u64 {
+    for index in (first..).take(usize::try_from(count).expect("small")) {
+        let entry = Entry {
+            index,
+            term: 1,
+            data: Bytes::from(vec![index as u8; 2048]),
+            ..Default::default()
+        };
+        let mut jobs = vec![append(vec![entry])];
+        if index.is_multiple_of(64) {
+            jobs.push(LogJob {
+                group: GROUP,
+                snapshot: Some(snapshot(index, 1)),
+                ..Default::default()
+            });
+            jobs.push(LogJob {
+                group: GROUP,
+                compacted: Some((index - 4, 1)),
+                ..Default::default()
+            });
+        }
+        run_jobs(log, &mut jobs).expect("a sound disk");
+    }
+    first + count
+}
+
+/// What a crash at this moment leaves: the files as they are, without the log's orderly end.
+fn crash_image(folder: &Path) -> TempDir {
+    let image = TempDir::new().expect("a temporary folder");
+    for entry in fs::read_dir(folder).expect("it is there") {
+        let path = entry.expect("readable").path();
+        fs::copy(&path, image.path().join(path.file_name().expect("a file"))).expect("room");
+    }
+    image
+}
+
+fn log_numbers(folder: &Path) -> Vec<u64> {
+    let files = fs::read_dir(folder).expect("it is there");
+    let mut numbers: Vec<u64> = files
+        .filter_map(|entry| {
+            let name = entry.expect("readable").file_name().into_string().ok()?;
+            name.strip_suffix(".raftlog")?.parse().ok()
+        })
+        .collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+#[test]
+fn a_log_that_was_purged_opens_after_a_crash_at_any_moment() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let mut log = EngineLog::open_with(folder.path(), &small_files()).expect("a fresh folder");
+    let (mut next, mut gaps) = (1, 0);
+    for _ in 0..60 {
+        next = fill(&mut log, next, 32);
+        let image = crash_image(folder.path());
+        let numbers = log_numbers(image.path());
+        gaps += usize::from(numbers.windows(2).any(|pair| pair[1] != pair[0] + 1));
+        let state = load(image.path());
+        assert_eq!(state.compacted.0 + state.entries.len() as u64, next - 1);
+        let latest = (next - 1) / 64 * 64;
+        assert_eq!(state.snapshot, (latest > 0).then(|| snapshot(latest, 1)));
+        // A file that counts is missed, purges or not.
+        let image = crash_image(folder.path());
+        let live = log_numbers(image.path());
+        if let [.., lost, last] = live[..]
+            && lost + 1 == last
+        {
+            let name = format!("{lost:016}.raftlog");
+            fs::remove_file(image.path().join(name)).expect("it is there");
+            let opened = open(image.path());
+            assert!(
+                matches!(opened, Err(LogError::Corrupted { .. })),
+                "{live:?}"
+            );
+        }
+    }
+    assert!(gaps > 0, "no purge left a gap: the test proves nothing");
+}
+
+#[test]
+fn a_gap_that_an_older_version_left_is_no_damage() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let mut log = EngineLog::open_with(folder.path(), &small_files()).expect("a fresh folder");
+    let mut next = 1;
+    let image = loop {
+        next = fill(&mut log, next, 32);
+        let image = crash_image(folder.path());
+        let numbers = log_numbers(image.path());
+        if numbers.windows(2).any(|pair| pair[1] != pair[0] + 1) {
+            break image;
+        }
+        assert!(next < 10_000, "no purge left a gap");
+    };
+    fs::remove_file(image.path().join("purged")).expect("it is there");
+    let state = load(image.path());
+    assert_eq!(state.compacted.0 + state.entries.len() as u64, next - 1);
+}
+
+const CHILD_FOLDER: &str = "PERF_RAFT_TEST_LOG_FOLDER";
+
+/// Not a test of its own: the process that the next one kills. Writes until then, and prints the last durable index.
+#[test]
+fn writer_that_is_killed() {
+    let Ok(folder) = std::env::var(CHILD_FOLDER) else {
+        return;
+    };
+    let mut log = EngineLog::open_with(folder, &small_files()).expect("a sound log");
+    let state = log.load(GROUP).expect("a sound log").unwrap_or_default();
+    let mut next = state.compacted.0 + state.entries.len() as u64 + 1;
+    loop {
+        next = fill(&mut log, next, 4);
+        println!("durable {}", next - 1);
+    }
+}
+
+#[test]
+fn a_writer_that_is_killed_again_and_again_loses_nothing() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let (mut durable, mut gaps) = (0, 0);
+    for round in 0..12_u64 {
+        let mut child = Command::new(std::env::current_exe().expect("it runs"))
+            .args(["--exact", "writer_that_is_killed", "--nocapture"])
+            .env(CHILD_FOLDER, folder.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it starts");
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        // Another moment in each round, several purges apart.
+        let written = lines.map_while(Result::ok).filter_map(|line| {
+            let (_, index) = line.split_once("durable ")?;
+            index.parse::<u64>().ok()
+        });
+        let count = 60 + usize::try_from(round * 37 % 50).expect("small");
+        durable = written.take(count).last().unwrap_or(durable);
+        child.kill().expect("it runs");
+        child.wait().expect("it ends");
+        let numbers = log_numbers(folder.path());
+        gaps += usize::from(numbers.windows(2).any(|pair| pair[1] != pair[0] + 1));
+        let state = load(folder.path());
+        let last = state.compacted.0 + state.entries.len() as u64;
+        assert!(last >= durable, "{last} of {durable} after round {round}");
+    }
+    assert!(
+        durable > 1000,
+        "only {durable} entries: the test proves nothing"
+    );
+    assert!(gaps > 0, "no purge left a gap: the test proves nothing");
+}
+
+#[test]
+fn a_log_that_is_opened_often_is_purged_all_the_same() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let mut next = 1;
+    for _ in 0..60 {
+        let mut log = EngineLog::open_with(folder.path(), &small_files()).expect("a sound log");
+        log.load(GROUP).expect("a sound log");
+        next = fill(&mut log, next, 32);
+    }
+    let bytes: u64 = fs::read_dir(folder.path())
+        .expect("it is there")
+        .map(|entry| entry.expect("readable").metadata().expect("a file").len())
+        .sum();
+    assert!(bytes < 1024 * 1024, "{bytes} bytes for 256 KiB of entries");
+}
+
+/// Two saves at one index differ where a state machine iterates a hash map. A crash before the second is recorded leaves the first.
+#[test]
+fn a_second_snapshot_at_the_same_index_leaves_the_first_alone() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let mut log = open(folder.path()).expect("a fresh folder");
+    run_jobs(&mut log, &mut [install(7, 2)]).expect("a sound disk");
+    let mut other = snapshot(7, 2);
+    other.data = Bytes::from_static(b"the same state in another order");
+    log.save_snapshot(GROUP, &other).expect("a sound disk");
+    let image = crash_image(folder.path());
+    assert_eq!(load(image.path()).snapshot, Some(snapshot(7, 2)));
+    let record = LogJob {
+        group: GROUP,
+        snapshot: Some(other.clone()),
+        ..Default::default()
+    };
+    log.write(&[record], true).expect("a sound disk");
+    drop(log);
+    assert_eq!(load(folder.path()).snapshot, Some(other));
+}
+
+#[test]
+fn a_folder_deep_down_is_made() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let deep = folder.path().join("a/b/c/d");
+    drop(open(&deep).expect("a fresh folder"));
+    assert!(deep.is_dir());
 }
 
 #[test]

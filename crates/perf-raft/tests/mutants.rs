@@ -11,6 +11,12 @@ use std::sync::Mutex;
 
 const SEEDS: u64 = 200;
 
+/// `PERF_MUTANT_SEEDS` takes its place, to see how far a fault is.
+fn seeds() -> u64 {
+    let chosen = std::env::var("PERF_MUTANT_SEEDS").ok();
+    chosen.and_then(|seeds| seeds.parse().ok()).unwrap_or(SEEDS)
+}
+
 /// The switch is the process's: one mutant at a time.
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -20,14 +26,14 @@ fn is_caught(mutant: &'static str) {
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     perf_raft::__mutants::set(Some(mutant));
-    let found = (0..SEEDS).find_map(|seed| match catch_unwind(|| world::run(seed)) {
+    let found = (0..seeds()).find_map(|seed| match catch_unwind(|| world::run(seed)) {
         Ok(Ok(_)) => None,
         Ok(Err(violation)) => Some((seed, violation)),
         Err(_) => Some((seed, "a panic".to_owned())),
     });
     perf_raft::__mutants::set(None);
     let (seed, violation) =
-        found.unwrap_or_else(|| panic!("{mutant}: not found within {SEEDS} seeds"));
+        found.unwrap_or_else(|| panic!("{mutant}: not found within {} seeds", seeds()));
     println!("{mutant}: seed {seed}: {violation}");
 }
 
@@ -64,6 +70,36 @@ fn a_snapshot_recorded_before_its_data_is_durable_is_found() {
 #[test]
 fn a_commit_that_is_not_kept_for_the_next_write_is_found() {
     is_caught("commit_forgotten");
+}
+
+#[test]
+fn a_log_that_is_cut_above_what_raft_has_applied_is_found() {
+    is_caught("compact_above_applied");
+}
+
+#[test]
+fn a_late_rejection_that_takes_a_peer_back_is_found() {
+    is_caught("late_rejection");
+}
+
+#[test]
+fn a_session_that_two_starts_share_is_found() {
+    is_caught("session_of_seed");
+}
+
+#[test]
+fn a_lease_that_held_before_the_read_was_asked_for_is_found() {
+    is_caught("lease_of_an_earlier_time");
+}
+
+#[test]
+fn votes_of_a_node_that_lost_its_disk_are_found() {
+    is_caught("old_incarnation_counts");
+}
+
+#[test]
+fn a_group_that_is_formed_by_a_quorum_alone_is_found() {
+    is_caught("formed_by_a_quorum");
 }
 
 /// No fault: appends of more than two entries are sent as several, as long ones are in production. The group must not notice.

@@ -49,6 +49,15 @@ fn groups_stay_sound_in_a_bad_world() {
             ("membership changes", sum.memberships),
             ("transfers", sum.transfers),
             ("leaders", sum.leaders),
+            ("proposals in batches", sum.batched),
+            ("refused sends", sum.sends_refused),
+            ("failed snapshots", sum.snapshots_failed),
+            ("late reports of the state machine", sum.late_reports),
+            ("appends refused", sum.appends_refused),
+            ("answers at a bound", sum.busy),
+            ("replaced disks", 2 * sum.disks_replaced),
+            ("nodes taken in again", 2 * sum.taken_in),
+            ("answers of strangers", sum.strangers),
         ] {
             assert!(count >= seeds / 4, "{what}: only {count} in {seeds} seeds");
         }
@@ -77,4 +86,14 @@ fn add(sum: &mut world::Coverage, one: world::Coverage) {
     sum.transfers += one.transfers;
     sum.leaders += one.leaders;
     sum.duplicates += one.duplicates;
+    sum.batches += one.batches;
+    sum.batched += one.batched;
+    sum.sends_refused += one.sends_refused;
+    sum.snapshots_failed += one.snapshots_failed;
+    sum.late_reports += one.late_reports;
+    sum.appends_refused += one.appends_refused;
+    sum.busy += one.busy;
+    sum.disks_replaced += one.disks_replaced;
+    sum.taken_in += one.taken_in;
+    sum.strangers += one.strangers;
 }

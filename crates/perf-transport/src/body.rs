@@ -9,10 +9,12 @@ use crate::shell::serve::Waiting;
 use bytes::{Bytes, BytesMut};
 use std::fmt;
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-/// A body as it arrives, for a streamed handler.
+/// A body as it arrives, for a streamed handler: also a `futures` stream of its chunks, which ends behind an error.
 ///
 /// Unread chunks are bounded by the window, [`Config::stream_window_bytes`](crate::Config::stream_window_bytes): a sender waits for its reader. Dropping
 /// it tells the sender to stop.
@@ -97,6 +99,17 @@ impl Body {
     }
 }
 
+impl futures_core::Stream for Body {
+    type Item = Result<Bytes, TransportError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        Body::poll_next(&mut self, cx)
+    }
+}
+
 impl Drop for Body {
     fn drop(&mut self) {
         if !self.ended {
@@ -129,7 +142,6 @@ pub struct BodySender {
     pub(crate) lane: Lane,
     pub(crate) call: Option<Call>,
     pub(crate) sent_bytes: u64,
-    pub(crate) chunk_bytes_max: usize,
 }
 
 impl BodySender {
@@ -140,7 +152,8 @@ impl BodySender {
     /// [`TransportError::BodyBroken`] if the receiver wants no more or the connection was lost. [`finish`](Self::finish) says why.
     pub async fn send(&mut self, mut part: Bytes) -> Result<(), TransportError> {
         while !part.is_empty() {
-            let wanted = part.len().min(self.chunk_bytes_max).min(CHUNK_BYTES_MAX);
+            let bytes_max = self.conn.frame_bytes_max.load(Ordering::Relaxed) as usize;
+            let wanted = part.len().min(bytes_max).min(CHUNK_BYTES_MAX);
             let taken = poll_fn(|cx| self.window.poll_take(wanted as u64, cx)).await;
             let Some(taken) = taken else {
                 return Err(self.broken());

@@ -52,7 +52,7 @@ impl Future for Call {
                 Poll::Ready(outcome) => outcome,
                 Poll::Pending => return Poll::Pending,
             };
-            let outcome = outcome.map_err(|fault| TransportError::from_fault(fault, conn.peer));
+            let outcome = outcome.map_err(|fault| conn.error(fault));
             self.state = State::Done;
             return Poll::Ready(outcome);
         }

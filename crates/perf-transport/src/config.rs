@@ -43,6 +43,10 @@ pub struct Config {
     pub handlers_max: usize,
     /// Bytes that requests with spawned handlers may hold for one connection before it is not read any further.
     pub handler_bytes_max: usize,
+    /// Requests of one method with a spawned handler that may run at once for one connection, where [`Router::with_limit`](crate::Router::with_limit) does not
+    /// say. Further ones wait without holding up other methods, as many as `calls_max` and `handler_bytes_max` allow; beyond that requests are
+    /// answered `Busy`. 768: three quarters of `handlers_max`, so that a method that hangs leaves room for the others.
+    pub handlers_per_method_max: usize,
     /// Bytes of a streamed body that may be under way or unread. 1 MiB: a round trip of 8 ms at 1 Gbit/s.
     pub stream_window_bytes: u32,
     /// Streamed bodies that may be open on one connection. 8; with the window this is the reassembly budget of a connection, 8 MiB.
@@ -60,6 +64,9 @@ pub struct Config {
     /// After so long without a frame received, or without progress in writing to a peer that does not say that it is busy, the connection is cut
     /// and reported. 2 s: three lost pings.
     pub heartbeat_timeout: Duration,
+    /// How long a peer may say that it is busy while it takes nothing of what waits to be written to it, before the connection is cut and
+    /// reported. 60 s: a node that is busy for longer is of no use to its callers, and a peer that only says so holds this node's memory.
+    pub busy_timeout: Duration,
     /// Least and most time between attempts to dial a peer that cannot be reached. 50 ms to 2 s, with jitter.
     pub backoff: (Duration, Duration),
     /// A connection without messages for so long is closed; the next message dials anew. 5 min.
@@ -68,8 +75,16 @@ pub struct Config {
     pub tick: Duration,
     /// Connections that are accepted at once, handshakes included, and those that have ended while their handlers run. 1024. Further ones are closed.
     pub inbound_max: usize,
-    /// Connections that are in their handshake at once. 64. Further ones wait to be accepted.
+    /// Connections that are in their handshake at once. 64. When there are more, the oldest one that has said nothing makes room, of the source that has
+    /// most of them; where all have begun to speak, newcomers wait.
     pub handshakes_max: usize,
+    /// Connections that are accepted at once from one node, and those that have ended while their handlers run. 16: two, and those that are lost and not yet
+    /// known to be. Further ones are refused, and one node cannot have all of `inbound_max`.
+    pub inbound_per_node_max: usize,
+    /// Whether only nodes are let in that have been made known with `add_peer`. Off: clients need not be known.
+    pub known_peers_only: bool,
+    /// Whether a connection ends when the peer's certificate expires. Off: a connection lasts, and the next one is refused.
+    pub expiry_ends_connections: bool,
     /// Whether frames have a CRC-32 where the connection is not encrypted (TLS always has its own proof). Must be the same on both sides. Off: it costs
     /// 20 ns for a small frame and half of the throughput of bulk on loopback. Turn it on where the network is not trusted to keep bytes as they
     /// are: TCP's own 16 bits let one error in some ten thousand through.
@@ -92,6 +107,7 @@ impl Default for Config {
             read_bytes: (16 << 10, 256 << 10),
             handlers_max: 1024,
             handler_bytes_max: 16 << 20,
+            handlers_per_method_max: 768,
             stream_window_bytes: 1 << 20,
             streams_max: 8,
             call_timeout: Duration::from_secs(5),
@@ -100,11 +116,15 @@ impl Default for Config {
             handshake_timeout: Duration::from_secs(1),
             heartbeat_interval: Duration::from_millis(500),
             heartbeat_timeout: Duration::from_secs(2),
+            busy_timeout: Duration::from_secs(60),
             backoff: (Duration::from_millis(50), Duration::from_secs(2)),
             idle_timeout: Duration::from_secs(300),
             tick: Duration::from_millis(10),
             inbound_max: 1024,
             handshakes_max: 64,
+            inbound_per_node_max: 16,
+            known_peers_only: false,
+            expiry_ends_connections: false,
             checksum: false,
             nodelay: true,
             bulk_send_buffer_bytes: None,
@@ -147,6 +167,10 @@ impl Config {
                     .to_owned(),
             );
         }
+        if self.handlers_per_method_max == 0 || self.inbound_per_node_max == 0 {
+            let wanted = "handlers_per_method_max and inbound_per_node_max must be at least 1";
+            return wrong(wanted.to_owned());
+        }
         if self.handlers_max == 0 || self.inbound_max == 0 || self.handshakes_max == 0 {
             return wrong(
                 "handlers_max, inbound_max and handshakes_max must be at least 1".to_owned(),
@@ -171,6 +195,9 @@ impl Config {
         }
         if self.heartbeat_timeout < self.heartbeat_interval * 2 {
             return wrong("heartbeat_timeout must be at least twice heartbeat_interval".to_owned());
+        }
+        if self.busy_timeout < self.heartbeat_timeout {
+            return wrong("busy_timeout must not be less than heartbeat_timeout".to_owned());
         }
         if self.backoff.1 < self.backoff.0 {
             return wrong("the second time of backoff must not be less than the first".to_owned());
@@ -204,6 +231,7 @@ impl Config {
         LivenessLimits {
             interval_ms: millis(self.heartbeat_interval),
             timeout_ms: millis(self.heartbeat_timeout),
+            busy_timeout_ms: millis(self.busy_timeout),
         }
     }
 }

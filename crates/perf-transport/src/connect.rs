@@ -2,9 +2,12 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::task::JoinSet;
 
 /// A boxed future.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -19,6 +22,12 @@ pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin + 'static {
     ///
     /// The default shares the stream under a lock; override it where the stream can do better.
     fn into_halves(self: Box<Self>) -> (BoxRead, BoxWrite);
+
+    /// The node at the other end, where the stream itself has proven it: a QUIC connection with certificates, or the credentials of a unix
+    /// socket's peer. A connection whose handshake says another id is refused, on both sides.
+    fn authenticated_node(&self) -> Option<u64> {
+        None
+    }
 }
 
 impl ByteStream for TcpStream {
@@ -74,27 +83,69 @@ impl Connector for TcpConnector {
         options: StreamOptions,
     ) -> BoxFuture<'a, io::Result<Box<dyn ByteStream>>> {
         Box::pin(async move {
-            let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-            for address in tokio::net::lookup_host(address).await? {
-                let socket = if address.is_ipv4() {
-                    TcpSocket::new_v4()?
-                } else {
-                    TcpSocket::new_v6()?
-                };
-                if let Some(bytes) = options.send_buffer_bytes {
-                    socket.set_send_buffer_size(bytes)?;
-                }
-                match socket.connect(address).await {
-                    Ok(stream) => {
-                        stream.set_nodelay(options.nodelay)?;
-                        return Ok(Box::new(stream) as Box<dyn ByteStream>);
-                    }
-                    Err(error) => last = error,
-                }
-            }
-            Err(last)
+            let addresses = tokio::net::lookup_host(address).await?;
+            let stream = first_of(by_turns(addresses), options).await?;
+            Ok(Box::new(stream) as Box<dyn ByteStream>)
         })
     }
+}
+
+/// Attempts that are made for one name, at most.
+const ADDRESSES_MAX: usize = 16;
+/// How long the first address has before the next one is tried beside it: RFC 8305 allows 100 ms at least.
+const NEXT_ADDRESS: Duration = Duration::from_millis(100);
+
+/// The two families by turns, as the resolver has ordered them.
+fn by_turns(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
+    let addresses: Vec<_> = addresses.collect();
+    let is_first = |address: &SocketAddr| address.is_ipv4() == addresses[0].is_ipv4();
+    let (first, second): (Vec<_>, Vec<_>) = addresses.iter().partition(|one| is_first(one));
+    let mut second = second.into_iter();
+    let turns = first.into_iter().flat_map(|one| [Some(one), second.next()]);
+    let mut turns: Vec<SocketAddr> = turns.flatten().collect();
+    turns.extend(second);
+    turns.truncate(ADDRESSES_MAX);
+    turns
+}
+
+/// Connects to the first address that answers. Each has a start before the next, and none waits for another one to fail.
+async fn first_of(addresses: Vec<SocketAddr>, options: StreamOptions) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let mut attempts = JoinSet::new();
+    let mut addresses = addresses.into_iter();
+    loop {
+        match addresses.next() {
+            Some(address) => {
+                attempts.spawn(connect_to(address, options));
+            }
+            None if attempts.is_empty() => return Err(last),
+            None => {}
+        }
+        let is_last = addresses.len() == 0;
+        let ended = tokio::select! {
+            ended = attempts.join_next() => ended,
+            () = tokio::time::sleep(NEXT_ADDRESS), if !is_last => continue,
+        };
+        match ended {
+            Some(Ok(Ok(stream))) => return Ok(stream),
+            Some(Ok(Err(error))) => last = error,
+            Some(Err(_)) | None => {}
+        }
+    }
+}
+
+async fn connect_to(address: SocketAddr, options: StreamOptions) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    if let Some(bytes) = options.send_buffer_bytes {
+        socket.set_send_buffer_size(bytes)?;
+    }
+    let stream = socket.connect(address).await?;
+    stream.set_nodelay(options.nodelay)?;
+    Ok(stream)
 }
 
 impl Listener for TcpListener {
@@ -109,5 +160,56 @@ impl Listener for TcpListener {
     fn address(&self) -> String {
         self.local_addr()
             .map_or_else(|_| String::new(), |address| address.to_string())
+    }
+}
+
+#[cfg(all(test, not(perf_loom)))]
+mod tests {
+    use super::*;
+
+    const OPTIONS: StreamOptions = StreamOptions {
+        nodelay: true,
+        send_buffer_bytes: None,
+    };
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().expect("an address")
+    }
+
+    #[test]
+    fn the_families_take_turns() {
+        let [a, b, c] = ["[::1]:1", "[::2]:1", "[::3]:1"].map(address);
+        let x = address("10.0.0.1:1");
+        assert_eq!(by_turns([a, b, c, x].into_iter()), [a, x, b, c]);
+        assert_eq!(by_turns([x, a, b].into_iter()), [x, a, b]);
+        assert_eq!(by_turns([].into_iter()), []);
+    }
+
+    /// The first addresses take no connection and refuse none, as a host that is gone does.
+    #[tokio::test]
+    async fn addresses_that_are_dead_do_not_keep_from_one_that_lives() {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind(address("127.0.0.1:0")).expect("loopback");
+        let full = socket.listen(1).expect("loopback");
+        let dead = full.local_addr().expect("bound");
+        let mut filling = JoinSet::new();
+        for _ in 0..8 {
+            filling.spawn(TcpStream::connect(dead));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let alive = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+        let good = alive.local_addr().expect("bound");
+        let refused = address("127.0.0.1:1");
+        let addresses = vec![dead, refused, dead, good];
+        let connected = tokio::time::timeout(Duration::from_secs(1), first_of(addresses, OPTIONS));
+        let stream = connected.await.expect("within the time to dial");
+        assert_eq!(
+            stream.expect("it listens").peer_addr().expect("connected"),
+            good
+        );
+        let error = first_of(vec![refused], OPTIONS)
+            .await
+            .expect_err("it is refused");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 }

@@ -5,6 +5,7 @@ use crate::proto::{Fault, HandshakeError};
 use bytes::Bytes;
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 /// Why a message was not sent, or a call has no reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub enum TransportError {
         peer: u64,
         /// When the next attempt to dial is made at the earliest.
         retry_in_ms: u64,
+        /// Why the last attempt failed, if there was one: also the error's `source`.
+        cause: Option<Arc<TransportError>>,
     },
     /// The peer is shutting down. Nothing was sent.
     PeerDraining {
@@ -107,13 +110,22 @@ pub enum TransportError {
 
 impl TransportError {
     #[cold]
-    pub(crate) fn from_fault(fault: Fault, peer: u64) -> Self {
+    pub(crate) fn from_fault(
+        fault: Fault,
+        peer: u64,
+        cause: impl FnOnce() -> Option<Arc<Self>>,
+    ) -> Self {
         match fault {
             Fault::Timeout => Self::Timeout { peer },
             Fault::Disconnected => Self::Disconnected { peer },
             Fault::Unreachable => Self::Unreachable {
                 peer,
                 retry_in_ms: 0,
+                cause: cause(),
+            },
+            Fault::TooLarge { bytes, bytes_max } => Self::TooLarge {
+                bytes: bytes as usize,
+                bytes_max: bytes_max as usize,
             },
             Fault::Rejected { code, text } => Self::PeerRejected {
                 peer,
@@ -159,7 +171,9 @@ impl fmt::Display for TransportError {
                 f,
                 "the connection to node {peer} was lost; it may or may not have handled the message"
             ),
-            Self::Unreachable { peer, retry_in_ms } => write!(
+            Self::Unreachable {
+                peer, retry_in_ms, ..
+            } => write!(
                 f,
                 "node {peer} cannot be reached, the next attempt is in {retry_in_ms} ms"
             ),
@@ -188,7 +202,17 @@ impl fmt::Display for TransportError {
     }
 }
 
-impl std::error::Error for TransportError {}
+impl std::error::Error for TransportError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Unreachable {
+                cause: Some(cause), ..
+            } => Some(cause.as_ref()),
+            Self::Handshake { error, .. } => Some(error),
+            _ => None,
+        }
+    }
+}
 
 /// A message that was not sent, with the reason: the caller has it back.
 #[derive(Clone, Debug)]

@@ -1,8 +1,9 @@
 //! What happens to connections, for whoever wants to know.
 
 use crate::error::TransportError;
-use crate::proto::{ConnectionClass, FrameError};
+use crate::proto::{ConnectionClass, FrameError, HandshakeError};
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use tokio::sync::broadcast;
 
@@ -26,6 +27,8 @@ pub enum CloseReason {
     PeerDrained,
     /// The peer was removed, or this transport shuts down.
     Closed,
+    /// The peer's certificate is not accepted any more: it has expired, was revoked, or its authority is believed no longer.
+    Certificate(HandshakeError),
 }
 
 impl fmt::Display for CloseReason {
@@ -39,6 +42,7 @@ impl fmt::Display for CloseReason {
             Self::Idle => f.write_str("no messages for the idle timeout"),
             Self::PeerDrained => f.write_str("the peer shuts down"),
             Self::Closed => f.write_str("closed by this node"),
+            Self::Certificate(error) => error.fmt(f),
         }
     }
 }
@@ -84,6 +88,24 @@ pub enum PeerEvent {
     },
     /// A connection from a peer was accepted.
     Accepted {
+        /// The peer.
+        peer: u64,
+        /// Which of its connections.
+        class: ConnectionClass,
+        /// Where it came from, as the listener put it.
+        from: String,
+        /// Whether the peer has been made known with `add_peer`.
+        is_known: bool,
+    },
+    /// A node was accepted while another process with the same id is connected: it was restarted, or two nodes have the same id.
+    Duplicate {
+        /// The peer.
+        peer: u64,
+        /// Where the new connection came from.
+        from: String,
+    },
+    /// A peer says that it has too much to do to read: a method of it hangs, or it is overloaded. Said once, until it reads again.
+    PeerBusy {
         /// The peer.
         peer: u64,
         /// Which of its connections.
@@ -142,7 +164,8 @@ impl Events {
 
     pub(crate) fn report(&self, event: PeerEvent) {
         if let Some(callback) = &self.callback {
-            callback(&event);
+            // A callback that panics must not end the task where something happened.
+            let _ = catch_unwind(AssertUnwindSafe(|| callback(&event)));
         }
         // Nobody may be subscribed.
         let _ = self.sender.send(event);

@@ -6,6 +6,7 @@
 #![cfg_attr(feature = "document-features", doc = document_features::document_features!())]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+mod accept;
 mod batch;
 mod body;
 mod call;
@@ -33,6 +34,7 @@ mod stats;
 mod tls;
 mod transport;
 
+pub use accept::Arrival;
 pub use batch::Batch;
 pub use body::{Body, BodySender};
 pub use call::Call;
@@ -46,11 +48,11 @@ pub use event::{CloseReason, PeerEvent};
 pub use message::{Message, MessageRef, Origin, Reply};
 pub use payload::Payload;
 pub use priority::Priority;
-pub use proto::ConnectionClass;
+pub use proto::{CertificateFault, ConnectionClass, HandshakeError};
 pub use remote::RemoteMethod;
 pub use router::Router;
 pub use security::Security;
-pub use stats::{LinkStats, PeerStats, Stats};
+pub use stats::{ConnectionStatus, LinkStats, PeerStats, Stats};
 #[cfg(feature = "tls")]
 pub use tls::{TlsIdentity, node_name};
 pub use transport::{Broadcast, Builder, Transport};

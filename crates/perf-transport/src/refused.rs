@@ -1,6 +1,7 @@
 //! Why a message cannot go now, as the hot path says it.
 
 use crate::error::TransportError;
+use std::sync::Arc;
 
 /// Two registers wide: a [`TransportError`] has room for text, and is copied on its way up even where there is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,13 +15,15 @@ pub(crate) enum Refused {
 }
 
 /// What is known of a message that was refused.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Attempt {
     pub(crate) peer: u64,
     /// Of the payload.
     pub(crate) bytes: usize,
     /// By configuration.
     pub(crate) calls_max: usize,
+    /// Why the peer was not reached, if it was not.
+    pub(crate) cause: Option<Arc<TransportError>>,
 }
 
 impl Refused {
@@ -30,6 +33,7 @@ impl Refused {
             peer,
             bytes,
             calls_max,
+            cause,
         } = attempt;
         match self {
             Self::ShuttingDown => TransportError::ShuttingDown,
@@ -40,7 +44,11 @@ impl Refused {
                 bytes,
                 bytes_max: bytes_max as usize,
             },
-            Self::Unreachable { retry_in_ms } => TransportError::Unreachable { peer, retry_in_ms },
+            Self::Unreachable { retry_in_ms } => TransportError::Unreachable {
+                peer,
+                retry_in_ms,
+                cause,
+            },
         }
     }
 }

@@ -87,11 +87,18 @@ impl RemoteMethod {
         self
     }
 
-    /// Whether the peer takes a payload of this length, as far as is known.
-    pub(crate) fn check_length(&self, bytes: usize) -> Result<(), TransportError> {
+    /// The most bytes of one message's payload that this node sends to this peer: the smaller of both nodes' `frame_bytes_max`. Before the
+    /// first connection only this node's own bound is known.
+    #[must_use]
+    pub fn payload_bytes_max(&self) -> usize {
         let priority = self.priority.unwrap_or(self.route.name.priority);
         let link = self.route.peer.link(priority.class());
-        let bytes_max = link.frame_bytes_max.load(Ordering::Relaxed) as usize;
+        link.conn.frame_bytes_max.load(Ordering::Relaxed) as usize
+    }
+
+    /// Whether the peer takes a payload of this length, as far as is known.
+    pub(crate) fn check_length(&self, bytes: usize) -> Result<(), TransportError> {
+        let bytes_max = self.payload_bytes_max();
         if bytes > bytes_max {
             return Err(TransportError::TooLarge { bytes, bytes_max });
         }

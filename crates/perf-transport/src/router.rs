@@ -66,6 +66,7 @@ pub struct Router {
     handlers: HashMap<MethodName, Handler>,
     priorities: HashMap<MethodName, Priority>,
     cancellable: HashSet<MethodName>,
+    limits: HashMap<MethodName, usize>,
     fallback: Option<Handler>,
 }
 
@@ -203,6 +204,24 @@ impl Router {
     pub fn with_cancellation(mut self, service: &str, method: &str) -> Self {
         self.cancellable.extend(MethodName::new(service, method));
         self
+    }
+
+    /// Sets how many requests of a method, or with `*` of each method of a service, may run in spawned or streamed handlers at once for one
+    /// connection, in the place of [`Config::handlers_per_method_max`](crate::Config::handlers_per_method_max). 0 counts as 1.
+    ///
+    /// Further requests with spawned handlers wait, and do not hold up other methods. More than may wait are answered
+    /// [`Busy`](crate::RejectionCode::Busy), as requests with a body are at once.
+    #[must_use]
+    pub fn with_limit(mut self, service: &str, method: &str, handlers_max: usize) -> Self {
+        if let Some(name) = MethodName::new(service, method) {
+            self.limits.insert(name, handlers_max.max(1));
+        }
+        self
+    }
+
+    pub(crate) fn limit(&self, name: &MethodName) -> Option<usize> {
+        self.find(&self.limits, name.service(), name.method())
+            .copied()
     }
 
     pub(crate) fn is_cancellable(&self, name: &MethodName) -> bool {

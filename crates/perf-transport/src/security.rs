@@ -1,5 +1,6 @@
 //! Who may connect.
 
+use crate::error::TransportError;
 use std::fmt;
 
 /// Who may connect, and who is believed. There is no default.
@@ -14,6 +15,16 @@ pub enum Security {
 }
 
 impl Security {
+    /// Whether other nodes would take this for `node` of `cluster`.
+    #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
+    pub(crate) fn check(&self, node: u64, cluster: &str) -> Result<(), TransportError> {
+        match self {
+            #[cfg(feature = "tls")]
+            Self::MutualTls(identity) => identity.check(node, cluster),
+            Self::InsecurePlaintext => Ok(()),
+        }
+    }
+
     pub(crate) fn is_plain(&self) -> bool {
         matches!(self, Self::InsecurePlaintext)
     }

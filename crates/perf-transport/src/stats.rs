@@ -1,7 +1,10 @@
 //! What a transport has done and has waiting.
 
+use crate::error::TransportError;
+use crate::proto::ConnectionClass;
 use crate::shell::conn::Conn;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 /// One connection to a peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,6 +30,8 @@ pub struct LinkStats {
     pub bytes_sent: u64,
     /// Writes that took them: `messages_sent / writes` is how well they were batched.
     pub writes: u64,
+    /// How often the peer has said on this connection that it has too much to do to read.
+    pub peer_busy: u64,
     /// Frames received.
     pub frames_received: u64,
     /// Bytes received, after decryption.
@@ -41,6 +46,36 @@ pub struct PeerStats {
     pub control: LinkStats,
     /// For Normal and Low.
     pub bulk: LinkStats,
+}
+
+/// A connection that there is, or that a known peer had last: what an operator asks for first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConnectionStatus {
+    /// The node at the other end.
+    pub peer: u64,
+    /// Which of its connections.
+    pub class: ConnectionClass,
+    /// Whether this node dialled it.
+    pub is_dialled: bool,
+    /// Whether it is established.
+    pub is_up: bool,
+    /// Where the other end is: as it was dialled, or as the listener put it.
+    pub address: String,
+    /// The number that the peer's process chose when it started, if there was a connection.
+    pub incarnation: Option<u64>,
+    /// When the peer's certificate expires, where there is TLS.
+    pub certificate_expires_at: Option<SystemTime>,
+    /// Calls of this node that are in flight.
+    pub calls_in_flight: usize,
+    /// Handlers of this node that run for the peer, in tasks of their own.
+    pub handlers: usize,
+    /// Bytes that wait to be written.
+    pub queued_bytes: usize,
+    /// How often the peer has said that it has too much to do to read.
+    pub peer_busy: u64,
+    /// Why it was not possible to connect when that was last tried in vain.
+    pub last_error: Option<TransportError>,
 }
 
 /// A whole transport.

@@ -1,5 +1,6 @@
 //! A node's transport: peers, calls, and what is accepted.
 
+use crate::accept::{Arrival, MaybeHook};
 use crate::batch::Outgoing;
 use crate::body::BodySender;
 use crate::call::Call;
@@ -12,7 +13,10 @@ use crate::message::Message;
 use crate::names::NameTable;
 use crate::payload::Payload;
 use crate::priority::Priority;
-use crate::proto::{CallKey, Header, Kind, Lane, LaneLimits, Local, NotQueued, TimeLimit, Waiter};
+use crate::proto::{
+    CallKey, ConnectionClass, HandshakeError, Header, Kind, Lane, LaneLimits, Local, NotQueued,
+    TimeLimit, Waiter,
+};
 use crate::refused::{Attempt, Refused};
 use crate::remote::RemoteMethod;
 use crate::route::{self, Address, Era, Route};
@@ -22,20 +26,22 @@ use crate::shell::conn::{Conn, DIRECT_CALLS_MAX};
 use crate::shell::link::{Link, Peer};
 use crate::shell::serve::Waiting;
 use crate::shell::{accept, ticker};
-use crate::stats::{Counts, LinkStats, PeerStats, Stats};
+use crate::stats::{ConnectionStatus, Counts, LinkStats, PeerStats, Stats};
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use perf_atomics::Membership;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::future::poll_fn;
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, watch};
+#[cfg(feature = "tls")]
+use {crate::proto::CertificateFault, crate::shell::conn::Info};
 
 /// Transports that were started in this process.
 static TRANSPORTS: AtomicU64 = AtomicU64::new(0);
@@ -45,6 +51,8 @@ static TRANSPORTS: AtomicU64 = AtomicU64::new(0);
 struct Inbound {
     /// Not open yet.
     handshakes: usize,
+    /// Those of them that have said which node they are.
+    arriving: HashMap<u64, usize>,
     open: HashMap<u64, Arc<Conn>>,
     /// Over, with handlers that may still run.
     ended: HashMap<u64, Arc<Conn>>,
@@ -56,8 +64,12 @@ pub(crate) struct Inner {
     number: u64,
     pub(crate) config: Config,
     pub(crate) local: Local,
-    #[cfg_attr(not(feature = "tls"), allow(dead_code))]
-    pub(crate) security: Security,
+    security: RwLock<Security>,
+    pub(crate) hook: MaybeHook,
+    /// Hosts from which peers have come that were let in.
+    sources: Mutex<HashSet<String>>,
+    /// Tasks of connections, and the one that accepts.
+    tasks: AtomicUsize,
     pub(crate) router: Arc<Router>,
     pub(crate) connector: Arc<dyn Connector>,
     pub(crate) events: Events,
@@ -77,13 +89,57 @@ pub(crate) struct Inner {
 }
 
 /// A connection from a peer that is not open yet.
-pub(crate) struct Handshaking(Arc<Inner>);
+pub(crate) struct Handshaking {
+    inner: Arc<Inner>,
+    node: Option<u64>,
+}
+
+impl Handshaking {
+    /// It is this node's: within the bound on the connections of one.
+    pub(crate) fn is_of(&mut self, node: u64) -> Result<(), HandshakeError> {
+        let connections_max = self.inner.config.inbound_per_node_max;
+        let mut inbound = self.inner.inbound.lock();
+        let conns = inbound.open.values().chain(inbound.ended.values());
+        let known = conns.filter(|conn| conn.peer == node).count();
+        let arriving = inbound.arriving.entry(node).or_insert(0);
+        if known + *arriving >= connections_max {
+            return Err(HandshakeError::TooManyConnections {
+                node,
+                connections_max,
+            });
+        }
+        *arriving += 1;
+        self.node = Some(node);
+        Ok(())
+    }
+}
 
 impl Drop for Handshaking {
     fn drop(&mut self) {
-        self.0.inbound.lock().handshakes -= 1;
+        let mut inbound = self.inner.inbound.lock();
+        inbound.handshakes -= 1;
+        if let Some(node) = self.node
+            && let Some(arriving) = inbound.arriving.get_mut(&node)
+        {
+            *arriving -= 1;
+        }
+        inbound.arriving.retain(|_, arriving| *arriving > 0);
     }
 }
+
+/// A task that `drain` waits for.
+pub(crate) struct Alive(Arc<Inner>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.tasks.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Hosts that are remembered, at most: the first that came.
+const SOURCES_MAX: usize = 4096;
+/// How long `drain` waits for the tasks to end after all is closed.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 impl Inner {
     /// Begins a handshake; `None` if no new connections are taken.
@@ -94,7 +150,49 @@ impl Inner {
             return None;
         }
         inbound.handshakes += 1;
-        Some(Handshaking(Arc::clone(self)))
+        Some(Handshaking {
+            inner: Arc::clone(self),
+            node: None,
+        })
+    }
+
+    pub(crate) fn alive(self: &Arc<Self>) -> Alive {
+        self.tasks.fetch_add(1, Ordering::SeqCst);
+        Alive(Arc::clone(self))
+    }
+
+    #[cfg_attr(not(feature = "tls"), allow(dead_code))]
+    pub(crate) fn security(&self) -> Security {
+        self.security.read().clone()
+    }
+
+    /// Whether a node has been made known.
+    pub(crate) fn is_known(&self, node: u64) -> bool {
+        self.peers.get(&node).is_some()
+    }
+
+    /// Whether a host is one of a peer's: by its address, or since one has come from there.
+    pub(crate) fn is_known_source(&self, source: &str) -> bool {
+        let is_of = |peer: &Arc<Peer>| accept::source_of(&peer.address.lock()) == source;
+        self.sources.lock().contains(source) || self.all.lock().iter().any(is_of)
+    }
+
+    pub(crate) fn remember_source(&self, source: &str) {
+        let mut sources = self.sources.lock();
+        if sources.len() < SOURCES_MAX && !sources.contains(source) {
+            sources.insert(source.to_owned());
+        }
+    }
+
+    /// Whether another process with this node id is connected.
+    pub(crate) fn has_other_process(&self, node: u64, incarnation: u64) -> bool {
+        let inbound = self.inbound.lock();
+        let mut of_node = inbound.open.values().filter(|conn| conn.peer == node);
+        of_node.any(|conn| {
+            let info = conn.info.lock();
+            info.as_ref()
+                .is_some_and(|info| info.incarnation != incarnation)
+        })
     }
 
     #[inline]
@@ -150,6 +248,34 @@ impl Inner {
     /// Its handlers have ended too.
     pub(crate) fn forget_inbound(&self, number: u64) {
         self.inbound.lock().ended.remove(&number);
+    }
+
+    /// All connections, and whether this node dialled them.
+    #[cfg_attr(not(feature = "tls"), allow(dead_code))]
+    fn connections(&self) -> Vec<(Arc<Conn>, bool)> {
+        let peers = self.peers();
+        let links = peers.iter().flat_map(|peer| peer.links());
+        let dialled = links.filter(|link| link.is_up());
+        let dialled = dialled.map(|link| (Arc::clone(&link.conn), true));
+        let accepted = self.inbound().into_iter().map(|(_, conn)| (conn, false));
+        dialled.chain(accepted).collect()
+    }
+
+    /// Closes connections whose peers' certificates have expired. Costs a lock and a look at the certificate for each.
+    #[cfg(feature = "tls")]
+    pub(crate) fn end_expired(&self) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let now = now.unwrap_or_default();
+        for (conn, _) in self.connections() {
+            let expires_at = conn.info.lock().as_ref().and_then(Info::expires_at);
+            if expires_at.is_some_and(|expires_at| expires_at <= now) {
+                let error = HandshakeError::Certificate {
+                    fault: CertificateFault::Expired,
+                    reason: "it has expired since the connection was made".to_owned(),
+                };
+                conn.close(CloseReason::Certificate(error));
+            }
+        }
     }
 
     fn stop(&self) {
@@ -247,6 +373,7 @@ impl Transport {
             connector: Arc::new(TcpConnector),
             listener: ListenOn::Nothing,
             callback: None,
+            hook: None,
             peers: Vec::new(),
             #[cfg(feature = "metrics")]
             metrics: None,
@@ -278,7 +405,8 @@ impl Transport {
         self.inner.peers.insert(peer, new);
     }
 
-    /// Forgets a peer: its connections are closed, calls in flight end with `Disconnected`. `false` if it was not known.
+    /// Forgets a peer: its connections are closed, in both directions, and calls in flight end with `Disconnected`. `false` if it was not known. It
+    /// may come again, unless [`Config::known_peers_only`] is set or the hook of [`Builder::on_accept`] refuses it.
     pub fn remove_peer(&self, peer: u64) -> bool {
         let removed = {
             let mut all = self.inner.all.lock();
@@ -290,6 +418,11 @@ impl Transport {
         for link in removed.links() {
             link.close();
         }
+        for (_, conn) in self.inner.inbound() {
+            if conn.peer == peer {
+                conn.close(CloseReason::Closed);
+            }
+        }
         true
     }
 
@@ -297,6 +430,13 @@ impl Transport {
     #[must_use]
     pub fn peers(&self) -> Vec<u64> {
         self.inner.all.lock().iter().map(|peer| peer.id).collect()
+    }
+
+    /// The most bytes of one message's payload that this node sends and takes: [`Config::frame_bytes_max`]. A peer may take less;
+    /// [`RemoteMethod::payload_bytes_max`] knows what it said. Longer bodies go by [`stream`](Self::stream).
+    #[must_use]
+    pub fn payload_bytes_max(&self) -> usize {
+        self.inner.config.frame_bytes_max as usize
     }
 
     /// Looks up a method of a peer, for messages that go there often.
@@ -375,7 +515,19 @@ impl Transport {
             peer: envelope.target,
             bytes: envelope.payload.len(),
             calls_max: self.inner.config.calls_max,
+            cause: self.cause(refused, envelope.target),
         })
+    }
+
+    /// Why a peer that could not be reached could not be.
+    fn cause(&self, refused: Refused, peer: u64) -> Option<Arc<TransportError>> {
+        let Refused::Unreachable { .. } = refused else {
+            return None;
+        };
+        let peer = self.inner.peers.get(&peer)?;
+        let links = peer.links();
+        let errors = links.iter().map(|link| link.conn.last_error.lock().clone());
+        errors.flatten().next()
     }
 
     /// Looks up peer and name.
@@ -419,7 +571,7 @@ impl Transport {
         }
         let priority = priority.unwrap_or(route.name.priority);
         let link = route.peer.link(priority.class());
-        let bytes_max = link.frame_bytes_max.load(Ordering::Relaxed);
+        let bytes_max = link.conn.frame_bytes_max.load(Ordering::Relaxed);
         if bytes > bytes_max as usize {
             return Err(Refused::TooLarge { bytes_max });
         }
@@ -532,8 +684,15 @@ impl Transport {
             peer: route.peer.id,
             bytes: batch.longest,
             calls_max: self.inner.config.calls_max,
+            cause: None,
         };
-        let refused = |refused: Refused| refused.into_error(attempt);
+        let refused = |refused: Refused| {
+            let cause = self.cause(refused, attempt.peer);
+            refused.into_error(Attempt {
+                cause,
+                ..attempt.clone()
+            })
+        };
         let way = self.way_of(route, batch.priority, batch.longest);
         let way = way.map_err(refused)?;
         let lanes = &way.conn().channel.lanes;
@@ -620,6 +779,63 @@ impl Transport {
             Ok(call) => call,
             Err(error) => Call::failed(error),
         }
+    }
+
+    /// Sends a request, waits while its queue is full or as many calls are in flight as may be, and then for the reply. All of it together takes no
+    /// longer than the call may.
+    ///
+    /// Callers that wait for room in the queue have their turns; those that wait because of `calls_max` look again at each
+    /// [`Config::tick`](crate::Config::tick). Dropping the future before the request is queued sends nothing.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call), without `QueueFull`; `TooManyCalls` or `QueueFull` if there was no room in all that time.
+    pub async fn call_wait(&self, envelope: Envelope<'_>) -> Result<Bytes, TransportError> {
+        let config = &self.inner.config;
+        let timeout = envelope.timeout.unwrap_or(config.call_timeout);
+        let deadline = tokio::time::Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            let mut attempt = envelope.clone();
+            attempt.timeout = Some(left.max(Duration::from_millis(1)));
+            let full = match self.try_call(&attempt) {
+                Ok(call) => return call.await,
+                Err(full) => full,
+            };
+            let is_full = matches!(full, TransportError::QueueFull { .. });
+            if !is_full && !matches!(full, TransportError::TooManyCalls { .. }) {
+                return Err(full);
+            }
+            let waits = async {
+                if is_full {
+                    self.room(&attempt).await;
+                    // Others may have taken it.
+                    tokio::task::yield_now().await;
+                } else {
+                    tokio::time::sleep(config.tick).await;
+                }
+            };
+            if tokio::time::timeout(left, waits).await.is_err() {
+                return Err(full);
+            }
+        }
+    }
+
+    /// Waits until there may be room for a message.
+    async fn room(&self, envelope: &Envelope<'_>) {
+        let Ok(route) = self.route(envelope) else {
+            return;
+        };
+        let Ok(way) = self.way(&route, envelope) else {
+            return;
+        };
+        let lanes = &way.conn().channel.lanes;
+        let mut waiting = Waiting {
+            conn: way.conn(),
+            lane: way.lane,
+            waiter: Waiter::default(),
+        };
+        let bytes = envelope.payload.len();
+        poll_fn(|cx| lanes.poll_room(&mut waiting.waiter, cx.waker(), way.lane, bytes)).await;
     }
 
     #[inline]
@@ -750,8 +966,44 @@ impl Transport {
             lane: way.lane,
             call: Some(Call::waiting(Arc::clone(conn), key)),
             sent_bytes: 0,
-            chunk_bytes_max: link.frame_bytes_max.load(Ordering::Relaxed) as usize,
         })
+    }
+
+    /// Gives this node another certificate, key, authority and revocation lists, for connections from now on. Connections whose peers the new
+    /// authority accepts go on; others are closed, with [`CloseReason::Certificate`].
+    ///
+    /// Costs a verification for each connection.
+    ///
+    /// # Errors
+    /// [`TransportError::Configuration`] if other nodes would refuse the certificate, or the transport was started without TLS. Nothing has
+    /// changed then.
+    #[cfg(feature = "tls")]
+    pub fn set_identity(&self, identity: crate::tls::TlsIdentity) -> Result<(), TransportError> {
+        use crate::tls::Side;
+        let inner = &self.inner;
+        if inner.security().is_plain() {
+            return Err(TransportError::Configuration {
+                reason: "a transport that was started without TLS has no identity".to_owned(),
+            });
+        }
+        identity.check(inner.local.node, &inner.local.cluster)?;
+        *inner.security.write() = Security::MutualTls(identity.clone());
+        for (conn, side) in inner.connections() {
+            let side = if side { Side::Dialled } else { Side::Accepted };
+            let certificate = conn
+                .info
+                .lock()
+                .as_ref()
+                .and_then(|info| info.certificate.clone());
+            let Some(certificate) = certificate else {
+                continue;
+            };
+            let cluster = &inner.local.cluster;
+            if let Err(error) = identity.check_peer(&certificate, side, (conn.peer, cluster)) {
+                conn.close(CloseReason::Certificate(error));
+            }
+        }
+        Ok(())
     }
 
     /// What happens to connections from now on. A subscriber that is 256 events behind loses the oldest, and is told how many.
@@ -784,6 +1036,33 @@ impl Transport {
         }
     }
 
+    /// All connections: two for each known peer, whether they are up or not, and those that peers have dialled. Takes a few locks for each.
+    #[must_use]
+    pub fn connections(&self) -> Vec<ConnectionStatus> {
+        let mut all = Vec::new();
+        for peer in self.inner.peers() {
+            let address = peer.address.lock().clone();
+            for link in peer.links() {
+                let status = connection_status(&link.conn, link.class, address.clone());
+                all.push(ConnectionStatus {
+                    is_dialled: true,
+                    is_up: link.is_up(),
+                    ..status
+                });
+            }
+        }
+        for (_, conn) in self.inner.inbound() {
+            let known = {
+                let info = conn.info.lock();
+                info.as_ref().map(|info| (info.class, info.address.clone()))
+            };
+            if let Some((class, address)) = known {
+                all.push(connection_status(&conn, class, address));
+            }
+        }
+        all
+    }
+
     /// Counts of one peer; `None` if it is not known.
     #[must_use]
     pub fn peer_stats(&self, peer: u64) -> Option<PeerStats> {
@@ -812,6 +1091,14 @@ impl Transport {
         };
         let in_time = tokio::time::timeout(time_max, quiet).await.is_ok();
         self.shutdown();
+        // Peers hear the end of their connections, and the address can be listened on again.
+        let gone = async {
+            while inner.tasks.load(Ordering::SeqCst) > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        // A task that does not end is not worth waiting for.
+        let _ = tokio::time::timeout(LAST_WORDS, gone).await;
         in_time
     }
 
@@ -857,6 +1144,28 @@ fn relayed<'a>(target: u64, message: &'a Message) -> Envelope<'a> {
         .with_request_id(message.request_id())
 }
 
+fn connection_status(conn: &Conn, class: ConnectionClass, address: String) -> ConnectionStatus {
+    let info = conn.info.lock();
+    #[cfg(feature = "tls")]
+    let expires_at = info.as_ref().and_then(Info::expires_at);
+    #[cfg(not(feature = "tls"))]
+    let expires_at: Option<Duration> = None;
+    ConnectionStatus {
+        peer: conn.peer,
+        class,
+        is_dialled: false,
+        is_up: true,
+        address,
+        incarnation: info.as_ref().map(|info| info.incarnation),
+        certificate_expires_at: expires_at.map(|at| SystemTime::UNIX_EPOCH + at),
+        calls_in_flight: conn.channel.pending.in_flight(),
+        handlers: conn.handlers.load(Ordering::Relaxed),
+        queued_bytes: conn.backlog(),
+        peer_busy: conn.peer_busy.load(Ordering::Relaxed),
+        last_error: conn.last_error.lock().as_deref().cloned(),
+    }
+}
+
 fn link_stats(link: &Link) -> LinkStats {
     let conn = &link.conn;
     let (queued_bytes, queued_frames) = conn.channel.lanes.queued();
@@ -872,6 +1181,7 @@ fn link_stats(link: &Link) -> LinkStats {
         messages_sent: conn.channel.lanes.messages(),
         bytes_sent: get(&conn.bytes_written),
         writes: get(&conn.writes),
+        peer_busy: get(&conn.peer_busy),
         frames_received: get(&conn.frames_received),
         bytes_received: get(&conn.bytes_received),
     }
@@ -882,7 +1192,7 @@ impl fmt::Debug for Transport {
         f.debug_struct("Transport")
             .field("node", &self.inner.local.node)
             .field("cluster", &self.inner.local.cluster)
-            .field("security", &self.inner.security)
+            .field("security", &self.inner.security())
             .finish_non_exhaustive()
     }
 }
@@ -913,6 +1223,7 @@ pub struct Builder {
     connector: Arc<dyn Connector>,
     listener: ListenOn,
     callback: Option<Arc<Callback>>,
+    hook: MaybeHook,
     peers: Vec<(u64, String)>,
     #[cfg(feature = "metrics")]
     metrics: Option<&'static perf_metrics::NodeMetrics>,
@@ -961,6 +1272,27 @@ impl Builder {
         self
     }
 
+    /// Asked about each peer that has proven who it is, before it is let in; `Err` refuses it, with a text that it gets. The answer must come within
+    /// [`Config::handshake_timeout`].
+    ///
+    /// ```
+    /// # use perf_transport::{Security, Transport};
+    /// let builder = Transport::builder(2, "prod", Security::InsecurePlaintext)
+    ///     .on_accept(|arrival| async move {
+    ///         match arrival.is_duplicate {
+    ///             true => Err("this node is here already".to_owned()),
+    ///             false => Ok(()),
+    ///         }
+    ///     });
+    /// ```
+    pub fn on_accept<F>(mut self, hook: impl Fn(Arrival) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        self.hook = Some(Arc::new(move |arrival| Box::pin(hook(arrival))));
+        self
+    }
+
     /// Records into a node's catalogue.
     #[cfg(feature = "metrics")]
     pub fn metrics(mut self, metrics: &'static perf_metrics::NodeMetrics) -> Self {
@@ -979,6 +1311,7 @@ impl Builder {
                 reason: "the cluster's name must have 1 to 128 bytes".to_owned(),
             });
         }
+        self.security.check(self.node, &self.cluster)?;
         let io = |error: std::io::Error| TransportError::Io {
             action: "listen",
             reason: error.to_string(),
@@ -1002,9 +1335,18 @@ impl Builder {
             transport.add_peer(peer, address);
         }
         if let Some(listener) = listener {
-            tokio::spawn(accept::run(Arc::clone(&inner), listener));
+            let (alive, accepting) = (inner.alive(), Arc::clone(&inner));
+            tokio::spawn(async move {
+                accept::run(accepting, listener).await;
+                drop(alive);
+            });
         }
-        tokio::spawn(ticker::run(inner));
+        // With its runtime the transport ends: nothing would move on, and nothing would time out.
+        let life = Life(Arc::clone(&inner));
+        tokio::spawn(async move {
+            ticker::run(inner).await;
+            drop(life);
+        });
         Ok(transport)
     }
 
@@ -1028,7 +1370,10 @@ impl Builder {
             },
             config: self.config,
             local,
-            security: self.security,
+            security: RwLock::new(self.security),
+            hook: self.hook,
+            sources: Mutex::default(),
+            tasks: AtomicUsize::new(0),
             router: Arc::new(self.router),
             connector: self.connector,
             events: Events::new(self.callback),

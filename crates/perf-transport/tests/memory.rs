@@ -1,4 +1,4 @@
-//! What a peer that sends the largest legal frames can make a node hold.
+//! What peers that send much, or read nothing, can make a node hold.
 
 #![cfg(not(perf_loom))]
 
@@ -13,7 +13,7 @@ use std::alloc::System;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use support::{address, plain, soon, until};
+use support::{address, plain, raw, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -83,6 +83,7 @@ fn held(region: &Region<'_, System>) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_largest_frames_in_parallel_stay_within_the_budget() {
+    let _turn = TURN.lock().await;
     let (gate, handled) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
     let (wait, count) = (Arc::clone(&gate), Arc::clone(&handled));
     let router = Router::new().spawned("vm", "slow", move |message| {
@@ -122,4 +123,215 @@ async fn the_largest_frames_in_parallel_stay_within_the_budget() {
     for peer in peers {
         soon(peer).await.expect("no panics");
     }
+}
+
+/// The allocator is the process's: one test at a time.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// The most that is held while something goes on.
+async fn most_held<T>(region: &Region<'_, System>, what: impl Future<Output = T>) -> (T, usize) {
+    let mut most = 0;
+    let mut what = std::pin::pin!(what);
+    loop {
+        let pause = tokio::time::sleep(Duration::from_millis(1));
+        tokio::select! {
+            done = &mut what => return (done, most.max(held(region))),
+            () = pause => most = most.max(held(region)),
+        }
+    }
+}
+
+/// A peer that lets node 1 in, and from then on asks whether it lives, says that it is busy, and reads nothing.
+async fn asking(busy_timeout: Duration) -> (perf_transport::Transport, TcpStream) {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(8 << 10).expect("it is small");
+    socket.bind(([127, 0, 0, 1], 0).into()).expect("loopback");
+    let listener = socket.listen(1).expect("loopback");
+    let peer = listener.local_addr().expect("bound").to_string();
+    let mut config = Config::default();
+    config.heartbeat_interval = Duration::from_millis(100);
+    config.heartbeat_timeout = Duration::from_millis(400);
+    config.busy_timeout = busy_timeout;
+    config.bulk_send_buffer_bytes = Some(8 << 10);
+    let client = plain(1).config(config).peer(2, peer);
+    let client = client.start().await.expect("starts");
+    let sent = client.send(perf_transport::Envelope::new(2, "vm", "x", b"x"));
+    assert!(sent.is_ok());
+    let (mut stream, _) = soon(listener.accept()).await.expect("it dials");
+    raw::welcome(&mut stream).await;
+    (client, stream)
+}
+
+fn questions() -> Vec<u8> {
+    let (ping, busy) = (
+        raw::frame(Kind::Ping, (0, 1), b""),
+        raw::frame(Kind::Busy, (0, 1), b""),
+    );
+    let mut both = ping.repeat(999);
+    both.extend(busy);
+    both
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_asks_and_reads_nothing_costs_a_dialler_little() {
+    let _turn = TURN.lock().await;
+    let (_client, mut stream) = asking(Duration::from_secs(3600)).await;
+    let region = Region::new(ALLOCATOR);
+    let questions = questions();
+    let flood = async {
+        for _ in 0..300 {
+            stream.write_all(&questions).await.expect("it reads");
+        }
+    };
+    let ((), most) = most_held(&region, soon(flood)).await;
+    // Each would have an answer of 16 bytes.
+    assert!(most < 1 << 20, "{most} bytes are held");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_only_says_that_it_is_busy_is_cut_off() {
+    let _turn = TURN.lock().await;
+    let (client, mut stream) = asking(Duration::from_millis(800)).await;
+    let mut events = client.events();
+    let questions = questions();
+    soon(async { while stream.write_all(&questions).await.is_ok() {} }).await;
+    let reason = soon(async {
+        loop {
+            let event = events.recv().await.expect("events");
+            if let perf_transport::PeerEvent::Lost { reason, .. } = event {
+                break reason;
+            }
+        }
+    });
+    assert_eq!(reason.await, perf_transport::CloseReason::Stalled);
+}
+
+/// Chunks of a body that lie between large messages keep no memory but their own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_chunks_of_an_unread_body_cost_what_they_are() {
+    let _turn = TURN.lock().await;
+    for chunk_bytes in [1, 64, 70_000] {
+        let (gate, heard) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (wait, count) = (Arc::clone(&gate), Arc::clone(&heard));
+        let router = Router::new()
+            .streamed("vm", "body", move |_, mut body| {
+                let wait = Arc::clone(&wait);
+                async move {
+                    let _opened = wait.acquire().await.map(drop);
+                    let body = body.collect(1 << 20).await.map_err(|_| {
+                        perf_transport::Rejection::new(perf_transport::RejectionCode::Invalid, "")
+                    })?;
+                    let is_sound = body.iter().all(|&byte| byte == 9);
+                    Ok(format!("{} {is_sound}", body.len()).into())
+                }
+            })
+            .one_way("vm", "big", move |_| {
+                count.fetch_add(1, Ordering::SeqCst);
+            });
+        let server = plain(2).router(router).listen("127.0.0.1:0");
+        let server = server.start().await.expect("starts");
+        let mut peer = raw::connect(7, &address(&server)).await;
+        let mut begin = raw::define(0, "vm", "body");
+        begin.extend(raw::define(1, "vm", "big"));
+        begin.extend(raw::frame(Kind::StreamOpen, (0, 1), b""));
+        peer.write_all(&begin).await.expect("it reads");
+        let big = raw::frame(Kind::OneWay, (1, 1), &vec![1; FRAME_BYTES]);
+        let chunk = raw::frame(Kind::StreamChunk, (0, 1), &vec![9; chunk_bytes]);
+        let many = chunk.repeat((8000 / chunk_bytes).max(1));
+        // As many as the window allows, at most.
+        let rounds = (FRAME_BYTES / 70_000).min(14);
+        until(|| server.stats().handlers == 1).await;
+        let region = Region::new(ALLOCATOR);
+        let mut sent = 0;
+        for _ in 0..rounds {
+            peer.write_all(&big).await.expect("it reads");
+            peer.write_all(&many).await.expect("it reads");
+            sent += many.len() / chunk.len() * chunk_bytes;
+        }
+        until(|| heard.load(Ordering::SeqCst) == rounds).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        // The window four times at most, what the peer of the test holds, and the read buffers with a frame.
+        let held = held(&region);
+        assert!(
+            held < 6 << 20,
+            "{chunk_bytes}: {held} bytes are held for {sent}"
+        );
+        gate.add_permits(1);
+        peer.write_all(&raw::frame(Kind::StreamEnd, (0, 1), b""))
+            .await
+            .expect("it reads");
+        let reply = soon(async {
+            loop {
+                let (kind, _, payload) = raw::read(&mut peer).await.expect("a reply");
+                if kind == Kind::Reply as u8 {
+                    break payload;
+                }
+            }
+        });
+        assert_eq!(reply.await, format!("{sent} true").into_bytes());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_calls_with_large_inline_replies_stay_within_the_backlog() {
+    let _turn = TURN.lock().await;
+    const REPLY_BYTES: usize = 256 << 10;
+    const CALLS: u64 = 4000;
+    let router = Router::new().inline("vm", "big", |_, reply| {
+        reply.buffer().resize(REPLY_BYTES, 7);
+        Ok(())
+    });
+    let server = plain(2).router(router).listen("127.0.0.1:0");
+    let server = server.start().await.expect("starts");
+    let mut peer = raw::connect(7, &address(&server)).await;
+    let region = Region::new(ALLOCATOR);
+    let mut calls = raw::define(0, "vm", "big");
+    for id in 0..CALLS {
+        calls.extend(raw::frame(Kind::Request, (0, id), b""));
+    }
+    let work = async {
+        peer.write_all(&calls).await.expect("it reads");
+        // It reads nothing for a while, then everything.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        for id in 0..CALLS {
+            let (kind, reply_to, payload) = loop {
+                let frame = raw::read(&mut peer).await.expect("a reply");
+                if frame.0 != Kind::Busy as u8 && frame.0 != Kind::Ping as u8 {
+                    break frame;
+                }
+            };
+            assert_eq!(
+                (kind, reply_to, payload.len()),
+                (Kind::Reply as u8, id, REPLY_BYTES)
+            );
+        }
+    };
+    let ((), most) = most_held(&region, soon(work)).await;
+    // The backlog of 4 MiB and an outbox, a block of replies, and what the test itself holds.
+    assert!(most < 9 << 20, "{most} bytes were held");
+}
+
+/// A block of frames has more memory than a frame: many batches of one message each must not have one each.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_of_small_batches_costs_about_what_its_messages_are() {
+    let _turn = TURN.lock().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("loopback");
+    let peer = listener.local_addr().expect("bound").to_string();
+    let mut config = Config::default();
+    config.handshake_timeout = Duration::from_secs(20);
+    let client = plain(1).config(config).peer(2, peer);
+    let client = client.start().await.expect("starts");
+    // The peer never answers, so everything waits.
+    let method = client.method(2, "vm", "x").expect("known");
+    let region = Region::new(ALLOCATOR);
+    for _ in 0..8000 {
+        let mut batch = method.batch();
+        batch.push(b"x").expect("room");
+        soon(batch.flush()).await.expect("room");
+    }
+    let held = held(&region);
+    assert!(held < 4 << 20, "{held} bytes are held");
+    client.shutdown();
 }

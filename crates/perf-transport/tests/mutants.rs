@@ -23,6 +23,8 @@ fn each_fault_is_found() {
         "cancel_overtakes",
         "expiry_untold",
         "names_outlive_connection",
+        "pong_without_bound",
+        "busy_for_ever",
     ] {
         set(Some(mutant));
         let found = (0..SEEDS).find_map(|seed| {

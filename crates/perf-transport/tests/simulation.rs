@@ -32,6 +32,7 @@ fn nothing_is_lost_doubled_mixed_up_or_stuck() {
                 all.messages += summary.messages;
                 all.batched += summary.batched;
                 all.bodies += summary.bodies;
+                all.deaf += summary.deaf;
             }
             Err(error) => panic!(
                 "seed {seed}: {error}\nto run it again: cargo xtask sim transport --start {seed} --seeds 1"
@@ -50,5 +51,6 @@ fn nothing_is_lost_doubled_mixed_up_or_stuck() {
             "{all:?}"
         );
         assert!(all.replies > seeds * 10 && all.bodies > seeds, "{all:?}");
+        assert!(all.deaf > seeds, "{all:?}");
     }
 }

@@ -7,6 +7,7 @@
 //! the free list.
 
 use super::ranges::Ranges;
+use crate::primitive::plain::{AtomicU32, Ordering::Relaxed};
 use crate::primitive::{AtomicU64, Mutex, Ordering, RwLock, leak_zeroed, mutant};
 
 /// Cells that one thread writes.
@@ -21,8 +22,10 @@ const CHUNK_CELLS_MIN: usize = 1;
 
 /// How many cells there can be at most: 8 MiB a thread, most of it never touched.
 pub(crate) const CELLS_MAX: u32 = 1 << 20;
+/// How many wide cells there can be at most: 128 MiB of addresses an owner, most of it never touched.
+pub(crate) const WIDE_CELLS_MAX: u32 = 1 << 24;
 
-const CLASSES: usize = (CELLS_MAX as usize / CHUNK_CELLS_MIN).ilog2() as usize + 1;
+const CLASSES: usize = (WIDE_CELLS_MAX as usize / CHUNK_CELLS_MIN).ilog2() as usize + 1;
 
 const fn class_for(cells: usize) -> usize {
     cells.div_ceil(CHUNK_CELLS_MIN).next_power_of_two().ilog2() as usize
@@ -34,7 +37,14 @@ const fn class_cells(class: usize) -> usize {
 
 #[derive(Debug)]
 pub(crate) struct Slab {
+    /// How many cells can be reserved.
+    cells_max: u32,
     ranges: Mutex<Ranges>,
+    /// How many cells are reserved, and how often some were given back: hints, beside the lock of `ranges`.
+    used: AtomicU32,
+    returns: AtomicU32,
+    /// How many threads have a chunk.
+    owners: AtomicU32,
     /// Every chunk ever made. Readers sum over all of them.
     chunks: RwLock<Vec<Chunk>>,
     /// Chunks without an owner, by class.
@@ -44,8 +54,12 @@ pub(crate) struct Slab {
 }
 
 macro_rules! new_slab {
-    () => {
+    ($cells_max:expr) => {
         Self {
+            cells_max: $cells_max,
+            used: AtomicU32::new(0),
+            returns: AtomicU32::new(0),
+            owners: AtomicU32::new(0),
             ranges: Mutex::new(Ranges::new()),
             chunks: RwLock::new(Vec::new()),
             free: Mutex::new([const { Vec::new() }; CLASSES]),
@@ -56,18 +70,42 @@ macro_rules! new_slab {
 
 impl Slab {
     #[cfg(not(perf_loom))]
-    pub(crate) const fn new() -> Self {
-        new_slab!()
+    pub(crate) const fn new(cells_max: u32) -> Self {
+        new_slab!(cells_max)
     }
 
     #[cfg(perf_loom)]
-    pub(crate) fn new() -> Self {
-        new_slab!()
+    pub(crate) fn new(cells_max: u32) -> Self {
+        new_slab!(cells_max)
     }
 
     /// Reserves `len` cells that are zero in every chunk; `None` if so many are not left.
     pub(crate) fn reserve(&self, len: u32) -> Option<u32> {
-        self.ranges.lock().take(len, CELLS_MAX)
+        let start = self.ranges.lock().take(len, self.cells_max)?;
+        // Relaxed, here and below: a number that is shown and compared, and orders nothing.
+        self.used.fetch_add(len, Relaxed);
+        Some(start)
+    }
+
+    /// How many cells are not reserved; they need not lie in a row.
+    pub(crate) fn free_cells(&self) -> u32 {
+        self.cells_max.saturating_sub(self.used.load(Relaxed))
+    }
+
+    /// How often cells were given back.
+    pub(crate) fn returns(&self) -> u32 {
+        self.returns.load(Relaxed)
+    }
+
+    /// Counts one more owner of a chunk, if there are less than `max`.
+    pub(crate) fn try_own(&self, max: u32) -> bool {
+        let one_more = |owners: u32| (owners < max).then_some(owners + 1);
+        self.owners.fetch_update(Relaxed, Relaxed, one_more).is_ok()
+    }
+
+    /// An owner has given its chunk back.
+    pub(crate) fn disown(&self) {
+        self.owners.fetch_sub(1, Relaxed);
     }
 
     /// Takes back a range. The caller promises that nobody records to it any more.
@@ -76,10 +114,15 @@ impl Slab {
         // the lock of `ranges` and by however it is told of its range.
         for chunk in self.chunks.read().iter() {
             for cell in cells_of(chunk, start, len) {
-                cell.store(0, Ordering::Relaxed);
+                // A store to a page that was never touched would bring it into memory.
+                if cell.load(Ordering::Relaxed) != 0 {
+                    cell.store(0, Ordering::Relaxed);
+                }
             }
         }
         self.ranges.lock().give_back(start, len);
+        self.used.fetch_sub(len, Relaxed);
+        self.returns.fetch_add(1, Relaxed);
     }
 
     /// A chunk that holds cell `id`, for this thread alone. `old` is the one it had.
@@ -223,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_released_chunk_keeps_its_sums_and_its_next_owner_adds_to_them() {
-        let slab = Slab::new();
+        let slab = Slab::new(CELLS_MAX);
         let id = slab.reserve(1).unwrap();
         let chunk = slab.lease(id, None);
         chunk[id as usize].store(5, Ordering::Relaxed);
@@ -238,7 +281,7 @@ mod tests {
 
     #[test]
     fn growing_moves_nothing_and_loses_nothing() {
-        let slab = Slab::new();
+        let slab = Slab::new(CELLS_MAX);
         let first = slab.reserve(1).unwrap();
         let small = slab.lease(first, None);
         small[0].store(5, Ordering::Relaxed);
@@ -257,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_range_that_comes_back_is_zero_when_it_is_given_out_again() {
-        let slab = Slab::new();
+        let slab = Slab::new(CELLS_MAX);
         let start = slab.reserve(3).unwrap();
         let chunk = slab.lease(start + 2, None);
         chunk[start as usize + 1].store(4, Ordering::Relaxed);
@@ -271,7 +314,7 @@ mod tests {
 
     #[test]
     fn a_full_slab_says_so_and_takes_again_after_a_return() {
-        let slab = Slab::new();
+        let slab = Slab::new(CELLS_MAX);
         assert_eq!(slab.reserve(CELLS_MAX), Some(0));
         assert_eq!(slab.reserve(1), None);
         slab.unreserve(0, CELLS_MAX);

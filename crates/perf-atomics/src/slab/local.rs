@@ -4,57 +4,90 @@
 //! at each access whether it still lives. `CHUNK` has none, so an access is one load relative to the
 //! thread pointer; `LEASE` has one, and is touched only when a chunk is taken.
 
-use super::core::{Chunk, Slab};
+use super::core::{CELLS_MAX, Chunk, Slab, WIDE_CELLS_MAX};
 use crate::primitive::{AtomicU64, Ordering};
 use std::cell::Cell;
 
 #[cfg(not(perf_loom))]
 mod statics {
-    use super::{Cell, Chunk, Lease, Slab};
+    use super::{CELLS_MAX, Cell, Chunk, Lease, Slab, WIDE_CELLS_MAX};
 
-    static SLAB: Slab = Slab::new();
+    static SLAB: Slab = Slab::new(CELLS_MAX);
+    static WIDE_SLAB: Slab = Slab::new(WIDE_CELLS_MAX);
 
-    pub(crate) fn global() -> &'static Slab {
-        &SLAB
+    #[inline]
+    pub(crate) fn global<const WIDE: bool>() -> &'static Slab {
+        if WIDE { &WIDE_SLAB } else { &SLAB }
     }
 
     thread_local! {
         /// This thread's chunk; empty before the first record and after the end of `LEASE`.
         pub(super) static CHUNK: Cell<Chunk> = const { Cell::new(&[]) };
-        pub(super) static LEASE: Lease = const { Lease(Cell::new(None)) };
+        pub(super) static LEASE: Lease<false> = const { Lease(Cell::new(None)) };
+        /// The same of wide cells; empty also while this thread has none of its own.
+        pub(super) static WIDE_CHUNK: Cell<Chunk> = const { Cell::new(&[]) };
+        pub(super) static WIDE_LEASE: Lease<true> = const { Lease(Cell::new(None)) };
+        /// The shared chunk as this thread last saw it, so that it takes no lock for it.
+        pub(super) static WIDE_SHARED: Cell<Chunk> = const { Cell::new(&[]) };
     }
 }
 
 #[cfg(perf_loom)]
 mod statics {
-    use super::{Cell, Chunk, Lease, Slab};
+    use super::{CELLS_MAX, Cell, Chunk, Lease, Slab, WIDE_CELLS_MAX};
 
     loom::lazy_static! {
-        static ref SLAB: Slab = Slab::new();
+        static ref SLAB: Slab = Slab::new(CELLS_MAX);
+        static ref WIDE_SLAB: Slab = Slab::new(WIDE_CELLS_MAX);
     }
 
-    pub(crate) fn global() -> &'static Slab {
-        &SLAB
+    pub(crate) fn global<const WIDE: bool>() -> &'static Slab {
+        if WIDE { &WIDE_SLAB } else { &SLAB }
     }
 
     loom::thread_local! {
         pub(super) static CHUNK: Cell<Chunk> = Cell::new(&[]);
-        pub(super) static LEASE: Lease = Lease(Cell::new(None));
+        pub(super) static LEASE: Lease<false> = Lease(Cell::new(None));
+        pub(super) static WIDE_CHUNK: Cell<Chunk> = Cell::new(&[]);
+        pub(super) static WIDE_LEASE: Lease<true> = Lease(Cell::new(None));
+        pub(super) static WIDE_SHARED: Cell<Chunk> = Cell::new(&[]);
     }
 }
 
 pub(crate) use statics::global;
-use statics::{CHUNK, LEASE};
+use statics::{CHUNK, LEASE, WIDE_CHUNK, WIDE_LEASE, WIDE_SHARED};
+
+/// How many threads have wide cells of their own, at least and at most; between these twice the number of cores. Other threads share a
+/// copy: so many that the cores are busy without it, so few that the memory does not grow with the threads.
+const WIDE_OWNERS: std::ops::RangeInclusive<u32> = 4..=64;
+
+/// See [`WIDE_OWNERS`].
+pub(super) fn wide_owners_max() -> u32 {
+    static MAX: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    *MAX.get_or_init(|| {
+        let cores = std::thread::available_parallelism()
+            .map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX));
+        cores
+            .saturating_mul(2)
+            .clamp(*WIDE_OWNERS.start(), *WIDE_OWNERS.end())
+    })
+}
 
 /// Gives the thread's chunk back when the thread ends.
-struct Lease(Cell<Option<Chunk>>);
+struct Lease<const WIDE: bool>(Cell<Option<Chunk>>);
 
-impl Drop for Lease {
+impl<const WIDE: bool> Drop for Lease<WIDE> {
     fn drop(&mut self) {
         // From here on this thread's records find an empty chunk, and no new lease.
-        let _ = CHUNK.try_with(|chunk| chunk.set(&[]));
+        let empty = |chunk: &Cell<Chunk>| chunk.set(&[]);
+        let _ = if WIDE {
+            WIDE_CHUNK.try_with(empty)
+        } else {
+            CHUNK.try_with(empty)
+        };
         if let Some(chunk) = self.0.take() {
-            global().release(chunk);
+            global::<WIDE>().release(chunk);
+            global::<WIDE>().disown();
         }
     }
 }
@@ -70,38 +103,72 @@ pub(crate) fn cell(id: u32) -> Option<&'static AtomicU64> {
 
 /// This thread's copy of a range, if its chunk reaches that far.
 #[inline]
-pub(crate) fn cells(start: u32, len: usize) -> Option<&'static [AtomicU64]> {
+pub(crate) fn cells<const WIDE: bool>(start: u32, len: usize) -> Option<&'static [AtomicU64]> {
     let start = start as usize;
-    CHUNK
-        .try_with(|chunk| chunk.get().get(start..start + len))
-        .ok()
-        .flatten()
+    let cells = |chunk: &Cell<Chunk>| chunk.get().get(start..start + len);
+    let found = if WIDE {
+        WIDE_CHUNK.try_with(cells)
+    } else {
+        CHUNK.try_with(cells)
+    };
+    found.ok().flatten()
 }
 
-/// Takes a chunk that reaches to the range; if this thread can have none any more, the second part
-/// is `true` and the cells are shared.
+/// Takes a chunk that reaches to the range; if this thread can have none, the second part is `true` and the cells are shared.
 #[cold]
 #[inline(never)]
-pub(crate) fn cells_slow(start: u32, len: u32) -> Option<(&'static [AtomicU64], bool)> {
-    let last = start.saturating_add(len - 1);
+pub(crate) fn cells_slow<const WIDE: bool>(
+    start: u32,
+    len: u32,
+) -> Option<(&'static [AtomicU64], bool)> {
+    let cells_max = if WIDE { WIDE_CELLS_MAX } else { CELLS_MAX };
+    // Also the range that has no cells, which starts beyond all.
+    let last = start
+        .checked_add(len.checked_sub(1)?)
+        .filter(|last| *last < cells_max)?;
     let range = start as usize..last as usize + 1;
-    let leased = LEASE.try_with(|lease| {
-        let chunk = global().lease(last, lease.0.take());
-        lease.0.set(Some(chunk));
-        let _ = CHUNK.try_with(|own| own.set(chunk));
-        chunk
-    });
-    match leased {
-        Ok(chunk) => chunk.get(range).map(|cells| (cells, false)),
-        Err(_destroyed) => global().orphan(last)?.get(range).map(|cells| (cells, true)),
+    let lease = |lease: &Cell<Option<Chunk>>, own: &dyn Fn(Chunk)| {
+        let old = lease.take();
+        let owners_max = if WIDE { wide_owners_max() } else { u32::MAX };
+        if old.is_none() && !global::<WIDE>().try_own(owners_max) {
+            return None;
+        }
+        let chunk = global::<WIDE>().lease(last, old);
+        lease.set(Some(chunk));
+        own(chunk);
+        Some(chunk)
+    };
+    let leased = if WIDE {
+        WIDE_LEASE.try_with(|l| {
+            lease(&l.0, &|chunk| {
+                WIDE_CHUNK.try_with(|own| own.set(chunk)).unwrap_or(())
+            })
+        })
+    } else {
+        LEASE.try_with(|l| {
+            lease(&l.0, &|chunk| {
+                CHUNK.try_with(|own| own.set(chunk)).unwrap_or(())
+            })
+        })
+    };
+    if let Ok(Some(chunk)) = leased {
+        return chunk.get(range).map(|cells| (cells, false));
     }
+    if WIDE && let Ok(Some(cells)) = WIDE_SHARED.try_with(|seen| seen.get().get(range.clone())) {
+        return Some((cells, true));
+    }
+    let shared = global::<WIDE>().orphan(last)?;
+    if WIDE {
+        let _ = WIDE_SHARED.try_with(|seen| seen.set(shared));
+    }
+    shared.get(range).map(|cells| (cells, true))
 }
 
 /// [`cells_slow`] for one cell.
 #[cold]
 #[inline(never)]
 pub(crate) fn cell_slow(id: u32) -> Option<(&'static AtomicU64, bool)> {
-    let (cells, is_shared) = cells_slow(id, 1)?;
+    let (cells, is_shared) = cells_slow::<false>(id, 1)?;
     cells.first().map(|cell| (cell, is_shared))
 }
 

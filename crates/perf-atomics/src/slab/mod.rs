@@ -15,6 +15,8 @@
 //! | recording in the destructor of another thread-local | goes to a shared copy, by read-modify-write |
 //! | bound | [`CELLS_MAX`] cells; then [`SlabFull`] |
 //!
+//! Wide cells, for ranges of many, have another slab in which only a few threads have copies: [`reserve_wide`].
+//!
 //! Memory: a chunk holds 8 bytes per cell, for all cells reserved when the thread first records,
 //! rounded up to a power of two. Chunks are never freed, only reused.
 
@@ -22,7 +24,7 @@ mod core;
 mod local;
 mod ranges;
 
-use self::core::CELLS_MAX as CELLS_MAX_U32;
+use self::core::{CELLS_MAX as CELLS_MAX_U32, WIDE_CELLS_MAX as WIDE_CELLS_MAX_U32};
 use crate::primitive::{AtomicU64, Ordering};
 use std::fmt;
 
@@ -31,6 +33,9 @@ pub(crate) use self::local::{cell, cell_slow, change_own, change_shared, global}
 /// How many cells a process can have: `1 << 20`.
 pub const CELLS_MAX: usize = CELLS_MAX_U32 as usize;
 
+/// How many wide cells a process can have: `1 << 24`.
+pub const WIDE_CELLS_MAX: usize = WIDE_CELLS_MAX_U32 as usize;
+
 /// Reserves `len` neighbouring cells, all zero.
 ///
 /// Takes a lock; linear in the number of gaps that dropped ranges left.
@@ -38,30 +43,95 @@ pub const CELLS_MAX: usize = CELLS_MAX_U32 as usize;
 /// # Errors
 /// [`SlabFull`] if `len` is zero or so many cells are not left in a row.
 pub fn reserve(len: usize) -> Result<CellRange, SlabFull> {
-    let full = SlabFull { requested: len };
-    let len = u32::try_from(len).ok().filter(|len| *len > 0).ok_or(full)?;
-    let start = global().reserve(len).ok_or(full)?;
-    Ok(CellRange { start, len })
+    CellRange::reserve(len)
+}
+
+/// Reserves `len` neighbouring wide cells, all zero: for ranges of many cells, such as histograms.
+///
+/// Of wide cells only a few threads have copies of their own, twice as many as there are cores, from 4 to 64: those that record first,
+/// until they end. All other threads share one copy, which they change by read-modify-write. So memory and the cost of reading do not
+/// grow with the number of threads, and as many threads as can run at once still record without contention.
+///
+/// # Errors
+/// [`SlabFull`] if `len` is zero or so many cells are not left in a row.
+pub fn reserve_wide(len: usize) -> Result<WideRange, SlabFull> {
+    CellRange::reserve(len)
+}
+
+/// How many cells are not reserved, of [`CELLS_MAX`] or, of wide ones, [`WIDE_CELLS_MAX`]. They need not lie in a row. A hint: others
+/// reserve and give back meanwhile.
+#[must_use]
+pub fn free_cells(wide: bool) -> usize {
+    let free = if wide {
+        global::<true>().free_cells()
+    } else {
+        global::<false>().free_cells()
+    };
+    free as usize
+}
+
+/// How often cells were given back since the start, wrapping: if it is the same as at a reservation that failed, the next fails too.
+#[must_use]
+pub fn returns(wide: bool) -> u32 {
+    if wide {
+        global::<true>().returns()
+    } else {
+        global::<false>().returns()
+    }
 }
 
 /// How many chunks of cells were made so far: the most threads that recorded at once, times the
 /// steps in which their chunks grew.
 #[must_use]
 pub fn chunk_count() -> usize {
-    global().chunk_count()
+    global::<false>().chunk_count()
+}
+
+/// [`chunk_count`] of wide cells, with the shared copies.
+#[must_use]
+pub fn wide_chunk_count() -> usize {
+    global::<true>().chunk_count()
 }
 
 /// Neighbouring cells, one copy per thread. They are given back when this is dropped.
+///
+/// `WIDE` says which kind they are: [`reserve`] or [`reserve_wide`].
 #[derive(Debug)]
-pub struct CellRange {
+pub struct CellRange<const WIDE: bool = false> {
     start: u32,
     len: u32,
 }
 
-impl CellRange {
-    /// How many cells there are; at least one.
+/// Neighbouring wide cells; see [`reserve_wide`].
+pub type WideRange = CellRange<true>;
+
+impl<const WIDE: bool> CellRange<WIDE> {
+    fn reserve(len: usize) -> Result<Self, SlabFull> {
+        let cells_max = if WIDE { WIDE_CELLS_MAX } else { CELLS_MAX };
+        let full = SlabFull {
+            requested: len,
+            cells_max,
+        };
+        let len = u32::try_from(len).ok().filter(|len| *len > 0).ok_or(full)?;
+        let start = global::<WIDE>().reserve(len).ok_or(full)?;
+        Ok(Self { start, len })
+    }
+
+    /// No cells: what is recorded is lost, and every sum is zero. For code that goes on when [`reserve`] fails.
     #[must_use]
-    #[expect(clippy::len_without_is_empty, reason = "a range is never empty")]
+    pub const fn detached() -> Self {
+        Self {
+            start: u32::MAX,
+            len: 0,
+        }
+    }
+
+    /// How many cells there are; zero for [`detached`](Self::detached) alone.
+    #[must_use]
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "only a detached range is empty"
+    )]
     pub fn len(&self) -> usize {
         self.len as usize
     }
@@ -78,7 +148,7 @@ impl CellRange {
     /// it writes between a load and a store of [`Cells`] would be lost.
     #[inline]
     pub fn record(&self, record: impl FnOnce(Cells<'_>)) {
-        if let Some(cells) = local::cells(self.start, self.len()) {
+        if let Some(cells) = local::cells::<WIDE>(self.start, self.len()) {
             record(Cells {
                 cells,
                 is_shared: false,
@@ -91,7 +161,7 @@ impl CellRange {
     #[cold]
     #[inline(never)]
     fn record_slow(&self, record: impl FnOnce(Cells<'_>)) {
-        if let Some((cells, is_shared)) = local::cells_slow(self.start, self.len) {
+        if let Some((cells, is_shared)) = local::cells_slow::<WIDE>(self.start, self.len) {
             record(Cells { cells, is_shared });
         }
     }
@@ -101,7 +171,7 @@ impl CellRange {
     /// The handle does not keep the cells: whoever stores it must store this range too. After the range
     /// was dropped, what is recorded through the handle counts for the cells' next user.
     #[must_use]
-    pub fn handle(&self) -> CellHandle {
+    pub fn handle(&self) -> CellHandle<WIDE> {
         CellHandle { start: self.start }
     }
 
@@ -140,19 +210,27 @@ impl CellRange {
         let Some(offset) = self.valid_offset(offset) else {
             return 0;
         };
-        global().take_max(self.start + offset)
+        global::<WIDE>().take_max(self.start + offset)
     }
 
     /// The sums of the first `out.len()` cells, wrapping, under one lock; zero beyond the last cell.
     pub fn sum_into(&self, out: &mut [u64]) {
-        let (own, beyond) = out.split_at_mut(out.len().min(self.len()));
-        global().sum_into(self.start, own);
+        self.sum_from(0, out);
+    }
+
+    /// The sums of the cells from `offset` on, wrapping, under one lock; zero beyond the last cell.
+    pub fn sum_from(&self, offset: usize, out: &mut [u64]) {
+        let Some(offset) = self.valid_offset(offset) else {
+            return out.fill(0);
+        };
+        let (own, beyond) = out.split_at_mut(out.len().min((self.len - offset) as usize));
+        global::<WIDE>().sum_into(self.start + offset, own);
         beyond.fill(0);
     }
 
     fn for_each(&self, offset: usize, fold: impl FnMut(u64)) {
         if let Some(offset) = self.valid_offset(offset) {
-            global().for_each(self.start + offset, fold);
+            global::<WIDE>().for_each(self.start + offset, fold);
         }
     }
 
@@ -163,15 +241,17 @@ impl CellRange {
     }
 }
 
-impl Drop for CellRange {
+impl<const WIDE: bool> Drop for CellRange<WIDE> {
     fn drop(&mut self) {
-        global().unreserve(self.start, self.len);
+        if self.len > 0 {
+            global::<WIDE>().unreserve(self.start, self.len);
+        }
     }
 }
 
 /// The place of a [`CellRange`] without its ownership; see [`CellRange::handle`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CellHandle {
+pub struct CellHandle<const WIDE: bool = false> {
     start: u32,
 }
 
@@ -205,13 +285,15 @@ impl CellHandle {
             None => {}
         }
     }
+}
 
+impl<const WIDE: bool> CellHandle<WIDE> {
     /// Runs `record` with the first `len` cells of this thread's copy, if this thread has them; otherwise says `None` and
     /// runs nothing: [`CellRange::record`] is then the way. `len` is at most the range's. What the compiler knows of `len` saves
     /// bounds checks in `record`.
     #[inline]
     pub fn record_own<R>(self, len: usize, record: impl FnOnce(Cells<'_>) -> R) -> Option<R> {
-        let cells = local::cells(self.start, len)?;
+        let cells = local::cells::<WIDE>(self.start, len)?;
         Some(record(Cells {
             cells,
             is_shared: false,
@@ -285,15 +367,17 @@ impl Cells<'_> {
 pub struct SlabFull {
     /// How many neighbouring cells were asked for.
     pub requested: usize,
+    /// How many the process can have.
+    pub cells_max: usize,
 }
 
 impl fmt::Display for SlabFull {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "cannot reserve {} neighbouring cells: allowed are 1 to {CELLS_MAX} for the whole process, as far as they are \
+            "cannot reserve {} neighbouring cells: allowed are 1 to {} for the whole process, as far as they are \
              free; drop instruments that are no longer used, or give them fewer cells",
-            self.requested
+            self.requested, self.cells_max
         )
     }
 }

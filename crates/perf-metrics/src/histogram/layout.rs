@@ -67,13 +67,13 @@ pub(crate) struct Layout {
     pub(crate) steps: Steps,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(crate) enum Shape {
     Explicit(Box<[f64]>),
     Exponential(Exponential),
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct Exponential {
     pub(crate) scale: u8,
     /// Index of the first bucket.

@@ -10,7 +10,7 @@ use super::steps::{Domain, Steps};
 use crate::MetricsError;
 use crate::number::{Number, Value};
 use parking_lot::Mutex;
-use perf_atomics::slab::{self, CellHandle, CellRange, Cells};
+use perf_atomics::slab::{self, CellHandle, Cells, WideRange};
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -107,7 +107,7 @@ impl HistogramNumber for f64 {
 /// `f64`: not-a-number and infinities are rejected and counted as such ([`HistogramSnapshot::rejected`]), as they would spoil the sum
 /// for good. Negative values have buckets of their own. The sum of `u64` wraps at `2^64`.
 pub struct BoundHistogram<T = u64> {
-    handle: CellHandle,
+    handle: CellHandle<true>,
     layout: Arc<Layout>,
     shared: Arc<Shared>,
     _number: PhantomData<fn(T)>,
@@ -115,7 +115,7 @@ pub struct BoundHistogram<T = u64> {
 
 #[derive(Debug)]
 pub(crate) struct Shared {
-    range: CellRange,
+    range: WideRange,
     /// What readers know of the extremes; no recorder comes here.
     extremes: Mutex<Extremes>,
 }
@@ -156,11 +156,20 @@ struct Extremes {
 impl<T: HistogramNumber> BoundHistogram<T> {
     pub(crate) fn new(name: &str, layout: &Arc<Layout>) -> Result<Self, MetricsError> {
         let len = HEADER_CELLS + layout.shape.cells();
-        let range = slab::reserve(len).map_err(|source| MetricsError::NoCells {
+        let range = slab::reserve_wide(len).map_err(|source| MetricsError::NoCells {
             name: name.to_owned(),
             source,
         })?;
-        Ok(Self {
+        Ok(Self::of(range, layout))
+    }
+
+    /// What is recorded is lost.
+    pub(crate) fn detached(layout: &Arc<Layout>) -> Self {
+        Self::of(WideRange::detached(), layout)
+    }
+
+    fn of(range: WideRange, layout: &Arc<Layout>) -> Self {
+        Self {
             handle: range.handle(),
             layout: Arc::clone(layout),
             shared: Arc::new(Shared {
@@ -168,7 +177,7 @@ impl<T: HistogramNumber> BoundHistogram<T> {
                 extremes: Mutex::default(),
             }),
             _number: PhantomData,
-        })
+        }
     }
 
     /// Records a value.
@@ -187,11 +196,13 @@ impl<T: HistogramNumber> BoundHistogram<T> {
         self.record_slow(value);
     }
 
-    /// The first record of a thread, and values that have no step.
+    /// The first record of a thread, threads that share their cells, and values that have no step.
     #[cold]
     #[inline(never)]
     fn record_slow(&self, value: T) {
-        let bucket = value.bucket_slow(&ShapeRef(&self.layout.shape));
+        let bucket = value
+            .bucket(&StepsRef(&self.layout.steps))
+            .or_else(|| value.bucket_slow(&ShapeRef(&self.layout.shape)));
         self.shared.range.record(|cells| match bucket {
             Some(bucket) => record_in(cells, HEADER_CELLS + bucket as usize, value),
             None => cells.add(REJECTED, 1),
@@ -199,13 +210,13 @@ impl<T: HistogramNumber> BoundHistogram<T> {
     }
 
     /// What was recorded so far, by all threads. `reader` is a reader's place, which has its extremes taken.
+    ///
+    /// Linear in the buckets between the smallest and the largest value.
     pub(crate) fn read(&self, reader: Option<usize>, out: &mut HistogramSnapshot) {
         let range = &self.shared.range;
         // One reader at a time, so that what is taken from the cells reaches all. Nothing orders the reads with a record
         // in flight: a part of it may be seen now and the rest next time.
         let mut extremes = self.shared.extremes.lock();
-        out.begin(&self.layout, HEADER_CELLS);
-        range.sum_into(out.cells_mut());
         let taken = Extreme {
             max: range.take_max(MAX),
             min: range.take_max(MIN),
@@ -221,14 +232,60 @@ impl<T: HistogramNumber> BoundHistogram<T> {
                 .unwrap_or(ever)
         });
         drop(extremes);
+        out.begin(&self.layout, HEADER_CELLS, ever.max != 0 || ever.min != 0);
+        for part in self.used_buckets(ever) {
+            let start = HEADER_CELLS + part.start;
+            if let Some(cells) = out.cells_mut().get_mut(start..HEADER_CELLS + part.end) {
+                range.sum_from(start, cells);
+            }
+        }
         let sum = T::sum(range, SUM);
-        let rejected = out.cells_mut().get(REJECTED).copied().unwrap_or(0);
+        let rejected = range.sum(REJECTED);
         out.finish(
             sum,
             rejected,
             ever.values::<T>(),
             since.map(Extreme::values::<T>),
         );
+    }
+
+    /// The only buckets that can hold something, in up to two parts: those from the smallest to the largest value. An extreme is raised
+    /// before its bucket is counted; of a record in flight whose extreme is not seen yet, the bucket is seen by the next reading.
+    fn used_buckets(&self, ever: Extreme) -> [std::ops::Range<usize>; 2] {
+        let cells = self.layout.shape.cells();
+        let all = [0..cells, 0..0];
+        let (Some(min), Some(max)) = (self.bucket_of_key(!ever.min), self.bucket_of_key(ever.max))
+        else {
+            return if ever.max == 0 && ever.min == 0 {
+                [0..0, 0..0]
+            } else {
+                all
+            };
+        };
+        match &self.layout.shape {
+            Shape::Explicit(_) => [min.min(max)..(min.max(max) + 1).min(cells), 0..0],
+            Shape::Exponential(e) => {
+                // Zero, the positive side, the negative side by magnitude.
+                let first_negative = 1 + e.len;
+                match (min >= first_negative, max >= first_negative) {
+                    (false, false) => [min..max + 1, 0..0],
+                    (true, false) => [0..max + 1, first_negative..min + 1],
+                    (true, true) => [0..0, max..min + 1],
+                    // Zero counts as not negative; a race of two readings alone leads here.
+                    (false, true) => all,
+                }
+            }
+        }
+    }
+
+    fn bucket_of_key(&self, key: u64) -> Option<usize> {
+        let bucket = T::from_key(key).bucket_slow(&ShapeRef(&self.layout.shape))?;
+        Some(bucket as usize)
+    }
+
+    /// Whether there is another handle than this one.
+    pub(crate) fn is_held(&self) -> bool {
+        Arc::strong_count(&self.shared) > 1
     }
 
     /// Forgets a reader, whose place another may take.

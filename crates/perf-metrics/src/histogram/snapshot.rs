@@ -1,6 +1,8 @@
 //! What was recorded to one series of a histogram, at one moment.
 
 use super::layout::{Exponential, Layout, Shape};
+#[cfg(feature = "prometheus")]
+use super::scale::lower_bound;
 use crate::number::Value;
 use std::sync::Arc;
 
@@ -30,6 +32,14 @@ pub struct ExponentialBuckets {
     pub counts: Vec<u64>,
 }
 
+impl ExponentialBuckets {
+    /// The buckets at a scale that is lower by `shift`.
+    #[cfg(feature = "http")]
+    pub(crate) fn coarser(&self, shift: u32) -> Self {
+        merge(self.offset, &self.counts, shift)
+    }
+}
+
 /// An estimate of a quantile.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Quantile {
@@ -42,10 +52,19 @@ pub struct Quantile {
 }
 
 impl HistogramSnapshot {
-    pub(crate) fn begin(&mut self, layout: &Arc<Layout>, header: usize) {
+    /// Empty, with cells if there is something to put there.
+    pub(crate) fn begin(&mut self, layout: &Arc<Layout>, header: usize, has_cells: bool) {
         self.layout = Some(Arc::clone(layout));
         self.header = header;
-        self.cells.resize(header + layout.shape.cells(), 0);
+        self.cells.clear();
+        if has_cells {
+            self.cells.resize(header + layout.shape.cells(), 0);
+        }
+    }
+
+    /// Changes whenever something is recorded.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        self.count.wrapping_add(self.rejected)
     }
 
     pub(crate) fn cells_mut(&mut self) -> &mut [u64] {
@@ -125,7 +144,7 @@ impl HistogramSnapshot {
     }
 
     /// The counts of all buckets: of explicit ones in their order; of exponential ones zero, then the positive, then the
-    /// negative from small to large magnitudes.
+    /// negative from small to large magnitudes. Empty before the first record.
     #[must_use]
     pub fn buckets(&self) -> &[u64] {
         self.cells.get(self.header..).unwrap_or(&[])
@@ -209,15 +228,45 @@ impl HistogramSnapshot {
             .sum()
     }
 
-    /// The powers of two within the range of exponential buckets.
+    /// The upper bounds of exponential buckets with the number of values in each, from the last bound below the smallest value to the
+    /// first that is not below the largest; as much coarser than the scale as keeps them to `buckets_max`. What is zero or negative is
+    /// in the first. Nothing for explicit buckets.
     #[cfg(feature = "prometheus")]
-    pub(crate) fn octaves(&self) -> impl Iterator<Item = f64> + use<> {
-        let range = self.exponential().map_or(0..0, |e| {
-            let end = (i64::from(e.first) + e.len as i64) >> e.scale;
-            // The last bucket holds what is beyond the range too, so its bound is not one of these.
-            ((e.first + (1 << e.scale) - 1) >> e.scale)..end as i32
-        });
-        range.map(|octave| f64::from(octave).exp2())
+    pub(crate) fn classic_buckets(&self, buckets_max: usize) -> Vec<(f64, u64)> {
+        let Some((scale, positive, negative)) = self.exponential_buckets(buckets_max) else {
+            return Vec::new();
+        };
+        let below = negative
+            .counts
+            .iter()
+            .fold(self.zero_count(), |sum, n| sum.wrapping_add(*n));
+        // The scale may be below zero: a bucket is then several octaves wide.
+        let bound = |index: i64| (index as f64 * f64::from(-scale).exp2()).exp2();
+        let bound = |index: i64| match u8::try_from(scale).ok().zip(i32::try_from(index).ok()) {
+            Some((scale, index)) => lower_bound(index, scale),
+            None => bound(index),
+        };
+        let first = i64::from(positive.offset);
+        if positive.counts.is_empty() {
+            return match self.zero_threshold() {
+                threshold if threshold > 0.0 => vec![(threshold, below)],
+                _ => vec![(0.0, below)],
+            };
+        }
+        // What is beyond the last bucket of the layout counts there too, so that it has no bound.
+        let last_index = self
+            .exponential()
+            .map_or(0, |e| i64::from(e.first) + e.len as i64 - 1);
+        let mut buckets = vec![(bound(first), below)];
+        for (index, count) in (first + 1..).zip(&positive.counts) {
+            let coarse_last = self
+                .scale()
+                .map_or(last_index, |full| last_index >> (i32::from(full) - scale));
+            if index - 1 < coarse_last {
+                buckets.push((bound(index), *count));
+            }
+        }
+        buckets
     }
 
     /// An estimate of the value that a share `q` of all values does not exceed; `None` without values or if `q` is not within
@@ -236,7 +285,7 @@ impl HistogramSnapshot {
         let layout = self.layout.as_deref()?;
         let mut seen = 0;
         let cell = self.ascending_cells().find(|cell| {
-            seen += self.buckets()[*cell];
+            seen += self.buckets().get(*cell).copied().unwrap_or(0);
             seen >= rank
         })?;
         let (min, max) = (self.min()?.as_f64(), self.max()?.as_f64());

@@ -24,6 +24,7 @@ use crate::{MetricsError, Reader, Temporality};
 use opentelemetry::metrics::Meter;
 use parking_lot::Mutex;
 use sink::Sink;
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -141,13 +142,7 @@ impl Attachment {
     /// How many values of histograms wait to be replayed.
     #[must_use]
     pub fn replay_pending(&self) -> u64 {
-        self.bridge
-            .sinks
-            .lock()
-            .iter()
-            .flatten()
-            .map(Sink::pending)
-            .sum()
+        self.bridge.sinks.lock().values().map(Sink::pending).sum()
     }
 }
 
@@ -167,8 +162,8 @@ impl fmt::Debug for Attachment {
 
 struct Bridge {
     meter: Meter,
-    /// By the instrument's place in the registry.
-    sinks: Mutex<Vec<Option<Sink>>>,
+    /// By the instrument's id.
+    sinks: Mutex<HashMap<u64, Sink>>,
     reader: Mutex<Reader>,
     replay_max: AtomicU64,
 }
@@ -180,29 +175,32 @@ impl Bridge {
         let snapshot = reader.collect();
         let mut sinks = self.sinks.lock();
         let mut budget = self.replay_max.load(Ordering::Relaxed);
-        for (place, metric) in snapshot.metrics().iter().enumerate() {
+        for metric in snapshot.metrics() {
             // None: it is being made, and nobody can have recorded to it: its maker gets it after us.
-            if let Some(Some(sink)) = sinks.get_mut(place) {
+            if let Some(sink) = sinks.get_mut(&metric.id) {
                 sink.flush(metric, &mut budget);
             }
         }
+        // Of instruments that have left, once nothing of theirs is to be replayed.
+        sinks.retain(|id, sink| {
+            sink.pending() > 0
+                || snapshot
+                    .metrics()
+                    .binary_search_by_key(id, |metric| metric.id)
+                    .is_ok()
+                || !sink.was_seen()
+        });
     }
 }
 
 impl Listener for Bridge {
-    fn on_instrument(&self, source: &Arc<dyn Source>, place: usize) {
-        let is_there = |sinks: &Vec<Option<Sink>>| sinks.get(place).is_some_and(Option::is_some);
-        if is_there(&self.sinks.lock()) {
+    fn on_instrument(&self, source: &Arc<dyn Source>) {
+        let id = source.id();
+        if self.sinks.lock().contains_key(&id) {
             return;
         }
         // Without the lock: the SDK may be collecting, and wait for it.
         let sink = Sink::new(&self.meter, source.descriptor(), source.boundaries());
-        let mut sinks = self.sinks.lock();
-        if !is_there(&sinks) {
-            if sinks.len() <= place {
-                sinks.resize_with(place + 1, || None);
-            }
-            sinks[place] = Some(sink);
-        }
+        self.sinks.lock().entry(id).or_insert(sink);
     }
 }

@@ -4,13 +4,16 @@ use super::replay::Pending;
 use crate::attributes::KeyValue;
 use crate::descriptor::{Descriptor, InstrumentKind, NumberKind};
 use crate::number::Value;
-use crate::snapshot::{MetricSnapshot, Point};
+use crate::snapshot::{InstrumentSnapshot, Point};
 use opentelemetry::metrics::{self as sdk, Meter};
+use std::collections::HashMap;
 
 /// One of the SDK's instruments with its series so far, in the order of the registry's.
 pub(super) struct Sink {
     instrument: Instrument,
-    series: Vec<Series>,
+    /// By id.
+    series: HashMap<u64, Series>,
+    was_seen: bool,
 }
 
 enum Instrument {
@@ -75,28 +78,32 @@ impl Sink {
         };
         Self {
             instrument,
-            series: Vec::new(),
+            series: HashMap::new(),
+            was_seen: false,
         }
     }
 
     pub(super) fn pending(&self) -> u64 {
         self.series
-            .iter()
+            .values()
             .map(|series| series.pending.count())
             .sum()
     }
 
+    /// Whether a collection had the instrument.
+    pub(super) fn was_seen(&self) -> bool {
+        self.was_seen
+    }
+
     /// Brings in what changed; values of histograms as far as the budget goes.
-    pub(super) fn flush(&mut self, metric: &MetricSnapshot, budget: &mut u64) {
-        for (place, snapshot) in metric.series().iter().enumerate() {
-            if place == self.series.len() {
-                self.series.push(Series {
-                    bound: None,
-                    brought: None,
-                    pending: Pending::default(),
-                });
-            }
-            let series = &mut self.series[place];
+    pub(super) fn flush(&mut self, metric: &InstrumentSnapshot, budget: &mut u64) {
+        self.was_seen = true;
+        for snapshot in metric.series() {
+            let series = self.series.entry(snapshot.id).or_insert_with(|| Series {
+                bound: None,
+                brought: None,
+                pending: Pending::default(),
+            });
             match &snapshot.point {
                 Point::Number(value) => {
                     series.bring(&self.instrument, snapshot.attributes(), *value)
@@ -115,6 +122,22 @@ impl Sink {
                 Point::Nothing => {}
             }
         }
+        // Values that series which have left had pending find their way too.
+        let is_there = |id: &u64| {
+            metric
+                .series()
+                .binary_search_by_key(id, |series| series.id)
+                .is_ok()
+        };
+        for (_, series) in self.series.iter_mut().filter(|(id, _)| !is_there(id)) {
+            if let Some(bound) = &series.bound {
+                series
+                    .pending
+                    .replay(budget, |value, times| record(bound, value, times));
+            }
+        }
+        self.series
+            .retain(|id, series| is_there(id) || series.pending.count() > 0);
     }
 }
 

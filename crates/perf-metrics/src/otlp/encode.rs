@@ -1,16 +1,17 @@
 //! Snapshots as messages of the protocol.
 
 use crate::attributes::{AttributeValue, KeyValue};
-use crate::descriptor::InstrumentKind;
+use crate::descriptor::{InstrumentKind, Scope};
 use crate::histogram::{ExponentialBuckets, HistogramSnapshot};
 use crate::number::Value;
 use crate::reader::Temporality;
-use crate::snapshot::{MetricSnapshot, MetricsSnapshot, Point, SeriesSnapshot};
+use crate::snapshot::{InstrumentSnapshot, MetricsSnapshot, Point, SeriesSnapshot};
 use opentelemetry::Array;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1 as common;
 use opentelemetry_proto::tonic::metrics::v1 as proto;
 use opentelemetry_proto::tonic::resource::v1::Resource;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The most buckets on a side of an exponential histogram: what the SDK proposes,
@@ -20,9 +21,9 @@ pub const EXPONENTIAL_BUCKETS_MAX: usize = 160;
 /// Who reports.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
-    /// What the metrics are about: `service.name`, `host.name`.
+    /// What the metrics are about: `service.name`, `host.name`. If it is empty, the registry's resource.
     pub resource: Vec<KeyValue>,
-    /// The name of the instrumentation.
+    /// The name of the instrumentation, for instruments that were made in no [`Scope`].
     pub scope_name: String,
     /// Its version.
     pub scope_version: String,
@@ -36,49 +37,64 @@ pub fn request(
     temporality: Temporality,
     origin: &Origin,
 ) -> Option<ExportMetricsServiceRequest> {
-    let metrics: Vec<_> = snapshot
-        .metrics()
-        .iter()
-        .filter_map(|metric| encode(metric, snapshot, temporality))
-        .collect();
-    if metrics.is_empty() {
+    // In the order in which they were made, those of a scope together.
+    let mut scopes: Vec<(Option<&Arc<Scope>>, Vec<proto::Metric>)> = Vec::new();
+    for metric in snapshot.metrics() {
+        let Some(encoded) = encode(metric, snapshot, temporality) else {
+            continue;
+        };
+        let scope = metric.descriptor().scope_arc();
+        match scopes.iter_mut().find(|(other, _)| *other == scope) {
+            Some((_, metrics)) => metrics.push(encoded),
+            None => scopes.push((scope, vec![encoded])),
+        }
+    }
+    if scopes.is_empty() {
         return None;
     }
-    let scope = common::InstrumentationScope {
-        name: origin.scope_name.clone(),
-        version: origin.scope_version.clone(),
-        ..Default::default()
+    let scope = |scope: Option<&Arc<Scope>>| match scope {
+        None => common::InstrumentationScope {
+            name: origin.scope_name.clone(),
+            version: origin.scope_version.clone(),
+            ..Default::default()
+        },
+        Some(scope) => common::InstrumentationScope {
+            name: scope.name().to_owned(),
+            version: scope.version().to_owned(),
+            attributes: attributes(scope.attributes()),
+            ..Default::default()
+        },
+    };
+    let scope_metrics = scopes.into_iter().map(|(of, metrics)| proto::ScopeMetrics {
+        scope: Some(scope(of)),
+        metrics,
+        schema_url: of
+            .map(|scope| scope.schema_url().to_owned())
+            .unwrap_or_default(),
+    });
+    let resource = if origin.resource.is_empty() {
+        snapshot.resource()
+    } else {
+        &origin.resource
     };
     Some(ExportMetricsServiceRequest {
         resource_metrics: vec![proto::ResourceMetrics {
             resource: Some(Resource {
-                attributes: attributes(&origin.resource),
+                attributes: attributes(resource),
                 ..Default::default()
             }),
-            scope_metrics: vec![proto::ScopeMetrics {
-                scope: Some(scope),
-                metrics,
-                schema_url: String::new(),
-            }],
+            scope_metrics: scope_metrics.collect(),
             schema_url: String::new(),
         }],
     })
 }
 
-struct Times {
-    start: u64,
-    end: u64,
-}
-
 fn encode(
-    metric: &MetricSnapshot,
+    metric: &InstrumentSnapshot,
     snapshot: &MetricsSnapshot,
     temporality: Temporality,
 ) -> Option<proto::Metric> {
-    let times = Times {
-        start: nanos(snapshot.start()),
-        end: nanos(snapshot.time()),
-    };
+    let end = nanos(snapshot.time());
     let descriptor = metric.descriptor();
     let series: Vec<_> = metric
         .series()
@@ -92,30 +108,28 @@ fn encode(
         }
         _ => proto::AggregationTemporality::Cumulative,
     } as i32;
-    let numbers = |times: &Times| {
+    let times = |series: &SeriesSnapshot| Times {
+        // A gauge has no beginning.
+        start: if descriptor.kind() == InstrumentKind::Gauge {
+            0
+        } else {
+            nanos(series.start()).min(end)
+        },
+        end,
+    };
+    let numbers = || {
         series
             .iter()
-            .filter_map(|series| number(series, times))
+            .filter_map(|series| number(series, &times(series)))
             .collect()
     };
     let data = match descriptor.kind() {
         InstrumentKind::Gauge => proto::metric::Data::Gauge(proto::Gauge {
-            // A gauge has no beginning.
-            data_points: numbers(&Times {
-                start: 0,
-                end: times.end,
-            }),
+            data_points: numbers(),
         }),
         kind @ (InstrumentKind::Counter | InstrumentKind::UpDownCounter) => {
             proto::metric::Data::Sum(proto::Sum {
-                data_points: numbers(&match kind {
-                    InstrumentKind::Counter => times,
-                    // Cumulative whatever the others are.
-                    _ => Times {
-                        start: nanos(snapshot.cumulative_start),
-                        end: times.end,
-                    },
-                }),
+                data_points: numbers(),
                 aggregation_temporality: temporality,
                 is_monotonic: kind == InstrumentKind::Counter,
             })
@@ -124,7 +138,7 @@ fn encode(
             proto::metric::Data::Histogram(proto::Histogram {
                 data_points: series
                     .iter()
-                    .filter_map(|series| explicit(series, &times))
+                    .filter_map(|series| explicit(series, &times(series)))
                     .collect(),
                 aggregation_temporality: temporality,
             })
@@ -133,7 +147,7 @@ fn encode(
             proto::metric::Data::ExponentialHistogram(proto::ExponentialHistogram {
                 data_points: series
                     .iter()
-                    .filter_map(|series| exponential(series, &times))
+                    .filter_map(|series| exponential(series, &times(series)))
                     .collect(),
                 aggregation_temporality: temporality,
             })
@@ -146,6 +160,11 @@ fn encode(
         metadata: Vec::new(),
         data: Some(data),
     })
+}
+
+struct Times {
+    start: u64,
+    end: u64,
 }
 
 /// Since 1970; zero, which is "unknown", for a clock that is set before it.

@@ -1,7 +1,9 @@
 //! The thread that collects and delivers.
 
 use super::encode::{Origin, request};
-use super::http::Http;
+use super::http::{self, Http};
+use super::options::{self, SendOptions};
+use super::split::{self, REQUEST_BYTES_MAX_DEFAULT, REQUEST_POINTS_MAX_DEFAULT};
 use super::{ExportMetricsServiceRequest, OtlpError, SendError, Transport, retry};
 use crate::attributes::KeyValue;
 use crate::reader::{Reader, Temporality};
@@ -20,7 +22,7 @@ const DROP_TIMEOUT: Duration = Duration::from_secs(2);
 type OnError = Box<dyn Fn(&str) + Send>;
 
 enum Target {
-    Http(Http),
+    Http(Box<http::Endpoint>),
     #[cfg(feature = "otlp-grpc")]
     Grpc(Box<tonic::transport::Endpoint>),
     Custom(Box<dyn Transport>),
@@ -34,6 +36,10 @@ pub struct OtlpBuilder {
     timeout: Duration,
     temporality: Temporality,
     queue_max: usize,
+    request_max: split::Max,
+    options: SendOptions,
+    /// The first option that is not valid.
+    invalid: Option<OtlpError>,
     origin: Origin,
     on_error: OnError,
 }
@@ -46,6 +52,12 @@ impl OtlpBuilder {
             timeout: Duration::from_secs(10),
             temporality: Temporality::Cumulative,
             queue_max: 16,
+            request_max: split::Max {
+                bytes: REQUEST_BYTES_MAX_DEFAULT,
+                points: REQUEST_POINTS_MAX_DEFAULT,
+            },
+            options: SendOptions::default(),
+            invalid: None,
             origin: Origin {
                 resource: Vec::new(),
                 scope_name: "perf-metrics".to_owned(),
@@ -73,7 +85,41 @@ impl OtlpBuilder {
         self
     }
 
-    /// How many requests wait at most: 16 unless said here.
+    /// How large a request is at most, in bytes before compression and in data points: [`REQUEST_BYTES_MAX_DEFAULT`] and
+    /// [`REQUEST_POINTS_MAX_DEFAULT`] unless said here. A single point is sent however large it is.
+    pub fn with_request_max(mut self, bytes_max: usize, points_max: usize) -> Self {
+        self.request_max = split::Max {
+            bytes: bytes_max.max(1),
+            points: points_max.max(1),
+        };
+        self
+    }
+
+    /// One more header of each request, in gRPC one more entry of its metadata. A name or value that is not valid is an error of
+    /// [`start`](Self::start). Names and values are kept out of error messages but for the name.
+    pub fn with_header(mut self, name: &str, value: &str) -> Self {
+        match options::header(name, value) {
+            Ok((name, value)) => drop(self.options.headers.append(name, value)),
+            Err(error) => self.invalid = self.invalid.or(Some(error)),
+        }
+        self
+    }
+
+    /// Compresses requests with gzip.
+    pub fn with_gzip(mut self) -> Self {
+        self.options.is_gzip = true;
+        self
+    }
+
+    /// The certificates, in PEM, of the authorities to trust in the place of the system's.
+    #[cfg(feature = "otlp-tls")]
+    pub fn with_root_certificates(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.options.root_certificates = Some(pem.into());
+        self
+    }
+
+    /// After how many waiting requests no more is collected: 16 unless said here. One collection can be several requests, all of which are
+    /// kept.
     pub fn with_queue_max(mut self, requests_max: usize) -> Self {
         self.queue_max = requests_max.max(1);
         self
@@ -101,9 +147,13 @@ impl OtlpBuilder {
     /// Starts the thread.
     ///
     /// # Errors
-    /// [`OtlpError`]: the endpoint is not valid, the registry has all its readers, or no thread can be started.
+    /// [`OtlpError`]: the endpoint or an option is not valid, the registry has all its readers, or no thread can be started.
     pub fn start(self, registry: &Registry) -> Result<OtlpExporter, OtlpError> {
         let target = self.target?;
+        if let Some(invalid) = self.invalid {
+            return Err(invalid);
+        }
+        let options = self.options;
         let reader = registry
             .reader(self.temporality)
             .map_err(OtlpError::Registry)?;
@@ -115,6 +165,7 @@ impl OtlpBuilder {
             interval: self.interval,
             timeout: self.timeout,
             queue_max: self.queue_max,
+            request_max: self.request_max,
             queue: VecDeque::new(),
             failures: 0,
             next_attempt: Instant::now(),
@@ -123,9 +174,9 @@ impl OtlpBuilder {
             last_error: None,
             collected: (None, false),
         };
-        let run = move || match connect(target) {
+        let run = move || match connect(target, &options) {
             Ok(mut transport) => worker.run(&mut *transport),
-            Err(error) => worker.fail(&format!("cannot start: {error}")),
+            Err(error) => worker.end(&format!("cannot start: {error}")),
         };
         let thread = std::thread::Builder::new()
             .name("metrics-otlp".to_owned())
@@ -141,17 +192,33 @@ impl OtlpBuilder {
 impl fmt::Debug for OtlpBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OtlpBuilder")
+            .field("target", &self.target)
             .field("interval", &self.interval)
+            .field("timeout", &self.timeout)
+            .field("temporality", &self.temporality)
+            .field("options", &self.options)
+            .field("origin", &self.origin)
             .finish_non_exhaustive()
     }
 }
 
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(endpoint) => endpoint.fmt(f),
+            #[cfg(feature = "otlp-grpc")]
+            Self::Grpc(endpoint) => endpoint.uri().fmt(f),
+            Self::Custom(_) => f.write_str("Custom"),
+        }
+    }
+}
+
 /// In the exporter's thread: a runtime must not be dropped within another.
-fn connect(target: Target) -> std::io::Result<Box<dyn Transport>> {
+fn connect(target: Target, options: &SendOptions) -> std::io::Result<Box<dyn Transport>> {
     Ok(match target {
-        Target::Http(http) => Box::new(http),
+        Target::Http(endpoint) => Box::new(Http::new(*endpoint, options)?),
         #[cfg(feature = "otlp-grpc")]
-        Target::Grpc(endpoint) => Box::new(super::grpc::Grpc::new(&endpoint)?),
+        Target::Grpc(endpoint) => Box::new(super::grpc::Grpc::new(*endpoint, options)?),
         Target::Custom(transport) => transport,
     })
 }
@@ -166,12 +233,39 @@ pub struct OtlpStats {
     pub refused: u64,
     /// Data points it rejected of requests that it took.
     pub rejected_points: u64,
+    /// Cumulative requests that were not sent because a newer one contains them.
+    pub replaced: u64,
     /// Attempts that failed and are made again.
     pub retries: u64,
     /// Requests that wait.
     pub queued: usize,
     /// Why the last attempt failed; `None` after a success.
     pub last_error: Option<String>,
+}
+
+/// What became of the requests since a call of [`OtlpExporter::flush`] or [`shutdown`](OtlpExporter::shutdown) began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Delivery {
+    /// Requests the receiver took.
+    pub delivered: u64,
+    /// Requests it refused, which are lost.
+    pub refused: u64,
+    /// Data points it rejected of requests that it took, which are lost.
+    pub rejected_points: u64,
+    /// Cumulative requests that were not sent because a newer one contains them.
+    pub replaced: u64,
+}
+
+impl OtlpStats {
+    fn since(&self, then: &Self) -> Delivery {
+        Delivery {
+            delivered: self.delivered - then.delivered,
+            refused: self.refused - then.refused,
+            rejected_points: self.rejected_points - then.rejected_points,
+            replaced: self.replaced - then.replaced,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -188,6 +282,8 @@ struct Control {
     /// Stop then, delivered or not.
     stop_at: Option<Instant>,
     is_over: bool,
+    /// The thread ended before it was asked to: the transport could not be made, or panicked.
+    is_cut_short: bool,
 }
 
 /// Delivers a registry until it is shut down or dropped.
@@ -197,12 +293,25 @@ pub struct OtlpExporter {
 }
 
 impl OtlpExporter {
-    /// To a receiver's HTTP endpoint, such as `http://127.0.0.1:4318`. Without TLS.
+    /// To a receiver's HTTP endpoint, such as `http://127.0.0.1:4318`; `https` with the feature `otlp-tls`. Without a path it is
+    /// `/v1/metrics`.
     pub fn http(endpoint: &str) -> OtlpBuilder {
-        OtlpBuilder::new(Http::new(endpoint).map(Target::Http))
+        OtlpBuilder::new(
+            http::Endpoint::new(endpoint).map(|endpoint| Target::Http(Box::new(endpoint))),
+        )
     }
 
-    /// To a receiver's gRPC endpoint, such as `http://127.0.0.1:4317`. Without TLS.
+    /// As the environment says: `OTEL_EXPORTER_OTLP_*` (`ENDPOINT`, `PROTOCOL`, `HEADERS`, `TIMEOUT`, `COMPRESSION`, `CERTIFICATE`, each
+    /// also with `METRICS_`), `OTEL_METRIC_EXPORT_INTERVAL`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_SERVICE_NAME` and
+    /// `OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE`: <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>.
+    ///
+    /// # Errors
+    /// [`OtlpError::InvalidOption`] names the variable that is not valid.
+    pub fn from_env() -> Result<OtlpBuilder, OtlpError> {
+        options::from_env(&|name| std::env::var(name).ok())
+    }
+
+    /// To a receiver's gRPC endpoint, such as `http://127.0.0.1:4317`; `https` with the feature `otlp-tls`.
     #[cfg(feature = "otlp-grpc")]
     pub fn grpc(endpoint: &str) -> OtlpBuilder {
         OtlpBuilder::new(
@@ -221,13 +330,16 @@ impl OtlpExporter {
         self.shared.control.lock().stats.clone()
     }
 
-    /// Collects now and waits until everything collected so far is delivered.
+    /// Collects now and waits until everything collected so far is delivered. `Ok` says that nothing was refused as a whole;
+    /// [`Delivery::rejected_points`] may still be lost.
     ///
     /// # Errors
-    /// [`OtlpError::Undelivered`] when `timeout` is over before; the exporter goes on trying.
-    pub fn flush(&self, timeout: Duration) -> Result<(), OtlpError> {
+    /// [`OtlpError::Undelivered`] when `timeout` is over before; the exporter goes on trying. [`OtlpError::Refused`] when the receiver
+    /// refused requests meanwhile.
+    pub fn flush(&self, timeout: Duration) -> Result<Delivery, OtlpError> {
         let deadline = Instant::now() + timeout;
         let mut control = self.shared.control.lock();
+        let then = control.stats.clone();
         control.flushes.0 += 1;
         let wanted = control.flushes.0;
         self.shared.changed.notify_all();
@@ -241,27 +353,25 @@ impl OtlpExporter {
                 break;
             }
         }
-        if control.flushes.1 >= wanted {
-            Ok(())
-        } else {
-            Err(undelivered(&control))
-        }
+        outcome(&control, &then, control.flushes.1 >= wanted)
     }
 
     /// Collects once more, delivers what it can within `timeout`, and stops.
     ///
     /// # Errors
-    /// [`OtlpError::Undelivered`] if something is left, which is then lost.
-    pub fn shutdown(mut self, timeout: Duration) -> Result<(), OtlpError> {
+    /// [`OtlpError::Undelivered`] if something is left, which is then lost. [`OtlpError::Refused`] when the receiver refused requests
+    /// meanwhile.
+    pub fn shutdown(mut self, timeout: Duration) -> Result<Delivery, OtlpError> {
         self.stop(timeout)
     }
 
-    fn stop(&mut self, timeout: Duration) -> Result<(), OtlpError> {
+    fn stop(&mut self, timeout: Duration) -> Result<Delivery, OtlpError> {
         let Some(thread) = self.thread.take() else {
-            return Ok(());
+            return Ok(Delivery::default());
         };
         let deadline = Instant::now() + timeout;
         let mut control = self.shared.control.lock();
+        let then = control.stats.clone();
         control.stop_at = Some(deadline);
         self.shared.changed.notify_all();
         while !control.is_over
@@ -272,12 +382,9 @@ impl OtlpExporter {
                 .timed_out()
         {}
         // A transport that hangs beyond its timeout is left behind rather than waited for.
-        let (is_over, left) = (control.is_over, control.stats.queued);
-        let outcome = if is_over && left == 0 {
-            Ok(())
-        } else {
-            Err(undelivered(&control))
-        };
+        let is_over = control.is_over;
+        let is_done = is_over && !control.is_cut_short && control.stats.queued == 0;
+        let outcome = outcome(&control, &then, is_done);
         drop(control);
         if is_over {
             let _ = thread.join();
@@ -286,11 +393,23 @@ impl OtlpExporter {
     }
 }
 
-fn undelivered(control: &Control) -> OtlpError {
-    OtlpError::Undelivered {
-        requests: control.stats.queued.max(1),
-        last_error: control.stats.last_error.clone(),
+fn outcome(control: &Control, then: &OtlpStats, is_done: bool) -> Result<Delivery, OtlpError> {
+    let delivery = control.stats.since(then);
+    let last_error = control.stats.last_error.clone();
+    if !is_done {
+        return Err(OtlpError::Undelivered {
+            requests: control.stats.queued.max(1),
+            last_error,
+            delivery,
+        });
     }
+    if delivery.refused > 0 {
+        return Err(OtlpError::Refused {
+            delivery,
+            last_error,
+        });
+    }
+    Ok(delivery)
 }
 
 impl Drop for OtlpExporter {
@@ -315,6 +434,7 @@ struct Worker {
     interval: Duration,
     timeout: Duration,
     queue_max: usize,
+    request_max: split::Max,
     queue: VecDeque<ExportMetricsServiceRequest>,
     /// In a row.
     failures: u32,
@@ -327,18 +447,26 @@ struct Worker {
 }
 
 /// Says that the thread is over, also when a transport panics.
-struct OnExit(Arc<Shared>);
+struct OnExit {
+    shared: Arc<Shared>,
+    is_cut_short: bool,
+}
 
 impl Drop for OnExit {
     fn drop(&mut self) {
-        self.0.control.lock().is_over = true;
-        self.0.changed.notify_all();
+        let mut control = self.shared.control.lock();
+        control.is_over = true;
+        control.is_cut_short = self.is_cut_short;
+        self.shared.changed.notify_all();
     }
 }
 
 impl Worker {
     fn run(&mut self, transport: &mut dyn Transport) {
-        let _on_exit = OnExit(Arc::clone(&self.shared));
+        let mut on_exit = OnExit {
+            shared: Arc::clone(&self.shared),
+            is_cut_short: true,
+        };
         let mut next_collection = Instant::now() + self.interval;
         loop {
             let (flushes, stop_at) = self.wait(next_collection);
@@ -358,6 +486,7 @@ impl Worker {
             if let Some(stop_at) = stop_at
                 && (is_empty || Instant::now() >= stop_at)
             {
+                on_exit.is_cut_short = false;
                 return;
             }
         }
@@ -405,13 +534,26 @@ impl Worker {
         }
         let temporality = self.reader.temporality();
         let request = request(self.reader.collect(), temporality, &self.origin);
+        let mut replaced = 0;
         if let Some(request) = request {
             if temporality == Temporality::Cumulative && (is_full || self.failures > 0) {
+                replaced = self.queue.len() as u64;
                 self.queue.clear();
             }
-            self.queue.push_back(request);
+            self.queue.extend(split::split(request, self.request_max));
         }
-        self.shared.control.lock().stats.queued = self.queue.len();
+        let stats = &mut self.shared.control.lock().stats;
+        stats.queued = self.queue.len();
+        stats.replaced += replaced;
+    }
+
+    /// The thread cannot go on.
+    fn end(&mut self, error: &str) {
+        let _on_exit = OnExit {
+            shared: Arc::clone(&self.shared),
+            is_cut_short: true,
+        };
+        self.fail(error);
     }
 
     fn deliver(&mut self, transport: &mut dyn Transport, is_flush: bool, stop_at: Option<Instant>) {
@@ -443,9 +585,24 @@ impl Worker {
                     stats.queued = self.queue.len();
                     stats.last_error.clone_from(&self.last_error);
                 }
-                Err(error @ SendError::Refused { .. }) => {
-                    self.queue.pop_front();
+                Err(error @ (SendError::Refused { .. } | SendError::TooLarge { .. })) => {
+                    let halves = match (&error, self.queue.pop_front()) {
+                        (SendError::TooLarge { .. }, Some(request)) => split::halve(request),
+                        _ => None,
+                    };
                     self.failures = 0;
+                    if let Some((first, second)) = halves {
+                        // What comes after is as large.
+                        self.request_max.bytes = self
+                            .request_max
+                            .bytes
+                            .min(split::bytes(&first).max(split::bytes(&second)));
+                        self.queue.push_front(second);
+                        self.queue.push_front(first);
+                        self.fail(&error.to_string());
+                        self.shared.control.lock().stats.queued = self.queue.len();
+                        continue;
+                    }
                     self.fail(&error.to_string());
                     let stats = &mut self.shared.control.lock().stats;
                     stats.refused += 1;
@@ -454,7 +611,7 @@ impl Worker {
                 Err(error) => {
                     let after = match error {
                         SendError::Retry { after, .. } => after,
-                        SendError::Refused { .. } => None,
+                        SendError::TooLarge { .. } | SendError::Refused { .. } => None,
                     };
                     self.failures = self.failures.saturating_add(1);
                     self.next_attempt =

@@ -4,10 +4,12 @@
 //!
 //! | | |
 //! |---|---|
-//! | receiver down, busy or hanging | the same request is sent again, unchanged, after a pause that doubles from one second to thirty, with jitter, or as long as the receiver asks for |
+//! | receiver down, busy or hanging | the same request is sent again, unchanged, after a pause that doubles from one second to thirty, with jitter, or as long as the receiver asks for, up to [`RETRY_AFTER_MAX`] |
+//! | much to send | a collection is divided into requests of at most [`REQUEST_BYTES_MAX_DEFAULT`] bytes and [`REQUEST_POINTS_MAX_DEFAULT`] points |
+//! | request larger than the receiver takes | it is halved until it is taken; a single point that is too large is refused |
 //! | queue full, deltas | nothing is collected until there is room: the next request then covers a longer time, so nothing is lost |
 //! | queue full, cumulative | the newest takes the place of all before it, which it contains |
-//! | request refused | it is dropped, counted in [`OtlpStats::refused`] and reported |
+//! | request refused | it is dropped, counted in [`OtlpStats::refused`] and reported; `flush` and `shutdown` return [`OtlpError::Refused`] |
 //! | shutdown | collects once more and tries to deliver until the time given is over; says what is left |
 //!
 //! A request whose answer got lost is sent again, as the protocol demands, and a receiver that took it the first time takes it
@@ -19,17 +21,24 @@ mod exporter;
 #[cfg(feature = "otlp-grpc")]
 mod grpc;
 mod http;
+mod options;
 mod retry;
+mod split;
+#[cfg(feature = "otlp-tls")]
+mod tls;
 
-pub use exporter::{OtlpBuilder, OtlpExporter, OtlpStats};
+pub use exporter::{Delivery, OtlpBuilder, OtlpExporter, OtlpStats};
 pub use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+pub use retry::RETRY_AFTER_MAX;
+pub use split::{REQUEST_BYTES_MAX_DEFAULT, REQUEST_POINTS_MAX_DEFAULT};
 
 use std::fmt;
 use std::time::Duration;
 
-/// How a request reaches a receiver. Implement it to bring TLS, a proxy or compression of your own.
+/// How a request reaches a receiver. Implement it to bring a proxy or a protocol of your own.
 pub trait Transport: Send {
-    /// Sends one request, and takes not much longer than `timeout`.
+    /// Sends one request, and takes not much longer than `timeout` for all of it: finding the host, connecting, sending, and reading the
+    /// answer.
     ///
     /// # Errors
     /// [`SendError`], which says whether to try again.
@@ -60,6 +69,11 @@ pub enum SendError {
         /// How long the receiver asks to wait.
         after: Option<Duration>,
     },
+    /// It is larger than the receiver takes: it is divided and sent again.
+    TooLarge {
+        /// What the receiver says.
+        reason: String,
+    },
     /// It never will.
     Refused {
         /// What went wrong.
@@ -71,6 +85,9 @@ impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Retry { reason, .. } => write!(f, "not delivered, will be sent again: {reason}"),
+            Self::TooLarge { reason } => {
+                write!(f, "too large for the receiver, will be divided: {reason}")
+            }
             Self::Refused { reason } => write!(f, "refused by the receiver and dropped: {reason}"),
         }
     }
@@ -89,6 +106,13 @@ pub enum OtlpError {
         /// What is wrong and what is allowed.
         problem: String,
     },
+    /// An option, or a variable of the environment, is not valid.
+    InvalidOption {
+        /// Its name.
+        option: String,
+        /// What is wrong and what is allowed.
+        problem: String,
+    },
     /// The registry has no place for another reader.
     Registry(crate::MetricsError),
     /// The thread could not be started.
@@ -99,6 +123,15 @@ pub enum OtlpError {
         requests: usize,
         /// Why the last one failed, if one did.
         last_error: Option<String>,
+        /// What became of the other requests meanwhile.
+        delivery: Delivery,
+    },
+    /// Nothing is left to send, but the receiver refused requests, which are lost.
+    Refused {
+        /// What became of the requests.
+        delivery: Delivery,
+        /// What the receiver said last.
+        last_error: Option<String>,
     },
 }
 
@@ -108,6 +141,7 @@ impl fmt::Display for OtlpError {
             Self::InvalidEndpoint { endpoint, problem } => {
                 write!(f, "OTLP endpoint {endpoint:?}: {problem}")
             }
+            Self::InvalidOption { option, problem } => write!(f, "OTLP option {option}: {problem}"),
             Self::Registry(error) => error.fmt(f),
             Self::Thread(error) => {
                 write!(f, "cannot start the thread of the OTLP exporter: {error}")
@@ -115,6 +149,7 @@ impl fmt::Display for OtlpError {
             Self::Undelivered {
                 requests,
                 last_error,
+                ..
             } => {
                 let error = last_error
                     .as_deref()
@@ -124,6 +159,16 @@ impl fmt::Display for OtlpError {
                     "{requests} OTLP requests are not delivered ({error}); allow more time, or check the receiver"
                 )
             }
+            Self::Refused {
+                delivery,
+                last_error,
+            } => write!(
+                f,
+                "the receiver refused {} of {} OTLP requests, which are lost ({})",
+                delivery.refused,
+                delivery.refused + delivery.delivered,
+                last_error.as_deref().unwrap_or("no reason is known")
+            ),
         }
     }
 }

@@ -1,91 +1,177 @@
 //! Answers scrapes.
 //!
 //! [`handle`] serves any server that speaks the types of the `http` crate (hyper, axum, tonic). [`ScrapeServer`] is for nodes
-//! that have none: one thread, one request at a time, every request bounded in time and size.
+//! that have none: one thread with several connections at once, each of which has one request and one deadline for all of it.
 
-use super::{CONTENT_TYPE, write};
+use super::{Format, expose};
 use crate::registry::Registry;
-use ::http::header::{ALLOW, CONTENT_TYPE as CONTENT_TYPE_HEADER, HeaderValue};
+use ::http::header::{
+    ACCEPT, ACCEPT_ENCODING, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName,
+    HeaderValue, VARY,
+};
 use ::http::{Method, Request, Response, StatusCode};
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::runtime::Builder;
+use tokio::sync::{Semaphore, oneshot};
 
 /// Where Prometheus looks unless told otherwise.
 pub const PATH: &str = "/metrics";
 
-/// Answers `GET /metrics` with all instruments, anything else with an error.
+/// Answers `GET /metrics` with all instruments, anything else with an error. The format is the one that the client accepts best:
+/// text, OpenMetrics, or protobuf with native histograms; gzip where it is accepted.
 #[must_use]
-pub fn handle<B>(registry: &Registry, request: &Request<B>) -> Response<String> {
-    answer(registry, request.method(), request.uri().path())
-}
-
-fn answer(registry: &Registry, method: &Method, path: &str) -> Response<String> {
-    let mut response = Response::new(String::new());
-    let text = HeaderValue::from_static("text/plain; charset=utf-8");
+pub fn handle<B>(registry: &Registry, request: &Request<B>) -> Response<Bytes> {
+    let (method, path) = (request.method(), request.uri().path());
+    let text = |status: StatusCode, body: &'static str| {
+        let mut response = Response::new(Bytes::from_static(body.as_bytes()));
+        *response.status_mut() = status;
+        let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+        response.headers_mut().insert(CONTENT_TYPE, kind);
+        response
+    };
     if path != PATH {
-        *response.status_mut() = StatusCode::NOT_FOUND;
-        response.headers_mut().insert(CONTENT_TYPE_HEADER, text);
-        *response.body_mut() = format!("there is only {PATH}\n");
-    } else if method != Method::GET && method != Method::HEAD {
-        *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-        response.headers_mut().insert(CONTENT_TYPE_HEADER, text);
+        return text(StatusCode::NOT_FOUND, "there is only /metrics\n");
+    }
+    if method != Method::GET && method != Method::HEAD {
+        let mut response = text(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "only GET and HEAD are allowed\n",
+        );
         response
             .headers_mut()
             .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-        *response.body_mut() = "only GET and HEAD are allowed\n".to_owned();
-    } else {
-        response
-            .headers_mut()
-            .insert(CONTENT_TYPE_HEADER, HeaderValue::from_static(CONTENT_TYPE));
-        write(&registry.collect(), response.body_mut());
+        return response;
+    }
+    let format = negotiate(request.headers());
+    let mut body = Vec::new();
+    let _left_out = expose(&registry.collect(), format, &mut body);
+    let is_gzip = accepts_gzip(request.headers());
+    if is_gzip {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        // Writing to a vector cannot fail; if it did, the answer would be cut short, which the checksum tells.
+        let _ = encoder.write_all(&body);
+        body = encoder.finish().unwrap_or_default();
+    }
+    let mut response = Response::new(Bytes::from(body));
+    let headers = response.headers_mut();
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static(format.content_type()),
+    );
+    headers.insert(VARY, HeaderValue::from_static("accept, accept-encoding"));
+    if is_gzip {
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
     response
 }
 
-/// A request takes at most so long, and its head is at most so large.
-const REQUEST_MAX: Duration = Duration::from_secs(2);
+/// The members of a list header with their weights, those of weight zero left out.
+fn members(headers: &HeaderMap, name: HeaderName) -> Vec<(String, f32)> {
+    let values = headers
+        .get_all(name)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok());
+    let member = |text: &str| {
+        let weight = text
+            .split(';')
+            .skip(1)
+            .filter_map(|part| {
+                part.trim()
+                    .to_ascii_lowercase()
+                    .strip_prefix("q=")
+                    .map(str::to_owned)
+            })
+            .find_map(|weight| weight.trim().parse::<f32>().ok())
+            .unwrap_or(1.0);
+        (text.trim().to_ascii_lowercase(), weight)
+    };
+    values
+        .flat_map(|value| value.split(','))
+        .map(member)
+        .filter(|(_, weight)| *weight > 0.0)
+        .collect()
+}
+
+/// The format that the client likes best, the text if it likes none of ours or says nothing.
+fn negotiate(headers: &HeaderMap) -> Format {
+    let format = |member: &str| {
+        let media = member.split(';').next().unwrap_or_default().trim();
+        match media {
+            "application/vnd.google.protobuf" => member
+                .contains("proto=io.prometheus.client.metricfamily")
+                .then_some(Format::Protobuf)
+                .filter(|_| member.contains("encoding=delimited")),
+            "application/openmetrics-text" => Some(Format::OpenMetrics),
+            "text/plain" | "text/*" | "*/*" => Some(Format::Text),
+            _ => None,
+        }
+    };
+    let mut best = (Format::Text, 0.0);
+    for (member, weight) in members(headers, ACCEPT) {
+        if let Some(format) = format(&member)
+            && weight > best.1
+        {
+            best = (format, weight);
+        }
+    }
+    best.0
+}
+
+fn accepts_gzip(headers: &HeaderMap) -> bool {
+    members(headers, ACCEPT_ENCODING)
+        .iter()
+        .any(|(member, _)| member.split(';').next().map(str::trim) == Some("gzip"))
+}
+
+/// A connection takes at most so long: its request, and the answer.
+const CONNECTION_MAX: Duration = Duration::from_secs(2);
+/// So many connections are served at once; others wait until one of these ends.
+pub const CONNECTIONS_MAX: usize = 64;
 const HEAD_BYTES_MAX: usize = 8 * 1024;
 
 /// Serves [`PATH`] from a thread of its own until it is dropped.
 #[derive(Debug)]
 pub struct ScrapeServer {
     address: SocketAddr,
-    is_stopped: Arc<AtomicBool>,
+    stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl ScrapeServer {
-    /// Starts to serve a listener. Bind it to an address that only the scraper reaches: whoever connects can read all metrics.
+    /// Starts to serve a listener. Bind it to an address that only the scraper reaches: every client that connects can read all metrics.
     ///
     /// # Errors
-    /// What the system says when the thread cannot be started.
+    /// What the system says when the thread or its runtime cannot be started.
     pub fn start(registry: Registry, listener: TcpListener) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        let is_stopped = Arc::new(AtomicBool::new(false));
-        let stop = Arc::clone(&is_stopped);
+        listener.set_nonblocking(true)?;
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let (stop, stopped) = oneshot::channel();
         let serve = move || {
-            while !stop.load(Ordering::Acquire) {
-                match listener.accept() {
-                    // A client that fails has itself to blame; the next one is served.
-                    Ok((stream, _)) if !stop.load(Ordering::Acquire) => {
-                        drop(serve_one(&registry, &stream))
-                    }
-                    Ok(_) => {}
-                    // Out of descriptors, perhaps: not in a loop that takes all of the CPU.
-                    Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            runtime.block_on(async {
+                let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
+                    return;
+                };
+                tokio::select! {
+                    () = serve(&registry, &listener) => {}
+                    _ = stopped => {}
                 }
-            }
+            });
         };
         let thread = std::thread::Builder::new()
             .name("metrics-scrape".to_owned())
             .spawn(serve)?;
         Ok(Self {
             address,
-            is_stopped,
+            stop: Some(stop),
             thread: Some(thread),
         })
     }
@@ -99,73 +185,45 @@ impl ScrapeServer {
 
 impl Drop for ScrapeServer {
     fn drop(&mut self) {
-        self.is_stopped.store(true, Ordering::Release);
-        // Wakes the thread up. If that fails, it is left alone: it ends with the next connection.
-        let woken = TcpStream::connect_timeout(&self.address, Duration::from_secs(1)).is_ok();
-        if let Some(thread) = self.thread.take().filter(|_| woken) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+        if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 }
 
-fn serve_one(registry: &Registry, mut stream: &TcpStream) -> io::Result<()> {
-    let deadline = Instant::now() + REQUEST_MAX;
-    stream.set_write_timeout(Some(REQUEST_MAX))?;
-    let response = match read_head(stream, deadline)? {
-        Some((method, path)) => answer(registry, &method, &path),
-        None => {
-            let mut response = Response::new(
-                "the request is not one of HTTP/1, or its head is too large\n".to_owned(),
-            );
-            *response.status_mut() = StatusCode::BAD_REQUEST;
-            response
+async fn serve(registry: &Registry, listener: &tokio::net::TcpListener) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let registry = registry.clone();
+                tokio::spawn(async move {
+                    let _place = place;
+                    // A client that fails or is slow has itself to blame.
+                    let _ =
+                        tokio::time::timeout(CONNECTION_MAX, serve_one(&registry, stream)).await;
+                });
+            }
+            // Out of descriptors, perhaps: not in a loop that takes all of the CPU.
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
-    };
-    let mut head = format!("HTTP/1.1 {}\r\n", response.status());
-    for (name, value) in response.headers() {
-        head.push_str(&format!(
-            "{name}: {}\r\n",
-            value.to_str().unwrap_or_default()
-        ));
     }
-    head.push_str(&format!(
-        "content-length: {}\r\nconnection: close\r\n\r\n",
-        response.body().len()
-    ));
-    stream.write_all(head.as_bytes())?;
-    stream.write_all(response.body().as_bytes())?;
-    stream.flush()
 }
 
-/// Method and path of a request; `None` if it is no request.
-fn read_head(mut stream: &TcpStream, deadline: Instant) -> io::Result<Option<(Method, String)>> {
-    let mut head = Vec::new();
-    let mut part = [0; 1024];
-    while !head.windows(4).any(|end| end == b"\r\n\r\n") {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        stream.set_read_timeout(Some(left))?;
-        let read = stream.read(&mut part)?;
-        head.extend_from_slice(&part[..read]);
-        if read == 0 || head.len() > HEAD_BYTES_MAX {
-            return Ok(None);
-        }
-    }
-    let head = String::from_utf8_lossy(&head);
-    let mut words = head.lines().next().unwrap_or_default().split(' ');
-    let (Some(method), Some(target), Some(version)) = (words.next(), words.next(), words.next())
-    else {
-        return Ok(None);
+async fn serve_one(registry: &Registry, stream: tokio::net::TcpStream) -> hyper::Result<()> {
+    let answer = async |request: Request<Incoming>| {
+        Ok::<_, Infallible>(handle(registry, &request).map(Full::new))
     };
-    let method = Method::from_bytes(method.as_bytes())
-        .ok()
-        .filter(|_| version.starts_with("HTTP/1."));
-    let path = target
-        .split(['?', '#'])
-        .next()
-        .unwrap_or_default()
-        .to_owned();
-    Ok(method.map(|method| (method, path)))
+    hyper::server::conn::http1::Builder::new()
+        .keep_alive(false)
+        .timer(TokioTimer::new())
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), hyper::service::service_fn(answer))
+        .await
 }

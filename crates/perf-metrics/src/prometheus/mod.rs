@@ -1,153 +1,80 @@
-//! The Prometheus text format, version 0.0.4:
-//! <https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>.
+//! Prometheus' formats: text 0.0.4, OpenMetrics 1.0, and protobuf with native histograms.
 //!
 //! Names follow OpenTelemetry's rules for Prometheus,
-//! <https://opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetrics/>: what the format does not allow becomes `_`, the
-//! unit is appended in words, and `_total` to counters. Exponential histograms are written with a bucket for each power of two
-//! of their range, which is exact: powers of two are bounds at every scale. Values below zero are below all of these.
+//! <https://opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetrics/>: what the formats do not allow becomes `_`, the
+//! unit is appended in words, and `_total` to counters. The registry's resource is `target_info`, scopes are labels `otel_scope_*`.
 //!
-//! Series of tables are written from the start, as zeros; the overflow series once it holds something.
+//! | | |
+//! |---|---|
+//! | any name, key and value | the exposition is valid: keys are made valid, those that become the same are one label |
+//! | two series that become the same | sums and histograms with the same boundaries are added up; gauges keep the first |
+//! | two instruments that become the same | of one type they are one family; otherwise the second is left out, is a sample of `perf_metrics_left_out`, and is in the result of [`expose`] |
+//! | series that were never recorded | left out, but for counters of tables, whose labels are declared: they begin as zeros |
+//! | exponential histograms | as native histograms in protobuf; as classic ones with the buckets between the least and the largest value, at the histogram's scale or as much coarser as keeps them to 160 |
 
 #[cfg(feature = "http")]
 pub mod http;
+mod model;
 mod names;
+#[cfg(feature = "http")]
+mod protobuf;
+mod text;
 
-use crate::descriptor::InstrumentKind;
-use crate::histogram::HistogramSnapshot;
-use crate::number::Value;
-use crate::snapshot::{MetricSnapshot, MetricsSnapshot, Point, SeriesSnapshot};
-use std::collections::HashSet;
-use std::fmt::Write;
+pub use model::LeftOut;
+
+use crate::snapshot::MetricsSnapshot;
+use text::Dialect;
 
 /// What a response with this text must declare.
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub const CONTENT_TYPE: &str = Format::Text.content_type();
+
+/// A format of the exposition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Format {
+    /// <https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>, version 0.0.4.
+    Text,
+    /// <https://prometheus.io/docs/specs/om/open_metrics_spec/>, version 1.0.0.
+    OpenMetrics,
+    /// Messages `io.prometheus.client.MetricFamily`, each behind its length.
+    #[cfg(feature = "http")]
+    Protobuf,
+}
+
+impl Format {
+    /// What a response in this format must declare.
+    #[must_use]
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            #[cfg(feature = "http")]
+            Self::Protobuf => {
+                "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
+            }
+        }
+    }
+}
 
 /// Writes a snapshot, which must be cumulative: Prometheus knows no deltas. Appends to `out`, whose memory can be reused.
-///
-/// Of two instruments whose names become the same, the second is left out, with a comment that says so.
 pub fn write(snapshot: &MetricsSnapshot, out: &mut String) {
-    let mut written = HashSet::new();
-    for metric in snapshot.metrics() {
-        let name = names::metric(metric.descriptor());
-        if !metric.series.iter().any(is_written) {
-            continue;
-        }
-        if !written.insert(name.clone()) {
-            comment(
-                out,
-                &format!(
-                    "left out `{}`: its name is written `{name}` like another's",
-                    metric.descriptor().name()
-                ),
-            );
-            continue;
-        }
-        write_metric(metric, &name, out);
-    }
+    let (families, _) = model::families(snapshot);
+    text::write(&families, Dialect::Prometheus, out);
 }
 
-fn is_written(series: &SeriesSnapshot) -> bool {
-    let is_overflow =
-        || matches!(series.attributes(), [one] if one.key.as_str() == "otel.metric.overflow");
-    !matches!(series.point, Point::Nothing) && (series.is_recorded || !is_overflow())
-}
-
-fn comment(out: &mut String, text: &str) {
-    // Writing to a string cannot fail, here and below.
-    let _ = writeln!(out, "# {}", text.replace('\n', " "));
-}
-
-fn write_metric(metric: &MetricSnapshot, name: &str, out: &mut String) {
-    let descriptor = metric.descriptor();
-    if !descriptor.description().is_empty() {
-        let help = descriptor
-            .description()
-            .replace('\\', "\\\\")
-            .replace('\n', "\\n");
-        let _ = writeln!(out, "# HELP {name} {help}");
-    }
-    let kind = match descriptor.kind() {
-        InstrumentKind::Counter => "counter",
-        InstrumentKind::UpDownCounter | InstrumentKind::Gauge => "gauge",
-        InstrumentKind::Histogram => "histogram",
+/// Writes a snapshot, which must be cumulative, in a format. Appends to `out`. Says what could not be exposed beside others.
+pub fn expose(snapshot: &MetricsSnapshot, format: Format, out: &mut Vec<u8>) -> Vec<LeftOut> {
+    let (families, left_out) = model::families(snapshot);
+    let mut write_text = |dialect| {
+        let mut text = String::new();
+        text::write(&families, dialect, &mut text);
+        out.extend_from_slice(text.as_bytes());
     };
-    let _ = writeln!(out, "# TYPE {name} {kind}");
-    for series in metric.series.iter().filter(|series| is_written(series)) {
-        let labels = names::labels(series.attributes());
-        match &series.point {
-            Point::Number(value) => sample(out, name, "", &labels, None, *value),
-            Point::Histogram(histogram) => write_histogram(histogram, name, &labels, out),
-            Point::Nothing => {}
-        }
+    match format {
+        Format::Text => write_text(Dialect::Prometheus),
+        Format::OpenMetrics => write_text(Dialect::OpenMetrics),
+        #[cfg(feature = "http")]
+        Format::Protobuf => protobuf::write(&families, out),
     }
-}
-
-fn write_histogram(histogram: &HistogramSnapshot, name: &str, labels: &str, out: &mut String) {
-    let mut bucket = |bound: f64, count: u64| {
-        sample(out, name, "_bucket", labels, Some(bound), Value::U64(count))
-    };
-    if let Some(boundaries) = histogram.boundaries() {
-        let mut count = 0;
-        for (bound, n) in boundaries.iter().zip(histogram.buckets()) {
-            count += n;
-            bucket(*bound, count);
-        }
-    } else {
-        for bound in histogram.octaves() {
-            bucket(bound, histogram.count_up_to(bound));
-        }
-    }
-    bucket(f64::INFINITY, histogram.count());
-    sample(out, name, "_sum", labels, None, histogram.sum());
-    sample(
-        out,
-        name,
-        "_count",
-        labels,
-        None,
-        Value::U64(histogram.count()),
-    );
-}
-
-fn sample(
-    out: &mut String,
-    name: &str,
-    suffix: &str,
-    labels: &str,
-    bound: Option<f64>,
-    value: Value,
-) {
-    out.push_str(name);
-    out.push_str(suffix);
-    if !labels.is_empty() || bound.is_some() {
-        out.push('{');
-        out.push_str(labels);
-        if let Some(bound) = bound {
-            if !labels.is_empty() {
-                out.push(',');
-            }
-            out.push_str("le=\"");
-            float(out, bound);
-            out.push('"');
-        }
-        out.push('}');
-    }
-    out.push(' ');
-    match value {
-        Value::U64(value) => drop(write!(out, "{value}")),
-        Value::I64(value) => drop(write!(out, "{value}")),
-        Value::F64(value) => float(out, value),
-    }
-    out.push('\n');
-}
-
-fn float(out: &mut String, value: f64) {
-    let _ = if value == f64::INFINITY {
-        write!(out, "+Inf")
-    } else if value == f64::NEG_INFINITY {
-        write!(out, "-Inf")
-    } else {
-        // NaN is written like that; others with an exponent where that is shorter.
-        write!(out, "{value:?}")
-    };
+    left_out
 }

@@ -96,6 +96,8 @@ pub(super) fn frame(bytes: &[u8], payloads: &mut Payloads<'_>) -> Option<Frame> 
             (3, VARINT) => header.group = GroupId(fields.varint()?),
             (4, FIXED64) => header.session = fields.fixed64()?,
             (5, VARINT) => header.sequence = fields.varint()?,
+            (9, FIXED64) => header.cluster = fields.fixed64()?,
+            (10, FIXED64) => header.incarnation = fields.fixed64()?,
             (6, DELIMITED) if !has_body => {
                 fill_in(message, fields.part()?, payloads)?;
                 has_body = true;

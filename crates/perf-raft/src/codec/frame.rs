@@ -27,6 +27,11 @@ pub struct FrameHeader {
     pub session: u64,
     /// The place among the session's frames, from 1. Growing, not necessarily without gaps.
     pub sequence: u64,
+    /// Names the nodes that were founded together, in the lower 63 bits; 0 for a node that has not joined. The highest bit says that the sender
+    /// has the table of members in its log.
+    pub cluster: u64,
+    /// Which node the sender's id stands for: drawn when its log was made.
+    pub incarnation: u64,
 }
 
 /// A part of a snapshot on its way to a peer.
@@ -44,6 +49,17 @@ pub struct SnapshotChunk {
     pub data: Bytes,
     /// CRC-32 of the whole snapshot.
     pub crc: u32,
+    /// The table of members at the snapshot, encoded.
+    pub members: Bytes,
+}
+
+/// Why a node takes no part with another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// The founders of the sender's group.
+    pub founders: Vec<u64>,
+    /// The receiver is no member any more.
+    pub removed: bool,
 }
 
 /// How much of a snapshot has arrived without a gap.
@@ -67,6 +83,8 @@ pub enum Body {
     Chunk(Box<SnapshotChunk>),
     /// The answer to one.
     Ack(ChunkAck),
+    /// Why the sender takes no part with the receiver.
+    Notice(Notice),
 }
 
 /// What goes from node to node.
@@ -100,7 +118,23 @@ impl FrameHeader {
                     )?;
                 }
                 (5, WireType::Varint) => header.sequence = decode_varint(&mut frame)?,
-                (6..=8, WireType::LengthDelimited) => return Ok(header),
+                (9, WireType::SixtyFourBit) => {
+                    prost::encoding::fixed64::merge(
+                        wire_type,
+                        &mut header.cluster,
+                        &mut frame,
+                        DecodeContext::default(),
+                    )?;
+                }
+                (10, WireType::SixtyFourBit) => {
+                    prost::encoding::fixed64::merge(
+                        wire_type,
+                        &mut header.incarnation,
+                        &mut frame,
+                        DecodeContext::default(),
+                    )?;
+                }
+                (6..=8 | 11, WireType::LengthDelimited) => return Ok(header),
                 _ => {
                     return Err(CodecError::Malformed {
                         reason: format!("field {tag} where a frame's header is expected"),
@@ -112,7 +146,11 @@ impl FrameHeader {
     }
 
     fn encoded_len(&self) -> usize {
-        let session = if self.session == 0 { 0 } else { 9 };
+        let fixed = [self.session, self.cluster, self.incarnation];
+        let session: usize = fixed
+            .iter()
+            .map(|value| if *value == 0 { 0 } else { 9 })
+            .sum();
         encode::len_uint(1, self.to)
             + encode::len_uint(2, self.from)
             + encode::len_uint(3, self.group.0)
@@ -126,6 +164,8 @@ impl FrameHeader {
         writer.uint(3, self.group.0);
         writer.fixed64(4, self.session);
         writer.uint(5, self.sequence);
+        writer.fixed64(9, self.cluster);
+        writer.fixed64(10, self.incarnation);
     }
 }
 
@@ -138,6 +178,7 @@ impl SnapshotChunk {
             + encode::len_uint(4, self.offset)
             + encode::len_bytes(5, &self.data)
             + crc
+            + encode::len_bytes(7, &self.members)
     }
 
     fn put(&self, writer: &mut Writer<impl BufMut>) {
@@ -148,6 +189,7 @@ impl SnapshotChunk {
         writer.uint(4, self.offset);
         writer.bytes(5, &self.data);
         writer.fixed32(6, self.crc);
+        writer.bytes(7, &self.members);
     }
 }
 
@@ -165,6 +207,15 @@ impl ChunkAck {
     }
 }
 
+impl Notice {
+    fn to_wire(&self) -> wire::Notice {
+        wire::Notice {
+            founders: self.founders.clone(),
+            removed: self.removed,
+        }
+    }
+}
+
 impl Body {
     /// The message's own receiver is written as the frame's, so that bytes for several peers are equal.
     fn encoded_len(&self, to: u64) -> usize {
@@ -172,6 +223,7 @@ impl Body {
             Self::Raft(message) => encode::message_len(message, to),
             Self::Chunk(chunk) => chunk.encoded_len(),
             Self::Ack(ack) => ack.encoded_len(),
+            Self::Notice(notice) => notice.to_wire().encoded_len(),
         }
     }
 
@@ -180,6 +232,7 @@ impl Body {
             Self::Raft(message) => encode::put_message(writer, message, to),
             Self::Chunk(chunk) => chunk.put(writer),
             Self::Ack(ack) => ack.put(writer),
+            Self::Notice(notice) => writer.raw(&notice.to_wire().encode_to_vec()),
         }
     }
 
@@ -188,7 +241,7 @@ impl Body {
     pub fn class(&self) -> MessageClass {
         match self {
             Self::Raft(message) => MessageClass::of(message),
-            Self::Chunk(_) | Self::Ack(_) => MessageClass::Snapshot,
+            Self::Chunk(_) | Self::Ack(_) | Self::Notice(_) => MessageClass::Snapshot,
         }
     }
 
@@ -197,6 +250,7 @@ impl Body {
             Self::Raft(_) => 6,
             Self::Chunk(_) => 7,
             Self::Ack(_) => 8,
+            Self::Notice(_) => 11,
         }
     }
 }
@@ -304,7 +358,12 @@ impl Frame {
                 offset: chunk.offset,
                 data: chunk.data,
                 crc: chunk.crc,
+                members: chunk.members,
             })),
+            wire::Body::Notice(notice) => Body::Notice(Notice {
+                founders: notice.founders,
+                removed: notice.removed,
+            }),
             wire::Body::Ack(ack) => Body::Ack(ChunkAck {
                 transfer: ack.transfer,
                 received: ack.received,
@@ -318,6 +377,8 @@ impl Frame {
                 group: GroupId(frame.group),
                 session: frame.session,
                 sequence: frame.sequence,
+                cluster: frame.cluster,
+                incarnation: frame.incarnation,
             },
             body,
         })
@@ -335,6 +396,8 @@ mod tests {
             group: GroupId(9),
             session: 0x0123_4567_89AB_CDEF,
             sequence: 1 << 40,
+            cluster: 7 << 60,
+            incarnation: u64::MAX - 1,
         };
         Frame { header, body }
     }
@@ -390,6 +453,7 @@ mod tests {
             offset: 128,
             data: Bytes::from_static(b"part"),
             crc: 0xDEAD_BEEF,
+            members: Bytes::from_static(b"table"),
         };
         let ack = ChunkAck {
             transfer: 3,
@@ -400,6 +464,10 @@ mod tests {
             Body::Raft(snapshot_message()),
             Body::Chunk(Box::new(chunk)),
             Body::Ack(ack),
+            Body::Notice(Notice {
+                founders: vec![1, 2, 300],
+                removed: true,
+            }),
         ] {
             let frame = frame(body);
             let bytes = frame.encode_pooled().expect("small");

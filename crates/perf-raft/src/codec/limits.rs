@@ -12,12 +12,20 @@ pub const ENTRIES_MAX: usize = 16 * 1024;
 /// Bytes of the metadata of one message's snapshot: 64 KiB, a membership of some 3000 nodes with the longest ids.
 pub const SNAPSHOT_METADATA_BYTES_MAX: usize = 64 * 1024;
 
+/// No less than a frame takes beside the payload of its one entry.
+pub(crate) const ENTRY_ROOM_BYTES: usize = 512;
+
+/// No less than a frame takes beside its part of a snapshot.
+pub(crate) const SNAPSHOT_ROOM_BYTES: usize = SNAPSHOT_METADATA_BYTES_MAX + ENTRY_ROOM_BYTES;
+
 const ENTRY: u32 = 7;
 const SNAPSHOT: u32 = 9;
 const SNAPSHOT_METADATA: u32 = 2;
 const FRAME_RAFT: u32 = 6;
 const FRAME_CHUNK: u32 = 7;
 const CHUNK_MESSAGE: u32 = 1;
+const CHUNK_MEMBERS: u32 = 7;
+const FRAME_NOTICE: u32 = 11;
 
 /// What a message or frame holds, over all occurrences of its parts: protobuf adds up those that are repeated.
 #[derive(Default)]
@@ -75,8 +83,16 @@ pub(super) fn check_frame(bytes: &[u8]) -> Result<(), CodecError> {
         FRAME_RAFT => counts.message(part),
         FRAME_CHUNK => parts(part, |tag, part| match tag {
             CHUNK_MESSAGE => counts.message(part),
+            CHUNK_MEMBERS => {
+                counts.metadata_bytes += part.len();
+                Ok(())
+            }
             _ => Ok(()),
         }),
+        FRAME_NOTICE => {
+            counts.metadata_bytes += part.len();
+            Ok(())
+        }
         _ => Ok(()),
     })?;
     counts.check()

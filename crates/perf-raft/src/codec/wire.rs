@@ -148,6 +148,9 @@ pub(crate) struct SnapshotChunk {
     /// Of the whole snapshot.
     #[prost(fixed32, tag = "6")]
     pub(crate) crc: u32,
+    /// The table of members at the snapshot.
+    #[prost(bytes = "bytes", tag = "7")]
+    pub(crate) members: Bytes,
 }
 
 /// How much of a snapshot has arrived without a gap.
@@ -178,7 +181,13 @@ pub(crate) struct Frame {
     /// Counts the frames of the session.
     #[prost(uint64, tag = "5")]
     pub(crate) sequence: u64,
-    #[prost(oneof = "Body", tags = "6, 7, 8")]
+    /// Which group's nodes these are, by its founders, and whether the sender has the table of members.
+    #[prost(fixed64, tag = "9")]
+    pub(crate) cluster: u64,
+    /// Which node the sender's id stands for.
+    #[prost(fixed64, tag = "10")]
+    pub(crate) incarnation: u64,
+    #[prost(oneof = "Body", tags = "6, 7, 8, 11")]
     pub(crate) body: Option<Body>,
 }
 
@@ -190,4 +199,17 @@ pub(crate) enum Body {
     Chunk(SnapshotChunk),
     #[prost(message, tag = "8")]
     Ack(ChunkAck),
+    #[prost(message, tag = "11")]
+    Notice(Notice),
+}
+
+/// Why a node takes no part with another.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Notice {
+    /// The sender's founders.
+    #[prost(uint64, repeated, tag = "1")]
+    pub(crate) founders: Vec<u64>,
+    /// The receiver is no member any more.
+    #[prost(bool, tag = "2")]
+    pub(crate) removed: bool,
 }

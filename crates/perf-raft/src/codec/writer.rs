@@ -54,9 +54,19 @@ impl<'a, B: BufMut> Writer<'a, B> {
     pub(super) fn fixed64(&mut self, tag: u64, value: u64) {
         if value != 0 {
             self.varint((tag << 3) | FIXED64);
-            self.flush();
-            self.buf.put_u64_le(value);
+            if self.len > GATHERED_MAX - size_of::<u64>() {
+                self.flush();
+            }
+            let end = self.len + size_of::<u64>();
+            self.gathered[self.len..end].copy_from_slice(&value.to_le_bytes());
+            self.len = end;
         }
+    }
+
+    /// What is encoded already.
+    pub(super) fn raw(&mut self, bytes: &[u8]) {
+        self.flush();
+        self.buf.put_slice(bytes);
     }
 
     pub(super) fn fixed32(&mut self, tag: u64, value: u32) {

@@ -2,10 +2,13 @@
 
 use super::snapshots::{Assembly, Progress, Transfer};
 use super::{Core, validate};
-use crate::codec::{self, Body, ChunkAck, Frame, FrameHeader, SnapshotChunk};
+use crate::codec::{self, Body, ChunkAck, Frame, FrameHeader, Notice, SnapshotChunk};
 use crate::dedup::Delivery;
+use crate::log::StoredSnapshot;
+use crate::members::{Members, PINNED};
 use crate::primitive::mutant;
 use bytes::Bytes;
+use prost::Message as _;
 use raft::eraftpb::{Entry, Message, MessageType};
 use raft::{ProgressState, SnapshotStatus};
 
@@ -33,9 +36,12 @@ impl<T> Core<T> {
             self.stats.messages_invalid += 1;
             return;
         }
+        if self.is_foreign(&header, &body) {
+            return;
+        }
         // Urgent frames overtake others, so each class is a stream of its own.
         let class = body.class();
-        let connection = super::mix(header.session ^ class as u64);
+        let connection = super::mix(header.session ^ super::mix(header.from ^ class as u64));
         let delivery = self.dedup.check_frame(connection, header.sequence, || {
             content_hash(header.from, &body)
         });
@@ -44,23 +50,77 @@ impl<T> Core<T> {
             return;
         }
         match body {
-            Body::Raft(message) => self.receive_message(header.from, message),
+            Body::Raft(message) => self.receive_message(&header, message),
             Body::Chunk(chunk) => self.receive_chunk(header, *chunk),
-            Body::Ack(ack) => self.receive_ack(header.from, ack),
+            Body::Ack(ack) if self.ack_counts(header.from, header.incarnation) => {
+                self.receive_ack(header.from, ack)
+            }
+            Body::Ack(_) => self.stats.answers_of_strangers += 1,
+            Body::Notice(notice) => self.receive_notice(header.from, notice),
         }
     }
 
-    fn receive_message(&mut self, from: u64, mut message: Message) {
+    /// Whether the sender belongs to another group, or leads or votes in one that was never formed, while this node's was.
+    fn is_foreign(&mut self, header: &FrameHeader, body: &Body) -> bool {
+        let (theirs, ours) = (header.cluster & !PINNED, self.cluster_now & !PINNED);
+        if let Body::Notice(_) = body {
+            return false;
+        }
+        let is_other = theirs != 0 && ours != 0 && theirs != ours;
+        // Every voter of a formed group has the table. Who has none has lost its disk, or has not joined: it may answer, and no more.
+        let is_unformed = self.formed_now && header.cluster & PINNED == 0;
+        let is_request = match body {
+            Body::Raft(message) => !super::membership::is_answer(message.get_msg_type()),
+            Body::Chunk(_) => true,
+            Body::Ack(_) | Body::Notice(_) => false,
+        };
+        let is_refused = is_other || (is_unformed && is_request);
+        if !is_refused {
+            return false;
+        }
+        self.stats.messages_foreign += u64::from(is_other);
+        if is_other {
+            self.send_notice(header.from, false);
+        }
+        !mutant::is("foreign_counts")
+    }
+
+    /// At most once in an election timeout.
+    fn send_notice(&mut self, to: u64, removed: bool) {
+        let due = self.noticed_tick + self.options.election_ticks as u64;
+        let Some(now) = self.configuration().filter(|_| self.ticks >= due) else {
+            return;
+        };
+        let founders = now.members.founders.clone();
+        self.noticed_tick = self.ticks;
+        let frame = self.frame(to, Body::Notice(Notice { founders, removed }));
+        self.out.frames.push(frame);
+    }
+
+    fn receive_notice(&mut self, from: u64, notice: Notice) {
+        let ours = self.configuration().map(|now| &now.members.founders);
+        if ours.is_some_and(|ours| *ours == notice.founders) {
+            self.removed |= notice.removed;
+        } else if notice.founders.len() <= super::membership::MEMBERS_MAX {
+            self.foreign = Some((from, notice.founders));
+        }
+    }
+
+    fn receive_message(&mut self, header: &FrameHeader, mut message: Message) {
+        let from = header.from;
         let sound = message.from == from && validate::check(&message, self.id).is_ok();
         // Snapshots come in parts.
-        if !sound
-            || message.get_msg_type() == MessageType::MsgSnapshot
-            || self.contradicts_log(&message)
-        {
+        if !sound || message.get_msg_type() == MessageType::MsgSnapshot {
             self.stats.messages_invalid += 1;
             return;
         }
         message.to = self.id;
+        if !self.counts(&message, header.incarnation) {
+            return;
+        }
+        self.tell_removed(&message);
+        self.lower_commit(&mut message);
+        self.correct_rejection(&mut message);
         if self.must_ignore(&message) {
             return;
         }
@@ -74,14 +134,47 @@ impl<T> Core<T> {
         self.draw_timeout();
     }
 
-    /// What only a node whose disk lost data, or a lying peer, brings about; raft-rs panics on it.
-    fn contradicts_log(&self, message: &Message) -> bool {
-        let log = &self.node.raft.raft_log;
+    /// A node that asks for votes and is no member of the present membership learns that, from the leader.
+    fn tell_removed(&mut self, message: &Message) {
         match message.get_msg_type() {
-            MessageType::MsgHeartbeat => {
-                message.term >= self.node.raft.term && message.commit > log.last_index()
+            MessageType::MsgRequestPreVote | MessageType::MsgRequestVote
+                if self.is_leader() && self.node.raft.prs().get(message.from).is_none() =>
+            {
+                self.send_notice(message.from, true);
             }
-            _ => false,
+            MessageType::MsgAppend | MessageType::MsgHeartbeat => self.removed = false,
+            _ => {}
+        }
+    }
+
+    /// raft-rs panics on a heartbeat that commits what this node does not have. The leader believes that it has: it had, before its disk was
+    /// lost. The heartbeat is answered all the same, or the leader would take the node for dead and never learn what it needs.
+    fn lower_commit(&self, message: &mut Message) {
+        if message.get_msg_type() == MessageType::MsgHeartbeat {
+            message.commit = message.commit.min(self.node.raft.raft_log.last_index());
+        }
+    }
+
+    /// A rejection that was overtaken by later answers may name a place before what the peer is known to have. raft-rs 0.7.0 would go back to
+    /// there (its issue 557), and send a snapshot to a peer that needs none.
+    fn correct_rejection(&self, message: &mut Message) {
+        let is_rejection = message.get_msg_type() == MessageType::MsgAppendResponse
+            && message.reject
+            && message.request_snapshot == 0
+            && message.term == self.node.raft.term
+            && self.is_leader();
+        if !is_rejection || mutant::is("late_rejection") {
+            return;
+        }
+        let matched = self.node.raft.prs().get(message.from);
+        let matched = matched.map_or(0, |progress| progress.matched);
+        let log = &self.node.raft.raft_log;
+        let next = match message.log_term {
+            0 => message.reject_hint,
+            term => log.find_conflict_by_term(message.reject_hint, term).0,
+        };
+        if next < matched {
+            (message.reject_hint, message.log_term) = (matched, 0);
         }
     }
 
@@ -92,7 +185,18 @@ impl<T> Core<T> {
                 self.ticks < self.silent_ticks && message.context != CAMPAIGN_TRANSFER
             }
             // raft-rs would campaign, which it cannot while a snapshot is being restored.
-            MessageType::MsgTimeoutNow => self.restoring.is_some(),
+            MessageType::MsgTimeoutNow => self.restoring.is_some() || !self.is_itself(),
+            // As above, and of no use at all: the peer has said since that it has the entry.
+            MessageType::MsgAppendResponse => {
+                let progress = self.node.raft.prs().get(message.from);
+                let is_late = progress.is_some_and(|progress| {
+                    message.term == self.node.raft.term
+                        && message.reject
+                        && message.request_snapshot == 0
+                        && message.index <= progress.matched
+                });
+                is_late && !mutant::is("late_rejection")
+            }
             _ => false,
         }
     }
@@ -132,17 +236,27 @@ impl<T> Core<T> {
             return;
         }
         let bytes_max = self.options.snapshot_bytes_max;
+        let members = chunk.members.clone();
         let assembled = Assembly::take(&mut self.assembly, from, header.session, chunk, bytes_max);
         self.send_ack(from, assembled.ack);
         if let Some((message, data)) = assembled.complete {
             self.stats.snapshots_received += 1;
+            let Ok(members) = Members::read(&members) else {
+                self.stats.messages_invalid += 1;
+                return;
+            };
+            let metadata = message.get_snapshot().get_metadata().clone();
             let _ = self.node.step(message);
             let accepted = self
                 .node
                 .snap()
                 .is_some_and(|snapshot| snapshot.get_metadata().index == index);
             if accepted {
-                self.arrived = Some((index, data));
+                self.arrived = Some(StoredSnapshot {
+                    metadata,
+                    data,
+                    members,
+                });
             }
             self.draw_timeout();
         }
@@ -209,6 +323,8 @@ impl<T> Core<T> {
             group: self.group,
             session: self.session,
             sequence: self.sequence,
+            cluster: self.cluster_now,
+            incarnation: self.incarnation,
         };
         Frame { header, body }
     }
@@ -248,14 +364,28 @@ impl<T> Core<T> {
             .store()
             .snapshot()
             .filter(|stored| stored.metadata.index == index);
-        let Some(data) = stored.map(|stored| stored.data.clone()) else {
+        let stored = stored.map(|stored| {
+            let members: Bytes = stored.members.encode_to_vec().into();
+            (stored.data.clone(), members)
+        });
+        let Some((data, members)) = stored else {
             // Replaced since Raft asked for it.
             self.node.report_snapshot(to, SnapshotStatus::Failure);
             return;
         };
         self.transfer_count += 1;
         self.transfers
-            .push(Transfer::new(self.transfer_count, message, data));
+            .push(Transfer::new(self.transfer_count, message, data, members));
+    }
+
+    /// The lowest index up to which a live peer has everything, on a leader.
+    pub(super) fn lowest_of_live_peers(&self) -> Option<u64> {
+        let peers = self.node.raft.prs().iter();
+        let live =
+            peers.filter(|(id, _)| self.is_leader() && **id != self.id && self.is_live(**id));
+        // A peer that has got a snapshot, and has not said so yet, gets what comes after it next.
+        live.map(|(_, progress)| progress.matched.max(progress.next_idx.saturating_sub(1)))
+            .min()
     }
 
     /// The lowest index a peer in the middle of a snapshot will need next.
@@ -387,6 +517,8 @@ mod tests {
             group: crate::GroupId(0),
             options: crate::RaftOptions::default(),
             seed: 1,
+            incarnation: 1,
+            session: 1,
         };
         let state = crate::core::bootstrap_state(&[1, 2, 3], Bytes::new());
         let mut core: Core<()> = Core::new(config, state).expect("a sound start");

@@ -10,11 +10,13 @@
 //! - log jobs go through [`run_jobs`](crate::log::run_jobs) in order, as many at a time as there are;
 //! - jobs for the state machine are done in order.
 
+mod membership;
 mod messages;
 mod outputs;
 mod pending;
 mod reads;
 mod ready;
+mod report;
 mod requests;
 mod runs;
 mod snapshots;
@@ -22,23 +24,28 @@ mod validate;
 mod view;
 
 pub use crate::transport::encode_frames;
+pub use membership::MembershipChange;
 pub use outputs::{ApplyJob, Outputs, Reply};
-pub use requests::MembershipChange;
+pub use report::{Peer, RaftReport, Trouble};
 
 use crate::GroupId;
 use crate::codec::Frame;
 use crate::dedup::MessageDedup;
 use crate::error::{LeaderHint, ProposeError, ReadError, StartError, StopReason};
 use crate::log::{LogJob, LogState, StoredSnapshot};
+use crate::members::{Members, Row};
 use crate::options::RaftOptions;
+use crate::primitive::mutant;
 use bytes::Bytes;
+use membership::{Configuration, Heard};
 use pending::{Lost, PendingProposals};
 use perf_atomics::{RaftStatus, Role};
-use raft::eraftpb::{ConfState, HardState, SnapshotMetadata};
+use raft::eraftpb::{ConfState, Entry, HardState, SnapshotMetadata};
 use raft::{Config, NO_LIMIT, RawNode, StateRole};
 use reads::Reads;
 use snapshots::{Assembly, Progress, Transfer};
 use std::collections::VecDeque;
+use std::sync::Arc;
 use view::LogView;
 
 /// Streams of peers whose recent frames are remembered, four for each run of a peer.
@@ -53,8 +60,13 @@ pub struct CoreConfig {
     pub group: GroupId,
     /// Bounds and periods.
     pub options: RaftOptions,
-    /// Random, different for each start: election timeouts and the session of its frames come from it.
+    /// Where election timeouts come from.
     pub seed: u64,
+    /// Which node this is, kept in its log: [`LogState::identity`].
+    pub incarnation: u64,
+    /// Names this start of the node in its frames and reads. Must be random and different for each start of each node: what two starts share
+    /// their peers take for repeated deliveries.
+    pub session: u64,
 }
 
 /// Counts of what a core did. All grow from 0.
@@ -101,6 +113,12 @@ pub struct CoreStats {
     pub snapshots_sent: u64,
     /// Snapshots received whole.
     pub snapshots_received: u64,
+    /// Votes and answers of nodes that have the id of a member and are not it.
+    pub answers_of_strangers: u64,
+    /// Frames of nodes that belong to another group, by its founders.
+    pub messages_foreign: u64,
+    /// Members that lost their disks and were made learners of their new incarnations.
+    pub members_replaced: u64,
 }
 
 /// What waits for jobs to be durable.
@@ -127,6 +145,14 @@ enum Making {
     Saving(u64, StoredSnapshot),
 }
 
+/// When to try again to make a snapshot, after some that failed.
+#[derive(Debug, Default)]
+struct Retry {
+    failures: u32,
+    not_before_tick: u64,
+    reason: Option<Arc<str>>,
+}
+
 /// A change of membership or a transfer that is going on.
 #[derive(Debug)]
 struct Change<T> {
@@ -142,6 +168,11 @@ enum ChangeKind {
         index: u64,
         term: u64,
         entered: bool,
+    },
+    /// Not proposed yet: nodes that are to get a vote are learners until they have caught up, or another change is going on.
+    Asked {
+        steps: Vec<MembershipChange>,
+        forced: bool,
     },
     Transfer {
         to: u64,
@@ -173,7 +204,8 @@ pub struct Core<T> {
     pending: PendingProposals<T>,
     reads: Reads<T>,
     changes: Vec<Change<T>>,
-    snapshot_waiters: Vec<T>,
+    /// With the tick at which they give up.
+    snapshot_waiters: Vec<(T, u64)>,
     after_persist: VecDeque<AfterPersist>,
     /// Memory of a list of frames that waited for the log.
     spare_frames: Vec<Frame>,
@@ -187,14 +219,37 @@ pub struct Core<T> {
     applied: u64,
     /// The index of the snapshot that the state machine is being restored from.
     restoring: Option<u64>,
+    incarnation: u64,
     /// Memberships by the index they hold from.
-    conf_states: VecDeque<(u64, ConfState)>,
+    configurations: VecDeque<Configuration>,
+    /// The first table of members and its index, once it is in the log and as long as it is not applied.
+    first_table: Option<(u64, Vec<Row>)>,
+    /// [`Self::cluster`], for each frame.
+    cluster_now: u64,
+    /// [`Self::is_formed`], for each proposal.
+    formed_now: bool,
+    /// Proposals that wait for the group to be formed, with the tick at which they give up.
+    waiting: VecDeque<(Bytes, T, u64)>,
+    /// Of peers, since this node took office.
+    heard: Vec<Heard>,
+    office_tick: u64,
+    /// The last tick at which a node of another group was told so.
+    noticed_tick: u64,
+    /// A peer of another group, with its founders.
+    foreign: Option<(u64, Vec<u64>)>,
+    /// A member said that this node is none any more.
+    removed: bool,
     making: Making,
+    snapshot_retry: Retry,
+    /// [`LogView::appended_bytes`] when the last snapshot was asked for.
+    snapshot_mark_bytes: u64,
+    /// For so many ticks the log has been full.
+    full_ticks: u64,
     transfers: Vec<Transfer>,
     transfer_count: u64,
     assembly: Option<Assembly>,
     /// A snapshot that arrived whole and is being given to Raft.
-    arrived: Option<(u64, Bytes)>,
+    arrived: Option<StoredSnapshot>,
     lease_until_ns: u64,
     lease_renewed_tick: u64,
     /// No lease in this term: leadership may be handed over by a message still on its way.
@@ -230,7 +285,7 @@ pub fn bootstrap_state(voters: &[u64], empty_state_machine: Bytes) -> LogState {
     let mut voters = voters.to_vec();
     voters.sort_unstable();
     voters.dedup();
-    metadata.mut_conf_state().voters = voters;
+    metadata.mut_conf_state().voters.clone_from(&voters);
     LogState {
         hard_state: raft::eraftpb::HardState {
             term: 1,
@@ -240,9 +295,10 @@ pub fn bootstrap_state(voters: &[u64], empty_state_machine: Bytes) -> LogState {
         snapshot: Some(StoredSnapshot {
             metadata,
             data: empty_state_machine,
+            members: Members::of_founders(voters.as_slice()),
         }),
         compacted: (1, 1),
-        entries: Vec::new(),
+        ..Default::default()
     }
 }
 
@@ -259,6 +315,8 @@ impl<T> Core<T> {
             group,
             options,
             seed,
+            incarnation,
+            session,
         } = config;
         options.check()?;
         if id == 0 {
@@ -280,14 +338,16 @@ impl<T> Core<T> {
         // With a limit it measures each entry it hands out, by its own codec. `LogView` and `put_frames` keep to the limit.
         node.raft.max_msg_size = NO_LIMIT;
         node.raft.set_max_committed_size_per_ready(NO_LIMIT);
-        let conf_state = snapshot
-            .as_ref()
-            .map(|snapshot| snapshot.metadata.get_conf_state().clone());
+        let configuration = snapshot.as_ref().map(|snapshot| Configuration {
+            from: applied,
+            state: snapshot.metadata.get_conf_state().clone(),
+            members: snapshot.members.clone(),
+        });
         // A group that was never up has no lease to respect.
         let was_up = hard_state.term > 1 || hard_state.vote != 0;
-        let begins = conf_state
+        let begins = configuration
             .as_ref()
-            .is_some_and(|state| !was_up && state.voters.iter().min() == Some(&id));
+            .is_some_and(|now| !was_up && now.state.voters.iter().min() == Some(&id));
         let silent_ticks = if options.lease_reads && was_up {
             options.election_ticks as u64
         } else {
@@ -297,7 +357,11 @@ impl<T> Core<T> {
             id,
             group,
             seed,
-            session: mix(seed ^ 0x5E55_1011),
+            session: if mutant::is("session_of_seed") {
+                mix(seed)
+            } else {
+                session
+            },
             sequence: 0,
             ticks: 0,
             now_ns: 0,
@@ -321,11 +385,21 @@ impl<T> Core<T> {
             applied,
             restoring: None,
             defect: None,
-            conf_states: conf_state
-                .map(|state| (applied, state))
-                .into_iter()
-                .collect(),
+            incarnation,
+            configurations: configuration.into_iter().collect(),
+            first_table: None,
+            cluster_now: 0,
+            formed_now: false,
+            waiting: VecDeque::new(),
+            heard: Vec::new(),
+            office_tick: 0,
+            noticed_tick: 0,
+            foreign: None,
+            removed: false,
             making: Making::No,
+            snapshot_retry: Retry::default(),
+            snapshot_mark_bytes: 0,
+            full_ticks: 0,
             transfers: Vec::new(),
             transfer_count: 0,
             assembly: None,
@@ -340,6 +414,9 @@ impl<T> Core<T> {
             options,
             node,
         };
+        let found: Vec<Entry> = core.node.store().all_entries();
+        core.note_first_table(&found);
+        core.table_changed();
         core.draw_timeout();
         if let Some(snapshot) = snapshot {
             core.restoring = Some(applied);
@@ -356,14 +433,22 @@ impl<T> Core<T> {
         self.set_now(now_ns);
         // While a snapshot is restored the log and the state machine are apart, and raft-rs may not campaign.
         if self.restoring.is_none() {
+            if !self.is_itself() {
+                // Its id stands for another node: it never asks for votes.
+                self.node.raft.election_elapsed = 0;
+            }
             self.node.tick();
             self.begin_group();
             self.draw_timeout();
             self.tell_commit();
         }
         self.tick_waiters();
+        if self.is_leader() {
+            self.see_to_members();
+        }
         self.tick_handover();
         self.tick_transfers();
+        self.tick_compaction();
     }
 
     /// The clock, for inputs between ticks.
@@ -392,36 +477,72 @@ impl<T> Core<T> {
         }
     }
 
-    /// The state machine made a snapshot when it was at `index`, or could not.
-    pub fn snapshot_made(&mut self, index: u64, data: Option<Bytes>) {
+    /// The state machine made a snapshot when it was at `index`, or says why it could not. After a failure it is asked again after some
+    /// ticks, twice as many each time, up to eight election timeouts.
+    pub fn snapshot_made(&mut self, index: u64, data: Result<Bytes, String>) {
         if !matches!(self.making, Making::Asked) {
             return;
         }
         self.making = Making::No;
+        let bytes_max = self.options.snapshot_bytes_max;
+        let data = data.and_then(|data| match data.len() {
+            bytes if bytes > bytes_max => Err(format!(
+                "the state has {bytes} bytes, above `snapshot_bytes_max` = {bytes_max}"
+            )),
+            _ => Ok(data),
+        });
+        let data = match data {
+            Ok(data) => data,
+            Err(reason) => return self.snapshot_failed(reason.into()),
+        };
         let term = self.node.store().term_at(index);
-        let conf_state = self
-            .conf_states
+        let configuration = self
+            .configurations
             .iter()
             .rev()
-            .find(|(from, _)| *from <= index);
-        let fits = |data: &Bytes| data.len() <= self.options.snapshot_bytes_max;
-        let (Some(data), Some(term), Some((_, conf_state))) = (data.filter(fits), term, conf_state)
-        else {
-            self.stats.snapshots_failed += 1;
-            return;
+            .find(|configuration| configuration.from <= index);
+        let (Some(term), Some(configuration)) = (term, configuration) else {
+            // The leader's snapshot took the place of the log meanwhile.
+            return self.snapshot_failed("the log moved on".into());
         };
+        self.snapshot_retry = Retry::default();
         let mut metadata = SnapshotMetadata {
             index,
             term,
             ..Default::default()
         };
-        metadata.set_conf_state(conf_state.clone());
-        let snapshot = StoredSnapshot { metadata, data };
+        metadata.set_conf_state(configuration.state.clone());
+        let snapshot = StoredSnapshot {
+            metadata,
+            data,
+            members: configuration.members.clone(),
+        };
         let sequence = self.push_job(LogJob {
             snapshot: Some(snapshot.clone()),
             ..Default::default()
         });
         self.making = Making::Saving(sequence, snapshot);
+    }
+
+    fn snapshot_failed(&mut self, reason: Arc<str>) {
+        self.stats.snapshots_failed += 1;
+        let retry = &mut self.snapshot_retry;
+        let doublings = retry.failures.min(3);
+        retry.failures += 1;
+        retry.not_before_tick = self.ticks + ((self.options.election_ticks as u64) << doublings);
+        for (token, _) in self.snapshot_waiters.drain(..) {
+            let error = ProposeError::NoSnapshot {
+                reason: Arc::clone(&reason),
+            };
+            self.out.replies.push((token, Reply::Failed(error)));
+        }
+        retry.reason = Some(reason);
+    }
+
+    /// Why the last snapshot could not be made, `None` if it could.
+    #[must_use]
+    pub fn snapshot_failure(&self) -> Option<&Arc<str>> {
+        self.snapshot_retry.reason.as_ref()
     }
 
     /// What the node knows of itself.
@@ -454,9 +575,8 @@ impl<T> Core<T> {
     /// The present membership.
     #[must_use]
     pub fn membership(&self) -> ConfState {
-        self.conf_states
-            .back()
-            .map(|(_, state)| state.clone())
+        self.configuration()
+            .map(|now| now.state.clone())
             .unwrap_or_default()
     }
 
@@ -485,6 +605,53 @@ impl<T> Core<T> {
     #[must_use]
     pub fn proposals_waiting(&self) -> usize {
         self.pending.len()
+    }
+
+    /// Whether everything in the log is committed and handed over. For simulations.
+    #[doc(hidden)]
+    pub fn is_whole(&self) -> bool {
+        self.handed == self.node.raft.raft_log.last_index()
+    }
+
+    /// Says which of its invariants does not hold. For simulations, after each step.
+    ///
+    /// # Errors
+    /// The invariant, with its numbers.
+    #[doc(hidden)]
+    pub fn check_invariants(&self) -> Result<(), String> {
+        let log = &self.node.raft.raft_log;
+        let compacted = self.node.store().first() - 1;
+        if self.restoring.is_none() && compacted > log.applied {
+            return Err(format!(
+                "compacted up to {compacted}, Raft has applied {}",
+                log.applied
+            ));
+        }
+        if self.restoring.is_none() && log.applied > self.applied {
+            return Err(format!(
+                "Raft has applied {}, the state machine {}",
+                log.applied, self.applied
+            ));
+        }
+        if self.applied > self.handed {
+            return Err(format!(
+                "applied {}, handed over {}",
+                self.applied, self.handed
+            ));
+        }
+        let (durable, term) = (self.persisted_hard_state.0, self.node.raft.term);
+        if durable > term {
+            return Err(format!("term {durable} is durable, {term} is current"));
+        }
+        for (id, progress) in self.node.raft.prs().iter() {
+            if progress.next_idx <= progress.matched && *id != self.id {
+                return Err(format!(
+                    "peer {id} has everything up to {} and would get {} next",
+                    progress.matched, progress.next_idx
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Says what is wrong if the core found its state contradictory: end the node then.
@@ -527,9 +694,14 @@ impl<T> Core<T> {
                 .map(|change| (change.token, failed())),
         );
         out.replies.extend(
+            self.waiting
+                .drain(..)
+                .map(|(_, token, _)| (token, failed())),
+        );
+        out.replies.extend(
             self.snapshot_waiters
                 .drain(..)
-                .map(|token| (token, failed())),
+                .map(|(token, _)| (token, failed())),
         );
     }
 
@@ -615,15 +787,33 @@ impl<T> Core<T> {
                 replies.push((token, read_reply(result)));
             });
         let ticks = self.ticks;
-        for change in self
+        let late: Vec<Change<T>> = self
             .changes
             .extract_if(.., |change| change.deadline_tick <= ticks)
+            .collect();
+        for change in late {
+            let error = self.late_change(&change.kind);
+            self.out.replies.push((change.token, Reply::Failed(error)));
+        }
+        while self
+            .waiting
+            .front()
+            .is_some_and(|(_, _, deadline)| *deadline <= ticks)
         {
-            let error = match change.kind {
-                ChangeKind::Membership { .. } => ProposeError::Unknown,
-                ChangeKind::Transfer { .. } => ProposeError::ProposalDropped,
+            let error = self.not_formed();
+            if let Some((_, token, _)) = self.waiting.pop_front() {
+                self.out.replies.push((token, Reply::Failed(error)));
+            }
+        }
+        let replies = &mut self.out.replies;
+        for (token, _) in self
+            .snapshot_waiters
+            .extract_if(.., |(_, deadline)| *deadline <= ticks)
+        {
+            let error = ProposeError::NoSnapshot {
+                reason: "the state machine or the log took too long".into(),
             };
-            replies.push((change.token, Reply::Failed(error)));
+            replies.push((token, Reply::Failed(error)));
         }
     }
 
@@ -699,7 +889,7 @@ fn read_reply(result: Result<u64, ReadError>) -> Reply {
 }
 
 /// splitmix64's finaliser: <https://prng.di.unimi.it/splitmix64.c>.
-fn mix(value: u64) -> u64 {
+pub(crate) fn mix(value: u64) -> u64 {
     let mut z = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

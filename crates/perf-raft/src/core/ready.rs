@@ -3,10 +3,12 @@
 //! A leader's messages leave at once, beside its own write of the same entries (Ongaro's thesis, 10.2.1). Everything a
 //! follower or candidate says about its log or its vote waits for the write. What is committed goes to the state machine.
 
+use super::membership::Configuration;
 use super::{AfterPersist, ApplyJob, ChangeKind, Core, Making, Outputs, Reply, lost_reply};
 use crate::codec::{convert, wire};
 use crate::error::ProposeError;
 use crate::log::{LogJob, StoredSnapshot};
+use crate::members::{Update, update_of};
 use crate::primitive::mutant;
 use crate::state_machine::Command;
 use prost::Message as _;
@@ -22,10 +24,20 @@ impl<T> Core<T> {
     pub fn poll(&mut self, out: &mut Outputs<T>) {
         self.draw_timeout();
         self.begin_reads();
-        while self.node.has_ready() {
-            self.handle_ready();
-            self.draw_timeout();
-            self.begin_reads();
+        loop {
+            while self.node.has_ready() {
+                self.handle_ready();
+                self.draw_timeout();
+                self.begin_reads();
+            }
+            // Each tick sees to the members of a group that is formed.
+            if self.formed_now || !self.is_leader() {
+                break;
+            }
+            self.see_to_members();
+            if !self.node.has_ready() {
+                break;
+            }
         }
         let committed = self.node.raft.raft_log.committed;
         while self.batch_ends.front().is_some_and(|end| *end <= committed) {
@@ -107,6 +119,7 @@ impl<T> Core<T> {
             self.log_replaced(snapshot);
         }
         if let Some(entries) = &entries {
+            self.note_first_table(entries);
             self.node.mut_store().append(entries);
         }
         self.node.advance_append_async(ready);
@@ -143,6 +156,7 @@ impl<T> Core<T> {
                 compacted: None,
                 entries: entries.unwrap_or_default(),
                 hard_state,
+                identity: None,
             });
         }
         let after = AfterPersist {
@@ -186,11 +200,32 @@ impl<T> Core<T> {
             self.batch_ends.clear();
             self.lease_until_ns = 0;
             self.transfers.clear();
+            self.leave_office();
+        }
+        if role == StateRole::Leader && (role_before != StateRole::Leader || term != term_before) {
+            self.office_tick = self.ticks;
+            self.heard.clear();
         }
         if leader != leader_before || term != term_before {
             self.stats.leader_changes += u64::from(leader != 0);
             self.reads.leader_changed();
             self.settle_transfers(leader, term);
+        }
+    }
+
+    /// What only the leader could have done is not done. Proposals that wait for the group to be formed are refused.
+    fn leave_office(&mut self) {
+        let replies = &mut self.out.replies;
+        for change in self
+            .changes
+            .extract_if(.., |change| matches!(change.kind, ChangeKind::Asked { .. }))
+        {
+            replies.push((change.token, Reply::Failed(ProposeError::Unknown)));
+        }
+        let hint = self.hint();
+        for (_, token, _) in self.waiting.drain(..) {
+            let error = ProposeError::NotLeader { hint };
+            self.out.replies.push((token, Reply::Failed(error)));
         }
     }
 
@@ -218,13 +253,14 @@ impl<T> Core<T> {
         let arrived = self
             .arrived
             .take()
-            .filter(|(index, _)| *index == metadata.index);
-        if arrived.is_none() {
+            .filter(|arrived| arrived.metadata.index == metadata.index);
+        let Some(arrived) = arrived else {
             self.defect = Some("Raft accepted a snapshot whose data did not arrive");
-        }
+            return None;
+        };
         Some(StoredSnapshot {
             metadata: metadata.clone(),
-            data: arrived.map(|(_, data)| data).unwrap_or_default(),
+            ..arrived
         })
     }
 
@@ -232,9 +268,14 @@ impl<T> Core<T> {
         let index = snapshot.metadata.index;
         self.restoring = Some(index);
         self.handed = index;
-        self.conf_states.clear();
-        self.conf_states
-            .push_back((index, snapshot.metadata.get_conf_state().clone()));
+        self.configurations.clear();
+        self.configurations.push_back(Configuration {
+            from: index,
+            state: snapshot.metadata.get_conf_state().clone(),
+            members: snapshot.members.clone(),
+        });
+        self.first_table = None;
+        self.table_changed();
         let replies = &mut self.out.replies;
         self.pending
             .skipped_to(index, |token, lost| replies.push((token, lost_reply(lost))));
@@ -288,76 +329,25 @@ impl<T> Core<T> {
         });
     }
 
-    /// Enters the membership of a committed change, and returns it unless the change is impossible.
-    fn enter_membership(
-        &mut self,
-        index: u64,
-        change: &ConfChangeV2,
-    ) -> Option<raft::eraftpb::ConfState> {
-        let entered = self.node.apply_conf_change(change).ok();
-        if let Some(state) = &entered {
-            self.lease_until_ns = 0;
-            self.conf_states.push_back((index, state.clone()));
-        }
-        let raft = &self.node.raft;
-        if raft.state == StateRole::Leader && !raft.promotable() {
-            // Removed while it led: raft-rs would go on and stumble over its own absence.
-            let term = raft.term;
-            self.node.raft.become_follower(term, 0);
-        }
-        entered
-    }
-
-    /// Answers changes of membership: `entered` is the membership from `index` on, or `None` if there is nothing new.
-    fn settle_changes(
-        &mut self,
-        index: u64,
-        term: u64,
-        entered: Option<&raft::eraftpb::ConfState>,
-    ) {
-        for change in &mut self.changes {
-            if let ChangeKind::Membership {
-                index: at,
-                term: of,
-                entered: inside,
-            } = &mut change.kind
-                && (*at, *of) == (index, term)
-            {
-                *inside = entered.is_some();
-            }
-        }
-        let is_whole = entered.is_some_and(|state| state.voters_outgoing.is_empty());
-        let settled = self.changes.extract_if(.., |change| match change.kind {
-            ChangeKind::Membership {
-                index: at,
-                term: of,
-                entered: inside,
-            } => {
-                (inside && is_whole)
-                    || (!inside && at <= index && (at < index || of != term || entered.is_none()))
-            }
-            ChangeKind::Transfer { .. } => false,
-        });
-        for change in settled {
-            let entered_it = matches!(change.kind, ChangeKind::Membership { entered: true, .. });
-            let reply = match entered {
-                Some(state) if entered_it => Reply::Membership(Box::new(state.clone())),
-                _ => Reply::Failed(ProposeError::ProposalDropped),
-            };
-            self.out.replies.push((change.token, reply));
-        }
-    }
-
     /// Asks for a snapshot when the log is long, or when a peer needs one.
     fn consider_snapshot(&mut self) {
         let view = self.node.store();
-        let wanted = view.take_wanted() || !self.snapshot_waiters.is_empty();
+        let wanted = view.take_wanted();
+        if self.ticks < self.snapshot_retry.not_before_tick {
+            return;
+        }
         let entries = self.applied.saturating_sub(view.snapshot_index());
+        // Since the last snapshot was asked for: the log itself may be kept longer, for a peer.
+        let bytes = view.appended_bytes() - self.snapshot_mark_bytes;
+        let limit = self
+            .options
+            .snapshot_log_bytes
+            .min(self.options.log_bytes_max / 2);
+        // Entries that were appended and not applied then are not in it: the log may be full before that much is new.
+        let full = view.bytes() > self.options.log_bytes_max;
         let long = entries >= self.options.snapshot_entries
-            || (view.bytes() >= self.options.snapshot_log_bytes
-                && entries > self.options.log_entries_kept / 2);
-        let huge = view.bytes() >= self.options.log_bytes_max / 2 && entries > 0;
-        if wanted || long || huge {
+            || (entries > 0 && (full || bytes >= limit as u64));
+        if wanted || long || !self.snapshot_waiters.is_empty() {
             self.ask_for_snapshot();
         }
     }
@@ -372,16 +362,50 @@ impl<T> Core<T> {
         let waiters = self
             .snapshot_waiters
             .drain(..)
-            .map(|token| (token, Reply::Snapshot(index)));
+            .map(|(token, _)| (token, Reply::Snapshot(index)));
         self.out.replies.extend(waiters);
-        let crowded = self.node.store().bytes() >= self.options.snapshot_log_bytes;
+        self.compact_log();
+        // The latest membership at or before the snapshot must stay.
+        while self
+            .configurations
+            .get(1)
+            .is_some_and(|next| next.from <= index)
+        {
+            self.configurations.pop_front();
+        }
+    }
+}
+
+impl<T> Core<T> {
+    /// Forgets entries that the snapshot holds, but for some that a peer may still need.
+    ///
+    /// A peer that is getting a snapshot needs what comes after it next. Without that it would get a newer snapshot each time, for ever, on a
+    /// link that is hardly faster than the writes. So the log is kept for it, up to its bound, where proposals get `Busy`; and if it stays full
+    /// for ten election timeouts, it is not kept any longer: one slow peer must not stop the others.
+    fn compact_log(&mut self) {
+        let view = self.node.store();
+        let crowded = view.bytes() >= self.options.snapshot_log_bytes;
         let kept = if crowded {
             0
         } else {
             self.options.log_entries_kept
         };
-        let mut limit = index.saturating_sub(kept);
-        if !crowded && let Some(lowest) = self.lowest_transfer() {
+        // Raft itself reads from what it knows to be applied on, when it campaigns.
+        let applied = match mutant::is("compact_above_applied") {
+            true => u64::MAX,
+            false => self.node.raft.raft_log.applied,
+        };
+        let mut limit = view.snapshot_index().saturating_sub(kept).min(applied);
+        let patience = 10 * self.options.election_ticks as u64;
+        if self.full_ticks < patience
+            && let Some(lowest) = self.lowest_transfer()
+        {
+            limit = limit.min(lowest);
+        }
+        // What live peers do not have yet, too, or who has just got a snapshot would need the next one; but not at the proposals' cost.
+        if view.bytes() < self.options.log_bytes_max / 2
+            && let Some(lowest) = self.lowest_of_live_peers()
+        {
             limit = limit.min(lowest);
         }
         if let Some(compacted) = self.node.mut_store().compact(limit) {
@@ -390,13 +414,18 @@ impl<T> Core<T> {
                 ..Default::default()
             });
         }
-        // The latest membership at or before the snapshot must stay.
-        while self
-            .conf_states
-            .get(1)
-            .is_some_and(|(from, _)| *from <= index)
-        {
-            self.conf_states.pop_front();
+    }
+
+    /// What was kept for a peer goes when that has it, though no snapshot is made then.
+    pub(super) fn tick_compaction(&mut self) {
+        let bytes = self.node.store().bytes();
+        self.full_ticks = if bytes > self.options.log_bytes_max {
+            self.full_ticks + 1
+        } else {
+            0
+        };
+        if bytes >= self.options.snapshot_log_bytes {
+            self.compact_log();
         }
     }
 }
@@ -406,6 +435,11 @@ fn keep<T>(place: &mut Vec<T>, emptied: Vec<T>) {
     if place.capacity() == 0 && emptied.capacity() <= SPARE_MAX {
         *place = emptied;
     }
+}
+
+/// What an entry that changes the membership does to the table of members.
+pub(super) fn table_update(entry: &Entry) -> Option<Update> {
+    update_of(&conf_change(entry).context)
 }
 
 /// The change in a committed entry. Raft checked it when it was proposed; what cannot be read changes nothing.

@@ -5,40 +5,10 @@ use crate::batch::ProposalBatch;
 use crate::error::{ProposeError, ReadError};
 use crate::primitive::mutant;
 use bytes::Bytes;
-use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2};
+use std::sync::Arc;
 
-/// A step of a change of the membership.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum MembershipChange {
-    /// The node gets a vote. If it is new, it first gets the log.
-    AddVoter(u64),
-    /// The node gets the log and no vote; a voter loses its vote.
-    AddLearner(u64),
-    /// The node leaves.
-    Remove(u64),
-}
-
-impl MembershipChange {
-    fn node(self) -> u64 {
-        match self {
-            Self::AddVoter(id) | Self::AddLearner(id) | Self::Remove(id) => id,
-        }
-    }
-
-    fn to_single(self) -> ConfChangeSingle {
-        let change_type = match self {
-            Self::AddVoter(_) => ConfChangeType::AddNode,
-            Self::AddLearner(_) => ConfChangeType::AddLearnerNode,
-            Self::Remove(_) => ConfChangeType::RemoveNode,
-        };
-        ConfChangeSingle {
-            change_type,
-            node_id: self.node(),
-            ..Default::default()
-        }
-    }
-}
+/// For so many election timeouts a caller waits for the snapshot that it asked for.
+const SNAPSHOT_ELECTIONS_MAX: u64 = 1000;
 
 impl<T> Core<T> {
     /// Proposes all of `batch` in as few steps as [`RaftOptions::message_bytes_max`](crate::RaftOptions::message_bytes_max)
@@ -52,8 +22,12 @@ impl<T> Core<T> {
             self.refuse(batch, |_| ProposeError::NotLeader { hint });
             return;
         }
-        if let Some((what, limit)) = self.full() {
-            self.refuse(batch, |_| ProposeError::Busy { what, limit });
+        if !self.formed_now {
+            self.wait_for_forming(batch);
+            return;
+        }
+        if let Some(error) = self.full() {
+            self.refuse(batch, |_| error.clone());
             return;
         }
         let room = self
@@ -94,23 +68,65 @@ impl<T> Core<T> {
         self.propose_gathered(&mut gathered, &mut tokens);
     }
 
+    /// Proposals of a group that is being formed wait for that, up to two election timeouts.
+    fn wait_for_forming(&mut self, batch: &mut Vec<(Bytes, T)>) {
+        let deadline = self.ticks + 2 * self.options.election_ticks as u64;
+        let room = self
+            .options
+            .proposals_max
+            .saturating_sub(self.waiting.len());
+        let taken = batch.len().min(room);
+        let waiting = batch
+            .drain(..taken)
+            .map(|(data, token)| (data, token, deadline));
+        self.waiting.extend(waiting);
+        let limit = self.options.proposals_max as u64;
+        self.refuse(batch, |_| ProposeError::Busy {
+            what: "proposals that wait",
+            limit,
+        });
+    }
+
+    /// The group is formed, or this node does not lead any more.
+    pub(super) fn propose_waiting(&mut self) {
+        let waiting = std::mem::take(&mut self.waiting);
+        let mut batch = waiting
+            .into_iter()
+            .map(|(data, token, _)| (data, token))
+            .collect();
+        self.propose(&mut batch);
+    }
+
     fn out_of_room(&self, gathered: usize, room_at_start: usize) -> bool {
         gathered >= room_at_start || self.pending.len() + gathered >= self.options.proposals_max
     }
 
     /// The bound that is reached, if one is.
-    fn full(&self) -> Option<(&'static str, u64)> {
+    fn full(&self) -> Option<ProposeError> {
         let unapplied = self.handed.saturating_sub(self.applied);
         if unapplied > self.options.unapplied_entries_max {
-            return Some((
-                "entries that are not applied",
-                self.options.unapplied_entries_max,
-            ));
+            return Some(ProposeError::Busy {
+                what: "entries that are not applied",
+                limit: self.options.unapplied_entries_max,
+            });
         }
-        if self.node.store().bytes() > self.options.log_bytes_max {
-            return Some(("bytes of the log", self.options.log_bytes_max as u64));
+        if self.node.store().bytes() <= self.options.log_bytes_max {
+            return None;
         }
-        None
+        if let Some(reason) = self.snapshot_failure() {
+            return Some(ProposeError::NoSnapshot {
+                reason: Arc::clone(reason),
+            });
+        }
+        let what = if self.lowest_transfer().is_some() {
+            "bytes of the log, kept for a follower that is getting a snapshot,"
+        } else {
+            "bytes of the log"
+        };
+        Some(ProposeError::Busy {
+            what,
+            limit: self.options.log_bytes_max as u64,
+        })
     }
 
     fn refuse(&mut self, batch: &mut Vec<(Bytes, T)>, error: impl Fn(&Bytes) -> ProposeError) {
@@ -168,7 +184,13 @@ impl<T> Core<T> {
     }
 
     /// Asks for a linearizable read without a round trip: only a leader whose lease holds can say yes.
-    pub fn lease_read(&mut self, token: T) {
+    ///
+    /// `now_ns` is the node's clock, read *after* the request was made: at an earlier time the lease may have held, and another leader may
+    /// have acknowledged a write between that and the request.
+    pub fn lease_read(&mut self, token: T, now_ns: u64) {
+        if !mutant::is("lease_of_an_earlier_time") {
+            self.set_now(now_ns);
+        }
         if !self.has_lease() {
             self.out
                 .replies
@@ -198,76 +220,6 @@ impl<T> Core<T> {
         ticks.saturating_mul(tick_ns) / 100 * percent
     }
 
-    /// Changes the membership: one step directly, several at once by joint consensus, which is left by itself. Answered with
-    /// [`Reply::Membership`] once the group is in the new one.
-    pub fn change_membership(&mut self, changes: &[MembershipChange], token: T) {
-        let refusal = self.refuse_change(changes);
-        if let Some(error) = refusal {
-            self.out.replies.push((token, Reply::Failed(error)));
-            return;
-        }
-        let change = ConfChangeV2 {
-            changes: changes
-                .iter()
-                .map(|change| change.to_single())
-                .collect::<Vec<_>>()
-                .into(),
-            ..Default::default()
-        };
-        let index = self.node.raft.raft_log.last_index() + 1;
-        let term = self.node.raft.term;
-        if self.node.propose_conf_change(Vec::new(), change).is_err() {
-            self.out
-                .replies
-                .push((token, Reply::Failed(ProposeError::ProposalDropped)));
-            return;
-        }
-        self.changes.push(Change {
-            token,
-            deadline_tick: self.ticks + 10 * self.options.election_ticks as u64,
-            kind: ChangeKind::Membership {
-                index,
-                term,
-                entered: false,
-            },
-        });
-    }
-
-    fn refuse_change(&self, changes: &[MembershipChange]) -> Option<ProposeError> {
-        let refused = |reason| Some(ProposeError::Refused { reason });
-        if !self.is_leader() {
-            return Some(ProposeError::NotLeader { hint: self.hint() });
-        }
-        if changes.is_empty() || changes.iter().any(|change| change.node() == 0) {
-            return refused("a change needs at least one step, and 0 is no node");
-        }
-        let mut nodes: Vec<u64> = changes.iter().map(|change| change.node()).collect();
-        nodes.sort_unstable();
-        if nodes.windows(2).any(|pair| pair[0] == pair[1]) {
-            return refused("a node may be in a change only once");
-        }
-        let leaves = |change: &MembershipChange| matches!(change, MembershipChange::Remove(id) | MembershipChange::AddLearner(id) if *id == self.id);
-        if changes.iter().any(leaves) {
-            return refused("a leader does not remove itself: transfer the leadership first");
-        }
-        let voters = &self.membership().voters;
-        let removed = |id: &u64| {
-            changes.iter().any(|change| {
-                change.node() == *id && !matches!(change, MembershipChange::AddVoter(_))
-            })
-        };
-        let added = changes
-            .iter()
-            .any(|change| matches!(change, MembershipChange::AddVoter(_)));
-        if voters.iter().all(removed) && !added {
-            return refused("a group needs a voter");
-        }
-        if self.node.raft.has_pending_conf() || !self.membership().voters_outgoing.is_empty() {
-            return refused("another change of the membership is going on: wait for it");
-        }
-        None
-    }
-
     /// Hands the leadership to a voter. Answered with [`Reply::Transferred`] once it leads, or as dropped after two election
     /// timeouts. Proposals are dropped meanwhile.
     pub fn transfer_leader(&mut self, to: u64, token: T) {
@@ -275,7 +227,7 @@ impl<T> Core<T> {
             Some(ProposeError::NotLeader { hint: self.hint() })
         } else if !self.membership().voters.contains(&to) {
             Some(ProposeError::Refused {
-                reason: "only a voter can lead",
+                reason: "only a voter can lead".into(),
             })
         } else {
             None
@@ -299,16 +251,26 @@ impl<T> Core<T> {
         });
     }
 
-    /// Asks for a snapshot now. Answered with [`Reply::Snapshot`] once one is durable.
+    /// Asks for a snapshot now. Answered with [`Reply::Snapshot`] once one is durable, or with what hinders it, after 1000 election timeouts
+    /// at the latest.
     pub fn make_snapshot(&mut self, token: T) {
-        self.snapshot_waiters.push(token);
+        if self.configurations.is_empty() {
+            let error = ProposeError::NoSnapshot {
+                reason: "this node has not joined its group yet".into(),
+            };
+            self.out.replies.push((token, Reply::Failed(error)));
+            return;
+        }
+        let deadline = self.ticks + SNAPSHOT_ELECTIONS_MAX * self.options.election_ticks as u64;
+        self.snapshot_waiters.push((token, deadline));
         self.ask_for_snapshot();
     }
 
     pub(super) fn ask_for_snapshot(&mut self) {
-        let has_conf_state = !self.conf_states.is_empty();
+        let has_conf_state = !self.configurations.is_empty();
         if matches!(self.making, Making::No) && self.restoring.is_none() && has_conf_state {
             self.making = Making::Asked;
+            self.snapshot_mark_bytes = self.node.store().appended_bytes();
             self.out.apply_jobs.push(super::ApplyJob::Snapshot);
         }
     }

@@ -15,9 +15,13 @@ pub(super) struct Transfer {
     number: u64,
     message: Message,
     data: Bytes,
+    /// The table of members, encoded.
+    members: Bytes,
     crc: u32,
     sent: usize,
     acked: usize,
+    /// Parts that were sent and not answered.
+    unanswered: usize,
     idle_ticks: usize,
     attempts: u32,
 }
@@ -31,7 +35,7 @@ pub(super) enum Progress {
 }
 
 impl Transfer {
-    pub(super) fn new(number: u64, message: Message, data: Bytes) -> Self {
+    pub(super) fn new(number: u64, message: Message, data: Bytes, members: Bytes) -> Self {
         Self {
             to: message.to,
             index: message.get_snapshot().get_metadata().index,
@@ -39,8 +43,10 @@ impl Transfer {
             crc: crc32fast::hash(&data),
             message,
             data,
+            members,
             sent: 0,
             acked: 0,
+            unanswered: 0,
             idle_ticks: 0,
             attempts: 0,
         }
@@ -69,8 +75,10 @@ impl Transfer {
                 offset: self.sent as u64,
                 data: self.data.slice(self.sent..end),
                 crc: self.crc,
+                members: self.members.clone(),
             });
             self.sent = end;
+            self.unanswered += 1;
             if first {
                 return;
             }
@@ -84,6 +92,7 @@ impl Transfer {
         if ack.refused {
             return Progress::Failed;
         }
+        self.unanswered = self.unanswered.saturating_sub(1);
         let received = usize::try_from(ack.received).unwrap_or(usize::MAX);
         if received > self.data.len() || received > self.sent {
             return Progress::Going;
@@ -92,10 +101,13 @@ impl Transfer {
             (self.acked, self.idle_ticks, self.attempts) = (received, 0, 0);
         }
         if received == self.data.len() {
-            Progress::Done
-        } else {
-            Progress::Going
+            return Progress::Done;
         }
+        if self.unanswered == 0 {
+            // All arrived, and some behind a gap: out of order. Those were of no use.
+            self.sent = self.acked;
+        }
+        Progress::Going
     }
 
     /// Goes back to what was acknowledged if nothing was heard for long.
@@ -108,7 +120,7 @@ impl Transfer {
         if self.attempts > ATTEMPTS_MAX {
             return Progress::Failed;
         }
-        (self.idle_ticks, self.sent) = (0, self.acked);
+        (self.idle_ticks, self.sent, self.unanswered) = (0, self.acked, 0);
         Progress::Going
     }
 }
@@ -212,7 +224,7 @@ mod tests {
         #[test]
         fn a_snapshot_survives_a_bad_network(size in 0_usize..4000, chunk in 1_usize..700, window in 1_usize..5, chance in any::<u64>()) {
             let data: Bytes = (0..size).map(|place| (place % 251) as u8).collect();
-            let mut transfer = Transfer::new(1, message(), data.clone());
+            let mut transfer = Transfer::new(1, message(), data.clone(), Bytes::new());
             let mut slot = None;
             let mut random = chance | 1;
             let mut coin = |odds: u64| {
@@ -261,7 +273,7 @@ mod tests {
     #[test]
     fn too_large_and_damaged_snapshots_are_refused() {
         let mut slot = None;
-        let mut transfer = Transfer::new(1, message(), Bytes::from(vec![1; 100]));
+        let mut transfer = Transfer::new(1, message(), Bytes::from(vec![1; 100]), Bytes::new());
         let mut sent = Vec::new();
         transfer.next_chunks(100, 1, |chunk| sent.push(chunk));
         let chunk = sent.remove(0);

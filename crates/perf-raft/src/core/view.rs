@@ -24,6 +24,8 @@ pub(crate) struct LogView {
     /// Raft asked for a snapshot that there is not.
     wanted: Cell<bool>,
     portion_bytes: u64,
+    /// Bytes of entries since the node started, those that it found included.
+    appended_bytes: u64,
 }
 
 impl LogView {
@@ -68,10 +70,18 @@ impl LogView {
                 state.compacted.0
             )));
         }
-        hard_state.commit = hard_state.commit.min(next - 1);
+        if hard_state.commit >= next {
+            return Err(wrong(format!(
+                "entries up to {} are committed and the log ends at {}: its end is lost",
+                hard_state.commit,
+                next - 1
+            )));
+        }
         hard_state.term = hard_state.term.max(term);
+        let entries = Runs::of(state.entries);
         Ok(Self {
-            entries: Runs::of(state.entries),
+            appended_bytes: entries.bytes() as u64,
+            entries,
             compacted: state.compacted,
             hard_state,
             conf_state,
@@ -95,6 +105,15 @@ impl LogView {
 
     pub(crate) fn bytes(&self) -> usize {
         self.entries.bytes()
+    }
+
+    /// Those that are there, for a look at the start.
+    pub(crate) fn all_entries(&self) -> Vec<Entry> {
+        self.entries.from(self.first()).cloned().collect()
+    }
+
+    pub(crate) fn appended_bytes(&self) -> u64 {
+        self.appended_bytes
     }
 
     pub(crate) fn snapshot(&self) -> Option<&StoredSnapshot> {
@@ -126,7 +145,9 @@ impl LogView {
         };
         self.entries.truncate(first.index);
         debug_assert_eq!(first.index, self.last() + 1);
+        let before = self.entries.bytes();
         self.entries.push(Arc::clone(entries));
+        self.appended_bytes += (self.entries.bytes() - before) as u64;
     }
 
     /// A snapshot from the leader takes the place of the log.

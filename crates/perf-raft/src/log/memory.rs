@@ -58,6 +58,9 @@ impl LogState {
         if let Some(hard_state) = &job.hard_state {
             self.hard_state = hard_state.clone();
         }
+        if job.identity.is_some() {
+            self.identity = job.identity;
+        }
     }
 }
 
@@ -79,6 +82,11 @@ impl LogStore for MemoryLog {
             }
         }
         Ok(())
+    }
+
+    fn groups(&mut self) -> Result<Vec<GroupId>, LogError> {
+        let kept = self.kept.as_ref();
+        Ok(kept.map_or_else(Vec::new, |kept| kept.lock().keys().copied().collect()))
     }
 
     fn is_volatile(&self) -> bool {

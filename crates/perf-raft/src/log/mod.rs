@@ -11,6 +11,7 @@ pub use memory::MemoryLog;
 pub use runner::run_jobs;
 
 use crate::GroupId;
+use crate::members::{Identity, Members};
 use bytes::Bytes;
 use raft::eraftpb::{Entry, HardState, SnapshotMetadata};
 use std::path::PathBuf;
@@ -23,6 +24,8 @@ pub struct StoredSnapshot {
     pub metadata: SnapshotMetadata,
     /// What the state machine made.
     pub data: Bytes,
+    /// The table of members.
+    pub members: Members,
 }
 
 /// What a node has to do to its log, in the order of `sequence`.
@@ -44,6 +47,8 @@ pub struct LogJob {
     pub entries: Arc<Vec<Entry>>,
     /// The new hard state.
     pub hard_state: Option<HardState>,
+    /// Who the node is: once, when its log is made. Stays, whatever takes the place of the log.
+    pub identity: Option<Identity>,
 }
 
 /// What a log holds when a node starts.
@@ -57,6 +62,8 @@ pub struct LogState {
     pub compacted: (u64, u64),
     /// All entries after it.
     pub entries: Vec<Entry>,
+    /// Who the node is, `None` for a log that was never written or is of an earlier version.
+    pub identity: Option<Identity>,
 }
 
 /// Where the logs of one or several groups are kept.
@@ -82,6 +89,14 @@ pub trait LogStore: Send + 'static {
     /// [`LogError`]; it is unknown then what is durable.
     fn write(&mut self, jobs: &[LogJob], sync: bool) -> Result<(), LogError>;
 
+    /// The groups that the store holds anything of. A node does not begin a new group in the place of another one.
+    ///
+    /// # Errors
+    /// [`LogError`] if that cannot be read.
+    fn groups(&mut self) -> Result<Vec<GroupId>, LogError> {
+        Ok(Vec::new())
+    }
+
     /// Whether the log is gone with the process. Then writes take no thread of their own.
     fn is_volatile(&self) -> bool {
         false
@@ -99,6 +114,10 @@ impl LogStore for Box<dyn LogStore> {
 
     fn write(&mut self, jobs: &[LogJob], sync: bool) -> Result<(), LogError> {
         self.as_mut().write(jobs, sync)
+    }
+
+    fn groups(&mut self) -> Result<Vec<GroupId>, LogError> {
+        self.as_mut().groups()
     }
 
     fn is_volatile(&self) -> bool {

@@ -5,8 +5,22 @@ use crate::core::Reply;
 use crate::error::ProposeError;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::Waker;
+
+/// Wakes clients. A waker is the client's code: if it panics, that is the client's affair, not the node's.
+pub(crate) fn wake_all(wakers: &mut Vec<Waker>) {
+    for waker in wakers.drain(..) {
+        wake(waker);
+    }
+}
+
+/// The same for one.
+pub(crate) fn wake(waker: Waker) {
+    // The hook for panics has reported it, and the waker is gone.
+    let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+}
 
 /// What a slot may hold.
 #[derive(Debug)]

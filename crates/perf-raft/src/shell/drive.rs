@@ -1,11 +1,11 @@
 //! How Raft is driven: take all that waits, let the core decide, and do what it says.
 
-use super::answer::Token;
-use super::apply::{Applier, ApplyQueue, Outcome, panic_message};
+use super::answer::{Token, wake, wake_all};
+use super::apply::{Applier, ApplyThread, Outcome, panic_message};
 use super::log_thread::LogThread;
 use super::mailbox::{Incoming, Mailbox, Reports, Request};
 use super::stats::{RaftStats, StageStats};
-use crate::core::{ApplyJob, Core, Outputs, Reply};
+use crate::core::{ApplyJob, Core, Outputs, RaftReport, Reply};
 use crate::error::{ProposeError, StopReason};
 use crate::log::{LogStore, run_jobs};
 use crate::transport::{Transport, encode_frames};
@@ -69,7 +69,7 @@ pub(crate) enum LogSide {
 /// Where jobs for the state machine go.
 pub(crate) enum ApplySide {
     Inline(Box<Applier>),
-    Thread(Arc<ApplyQueue>),
+    Thread(ApplyThread),
 }
 
 /// What the handle reads.
@@ -77,6 +77,7 @@ pub(crate) enum ApplySide {
 pub(crate) struct Published {
     pub(crate) status: Snapshot<RaftStatus>,
     pub(crate) stats: Mutex<RaftStats>,
+    pub(crate) report: watch::Sender<RaftReport>,
 }
 
 pub(crate) struct Driver {
@@ -112,15 +113,6 @@ pub(crate) struct Scratch {
     propose: StageStats,
 }
 
-impl Drop for ApplySide {
-    /// The runtime may end without a word; the thread shall not outlive the node.
-    fn drop(&mut self) {
-        if let Self::Thread(queue) = self {
-            queue.close();
-        }
-    }
-}
-
 impl Driver {
     /// One turn; whether there is more to do at once. Once something failed that is to stop the node, which its task does.
     pub(crate) fn drive(&mut self) -> bool {
@@ -143,8 +135,7 @@ impl Driver {
         if tick {
             self.due = next_tick(self.due, now, self.core.options().tick);
         }
-        let now_ns = now.saturating_duration_since(self.start).as_nanos();
-        let now_ns = u64::try_from(now_ns).unwrap_or(u64::MAX);
+        let now_ns = self.since_start(now);
         self.core.set_now(now_ns);
         if tick {
             self.core.tick(now_ns);
@@ -174,6 +165,11 @@ impl Driver {
             self.publish_stats();
         }
         Ok(more || is_held)
+    }
+
+    fn since_start(&self, now: Instant) -> u64 {
+        let now_ns = now.saturating_duration_since(self.start).as_nanos();
+        u64::try_from(now_ns).unwrap_or(u64::MAX)
     }
 
     /// Proposes what waits, unless enough batches are on their way or it is held back for more.
@@ -219,10 +215,16 @@ impl Driver {
         for request in reports.requests.drain(..) {
             match request {
                 Request::Read(token) => self.core.read(token),
-                Request::LeaseRead(token) => self.core.lease_read(token),
-                Request::ChangeMembership(changes, token) => {
-                    self.core.change_membership(&changes, token)
+                // The clock is read after the request was taken: this thread may have been held up since the turn began.
+                Request::LeaseRead(token) => {
+                    let now_ns = self.since_start(Instant::now());
+                    self.core.lease_read(token, now_ns);
                 }
+                Request::ChangeMembership {
+                    changes,
+                    forced,
+                    token,
+                } => self.core.change_membership(&changes, forced, token),
                 Request::TransferLeader(to, token) => self.core.transfer_leader(to, token),
                 Request::Snapshot(token) => self.core.make_snapshot(token),
                 Request::Stop => return Err(StopReason::Shutdown),
@@ -249,9 +251,7 @@ impl Driver {
             for (token, reply) in self.scratch.out.replies.drain(..) {
                 self.scratch.wakers.extend(token.reply(reply));
             }
-            for waker in self.scratch.wakers.drain(..) {
-                waker.wake();
-            }
+            wake_all(&mut self.scratch.wakers);
         }
         Ok(())
     }
@@ -309,8 +309,8 @@ impl Driver {
             return Ok(false);
         }
         match &mut self.apply {
-            ApplySide::Thread(queue) => {
-                queue.push(jobs.drain(..));
+            ApplySide::Thread(thread) => {
+                thread.queue.push(jobs.drain(..));
                 Ok(false)
             }
             ApplySide::Inline(applier) => {
@@ -334,6 +334,20 @@ impl Driver {
         }
     }
 
+    /// Who the members are and what is the matter, if that changed.
+    fn publish_report(&mut self) {
+        let report = self.core.report();
+        self.published
+            .report
+            .send_if_modified(|published| match *published == report {
+                true => false,
+                false => {
+                    *published = report;
+                    true
+                }
+            });
+    }
+
     fn publish_stats(&mut self) {
         let mut propose = self.scratch.propose;
         propose.waiting = self.mailbox.proposals_waiting() as u64;
@@ -343,9 +357,10 @@ impl Driver {
         };
         let mut apply = match &self.apply {
             ApplySide::Inline(applier) => applier.stats,
-            ApplySide::Thread(queue) => *queue.stats.lock(),
+            ApplySide::Thread(thread) => *thread.queue.stats.lock(),
         };
         apply.waiting = self.last_status.apply_lag();
+        self.publish_report();
         let stats = RaftStats {
             status: self.last_status,
             core: self.core.stats(),
@@ -380,7 +395,7 @@ impl Driver {
         }
         for (token, reply) in out.replies.drain(..) {
             if let Some(waker) = token.reply(reply) {
-                waker.wake();
+                wake(waker);
             }
         }
         self.last_status = RaftStatus {
@@ -390,10 +405,13 @@ impl Driver {
         };
         self.published.status.publish(self.last_status);
         self.publish_stats();
-        if let ApplySide::Thread(queue) = &self.apply {
-            queue.close();
+        let Self {
+            log, apply, ended, ..
+        } = self;
+        match apply {
+            ApplySide::Thread(thread) => thread.close().await,
+            ApplySide::Inline(applier) => drop(applier),
         }
-        let Self { log, ended, .. } = self;
         match log {
             LogSide::Thread(thread) => thread.close().await,
             LogSide::Inline(log, _) => drop(log),

@@ -7,8 +7,9 @@ use super::mailbox::{Inbox, Mailbox, Request};
 use super::slot::{Answerer, Slot};
 use super::stats::RaftStats;
 use crate::GroupId;
-use crate::core::{MembershipChange, Reply};
+use crate::core::{MembershipChange, RaftReport, Reply};
 use crate::error::{ProposeError, ReadError, StopReason};
+use crate::members::Member;
 use crate::transport::DeliverError;
 use bytes::Bytes;
 use perf_atomics::RaftStatus;
@@ -16,6 +17,7 @@ use raft::eraftpb::ConfState;
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::task::{Poll, ready};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::coop::poll_proceed;
 
@@ -138,19 +140,77 @@ impl RaftHandle {
         *self.published.stats.lock()
     }
 
+    /// The members as this node knows them, the leader's view of its peers, and what is the matter, as of the node's last tick.
+    #[must_use]
+    pub fn report(&self) -> RaftReport {
+        self.published.report.borrow().clone()
+    }
+
+    /// The members with their roles and incarnations, as of the node's last tick.
+    #[must_use]
+    pub fn membership(&self) -> Vec<Member> {
+        self.published.report.borrow().members.clone()
+    }
+
+    /// Yields each new [`report`](Self::report), at most one for each tick. Does not end with the node: see [`stopped`](Self::stopped).
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<RaftReport> {
+        self.published.report.subscribe()
+    }
+
+    /// Waits until a leader is known to this node, and returns its id; `None` after `timeout`, or once the node has stopped.
+    pub async fn wait_for_leader(&self, timeout: Duration) -> Option<u64> {
+        let mut reports = self.watch();
+        let known = reports.wait_for(|report| report.leader_id != 0);
+        let stopped = self.stopped();
+        tokio::select! {
+            found = tokio::time::timeout(timeout, known) => {
+                found.ok()?.ok().map(|report| report.leader_id)
+            }
+            _ = stopped => None,
+        }
+    }
+
     /// Changes the membership, several nodes at once by joint consensus. Returns the new one once the group is in it.
     ///
-    /// Start new nodes without [`bootstrap`](crate::RaftNodeBuilder::bootstrap) and make them reachable first; add them as learners until they
-    /// have caught up if their lag must not cost the group its quorum.
+    /// Start new nodes without [`bootstrap`](crate::RaftNodeBuilder::bootstrap) and make them reachable first. A new voter is a learner until it
+    /// has caught up, so its lag never costs the group its quorum. Answered within ten election timeouts.
+    ///
+    /// A member whose disk was lost needs no change: start it with its id and an empty log, and the leader takes it in again.
     ///
     /// # Errors
-    /// [`ProposeError`].
+    /// [`ProposeError::NotCaughtUp`] if a new voter has not caught up by then: it stays a learner. [`ProposeError::Refused`] if fewer voters would be alive than
+    /// a quorum of them. [`ProposeError::NotFormed`] while the first voters of a new group are missing. Others as for a proposal.
     pub async fn change_membership(
         &self,
         changes: Vec<MembershipChange>,
     ) -> Result<ConfState, ProposeError> {
+        self.ask_for_change(changes, false).await
+    }
+
+    /// The same, also where too few of the voters that the change leads to are alive, or some of the first voters have never been heard of. The group may have no
+    /// quorum afterwards, and no way back.
+    ///
+    /// # Errors
+    /// As [`change_membership`](Self::change_membership), but for what it does not check.
+    pub async fn force_change_membership(
+        &self,
+        changes: Vec<MembershipChange>,
+    ) -> Result<ConfState, ProposeError> {
+        self.ask_for_change(changes, true).await
+    }
+
+    async fn ask_for_change(
+        &self,
+        changes: Vec<MembershipChange>,
+        forced: bool,
+    ) -> Result<ConfState, ProposeError> {
         let answer = self
-            .ask(|token| Request::ChangeMembership(changes, token))
+            .ask(|token| Request::ChangeMembership {
+                changes,
+                forced,
+                token,
+            })
             .await;
         match answer? {
             Answer::Reply(Reply::Membership(state)) => Ok(*state),

@@ -1,6 +1,6 @@
 //! What waits for whoever drives Raft.
 
-use super::answer::{Answer, Batch, Token};
+use super::answer::{Answer, Batch, Token, wake};
 use super::helm::Helm;
 use super::slot::{Answerer, Slot};
 use crate::GroupId;
@@ -26,7 +26,11 @@ const ALONE_AFTER: u8 = 8;
 pub(crate) enum Request {
     Read(Token),
     LeaseRead(Token),
-    ChangeMembership(Vec<MembershipChange>, Token),
+    ChangeMembership {
+        changes: Vec<MembershipChange>,
+        forced: bool,
+        token: Token,
+    },
     TransferLeader(u64, Token),
     Snapshot(Token),
     Stop,
@@ -96,7 +100,7 @@ impl Queued for Incoming {
 pub(crate) struct Reports {
     pub(crate) persisted: u64,
     pub(crate) applied: u64,
-    pub(crate) snapshot: Option<(u64, Option<Bytes>)>,
+    pub(crate) snapshot: Option<(u64, Result<Bytes, String>)>,
     pub(crate) failure: Option<StopReason>,
     pub(crate) requests: Vec<Request>,
 }
@@ -349,7 +353,7 @@ impl Mailbox {
         for (_, token) in waiting {
             let stopped = crate::core::Reply::Failed(ProposeError::Stopped(reason.clone()));
             if let Some(waker) = token.reply(stopped) {
-                waker.wake();
+                wake(waker);
             }
         }
         let reports = std::mem::take(&mut *self.reports.lock());

@@ -1,6 +1,6 @@
 //! Puts a node together.
 
-use super::apply::{Applier, ApplyQueue};
+use super::apply::{Applier, ApplyThread, panic_message};
 use super::drive::{ApplySide, Driver, LogSide, Published, Scratch};
 use super::handle::RaftHandle;
 use super::helm::Helm;
@@ -9,16 +9,21 @@ use super::mailbox::{Inbox, Mailbox};
 use super::stats::{RaftStats, StageStats};
 use super::task;
 use crate::GroupId;
+use crate::codec::{ENTRY_ROOM_BYTES, entry_len_max};
 use crate::core::{Core, CoreConfig, bootstrap_state};
 use crate::error::StartError;
-use crate::log::{LogJob, LogState, LogStore, run_jobs};
+use crate::log::{LogError, LogJob, LogState, LogStore, run_jobs};
+use crate::members::Identity;
 use crate::options::{ApplyMode, RaftOptions};
 use crate::state_machine::StateMachine;
 use crate::transport::Transport;
 use parking_lot::Mutex;
 use perf_atomics::Snapshot;
 use std::hash::{BuildHasher, RandomState};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::watch;
 
 /// A node of a Raft group. See [`builder`](Self::builder).
@@ -141,7 +146,7 @@ impl RaftNodeBuilder {
         self
     }
 
-    /// Where election timeouts come from; random by default.
+    /// Where election timeouts come from; random by default. Nothing else does, so nodes may share it.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
@@ -176,18 +181,26 @@ impl RaftNodeBuilder {
             .unwrap_or_else(|| RandomState::new().hash_one((id, group)));
         let mut applier = Applier::new(machine);
         // Reading a long log takes a while; other tasks of this thread shall not wait for it.
+        let identity = Identity {
+            node: id,
+            incarnation: random_number(),
+        };
         let loaded = tokio::task::spawn_blocking(move || {
-            let state = load(log.as_mut(), group, &voters, &mut applier);
+            let state = load(log.as_mut(), group, identity, &voters, &mut applier);
             state.map(|state| (log, applier, state))
         });
+        // What panics there says whose it was.
         let (log, applier, state) = loaded
             .await
-            .map_err(|error| StartError::StateMachine(error.to_string()))??;
+            .map_err(|error| StartError::Transport(error.to_string()))??;
+        check_frames(&options, &state, transport.frame_bytes_max())?;
         let config = CoreConfig {
             id,
             group,
             options: options.clone(),
             seed,
+            incarnation: state.identity.map_or(0, |identity| identity.incarnation),
+            session: random_number(),
         };
         let core = Core::new(config, state)?;
         let mailbox = Arc::new(Mailbox::new(id, group, &options));
@@ -206,17 +219,14 @@ impl RaftNodeBuilder {
         let apply = match options.apply {
             ApplyMode::Inline => ApplySide::Inline(Box::new(applier)),
             ApplyMode::Thread => {
-                let queue = Arc::new(ApplyQueue::default());
-                let (its, mailbox) = (Arc::clone(&queue), Arc::clone(&mailbox));
-                let thread = std::thread::Builder::new().name(format!("raft-apply-{id}"));
-                thread.spawn(move || its.run(applier, &mailbox))?;
-                ApplySide::Thread(queue)
+                ApplySide::Thread(ApplyThread::start(applier, Arc::clone(&mailbox))?)
             }
         };
         let status = core.status();
         let published = Arc::new(Published {
             status: Snapshot::new(status),
             stats: Mutex::new(RaftStats::default()),
+            report: watch::Sender::new(core.report()),
         });
         let (end, ended) = watch::channel(None);
         let now = tokio::time::Instant::now();
@@ -247,31 +257,124 @@ impl RaftNodeBuilder {
     }
 }
 
-/// What the log holds, or the beginning of a group, made durable.
+/// Refuses options, and entries of a log that was written with others, that the transport cannot send: a message that is never taken would be
+/// sent again for ever, and stop the group.
+fn check_frames(
+    options: &RaftOptions,
+    state: &LogState,
+    frame_bytes_max: usize,
+) -> Result<(), StartError> {
+    let needed = options.frame_bytes_max();
+    if needed > frame_bytes_max {
+        return Err(StartError::Options {
+            option: "message_bytes_max",
+            reason: format!(
+                "with `proposal_bytes_max` and `snapshot_chunk_bytes` leads to frames of {needed} bytes, and the transport takes \
+                 {frame_bytes_max}: lower these or raise the transport's bound"
+            ),
+        });
+    }
+    let entries = state.entries.iter().map(entry_len_max);
+    let longest = entries.max().unwrap_or(0) + ENTRY_ROOM_BYTES;
+    if longest > frame_bytes_max {
+        return Err(StartError::Options {
+            option: "proposal_bytes_max",
+            reason: format!(
+                "was larger once: the log has an entry that takes a frame of {longest} bytes, and the transport takes {frame_bytes_max}: \
+                 raise the transport's bound"
+            ),
+        });
+    }
+    Ok(())
+}
+
+/// A number that no other start draws: of the system's generator, by way of the keys of a hash map, and of the moment.
+fn random_number() -> u64 {
+    let number = RandomState::new().hash_one((Instant::now(), std::process::id()));
+    number.max(1)
+}
+
+/// What the log holds, or the beginning of a group, made durable. A log belongs to one node of one group.
 fn load(
     log: &mut dyn LogStore,
     group: GroupId,
+    new_identity: Identity,
     voters: &[u64],
     applier: &mut Applier,
 ) -> Result<LogState, StartError> {
-    if let Some(state) = log.load(group)? {
-        return Ok(state);
+    let loaded = catch_unwind(AssertUnwindSafe(|| log.load(group)));
+    let loaded = loaded.unwrap_or_else(|panic| {
+        Err(LogError::Io {
+            file: PathBuf::new(),
+            action: "reading the log",
+            reason: panic_message(&*panic),
+        })
+    });
+    let id = new_identity.node;
+    let ours = format!("node {id} of group {}", group.0);
+    if let Some(mut state) = loaded? {
+        match state.identity {
+            Some(identity) if identity.node != id => {
+                return Err(StartError::WrongLog {
+                    theirs: format!("node {} of group {}", identity.node, group.0),
+                    ours,
+                });
+            }
+            Some(_) => return Ok(state),
+            // Of an earlier version.
+            None => {
+                write_identity(log, group, new_identity, None)?;
+                state.identity = Some(new_identity);
+                return Ok(state);
+            }
+        }
+    }
+    if let Some(other) = log.groups()?.first() {
+        return Err(StartError::WrongLog {
+            theirs: format!("group {}", other.0),
+            ours,
+        });
     }
     if voters.is_empty() {
-        return Ok(LogState::default());
+        write_identity(log, group, new_identity, None)?;
+        return Ok(LogState {
+            identity: Some(new_identity),
+            ..LogState::default()
+        });
     }
-    let empty = applier
-        .snapshot_at_start()
+    if !voters.contains(&id) || voters.contains(&0) {
+        return Err(StartError::Options {
+            option: "bootstrap",
+            reason: format!(
+                "the first voters are {voters:?}, and this is node {id}: name all of them on each of them, none of them 0, and none on a node that joins later"
+            ),
+        });
+    }
+    let empty = catch_unwind(AssertUnwindSafe(|| applier.snapshot_at_start()))
+        .unwrap_or_else(|panic| Err(panic_message(&*panic)))
         .map_err(StartError::StateMachine)?;
-    let state = bootstrap_state(voters, empty);
+    let mut state = bootstrap_state(voters, empty);
+    state.identity = Some(new_identity);
+    write_identity(log, group, new_identity, Some(&state))?;
+    Ok(state)
+}
+
+/// With the beginning of a group, if there is one.
+fn write_identity(
+    log: &mut dyn LogStore,
+    group: GroupId,
+    identity: Identity,
+    beginning: Option<&LogState>,
+) -> Result<(), LogError> {
     let job = LogJob {
         sequence: 0,
         group,
-        snapshot: state.snapshot.clone(),
-        replaces_log: true,
-        hard_state: Some(state.hard_state.clone()),
+        snapshot: beginning.and_then(|state| state.snapshot.clone()),
+        replaces_log: beginning.is_some(),
+        hard_state: beginning.map(|state| state.hard_state.clone()),
+        identity: Some(identity),
         ..Default::default()
     };
     run_jobs(log, &mut [job])?;
-    Ok(state)
+    Ok(())
 }

@@ -91,7 +91,7 @@ impl<A: LastResort> Drop for Answerer<A> {
         if let Some(slot) = self.slot.take()
             && let Some(waker) = slot.answer(A::last_resort())
         {
-            waker.wake();
+            super::answer::wake(waker);
         }
     }
 }

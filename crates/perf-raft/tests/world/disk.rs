@@ -3,7 +3,7 @@
 use super::random::Random;
 use bytes::Bytes;
 use perf_raft::log::{LogJob, LogState, StoredSnapshot};
-use perf_raft::{GroupId, LogError, LogStore};
+use perf_raft::{GroupId, Identity, LogError, LogStore};
 use std::collections::BTreeMap;
 
 /// What is durable, and what was written since the last sync.
@@ -15,7 +15,12 @@ pub(crate) struct SimDisk {
 }
 
 impl SimDisk {
-    pub(crate) fn new(state: LogState) -> Self {
+    /// A new disk, of a node that was never there.
+    pub(crate) fn new(state: LogState, identity: Identity) -> Self {
+        let state = LogState {
+            identity: Some(identity),
+            ..state
+        };
         let mut disk = Self {
             durable: LogState::default(),
             snapshots: BTreeMap::new(),
@@ -51,6 +56,13 @@ impl SimDisk {
         let lost = self.unsynced.split_off(kept);
         self.sync();
         lost.len() as u64
+    }
+
+    /// Which node it is of.
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.durable
+            .identity
+            .map_or(0, |identity| identity.incarnation)
     }
 
     fn sync(&mut self) {

@@ -133,18 +133,53 @@ impl History {
             };
             let operations: Vec<Operation> =
                 self.operations.iter().filter(relevant).copied().collect();
-            if !is_linearizable(&operations) {
-                return Err(format!("the history of key {key} is not linearizable"));
+            check_values(&operations).map_err(|reason| format!("key {key}: {reason}"))?;
+            match is_linearizable(&operations) {
+                Some(true) => {}
+                Some(false) => {
+                    return Err(format!("the history of key {key} is not linearizable"));
+                }
+                None => {
+                    return Err(format!(
+                        "the history of key {key} has more than {STATES_MAX} states to look at"
+                    ));
+                }
             }
         }
         Ok(())
     }
 }
 
-/// Wing and Gong's search with Lowe's memory of visited states: *Testing for linearizability* (2017).
+/// States that the search looks at, of some tens of bytes each.
+const STATES_MAX: usize = 1 << 20;
+
+/// What is cheap to see: a value that was returned was written by an operation that had begun, and is overwritten once.
+fn check_values(operations: &[Operation]) -> Result<(), String> {
+    let mut written = BTreeMap::new();
+    for operation in operations {
+        if let Kind::Swap(value) = operation.kind {
+            written.insert(value, operation.invoked);
+        }
+    }
+    let mut overwritten = BTreeSet::new();
+    for operation in operations {
+        let End::Returned(at, value) = operation.end else {
+            continue;
+        };
+        if value != 0 && written.get(&value).is_none_or(|invoked| *invoked > at) {
+            return Err(format!("{value} was returned before it was written"));
+        }
+        if matches!(operation.kind, Kind::Swap(_)) && !overwritten.insert(value) {
+            return Err(format!("{value} was overwritten twice: a write is lost"));
+        }
+    }
+    Ok(())
+}
+
+/// Wing and Gong's search with Lowe's memory of visited states: *Testing for linearizability* (2017). `None` if there are too many.
 ///
 /// Operations without an end may take effect at any time after their invocation, or never.
-pub(crate) fn is_linearizable(operations: &[Operation]) -> bool {
+pub(crate) fn is_linearizable(operations: &[Operation]) -> Option<bool> {
     let mut operations = operations.to_vec();
     operations.sort_by_key(|operation| operation.invoked);
     let returned = |operation: &Operation| match operation.end {
@@ -163,7 +198,7 @@ pub(crate) fn is_linearizable(operations: &[Operation]) -> bool {
             .map(|place| returned(&operations[place]))
             .min();
         let Some(limit) = earliest_return.filter(|&limit| limit != u64::MAX) else {
-            return true;
+            return Some(true);
         };
         for place in (0..operations.len()).filter(open) {
             let operation = &operations[place];
@@ -188,8 +223,11 @@ pub(crate) fn is_linearizable(operations: &[Operation]) -> bool {
                 stack.push((next, value));
             }
         }
+        if visited.len() > STATES_MAX {
+            return None;
+        }
     }
-    false
+    Some(false)
 }
 
 #[cfg(test)]
@@ -213,28 +251,28 @@ mod tests {
             operation(Kind::Swap(1), 0, End::Returned(5, 0)),
             operation(read, 6, End::Returned(7, 0)),
         ];
-        assert!(!is_linearizable(&stale));
+        assert_eq!(is_linearizable(&stale), Some(false));
         let concurrent = [
             operation(Kind::Swap(1), 0, End::Returned(5, 0)),
             operation(read, 4, End::Returned(7, 0)),
         ];
-        assert!(is_linearizable(&concurrent));
+        assert_eq!(is_linearizable(&concurrent), Some(true));
         let unknown = [
             operation(Kind::Swap(1), 0, End::Unknown),
             operation(read, 10, End::Returned(11, 0)),
             operation(read, 12, End::Returned(13, 1)),
         ];
-        assert!(is_linearizable(&unknown));
+        assert_eq!(is_linearizable(&unknown), Some(true));
         let back_again = [
             operation(Kind::Swap(1), 0, End::Unknown),
             operation(read, 10, End::Returned(11, 1)),
             operation(read, 12, End::Returned(13, 0)),
         ];
-        assert!(!is_linearizable(&back_again));
+        assert_eq!(is_linearizable(&back_again), Some(false));
         let lost = [
             operation(Kind::Swap(1), 0, End::Returned(1, 0)),
             operation(Kind::Swap(2), 2, End::Returned(3, 0)),
         ];
-        assert!(!is_linearizable(&lost));
+        assert_eq!(is_linearizable(&lost), Some(false));
     }
 }

@@ -13,11 +13,14 @@ use machine::Machine;
 use perf_raft::codec::Frame;
 use perf_raft::core::{ApplyJob, Core, CoreConfig, Outputs, Reply, bootstrap_state, encode_frames};
 use perf_raft::inbound::{InboundLimits, InboundQueues};
-use perf_raft::log::{LogJob, run_jobs};
-use perf_raft::{GroupId, LogStore, MembershipChange, ProposeError, RaftOptions, Role, StopReason};
+use perf_raft::log::{LogJob, LogState, run_jobs};
+use perf_raft::{
+    GroupId, Identity, LogStore, Member, MemberRole, MembershipChange, ProposeError, RaftOptions,
+    ReadError, Role, StopReason,
+};
 use random::Random;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 const MS: u64 = 1_000_000;
@@ -39,6 +42,8 @@ pub(crate) type Violation = String;
 enum Op {
     /// Of the history.
     Client(usize),
+    /// A proposal that only takes room; each must be answered.
+    Filler(u64),
     Admin,
 }
 
@@ -50,6 +55,8 @@ enum Event {
     ApplyDone(u64, u64),
     Client(u64),
     Fault,
+    /// A thread goes on that was held up after it had read the clock, and finds a lease read that was asked for just now.
+    Woken(u64),
     Restart(u64),
     Admin,
 }
@@ -62,8 +69,14 @@ struct Node {
     machine: Machine,
     log_jobs: Vec<LogJob>,
     log_busy: Option<Vec<LogJob>>,
+    /// The commit index in the jobs so far.
+    commit_logged: u64,
     apply_jobs: Vec<ApplyJob<Op>>,
+    /// What the thread of the state machine has taken.
+    apply_list: VecDeque<ApplyJob<Op>>,
     apply_busy: bool,
+    /// Applied and not reported yet.
+    unreported: u64,
     inbound: InboundQueues<Frame>,
     clock_permille: u64,
     clock_offset: u64,
@@ -87,6 +100,16 @@ pub(crate) struct Coverage {
     pub(crate) transfers: u64,
     pub(crate) leaders: u64,
     pub(crate) duplicates: u64,
+    pub(crate) batches: u64,
+    pub(crate) batched: u64,
+    pub(crate) sends_refused: u64,
+    pub(crate) snapshots_failed: u64,
+    pub(crate) late_reports: u64,
+    pub(crate) appends_refused: u64,
+    pub(crate) busy: u64,
+    pub(crate) disks_replaced: u64,
+    pub(crate) taken_in: u64,
+    pub(crate) strangers: u64,
     pub(crate) trace: u64,
 }
 
@@ -108,9 +131,23 @@ pub(crate) struct World {
     violation: Option<Violation>,
     next_value: u64,
     admin_waits: bool,
+    shared_seed: Option<u64>,
+    founders: Vec<u64>,
+    /// The node whose disk was replaced, until the group has taken it in again.
+    wiped: Option<u64>,
+    /// In half of the histories. In the others disks are lost at any time.
+    membership_changes: bool,
+    last_change: u64,
+    /// Why the last write was refused after the world healed.
+    last_refusal: String,
+    /// Fillers without an answer, with their nodes.
+    fillers: BTreeMap<u64, u64>,
+    /// State machines that can make no snapshot until then.
+    no_snapshots_until: u64,
 }
 
-fn options() -> RaftOptions {
+/// Half of the seeds have bounds that are met now and then, the others draw each from its least, a small and a large value.
+fn options(random: &mut Random) -> RaftOptions {
     let mut options = RaftOptions::default();
     options.tick = Duration::from_nanos(TICK_NS);
     options.lease_reads = true;
@@ -119,8 +156,49 @@ fn options() -> RaftOptions {
     options.snapshot_chunk_bytes = 40;
     options.snapshot_window_chunks = 2;
     options.message_bytes_max = 2048;
+    options.proposal_bytes_max = 1024;
     options.inflight_messages_max = 8;
+    if random.one_in(2) {
+        return options;
+    }
+    let mut draw = |least: u64, small: u64, large: u64| match random.below(4) {
+        0 => least,
+        1 | 2 => small,
+        _ => large,
+    };
+    const LARGE: u64 = 1 << 40;
+    options.snapshot_entries = draw(1, 25, LARGE);
+    options.log_entries_kept = draw(0, 5, 100);
+    options.snapshot_chunk_bytes = draw(1, 40, 1000) as usize;
+    options.snapshot_window_chunks = draw(1, 2, 64 * 1024) as usize;
+    options.message_bytes_max = draw(1, 2048, 1 << 20) as usize;
+    options.inflight_messages_max = draw(1, 8, 16 * 1024) as usize;
+    options.proposals_max = draw(1, 20, 1 << 24) as usize;
+    options.uncommitted_bytes_max =
+        draw(2048, 8192, LARGE).max(options.message_bytes_max as u64) as usize;
+    options.unapplied_entries_max = draw(1, 10, LARGE);
+    options.reads_max = draw(1, 4, 1 << 24) as usize;
+    options.log_bytes_max = draw(8 * 1024, 16 * 1024, LARGE) as usize;
+    options.snapshot_log_bytes =
+        draw(1, 4 * 1024, LARGE).min(options.log_bytes_max as u64) as usize;
+    options.inbound_messages_max = draw(1, 8, 4096) as usize;
+    options.snapshot_window_chunks = options
+        .snapshot_window_chunks
+        .min(options.inbound_messages_max);
     options
+}
+
+fn limits(options: &RaftOptions) -> InboundLimits {
+    InboundLimits {
+        messages_max: options.inbound_messages_max,
+        ..InboundLimits::default()
+    }
+}
+
+fn identity(random: &mut Random, node: u64) -> Identity {
+    let mut identity = Identity::default();
+    (identity.node, identity.incarnation) = (node, random.next().max(1));
+    identity
 }
 
 /// Runs one seed; odd ones have three nodes, even ones five.
@@ -132,14 +210,21 @@ pub(crate) fn run(seed: u64) -> Result<Coverage, Violation> {
         Some(violation) => Err(violation),
         None => world.judge(),
     };
-    outcome
-        .map(|()| world.coverage)
-        .map_err(|violation| format!("{violation} (at {} ms of {count} nodes)", world.now / MS))
+    outcome.map(|()| world.coverage).map_err(|violation| {
+        let options = &world.options;
+        format!(
+            "{violation} (at {} ms of {count} nodes, with {options:?})",
+            world.now / MS
+        )
+    })
 }
 
 impl World {
     fn new(seed: u64, count: u64) -> Self {
         let mut random = Random::new(seed);
+        let options = options(&mut random);
+        let membership_changes = random.one_in(2);
+        let shared_seed = random.one_in(4).then_some(seed);
         let voters: Vec<u64> = (1..=count).collect();
         let state = bootstrap_state(&voters, Machine::default().snapshot());
         let mut nodes = BTreeMap::new();
@@ -147,13 +232,16 @@ impl World {
             let node = Node {
                 core: None,
                 run: 0,
-                disk: SimDisk::new(state.clone()),
+                disk: SimDisk::new(state.clone(), identity(&mut random, id)),
                 machine: Machine::default(),
                 log_jobs: Vec::new(),
                 log_busy: None,
+                commit_logged: 0,
                 apply_jobs: Vec::new(),
+                apply_list: VecDeque::new(),
                 apply_busy: false,
-                inbound: InboundQueues::new(InboundLimits::default()),
+                unreported: 0,
+                inbound: InboundQueues::new(limits(&options)),
                 // Within the drift of 10 % between any two.
                 clock_permille: 955 + random.below(91),
                 clock_offset: random.below(1_000_000 * MS),
@@ -168,7 +256,7 @@ impl World {
             events: BinaryHeap::new(),
             bodies: BTreeMap::new(),
             nodes,
-            options: options(),
+            options,
             cut: BTreeSet::new(),
             calm: false,
             fsync_error_at: None,
@@ -179,6 +267,14 @@ impl World {
             violation: None,
             next_value: 0,
             admin_waits: false,
+            shared_seed,
+            founders: (1..=count).collect(),
+            wiped: None,
+            membership_changes,
+            last_change: 0,
+            last_refusal: String::new(),
+            fillers: BTreeMap::new(),
+            no_snapshots_until: 0,
         };
         for id in voters {
             world.start(id);
@@ -250,6 +346,7 @@ impl World {
             Event::ApplyDone(id, run) if self.is_running(id, run) => self.apply_done(id),
             Event::Client(client) => self.client(client),
             Event::Fault => self.fault(),
+            Event::Woken(id) => self.woken(id),
             Event::Restart(id) => self.start(id),
             Event::Admin => self.admin(),
             _ => {}
@@ -285,8 +382,15 @@ impl World {
             id,
             group: GROUP,
             options: self.options.clone(),
-            seed: self.random.next(),
+            incarnation: state.identity.map_or(0, |identity| identity.incarnation),
+            // One for all nodes and starts: nothing but election timeouts may depend on it.
+            seed: self.shared_seed.unwrap_or_else(|| self.random.next()),
+            session: self.random.next(),
         };
+        node.commit_logged = state.hard_state.commit;
+        if let Some(snapshot) = &state.snapshot {
+            node.commit_logged = node.commit_logged.max(snapshot.metadata.index);
+        }
         match Core::new(config, state) {
             Ok(core) => node.core = Some(core),
             Err(error) => {
@@ -295,13 +399,10 @@ impl World {
             }
         }
         node.machine = Machine::default();
-        node.inbound = InboundQueues::new(InboundLimits::default());
-        (
-            node.log_jobs,
-            node.log_busy,
-            node.apply_jobs,
-            node.apply_busy,
-        ) = (Vec::new(), None, Vec::new(), false);
+        node.inbound = InboundQueues::new(limits(&self.options));
+        (node.log_jobs, node.log_busy) = (Vec::new(), None);
+        (node.apply_jobs, node.apply_list) = (Vec::new(), VecDeque::new());
+        (node.apply_busy, node.unreported) = (false, 0);
         let run = node.run;
         let first = self.random.below(TICK_NS);
         self.at(first, Event::Tick(id, run));
@@ -315,15 +416,44 @@ impl World {
         input: impl FnOnce(&mut Core<Op>, &mut Node) -> R,
     ) -> Option<R> {
         let now_ns = self.local_now(id);
+        if let Some(core) = self.nodes.get_mut(&id).and_then(|node| node.core.as_mut()) {
+            core.set_now(now_ns);
+        }
+        self.with_interrupted_core(id, input)
+    }
+
+    /// The same for a thread that was held up since it read the clock, whenever that was.
+    fn with_interrupted_core<R>(
+        &mut self,
+        id: u64,
+        input: impl FnOnce(&mut Core<Op>, &mut Node) -> R,
+    ) -> Option<R> {
         let node = self.nodes.get_mut(&id)?;
         let mut core = node.core.take()?;
-        core.set_now(now_ns);
+        let committed_before = core.status().commit_index;
         let result = input(&mut core, node);
         let mut out = Outputs::default();
         core.poll(&mut out);
+        for job in &out.log_jobs {
+            let commit = job.hard_state.as_ref().map_or(0, |state| state.commit);
+            let snapshot = job
+                .snapshot
+                .as_ref()
+                .map_or(0, |snapshot| snapshot.metadata.index);
+            node.commit_logged = node.commit_logged.max(commit).max(snapshot);
+            if !job.entries.is_empty() && node.commit_logged < committed_before {
+                let logged = node.commit_logged;
+                self.violation.get_or_insert(format!(
+                    "node {id} writes entries and leaves its commit at {logged} of {committed_before}"
+                ));
+            }
+        }
         let status = core.status();
         if let Some(defect) = core.defect() {
             self.fail(format!("node {id}: {defect}"));
+        }
+        if let Err(broken) = core.check_invariants() {
+            self.fail(format!("node {id}: {broken}"));
         }
         let node = self.nodes.get_mut(&id)?;
         node.core = Some(core);
@@ -346,16 +476,27 @@ impl World {
     }
 
     fn do_outputs(&mut self, id: u64, out: &mut Outputs<Op>) {
-        let mut sent = Vec::new();
+        let (mut sent, mut refused) = (Vec::new(), Vec::new());
+        let may_refuse = !self.calm && self.random.one_in(20);
         encode_frames(
             &mut out.frames,
             true,
             |message| {
+                // The queue to a peer is full, or its connection is gone.
+                if may_refuse && message.frame.len() % 3 == 0 {
+                    return false;
+                }
                 sent.push((message.to, message.frame));
                 true
             },
-            |_| {},
+            |peer| refused.push(peer),
         );
+        for peer in refused {
+            self.coverage.sends_refused += 1;
+            if let Some(core) = self.nodes.get_mut(&id).and_then(|node| node.core.as_mut()) {
+                core.unreachable(peer);
+            }
+        }
         for (to, frame) in sent {
             self.send(id, to, frame);
         }
@@ -462,7 +603,14 @@ impl World {
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
         };
-        if node.apply_busy || node.apply_jobs.is_empty() {
+        if node.apply_busy {
+            return;
+        }
+        if node.apply_list.is_empty() {
+            // The thread takes all that waits.
+            node.apply_list.extend(node.apply_jobs.drain(..));
+        }
+        if node.apply_list.is_empty() {
             return;
         }
         node.apply_busy = true;
@@ -475,10 +623,10 @@ impl World {
             return;
         };
         node.apply_busy = false;
-        if node.apply_jobs.is_empty() {
+        let Some(job) = node.apply_list.pop_front() else {
             return;
-        }
-        match node.apply_jobs.remove(0) {
+        };
+        match job {
             ApplyJob::Apply {
                 commands,
                 waiting,
@@ -501,16 +649,27 @@ impl World {
                     }
                     let node = self.nodes.get_mut(&id).expect("it is there");
                     let response = node.machine.apply(command);
-                    if let Some((_, op)) = waiting.next_if(|(at, _)| *at == place)
-                        && let Op::Client(op) = op
-                    {
-                        self.coverage.writes_acked += 1;
-                        self.history.returned(op, self.now, response);
+                    match waiting.next_if(|(at, _)| *at == place) {
+                        Some((_, Op::Client(op))) => {
+                            self.coverage.writes_acked += 1;
+                            self.history.returned(op, self.now, response);
+                        }
+                        Some((_, Op::Filler(number))) => {
+                            self.fillers.remove(&number);
+                        }
+                        _ => {}
                     }
                 }
+                let late = self.random.one_in(2);
                 let node = self.nodes.get_mut(&id).expect("it is there");
                 node.machine.index = index;
-                self.with_core(id, |core, _| core.applied(index));
+                node.unreported = index;
+                // With the last of its list at the latest, as in the runtime.
+                if late && !node.apply_list.is_empty() {
+                    self.coverage.late_reports += 1;
+                } else {
+                    self.report_applied(id);
+                }
             }
             ApplyJob::Restore(snapshot) => {
                 let index = snapshot.metadata.index;
@@ -526,18 +685,50 @@ impl World {
             }
             ApplyJob::Snapshot => {
                 let (index, data) = (node.machine.index, node.machine.snapshot());
-                self.with_core(id, |core, _| core.snapshot_made(index, Some(data)));
+                let data = if self.now < self.no_snapshots_until {
+                    self.coverage.snapshots_failed += 1;
+                    Err("simulated".to_owned())
+                } else {
+                    Ok(data)
+                };
+                self.with_core(id, |core, _| core.snapshot_made(index, data));
+                if self.nodes[&id].apply_list.is_empty() {
+                    self.report_applied(id);
+                }
             }
         }
         self.begin_apply(id);
     }
 
+    fn report_applied(&mut self, id: u64) {
+        let node = self.nodes.get_mut(&id).expect("it is there");
+        let index = std::mem::take(&mut node.unreported);
+        if index > 0 {
+            self.with_core(id, |core, _| core.applied(index));
+        }
+    }
+
     fn reply(&mut self, id: u64, op: Op, reply: Reply) {
-        let Op::Client(op) = op else {
-            self.admin_waits = false;
-            self.coverage.memberships += u64::from(matches!(reply, Reply::Membership(_)));
-            self.coverage.transfers += u64::from(matches!(reply, Reply::Transferred));
-            return;
+        let is_busy = matches!(
+            reply,
+            Reply::Failed(ProposeError::Busy { .. } | ProposeError::NoSnapshot { .. })
+                | Reply::ReadFailed(ReadError::Busy { .. })
+        );
+        self.coverage.busy += u64::from(is_busy);
+        let op = match op {
+            Op::Client(op) => op,
+            Op::Filler(number) => {
+                if self.fillers.remove(&number).is_none() {
+                    self.fail(format!("filler {number} is answered twice"));
+                }
+                return;
+            }
+            Op::Admin => {
+                self.admin_waits = false;
+                self.coverage.memberships += u64::from(matches!(reply, Reply::Membership(_)));
+                self.coverage.transfers += u64::from(matches!(reply, Reply::Transferred));
+                return;
+            }
         };
         match reply {
             Reply::Read(_) => {
@@ -549,6 +740,11 @@ impl World {
             Reply::Failed(ProposeError::Unknown | ProposeError::Stopped(_)) => {
                 self.coverage.unknown += 1;
                 self.history.unknown(op);
+            }
+            Reply::Failed(ref error) if self.calm => {
+                self.last_refusal = error.to_string();
+                self.coverage.refused += 1;
+                self.history.had_no_effect(op);
             }
             Reply::Failed(_) | Reply::ReadFailed(_) => {
                 self.coverage.refused += 1;
@@ -595,13 +791,45 @@ impl World {
             }
         };
         let op = self.history.invoke(client, key, kind, self.now);
-        self.with_core(id, |core, _| match kind {
-            Kind::Swap(value) => {
-                core.propose(&mut vec![(Machine::command(key, value), Op::Client(op))])
+        let now_ns = self.local_now(id);
+        let mut batch = Vec::new();
+        if let Kind::Swap(value) = kind {
+            batch.push((Machine::command(key, value), Op::Client(op)));
+            self.coverage.batches += 1;
+            // Others propose in the same turn.
+            let others = match self.random.below(8) {
+                0 => self.random.below(64),
+                1 | 2 => self.random.below(4),
+                _ => 0,
+            };
+            for _ in 0..others {
+                self.next_value += 1;
+                let bytes = match self.random.below(16) {
+                    0 => self.options.proposal_bytes_max,
+                    1 => self.options.proposal_bytes_max + 1,
+                    _ => 1 + self.random.index(40),
+                };
+                self.coverage.batched += 1;
+                self.fillers.insert(self.next_value, id);
+                batch.push((Machine::filler(bytes), Op::Filler(self.next_value)));
             }
-            Kind::Read { lease: true } => core.lease_read(Op::Client(op)),
+        }
+        self.with_interrupted_core(id, |core, _| match kind {
+            Kind::Swap(_) => core.propose(&mut batch),
+            Kind::Read { lease: true } => core.lease_read(Op::Client(op), now_ns),
             Kind::Read { lease: false } => core.read(Op::Client(op)),
         });
+    }
+
+    fn woken(&mut self, id: u64) {
+        let client = CLIENTS + id;
+        if self.nodes[&id].core.is_none() || self.history.is_waiting(client) {
+            return;
+        }
+        let (key, now_ns) = (self.random.below(KEYS), self.local_now(id));
+        let read = Kind::Read { lease: true };
+        let op = self.history.invoke(client, key, read, self.now);
+        self.with_interrupted_core(id, |core, _| core.lease_read(Op::Client(op), now_ns));
     }
 
     fn fault(&mut self) {
@@ -623,7 +851,7 @@ impl World {
             .copied()
             .filter(|_| self.random.one_in(2));
         let id = leader.unwrap_or_else(|| ids[self.random.index(ids.len())]);
-        match self.random.below(14) {
+        match self.random.below(17) {
             0..=2 => self.crash(id),
             3 => {
                 // The power fails for all.
@@ -655,8 +883,11 @@ impl World {
                 self.coverage.partitions += 1;
             }
             8 | 9 => self.cut.clear(),
+            15 | 16 => self.replace_disk(id),
+            14 => self.no_snapshots_until = self.now + self.random.below(2_000 * MS),
             10 => {
                 let until = self.now + self.random.below(500 * MS);
+                self.at(until - self.now, Event::Woken(id));
                 if let Some(node) = self.nodes.get_mut(&id) {
                     node.paused_until = until;
                 }
@@ -666,6 +897,7 @@ impl World {
                 self.cut
                     .extend(ids.iter().flat_map(|&other| [(id, other), (other, id)]));
                 let until = self.now + (250 + self.random.below(250)) * MS;
+                self.at(until - self.now, Event::Woken(id));
                 if let Some(node) = self.nodes.get_mut(&id) {
                     node.paused_until = until;
                 }
@@ -681,20 +913,96 @@ impl World {
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
         };
-        if node.core.take().is_none() {
+        let Some(core) = node.core.take() else {
             return;
-        }
+        };
         self.coverage.crashes += 1;
         // A write under way may be there in part.
         if let Some(jobs) = node.log_busy.take() {
             node.disk.write_unsynced(&jobs);
         }
         self.coverage.jobs_lost += node.disk.crash(chance);
-        let waiting = std::mem::take(&mut node.apply_jobs);
-        drop(waiting);
+        self.coverage.appends_refused += core.stats().appends_refused;
+        node.apply_jobs.clear();
+        node.apply_list.clear();
+        self.fillers.retain(|_, at| *at != id);
+        self.admin_waits = false;
+        self.last_change = self.now;
         self.history.node_died(self.now);
         let after = 20 * MS + self.random.below(900 * MS);
         self.at(after, Event::Restart(id));
+    }
+
+    /// A node loses its disk, and starts again with an empty one under its old id, with the list of the first voters still in its code or not.
+    ///
+    /// One at a time, and none while the membership changes: a group that loses the disks of a quorum is beyond help.
+    fn replace_disk(&mut self, id: u64) {
+        let Some(members) = self.leader_members() else {
+            return;
+        };
+        let voters = members
+            .iter()
+            .filter(|member| member.role == MemberRole::Voter);
+        // All are up and agree: no node holds a change that others do not know of.
+        let is_quiet = !self.membership_changes
+            || self.now - self.last_change > 1_000 * MS
+                && !self.admin_waits
+                && self.nodes.values().all(|node| {
+                    let core = node.core.as_ref();
+                    core.is_some_and(|core| core.members() == members && core.is_whole())
+                });
+        let is_voter = voters.clone().any(|voter| voter.id == id);
+        if self.wiped.is_some()
+            || !is_quiet
+            || !is_voter
+            || voters.count() != members.len()
+            || members.len() < 3
+        {
+            return;
+        }
+        self.crash(id);
+        let state = match self.random.one_in(2) {
+            true => bootstrap_state(&self.founders, Machine::default().snapshot()),
+            false => LogState::default(),
+        };
+        let identity = identity(&mut self.random, id);
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        node.disk = SimDisk::new(state, identity);
+        self.wiped = Some(id);
+        self.coverage.disks_replaced += 1;
+    }
+
+    /// The members as the latest leader knows them.
+    fn leader_members(&self) -> Option<Vec<Member>> {
+        let leads = |core: &&Core<Op>| core.status().role == Role::Leader;
+        let cores = self.nodes.values().filter_map(|node| node.core.as_ref());
+        let leader = cores.filter(leads).max_by_key(|core| core.status().term);
+        leader.map(Core::members)
+    }
+
+    /// Whether the node whose disk was replaced is a voter again.
+    fn see_to_the_wiped(&mut self) {
+        let (Some(id), Some(members)) = (self.wiped, self.leader_members()) else {
+            return;
+        };
+        let incarnation = self.nodes[&id].disk.incarnation();
+        let is_back = |member: &Member| {
+            member.id == id
+                && member.role == MemberRole::Voter
+                && member.incarnation == Some(incarnation)
+        };
+        // All know it: else the loss of the next disk could leave too few that do.
+        let mut knows = members.iter().map(|member| {
+            let core = self.nodes[&member.id].core.as_ref();
+            core.is_some_and(|core| core.members().iter().any(is_back))
+        });
+        if members.iter().any(is_back) && knows.all(|knows| knows) {
+            self.wiped = None;
+            self.coverage.taken_in += 1;
+            self.last_change = self.now;
+        }
     }
 
     /// The node ends itself, and answers what waits.
@@ -709,7 +1017,8 @@ impl World {
         self.coverage.jobs_lost += node.disk.crash(chance);
         let mut out = Outputs::default();
         core.stop(reason, &mut out);
-        out.apply_jobs.extend(std::mem::take(&mut node.apply_jobs));
+        out.apply_jobs.extend(node.apply_list.drain(..));
+        out.apply_jobs.append(&mut node.apply_jobs);
         for job in out.apply_jobs {
             if let ApplyJob::Apply { waiting, .. } = job {
                 for (_, op) in waiting {
@@ -728,6 +1037,10 @@ impl World {
         }
         let pause = 200 * MS + self.random.below(600 * MS);
         self.at(pause, Event::Admin);
+        self.see_to_the_wiped();
+        if self.wiped.is_some() {
+            return;
+        }
         let leads = |node: &Node| {
             node.core
                 .as_ref()
@@ -745,6 +1058,9 @@ impl World {
             self.with_core(id, |core, _| core.transfer_leader(other, Op::Admin));
             return;
         }
+        if !self.membership_changes {
+            return;
+        }
         let voters = membership.voters.len();
         let is_voter = membership.voters.contains(&other);
         let mut changes = match self.random.below(3) {
@@ -758,11 +1074,16 @@ impl World {
         if second != other && self.random.one_in(2) && !membership.voters.contains(&second) {
             changes.push(MembershipChange::AddVoter(second));
         }
-        self.with_core(id, |core, _| core.change_membership(&changes, Op::Admin));
+        self.last_change = self.now;
+        self.admin_waits = true;
+        self.with_core(id, |core, _| {
+            core.change_membership(&changes, false, Op::Admin);
+        });
     }
 
     fn heal(&mut self) {
         self.calm = true;
+        self.no_snapshots_until = 0;
         self.cut.clear();
         self.fsync_error_at = None;
         for node in self.nodes.values_mut() {
@@ -773,8 +1094,27 @@ impl World {
     /// What must hold once the world has healed.
     fn judge(&mut self) -> Result<(), Violation> {
         self.coverage.leaders = self.leaders.len() as u64;
+        for node in self.nodes.values().filter_map(|node| node.core.as_ref()) {
+            self.coverage.strangers += node.stats().answers_of_strangers;
+        }
+        self.see_to_the_wiped();
+        if let Some(id) = self.wiped {
+            let cores = self.nodes.values().filter_map(|node| node.core.as_ref());
+            let reports: Vec<_> = cores.map(|core| (core.status(), core.report())).collect();
+            return Err(format!(
+                "node {id} lost its disk and was never taken in again: {reports:?}"
+            ));
+        }
         if !self.history.acked_after(FAULTS_UNTIL + 1_500 * MS) {
-            return Err("no write was acknowledged after the world healed".to_owned());
+            return Err(format!(
+                "no write was acknowledged after the world healed, the last for: {}",
+                self.last_refusal
+            ));
+        }
+        if let Some((number, node)) = self.fillers.first_key_value()
+            && self.now > REQUESTS_UNTIL + 1_500 * MS
+        {
+            return Err(format!("filler {number} of node {node} waits for ever"));
         }
         if let Some(op) = self.history.still_waiting(END - 1_000 * MS) {
             return Err(format!("a client waits for ever: {op}"));

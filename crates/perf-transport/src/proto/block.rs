@@ -1,9 +1,10 @@
 //! What is about to be written: frames back to back, large payloads left where they are.
 
-use super::frame::{CHECKSUM_BYTES, HEADER_BYTES, Header};
+use super::decoder::{Decoder, Frame};
+use super::frame::{CHECKSUM_BYTES, HEADER_BYTES, Header, Kind};
 use crate::payload::Payload;
 use crate::primitive::{Buffer, pooled};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
@@ -251,6 +252,58 @@ impl Block {
         } else {
             self.refer(bytes.clone());
         }
+    }
+
+    /// Takes out the frames whose payloads are longer than `bytes_max`, and notes their headers. Chunks of bodies are cut instead. Nothing may
+    /// have been written of it.
+    pub(crate) fn shorten(&mut self, bytes_max: u32, checksum: bool, removed: &mut Vec<Header>) {
+        if self.bytes <= bytes_max as usize {
+            return;
+        }
+        let mut wire = BytesMut::with_capacity(self.bytes);
+        for piece in (0..).map_while(|number| self.piece(number)) {
+            wire.extend_from_slice(piece);
+        }
+        let decoder = Decoder::new(u32::MAX, checksum);
+        let mut next = Self::new();
+        let mut frames = self.frames;
+        // This node has put the frames together: they are sound.
+        while let Ok(Some(Frame { header, payload })) = decoder.next(&mut wire) {
+            if header.length <= bytes_max {
+                next.push(header, &Payload::Shared(payload), checksum);
+                continue;
+            }
+            if header.kind != Kind::StreamChunk {
+                removed.push(header);
+                frames -= 1;
+                continue;
+            }
+            let mut rest = payload;
+            frames -= 1;
+            while !rest.is_empty() {
+                let chunk = rest.split_to(rest.len().min(bytes_max as usize));
+                next.push(header, &Payload::Shared(chunk), checksum);
+                frames += 1;
+            }
+        }
+        // A frame of several messages counts as several, and is never longer than any peer's bound.
+        next.frames = frames;
+        *self = next;
+    }
+
+    /// Takes over the frames of a small block, which is empty then. `false` if they belong in a block of their own. A block's memory is much
+    /// larger than a small frame: without this a queue of many small blocks would be much larger than its bytes.
+    pub(crate) fn absorb(&mut self, other: &mut Self) -> bool {
+        let bytes = other.small.len();
+        let fits = self.small.len() + bytes <= self.small.get().capacity();
+        if other.parts.len() > 0 || bytes > BORROWED_COPY_BYTES_MAX || !fits || self.is_full() {
+            return false;
+        }
+        self.small.get_mut().extend_from_slice(&other.small);
+        self.bytes += other.bytes;
+        self.frames += other.frames;
+        other.clear();
+        true
     }
 
     fn refer(&mut self, payload: Bytes) {

@@ -132,6 +132,20 @@ impl Channel {
         found.map(|(_, window)| Arc::clone(window))
     }
 
+    /// The peer of the coming connection takes payloads of `bytes_max` bytes at most. Calls whose requests are queued and longer end with
+    /// [`Fault::TooLarge`]; longer messages are dropped; everything else stays. To be called before anything is written to it.
+    pub fn shorten(&self, bytes_max: u32) {
+        for header in self.lanes.shorten(bytes_max) {
+            if header.kind.wants_answer() {
+                let key = CallKey::from_id(header.id);
+                let bytes = header.length;
+                let fault = Fault::TooLarge { bytes, bytes_max };
+                self.pending.complete(key, Err(fault));
+                self.stop_window(key);
+            }
+        }
+    }
+
     /// The connection is lost. What was queued is dropped, every call ends with `fault`, every body is stopped. Returns
     /// who waits for room, to be woken.
     ///

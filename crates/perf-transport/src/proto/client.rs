@@ -3,9 +3,7 @@
 use super::channel::Channel;
 use super::decoder::Frame;
 use super::frame::{FrameError, Header, Kind};
-use super::lane::Lane;
 use super::pending::{CallKey, Fault};
-use crate::payload::Payload;
 use bytes::Buf;
 
 /// What a dialling side does with received frames.
@@ -75,10 +73,7 @@ impl Client {
             Kind::Pong => {}
             Kind::Ping => {
                 let pong = Header::new(Kind::Pong, 0, header.id);
-                // The system lane takes everything.
-                let _ = channel
-                    .lanes
-                    .push(Lane::System, pong, &Payload::default(), None);
+                channel.lanes.push_sign_of_life(pong);
                 return Ok(true);
             }
             kind => return Err(FrameError::Unexpected { kind }),

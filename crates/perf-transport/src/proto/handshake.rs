@@ -11,6 +11,8 @@ pub const VERSION_MIN: u32 = 1;
 pub const VERSION_MAX: u32 = 1;
 /// Frames have checksums. Both sides must agree: it follows from whether the connection is encrypted.
 pub const FEATURE_CHECKSUM: u64 = 1;
+/// The side that accepts knows a good-bye of the side that dials.
+pub const FEATURE_GOODBYE: u64 = 2;
 /// The most bytes of a handshake message: names are short.
 pub const HANDSHAKE_BYTES_MAX: u32 = 4096;
 /// The least cap of a frame that a peer may ask for. Below it control frames would not fit.
@@ -145,7 +147,7 @@ impl Local {
     /// The feature bits that this node has.
     #[must_use]
     pub const fn features(&self) -> u64 {
-        if self.checksum { FEATURE_CHECKSUM } else { 0 }
+        FEATURE_GOODBYE | if self.checksum { FEATURE_CHECKSUM } else { 0 }
     }
 
     /// The first message to a node.
@@ -164,6 +166,26 @@ impl Local {
             frame_bytes_max: self.frame_bytes_max,
         }
     }
+}
+
+/// What is wrong with a certificate. If the other side says so it is about this node's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CertificateFault {
+    /// Its time is over.
+    Expired,
+    /// Its time has not begun.
+    NotYetValid,
+    /// It names another node or cluster.
+    WrongName,
+    /// It is not signed by the cluster's authority.
+    UnknownAuthority,
+    /// It is in a revocation list.
+    Revoked,
+    /// There is none.
+    Missing,
+    /// Something else, or TLS itself failed: the text says what.
+    Other,
 }
 
 /// Why a handshake failed.
@@ -212,6 +234,35 @@ pub enum HandshakeError {
         /// As the peer put it, cut to 256 characters.
         reason: String,
     },
+    /// The peer says that it is this node.
+    OwnNode {
+        /// The id of both.
+        node: u64,
+    },
+    /// The peer has not been made known with `add_peer`, and `known_peers_only` is set.
+    UnknownNode {
+        /// Its id.
+        node: u64,
+    },
+    /// The peer has as many connections as a node may have.
+    TooManyConnections {
+        /// Its id.
+        node: u64,
+        /// What is allowed.
+        connections_max: usize,
+    },
+    /// The accept hook refused the peer.
+    Hook {
+        /// Its id.
+        node: u64,
+        /// As the hook put it.
+        reason: String,
+    },
+    /// It had to make room: as many handshakes as may be were under way, and this one made no progress.
+    Displaced {
+        /// What is allowed.
+        handshakes_max: usize,
+    },
     /// It took too long.
     Timeout {
         /// What is allowed.
@@ -219,6 +270,8 @@ pub enum HandshakeError {
     },
     /// The certificate does not belong to the node, or there is none.
     Certificate {
+        /// What is wrong with it.
+        fault: CertificateFault,
         /// What was expected or found.
         reason: String,
     },
@@ -250,10 +303,23 @@ impl fmt::Display for HandshakeError {
             Self::Unexpected(kind) => write!(f, "a frame {kind:?} came before the handshake"),
             Self::Frame(error) => error.fmt(f),
             Self::Refused { reason } => write!(f, "the peer refused: {reason}"),
+            Self::OwnNode { node } => write!(f, "the peer says that it is node {node}, as this node is"),
+            Self::UnknownNode { node } => {
+                write!(f, "node {node} is not known: add it with `add_peer`")
+            }
+            Self::TooManyConnections { node, connections_max } => write!(
+                f,
+                "node {node} has {connections_max} connections to this node, no more are allowed: raise `inbound_per_node_max`"
+            ),
+            Self::Hook { node, reason } => write!(f, "node {node} is not let in: {reason}"),
+            Self::Displaced { handshakes_max } => write!(
+                f,
+                "{handshakes_max} handshakes are under way, and this one had made no progress: raise `handshakes_max`"
+            ),
             Self::Timeout { timeout_ms } => {
                 write!(f, "the handshake took longer than {timeout_ms} ms")
             }
-            Self::Certificate { reason } => write!(f, "certificate: {reason}"),
+            Self::Certificate { reason, .. } => write!(f, "certificate: {reason}"),
         }
     }
 }
@@ -301,6 +367,9 @@ pub fn accept(local: &Local, header: &Header, payload: &Bytes) -> Result<Accepte
             theirs: cut(&hello.cluster),
             ours: local.cluster.clone(),
         });
+    }
+    if hello.node == local.node {
+        return Err(HandshakeError::OwnNode { node: hello.node });
     }
     if hello.target != local.node {
         return Err(HandshakeError::Node {

@@ -8,13 +8,15 @@ use crate::primitive::{Mutex, mutant};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::mem;
-use std::task::Waker;
+use std::task::{Poll, Waker};
 
 /// The most services and methods that a connection gives numbers to.
 pub const METHODS_MAX: usize = 2048;
 const ANNOUNCED_WORDS: usize = METHODS_MAX / 64;
 /// What a class of weight 1 may write in its turn before the other one has its own.
 const QUANTUM_BYTES: i64 = 16 * 1024;
+/// Frames of the connection's own that may wait before it stops to say that it lives.
+const SIGNS_OF_LIFE_MAX: usize = 64;
 /// Blocks kept for the next frames: what a busy lane alternates between.
 const SPARES_MAX: usize = 4;
 
@@ -33,7 +35,7 @@ pub struct LaneLimits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Lane {
-    /// The connection's own frames, and replies of inline handlers. Always first; bounded by whoever queues there.
+    /// The connection's own frames. Always first; bounded by those who queue there.
     System = 0,
     /// The more urgent of the connection's two classes.
     First = 1,
@@ -169,6 +171,15 @@ impl State {
     /// Queues frames that were put together elsewhere, and leaves an empty block in their place.
     #[inline]
     fn append(&mut self, lane: Lane, block: &mut Block) {
+        let waiting = &mut self.lanes[lane as usize];
+        let (bytes, frames) = (block.bytes(), block.frames());
+        if let Some(last) = waiting.blocks.back_mut()
+            && last.absorb(block)
+        {
+            waiting.bytes += bytes;
+            waiting.frames += frames;
+            return;
+        }
         let empty = self
             .spares
             .pop_if(|block| block.is_roomy())
@@ -305,6 +316,25 @@ impl Lanes {
         })
     }
 
+    /// Waits in turn for room for a message, and leaves the turn to the next one. Also ready when the lanes are [closed](Self::close).
+    pub fn poll_room(
+        &self,
+        waiter: &mut Waiter,
+        waker: &Waker,
+        lane: Lane,
+        payload_bytes: usize,
+    ) -> Poll<()> {
+        let bytes = Block::frame_bytes(payload_bytes, self.checksum);
+        let (result, next) = self.in_turn(waiter, waker, lane, (bytes, 1, true), |_| ());
+        if let Some(next) = next {
+            next.wake();
+        }
+        match result {
+            Err(NotQueued::Full) => Poll::Pending,
+            Ok(()) | Err(NotQueued::Closed) => Poll::Ready(()),
+        }
+    }
+
     /// Queues the messages of a batch, all of them or none, as [`push_or_wait`](Self::push_or_wait) does with one. `define` announces their
     /// method. Leaves the batch empty.
     ///
@@ -380,6 +410,29 @@ impl Lanes {
         // Most never waited, and need not lock.
         waiter.ticket?;
         self.state.lock().lanes[lane as usize].leave_line(waiter)
+    }
+
+    /// Queues a frame by which the connection asks or says that it lives, unless many frames of its own wait already. A peer that asks and
+    /// reads nothing would fill this node's memory otherwise, and each of them says the same.
+    pub fn push_sign_of_life(&self, header: Header) {
+        let payload = Payload::default();
+        let sum = self.sum(header, &payload);
+        let mut state = self.state.lock();
+        let many = state.lanes[Lane::System as usize].frames >= SIGNS_OF_LIFE_MAX;
+        if !many || mutant::is("pong_without_bound") {
+            self.put(&mut state, Lane::System, header, (&payload, sum), None);
+        }
+    }
+
+    /// Bytes that wait, all lanes together, and whether somebody waits for room.
+    #[must_use]
+    pub fn pressure(&self) -> (usize, bool) {
+        let state = self.state.lock();
+        let lanes = state.lanes.iter();
+        lanes.fold((0, false), |(bytes, waits), lane| {
+            let is_waited_for = lane.woken.is_some() || !lane.waiters.is_empty();
+            (bytes + lane.bytes, waits || is_waited_for)
+        })
     }
 
     /// How many wait for room in a lane.
@@ -480,6 +533,26 @@ impl Lanes {
             lane.deficit = 0;
         }
         state.is_closed = false;
+    }
+
+    /// The peer of the coming connection takes payloads of `bytes_max` bytes at most: takes out the queued frames that are longer, and
+    /// returns their headers. Chunks of bodies are cut instead. Only for lanes that nothing is written from: it costs a copy of
+    /// what is queued where a frame is too long, and a look at each block otherwise.
+    #[must_use]
+    pub fn shorten(&self, bytes_max: u32) -> Vec<Header> {
+        let mut removed = Vec::new();
+        let mut guard = self.state.lock();
+        for lane in &mut guard.lanes {
+            for block in &mut lane.blocks {
+                let (bytes, frames) = (block.bytes(), block.frames());
+                block.shorten(bytes_max, self.checksum, &mut removed);
+                lane.bytes = lane.bytes - bytes + block.bytes();
+                lane.frames = lane.frames - frames + block.frames();
+            }
+            lane.blocks.retain(|block| !block.is_empty());
+        }
+        guard.dropped += removed.len() as u64;
+        removed
     }
 
     /// New messages are taken again: for the next connection.

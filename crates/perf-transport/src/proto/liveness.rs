@@ -1,5 +1,7 @@
 //! Whether the other side lives.
 
+use crate::primitive::mutant;
+
 /// How long silence may last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LivenessLimits {
@@ -7,6 +9,8 @@ pub struct LivenessLimits {
     pub interval_ms: u64,
     /// After so long without anything received, or without progress in writing, the connection is cut.
     pub timeout_ms: u64,
+    /// How long the other side may say that it is busy while it takes nothing that waits to be written.
+    pub busy_timeout_ms: u64,
 }
 
 /// What [`Liveness::check`] judges by. Counts are since the connection began.
@@ -56,6 +60,8 @@ pub struct Liveness {
     written: u64,
     busy: u64,
     written_ms: u64,
+    /// When something was last written, or there was nothing to write.
+    moved_ms: u64,
     /// The last ping, or word that this side is busy.
     said_ms: u64,
 }
@@ -71,6 +77,7 @@ impl Liveness {
             written: 0,
             busy: 0,
             written_ms: now_ms,
+            moved_ms: now_ms,
             said_ms: now_ms,
         }
     }
@@ -87,12 +94,18 @@ impl Liveness {
         }
         let Progress { written, busy, .. } = progress;
         // Who is busy will read on. To connect anew would give it more to do, not less.
+        if written != self.written || !progress.unwritten {
+            self.moved_ms = now_ms;
+        }
         if written != self.written || busy != self.busy || !progress.unwritten {
             self.written = written;
             self.busy = busy;
             self.written_ms = now_ms;
         }
-        if now_ms.saturating_sub(self.written_ms) >= self.limits.timeout_ms {
+        let stuck_ms = now_ms.saturating_sub(self.moved_ms);
+        if now_ms.saturating_sub(self.written_ms) >= self.limits.timeout_ms
+            || (stuck_ms >= self.limits.busy_timeout_ms && !mutant::is("busy_for_ever"))
+        {
             return Verdict::Stalled;
         }
         let silent_ms = now_ms.saturating_sub(self.received_ms);
@@ -139,6 +152,7 @@ mod tests {
     const LIMITS: LivenessLimits = LivenessLimits {
         interval_ms: 100,
         timeout_ms: 300,
+        busy_timeout_ms: 5000,
     };
 
     #[test]
@@ -200,5 +214,10 @@ mod tests {
             assert_ne!(liveness.check(now, stalled(busy)), Verdict::Stalled);
         }
         assert_eq!(liveness.check(2100, stalled(9)), Verdict::Stalled);
+        // But not for ever.
+        let mut liveness = Liveness::new(LIMITS, 0);
+        let mut verdicts = (1..200).map(|busy| liveness.check(busy * 100, stalled(busy)));
+        let cut = verdicts.position(|verdict| verdict == Verdict::Stalled);
+        assert_eq!(cut, Some(50), "after `busy_timeout_ms`");
     }
 }

@@ -35,8 +35,9 @@ pub use dialer::{Admission, DialState, Dialer};
 pub use frame::{CHECKSUM_BYTES, FrameError, HEADER_BYTES, Header, Kind};
 pub use gate::{Gate, Notified};
 pub use handshake::{
-    Accepted, ConnectionClass, Define, FEATURE_CHECKSUM, HANDSHAKE_BYTES_MAX, HandshakeError,
-    Hello, Local, Refuse, VERSION_MAX, VERSION_MIN, Welcome, accept, check_welcome, refusal,
+    Accepted, CertificateFault, ConnectionClass, Define, FEATURE_CHECKSUM, FEATURE_GOODBYE,
+    HANDSHAKE_BYTES_MAX, HandshakeError, Hello, Local, Refuse, VERSION_MAX, VERSION_MIN, Welcome,
+    accept, check_welcome, refusal,
 };
 pub use lane::{Lane, LaneLimits, Lanes, METHODS_MAX, NotQueued, Waiter};
 pub use liveness::{Liveness, LivenessLimits, Progress, Verdict};

@@ -50,6 +50,13 @@ pub enum Fault {
     Disconnected,
     /// There was no connection. The peer has not got it.
     Unreachable,
+    /// The request was longer than the peer takes, which was not known when it was queued. The peer has not got it.
+    TooLarge {
+        /// Bytes of the payload.
+        bytes: u32,
+        /// What the peer takes.
+        bytes_max: u32,
+    },
     /// The peer answered with an error: code and text.
     Rejected {
         /// A `RejectionCode` as a number.

@@ -119,6 +119,8 @@ pub enum Incoming {
     },
     /// Answer with a pong of this id.
     Ping(u64),
+    /// The peer will send nothing more, and closes in good order.
+    Goodbye,
     /// Nothing for anybody else.
     Handled,
 }
@@ -218,6 +220,7 @@ impl Server {
             Kind::Cancel => Ok(Incoming::Cancelled { id: header.id }),
             Kind::Ping => Ok(Incoming::Ping(header.id)),
             Kind::Pong => Ok(Incoming::Handled),
+            Kind::Goodbye => Ok(Incoming::Goodbye),
             kind => Err(FrameError::Unexpected { kind }),
         }
     }

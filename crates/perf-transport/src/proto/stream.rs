@@ -1,10 +1,16 @@
 //! Bodies that are sent in chunks, and read no faster than their reader wants.
 
 use super::frame::FrameError;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
+use std::mem;
 use std::task::{Context, Poll, Waker};
+
+/// Chunks below this are put together while they wait for the reader.
+const SMALL_BYTES: usize = 16 * 1024;
+/// Into pieces of at least this size, and at most this and a small chunk.
+const GATHERED_BYTES_MAX: usize = 48 * 1024;
 
 /// What the sender of a body may still send.
 #[derive(Debug)]
@@ -89,6 +95,8 @@ pub struct BodyState {
 #[derive(Debug)]
 struct ReceiveState {
     chunks: VecDeque<Bytes>,
+    /// Small chunks behind the others, put together: a chunk of a few bytes would take more memory for itself than for its bytes.
+    small: BytesMut,
     buffered: u64,
     /// What the sender may still send.
     open: u64,
@@ -96,6 +104,29 @@ struct ReceiveState {
     consumed: u64,
     end: Option<End>,
     waker: Option<Waker>,
+}
+
+impl ReceiveState {
+    fn keep(&mut self, chunk: Bytes) {
+        let is_small = chunk.len() < SMALL_BYTES;
+        // The first one is often read at once, and then nothing is gained by a copy.
+        let is_first = self.chunks.is_empty() && self.small.is_empty();
+        if is_small && !is_first {
+            self.small.extend_from_slice(&chunk);
+        }
+        if !self.small.is_empty() && (!is_small || self.small.len() >= GATHERED_BYTES_MAX) {
+            let gathered = self.small.split().freeze();
+            self.chunks.push_back(gathered);
+        }
+        if !is_small || is_first {
+            self.chunks.push_back(chunk);
+        }
+    }
+
+    fn take(&mut self) -> Option<Bytes> {
+        let next = self.chunks.pop_front();
+        next.or_else(|| (!self.small.is_empty()).then(|| mem::take(&mut self.small).freeze()))
+    }
 }
 
 /// The next step of a body.
@@ -116,6 +147,7 @@ impl BodyState {
         Self {
             state: Mutex::new(ReceiveState {
                 chunks: VecDeque::new(),
+                small: BytesMut::new(),
                 buffered: 0,
                 open: window_bytes.into(),
                 consumed: 0,
@@ -144,7 +176,7 @@ impl BodyState {
                 return Ok(());
             }
             state.buffered += length;
-            state.chunks.push_back(chunk);
+            state.keep(chunk);
             state.waker.take()
         };
         if let Some(waker) = waker {
@@ -161,6 +193,7 @@ impl BodyState {
             state.end.get_or_insert(end);
             if !complete {
                 state.chunks.clear();
+                state.small = BytesMut::new();
                 state.buffered = 0;
             }
             state.waker.take()
@@ -179,7 +212,7 @@ impl BodyState {
     /// The next step. Credit is given back by halves of the window, so that a grant is rare beside chunks.
     pub fn poll_next(&self, cx: &mut Context<'_>) -> Poll<BodyStep> {
         let mut state = self.state.lock();
-        if let Some(chunk) = state.chunks.pop_front() {
+        if let Some(chunk) = state.take() {
             let length = chunk.len() as u64;
             state.buffered -= length;
             state.consumed += length;
@@ -219,18 +252,47 @@ mod tests {
             body.receive(Bytes::from(vec![byte; 25])).expect("within");
         }
         assert!(body.receive(Bytes::from_static(b"x")).is_err());
+        // The first stands for itself, and the small ones behind it are put together.
+        let mut read = Vec::new();
         let mut grants = Vec::new();
-        for byte in 0..4 {
+        for _ in 0..2 {
             let Poll::Ready(BodyStep::Chunk(chunk, grant)) = next(&body) else {
                 panic!("there is a chunk");
             };
-            assert_eq!(&chunk[..], &[byte; 25]);
+            read.extend_from_slice(&chunk);
             grants.push(grant);
         }
-        assert_eq!(grants, [0, 50, 0, 50]);
+        assert_eq!(read, [[0; 25], [1; 25], [2; 25], [3; 25]].concat());
+        assert_eq!(grants, [0, 100]);
         body.end(true);
         body.end(false);
         assert_eq!(next(&body), Poll::Ready(BodyStep::Complete));
+    }
+
+    #[test]
+    fn chunks_of_all_sizes_are_read_as_they_were_sent() {
+        let body = BodyState::new(1 << 20);
+        let (mut sent, mut read) = (Vec::new(), Vec::new());
+        let lengths = [
+            1, 1, 20_000, 3, 15_000, 16_000, 17_000, 16_383, 16_384, 1, 90_000, 7,
+        ];
+        for (number, length) in lengths.into_iter().enumerate() {
+            let chunk = vec![number as u8; length];
+            sent.extend_from_slice(&chunk);
+            body.receive(chunk.into()).expect("within");
+            // It is read slowly at first.
+            if number % 3 == 2 {
+                let Poll::Ready(BodyStep::Chunk(chunk, _)) = next(&body) else {
+                    panic!("there is a chunk");
+                };
+                read.extend_from_slice(&chunk);
+            }
+        }
+        while let Poll::Ready(BodyStep::Chunk(chunk, _)) = next(&body) {
+            read.extend_from_slice(&chunk);
+        }
+        assert!(read == sent);
+        assert_eq!(body.buffered(), 0);
     }
 
     #[test]

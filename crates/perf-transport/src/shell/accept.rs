@@ -1,66 +1,104 @@
 //! Accepts connections: a bounded number, a bounded number of handshakes, a bounded time each.
 
-use super::conn::Conn;
-use super::handshake::welcome;
+use super::conn::{Conn, Info};
+use super::handshake::{answer, hear, refuse};
+use super::handshakes::{Handshakes, Place};
+use super::parting;
 use super::serve::{ServeLimits, ServeRole};
 use super::session::{self, Established};
+use crate::accept::Arrival;
 use crate::connect::{BoxRead, BoxWrite, ByteStream, Listener};
 use crate::error::TransportError;
-use crate::event::PeerEvent;
+use crate::event::{CloseReason, PeerEvent};
 use crate::message::Origin;
 use crate::proto::{
     Accepted, Channel, Decoder, Fault, HandshakeError, ReadBuffer, Server, ServerLimits,
 };
-use crate::transport::{Handshaking, Inner};
+use crate::transport::{Alive, Handshaking, Inner};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 /// After an error of the listener (too many open files, usually) it is asked again, but not at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// A newcomer that waits for a place looks again after so long: those that speak may have taken their time.
+const PLACE_PAUSE: Duration = Duration::from_millis(20);
+
 /// Accepts until the transport shuts down.
 pub(crate) async fn run(inner: Arc<Inner>, mut listener: Box<dyn Listener>) {
-    let handshakes = Arc::new(Semaphore::new(inner.config.handshakes_max));
-    let connections = Arc::new(Semaphore::new(inner.config.inbound_max));
+    let config = &inner.config;
+    let handshakes = Handshakes::new(config.handshakes_max, config.handshake_timeout);
+    let connections = Arc::new(Semaphore::new(config.inbound_max));
     let mut stop = inner.stop.subscribe();
     loop {
-        let next = async {
-            let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else {
-                return None;
-            };
-            Some((permit, listener.accept().await))
-        };
         let next = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
-            next = next => next,
+            next = accept(&mut *listener) => next,
         };
-        match next {
-            None => return,
-            Some((_, Err(_))) => tokio::time::sleep(ACCEPT_PAUSE).await,
-            Some((permit, Ok((stream, from)))) => {
-                let Some(handshaking) = inner.begin_handshake() else {
-                    // Whoever dialled again would keep this node from ever being done.
-                    continue;
-                };
-                let Ok(connection) = Arc::clone(&connections).try_acquire_owned() else {
-                    let error = TransportError::Configuration {
-                        reason: format!(
-                            "{} connections are accepted, no more are allowed: raise inbound_max",
-                            inner.config.inbound_max
-                        ),
-                    };
-                    inner.events.report(PeerEvent::Refused { from, error });
-                    continue;
-                };
-                let inner = Arc::clone(&inner);
-                tokio::spawn(async move {
-                    let _connection = connection;
-                    serve(&inner, stream, from, (permit, handshaking)).await;
-                });
+        let (stream, from) = match next {
+            Ok(accepted) => accepted,
+            Err(_) => {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
             }
-        }
+        };
+        let Some(handshaking) = inner.begin_handshake() else {
+            // Whoever dialled again would keep this node from ever being done.
+            continue;
+        };
+        let Ok(connection) = Arc::clone(&connections).try_acquire_owned() else {
+            let error = TransportError::Configuration {
+                reason: format!(
+                    "{} connections are accepted, no more are allowed: raise inbound_max",
+                    inner.config.inbound_max
+                ),
+            };
+            inner.events.report(PeerEvent::Refused { from, error });
+            continue;
+        };
+        let source = source_of(&from);
+        let place = loop {
+            if let Some(place) = handshakes.enter(source, inner.is_known_source(source)) {
+                break place;
+            }
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return,
+                () = handshakes.left.notified() => {}
+                () = tokio::time::sleep(PLACE_PAUSE) => {}
+            }
+        };
+        let inner = Arc::clone(&inner);
+        tokio::spawn(async move {
+            let _connection = connection;
+            serve(&inner, stream, from, place, handshaking).await;
+        });
+    }
+}
+
+/// The next stream. A listener that panics has failed, and is asked again.
+async fn accept(listener: &mut dyn Listener) -> io::Result<(Box<dyn ByteStream>, String)> {
+    let mut next = Box::pin(async move { listener.accept().await });
+    poll_fn(move |cx| {
+        let polled = catch_unwind(AssertUnwindSafe(|| next.as_mut().poll(cx)));
+        let panicked = |_| Poll::Ready(Err(io::Error::other("the listener panicked")));
+        polled.unwrap_or_else(panicked)
+    })
+    .await
+}
+
+/// The host, where a stream's origin is an address with a port.
+pub(crate) fn source_of(from: &str) -> &str {
+    let is_port = |port: &str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    match from.rsplit_once(':') {
+        Some((host, port)) if is_port(port) => host,
+        _ => from,
     }
 }
 
@@ -70,54 +108,163 @@ struct Shaken {
     read: BoxRead,
     write: BoxWrite,
     buffer: ReadBuffer,
+    info: Info,
 }
 
-async fn shake(inner: &Inner, stream: Box<dyn ByteStream>) -> Result<Shaken, HandshakeError> {
+async fn shake(
+    inner: &Inner,
+    stream: Box<dyn ByteStream>,
+    from: &str,
+    place: &Place,
+    handshaking: &mut Handshaking,
+) -> Result<Shaken, HandshakeError> {
+    let authenticated = stream.authenticated_node();
     #[cfg(feature = "tls")]
-    let (stream, certificate) = match &inner.security {
+    let (stream, certificate) = match inner.security() {
         crate::security::Security::MutualTls(identity) => {
-            let (stream, certificate) = identity.accept(stream).await?;
+            let (stream, certificate) = identity.accept(stream, || place.spoken()).await?;
             (stream, Some(certificate))
         }
         crate::security::Security::InsecurePlaintext => (stream, None),
     };
-    let check = |_node: u64| {
-        #[cfg(feature = "tls")]
-        if let Some(certificate) = &certificate {
-            certificate.is_of(_node, &inner.local.cluster)?;
-        }
-        Ok(())
-    };
     let (mut read, mut write) = stream.into_halves();
     let (first, most) = inner.config.read_bytes;
     let mut buffer = ReadBuffer::new(first, most);
-    let accepted = welcome(&inner.local, &mut read, &mut write, &mut buffer, check).await?;
-    Ok(Shaken {
-        accepted,
-        read,
-        write,
-        buffer,
-    })
+    let local = &inner.local;
+    let decided = async {
+        let accepted = hear(local, &mut read, &mut buffer, || place.spoken()).await?;
+        let node = accepted.node;
+        if let Some(found) = authenticated
+            && found != node
+        {
+            let expected = node;
+            return Err(HandshakeError::Node { expected, found });
+        }
+        #[cfg(feature = "tls")]
+        if let Some(certificate) = &certificate {
+            certificate.is_of(node, &local.cluster)?;
+        }
+        handshaking.is_of(node)?;
+        let arrival = Arrival {
+            node,
+            incarnation: accepted.incarnation,
+            class: accepted.class,
+            from: from.to_owned(),
+            is_known: inner.is_known(node),
+            is_duplicate: inner.has_other_process(node, accepted.incarnation),
+            #[cfg(feature = "tls")]
+            certificate: certificate.as_ref().map(|shown| shown.der().to_vec()),
+            #[cfg(not(feature = "tls"))]
+            certificate: None,
+        };
+        if inner.config.known_peers_only && !arrival.is_known {
+            return Err(HandshakeError::UnknownNode { node });
+        }
+        ask(inner, arrival).await?;
+        Ok(accepted)
+    };
+    let decided = decided.await;
+    match decided {
+        Ok(accepted) => {
+            answer(local, &mut write, &accepted).await?;
+            let info = Info {
+                address: from.to_owned(),
+                class: accepted.class,
+                incarnation: accepted.incarnation,
+                #[cfg(feature = "tls")]
+                certificate,
+            };
+            Ok(Shaken {
+                accepted,
+                read,
+                write,
+                buffer,
+                info,
+            })
+        }
+        Err(error) => {
+            refuse(local, &mut write, &error).await;
+            Err(error)
+        }
+    }
+}
+
+/// Asks the hook, if there is one. One that panics has refused.
+async fn ask(inner: &Inner, arrival: Arrival) -> Result<(), HandshakeError> {
+    let Some(hook) = inner.hook.clone() else {
+        return Ok(());
+    };
+    let node = arrival.node;
+    // In a task of its own, whose end is heard of whatever it is.
+    let answer = tokio::spawn(async move { hook(arrival).await });
+    let answer = AbortOnDrop(answer);
+    let refused = |reason: String| HandshakeError::Hook { node, reason };
+    match answer.await {
+        Ok(answer) => answer.map_err(refused),
+        Err(_) => Err(refused("the accept hook panicked".to_owned())),
+    }
+}
+
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Future for AbortOnDrop<T> {
+    type Output = Result<T, tokio::task::JoinError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx)
+    }
+}
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// An accepted connection: it ends with its task, also if that panics or the runtime ends.
+struct Inbound {
+    inner: Arc<Inner>,
+    conn: Arc<Conn>,
+    number: u64,
+    _alive: Alive,
+}
+
+impl Drop for Inbound {
+    fn drop(&mut self) {
+        self.conn.close(CloseReason::Closed);
+        self.conn.disconnect(&Fault::Disconnected);
+        self.inner.retire_inbound(self.number);
+        self.inner.forget_inbound(self.number);
+    }
 }
 
 async fn serve(
     inner: &Arc<Inner>,
     stream: Box<dyn ByteStream>,
     from: String,
-    (permit, handshaking): (OwnedSemaphorePermit, Handshaking),
+    place: Place,
+    mut handshaking: Handshaking,
 ) {
     let time = inner.config.handshake_timeout;
-    let shaken = timeout(time, shake(inner, stream)).await.unwrap_or({
-        Err(HandshakeError::Timeout {
-            timeout_ms: crate::config::millis(time),
-        })
-    });
-    drop(permit);
+    let shaken = tokio::select! {
+        () = place.displaced() => Err(HandshakeError::Displaced {
+            handshakes_max: inner.config.handshakes_max,
+        }),
+        shaken = timeout(time, shake(inner, stream, &from, &place, &mut handshaking)) => {
+            shaken.unwrap_or({
+                Err(HandshakeError::Timeout {
+                    timeout_ms: crate::config::millis(time),
+                })
+            })
+        }
+    };
+    drop(place);
     let Shaken {
         accepted,
         read,
         write,
         buffer,
+        info,
     } = match shaken {
         Ok(shaken) => shaken,
         Err(error) => {
@@ -126,12 +273,31 @@ async fn serve(
             return;
         }
     };
+    inner.remember_source(source_of(&from));
     let config = &inner.config;
     let limits = config.channel(accepted.class, inner.local.checksum);
-    let conn = Arc::new(Conn::new(accepted.node, Channel::new(limits)));
-    let number = inner.add_inbound(&conn, handshaking);
     let (peer, class) = (accepted.node, accepted.class);
-    inner.events.report(PeerEvent::Accepted { peer, class });
+    let conn = Arc::new(Conn::new(peer, Channel::new(limits)));
+    *conn.info.lock() = Some(info);
+    let is_duplicate = inner.has_other_process(peer, accepted.incarnation);
+    let number = inner.add_inbound(&conn, handshaking);
+    let inbound = Inbound {
+        inner: Arc::clone(inner),
+        conn: Arc::clone(&conn),
+        number,
+        _alive: inner.alive(),
+    };
+    let is_known = inner.is_known(peer);
+    if is_duplicate {
+        let from = from.clone();
+        inner.events.report(PeerEvent::Duplicate { peer, from });
+    }
+    inner.events.report(PeerEvent::Accepted {
+        peer,
+        class,
+        from,
+        is_known,
+    });
     let role = ServeRole::new(
         Server::new(ServerLimits {
             streams_max: config.streams_max as usize,
@@ -146,6 +312,8 @@ async fn serve(
         },
         ServeLimits {
             handlers_max: config.handlers_max,
+            handlers_per_method_max: config.handlers_per_method_max,
+            held_max: config.calls_max,
             handler_bytes_max: config.handler_bytes_max,
             backlog_bytes_max: config.queue_bytes[class as usize * 2] + config.outbox_bytes,
             frame_bytes_max: accepted.welcome.frame_bytes_max as usize,
@@ -164,6 +332,7 @@ async fn serve(
     role.lost();
     conn.running.stop_all();
     conn.close(reason.clone());
+    parting::say(&conn, &reason, inner.local.checksum).await;
     conn.disconnect(&Fault::Disconnected);
     inner.retire_inbound(number);
     inner.counts.transferred(&conn);
@@ -180,5 +349,5 @@ async fn serve(
             () = tokio::time::sleep(config.tick) => {}
         }
     }
-    inner.forget_inbound(number);
+    drop(inbound);
 }

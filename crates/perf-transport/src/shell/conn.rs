@@ -2,13 +2,18 @@
 
 use super::running::Running;
 use crate::connect::BoxWrite;
+use crate::error::TransportError;
 use crate::event::CloseReason;
-use crate::proto::{CallKey, Channel, Fault, Notified, SLICES_MAX, Transmit};
+use crate::proto::{CallKey, Channel, ConnectionClass, Fault, Notified, SLICES_MAX, Transmit};
 use parking_lot::Mutex;
 use std::io::{self, IoSlice};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
+#[cfg(feature = "tls")]
+use std::time::Duration;
 use tokio::io::AsyncWrite;
 
 /// With more than so many calls in flight, others are likely to follow at once: whoever queues leaves the writing to the task, which lets
@@ -29,6 +34,26 @@ pub(crate) struct Wire {
     unflushed: bool,
 }
 
+/// Who is at the other end of a connection.
+#[derive(Debug)]
+pub(crate) struct Info {
+    /// Where it is, as the listener put it or as it was dialled.
+    pub(crate) address: String,
+    pub(crate) class: ConnectionClass,
+    /// Of its process.
+    pub(crate) incarnation: u64,
+    #[cfg(feature = "tls")]
+    pub(crate) certificate: Option<crate::tls::PeerCertificate>,
+}
+
+#[cfg(feature = "tls")]
+impl Info {
+    /// When the peer's certificate expires, since 1970.
+    pub(crate) fn expires_at(&self) -> Option<Duration> {
+        self.certificate.as_ref()?.expires_at()
+    }
+}
+
 /// How far writing got.
 enum Progress {
     /// Everything is written.
@@ -43,7 +68,17 @@ enum Progress {
 pub(crate) struct Conn {
     pub(crate) peer: u64,
     pub(crate) channel: Channel,
+    /// The longest payload that the peer takes, as far as is known.
+    pub(crate) frame_bytes_max: AtomicU32,
     wire: Mutex<Option<Wire>>,
+    /// The write half of a stream that has ended in good order, and whether it ended between two frames.
+    parting: Mutex<Option<(BoxWrite, bool)>>,
+    /// The peer knows what a good-bye of this side is.
+    pub(crate) hears_goodbye: AtomicBool,
+    /// Of the connection there is, or was last.
+    pub(crate) info: Mutex<Option<Info>>,
+    /// Why there is no connection, or was none when it was last tried.
+    pub(crate) last_error: Mutex<Option<Arc<TransportError>>>,
     task: Mutex<Option<Waker>>,
     is_closing: AtomicBool,
     closing: Mutex<Option<CloseReason>>,
@@ -52,6 +87,8 @@ pub(crate) struct Conn {
     /// Handlers that run, and the bytes of their requests.
     pub(crate) handlers: AtomicUsize,
     pub(crate) handler_bytes: AtomicUsize,
+    /// Requests wait for handlers of their method to end: each that ends wakes the task.
+    pub(crate) has_held: AtomicBool,
     /// Those of them that are stopped when nobody waits for them.
     pub(crate) running: Running,
     /// What this connection has done since it began. Each has one writer at a time, so plain stores do.
@@ -79,13 +116,19 @@ impl Conn {
         Self {
             peer,
             channel,
+            frame_bytes_max: AtomicU32::new(u32::MAX),
             wire: Mutex::new(None),
+            parting: Mutex::new(None),
+            hears_goodbye: AtomicBool::new(true),
+            info: Mutex::new(None),
+            last_error: Mutex::new(None),
             task: Mutex::new(None),
             is_closing: AtomicBool::new(false),
             closing: Mutex::new(None),
             paused: AtomicBool::new(false),
             handlers: AtomicUsize::new(0),
             handler_bytes: AtomicUsize::new(0),
+            has_held: AtomicBool::new(false),
             running: Running::default(),
             frames_received: AtomicU64::new(0),
             peer_busy: AtomicU64::new(0),
@@ -268,6 +311,27 @@ impl Conn {
         self.unwritten.store(0, Ordering::Relaxed);
     }
 
+    /// Nothing more is written to the stream but a good-bye.
+    pub(crate) fn begin_parting(&self) {
+        let wire = self.wire.lock().take();
+        self.unwritten.store(0, Ordering::Relaxed);
+        if let Some(Wire { io, transmit, .. }) = wire {
+            *self.parting.lock() = Some((io, transmit.is_empty()));
+        }
+    }
+
+    /// The write half, for the last words, and whether it is between two frames.
+    pub(crate) fn take_write(&self) -> Option<(BoxWrite, bool)> {
+        self.begin_parting();
+        self.parting.lock().take()
+    }
+
+    /// A call has failed.
+    #[cold]
+    pub(crate) fn error(&self, fault: Fault) -> TransportError {
+        TransportError::from_fault(fault, self.peer, || self.last_error.lock().clone())
+    }
+
     /// The task has ended: forgets the stream. What is queued stays.
     pub(crate) fn detach(&self) {
         *self.task.lock() = None;
@@ -316,6 +380,14 @@ impl Conn {
         queued + self.unwritten.load(Ordering::Relaxed)
     }
 
+    /// A handler has ended: its method, or the connection, may go on.
+    pub(crate) fn handler_ended(&self) {
+        self.resume_reading();
+        if self.has_held.load(Ordering::SeqCst) {
+            self.wake_task();
+        }
+    }
+
     /// Wakes the task if it has stopped reading.
     #[inline]
     pub(crate) fn resume_reading(&self) {
@@ -325,6 +397,13 @@ impl Conn {
     }
 }
 
+/// A stream that panics has failed: the caller that happened to write goes on.
+#[inline]
+fn guarded<T>(write: impl FnOnce() -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    catch_unwind(AssertUnwindSafe(write))
+        .unwrap_or_else(|_| Poll::Ready(Err(io::Error::other("the stream panicked"))))
+}
+
 impl Wire {
     #[inline]
     fn write_once(&mut self) -> Poll<io::Result<usize>> {
@@ -332,10 +411,10 @@ impl Wire {
         let count = self.transmit.slices(&mut slices);
         let mut cx = Context::from_waker(&self.waker);
         let io = Pin::new(&mut self.io);
-        let written = match &slices[..count] {
+        let written = guarded(|| match &slices[..count] {
             [one] => io.poll_write(&mut cx, one),
             many => io.poll_write_vectored(&mut cx, many),
-        };
+        });
         match written {
             Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
             Poll::Ready(Ok(written)) => {
@@ -354,7 +433,7 @@ impl Wire {
             return Ok(Progress::Done);
         }
         let mut cx = Context::from_waker(&self.waker);
-        match Pin::new(&mut self.io).poll_flush(&mut cx) {
+        match guarded(|| Pin::new(&mut self.io).poll_flush(&mut cx)) {
             Poll::Ready(Ok(())) => {
                 self.unflushed = false;
                 Ok(Progress::Done)
@@ -370,8 +449,8 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::payload::Payload;
-    use crate::proto::{ConnectionClass, Header, Kind, Lane};
-    use std::sync::{Arc, Weak};
+    use crate::proto::{Header, Kind, Lane};
+    use std::sync::Weak;
 
     /// A stream that notes the connection's backlog whenever it is written to, and takes ten bytes at a time.
     struct Watching {

@@ -15,6 +15,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 const REFUSAL_MS: u64 = 200;
 
 fn io_error(error: &io::Error) -> HandshakeError {
+    // What is wrong with this node's certificate is said when the first frame is awaited.
+    #[cfg(feature = "tls")]
+    if crate::tls::is_of_tls(error) {
+        return crate::tls::io_error(error);
+    }
     HandshakeError::Refused {
         reason: error.to_string(),
     }
@@ -51,7 +56,7 @@ pub(crate) async fn write_frame(
     kind: Kind,
     message: &impl Message,
     checksum: bool,
-) -> Result<(), HandshakeError> {
+) -> Result<usize, HandshakeError> {
     let mut block = Block::new();
     let payload = message.encode_to_vec();
     block.push(
@@ -61,45 +66,53 @@ pub(crate) async fn write_frame(
     );
     let mut outbox = Outbox::default();
     outbox.push(block);
+    let mut bytes = 0;
     while !outbox.is_empty() {
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
         let count = outbox.slices(&mut slices);
         let written = write.write_vectored(&slices[..count]).await;
         match written.map_err(|error| io_error(&error))? {
             0 => return Err(io_error(&io::ErrorKind::WriteZero.into())),
-            written => outbox.advance(written, |_| ()),
+            written => {
+                bytes += written;
+                outbox.advance(written, |_| ());
+            }
         }
     }
-    write.flush().await.map_err(|error| io_error(&error))
+    write.flush().await.map_err(|error| io_error(&error))?;
+    Ok(bytes)
 }
 
-/// The accepting side's part: reads who it is, decides, answers.
-///
-/// `check` proves that the stream belongs to the node that the peer says it is.
-pub(crate) async fn welcome(
+/// The accepting side's part: reads who it is, and whether the protocol can let it in. `spoken` is called when the first bytes have come.
+pub(crate) async fn hear(
     local: &Local,
     read: &mut BoxRead,
-    write: &mut BoxWrite,
     buffer: &mut ReadBuffer,
-    check: impl Fn(u64) -> Result<(), HandshakeError>,
+    spoken: impl FnOnce(),
 ) -> Result<Accepted, HandshakeError> {
-    let decided = async {
-        let Frame { header, payload } = read_frame(read, buffer, local.checksum).await?;
-        let accepted = accept(local, &header, &payload)?;
-        check(accepted.node)?;
-        Ok(accepted)
-    };
-    match decided.await {
-        Ok(accepted) => {
-            write_frame(write, Kind::Welcome, &accepted.welcome, local.checksum).await?;
-            Ok(accepted)
-        }
-        Err(error) => {
-            let refuse = refusal(&error);
-            let said = write_frame(write, Kind::Refuse, &refuse, local.checksum);
-            // The peer learns why if it reads; this side does not wait long for that.
-            let _ = tokio::time::timeout(Duration::from_millis(REFUSAL_MS), said).await;
-            Err(error)
-        }
+    buffer.prepare(1);
+    let first = read.read_buf(buffer.buffer()).await;
+    if first.map_err(|error| io_error(&error))? > 0 {
+        spoken();
     }
+    let Frame { header, payload } = read_frame(read, buffer, local.checksum).await?;
+    accept(local, &header, &payload)
+}
+
+/// Lets the peer in.
+pub(crate) async fn answer(
+    local: &Local,
+    write: &mut BoxWrite,
+    accepted: &Accepted,
+) -> Result<(), HandshakeError> {
+    write_frame(write, Kind::Welcome, &accepted.welcome, local.checksum).await?;
+    Ok(())
+}
+
+/// Tells the peer why it is not let in.
+pub(crate) async fn refuse(local: &Local, write: &mut BoxWrite, error: &HandshakeError) {
+    let refuse = refusal(error);
+    let said = write_frame(write, Kind::Refuse, &refuse, local.checksum);
+    // The peer learns why if it reads; this side does not wait long for that.
+    let _ = tokio::time::timeout(Duration::from_millis(REFUSAL_MS), said).await;
 }

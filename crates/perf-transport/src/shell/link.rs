@@ -1,17 +1,19 @@
 //! The dialling side: one link per peer and class, and the task that connects it.
 
-use super::conn::Conn;
+use super::conn::{Conn, Info};
 use super::handshake::{read_frame, write_frame};
+use super::parting;
 use super::session::{self, Established, Role};
 use crate::connect::{ByteStream, StreamOptions};
 use crate::error::TransportError;
 use crate::event::{CloseReason, PeerEvent};
 use crate::proto::{
-    Admission, Backoff, Channel, Client, ConnectionClass, Decoder, DialState, Dialer, Fault,
-    FrameError, FrameRef, HandshakeError, Kind, ReadBuffer, Welcome, check_welcome,
+    Admission, Backoff, Channel, Client, ConnectionClass, Decoder, DialState, Dialer,
+    FEATURE_GOODBYE, Fault, FrameError, FrameRef, HandshakeError, Kind, ReadBuffer, Welcome,
+    check_welcome,
 };
 use crate::refused::Refused;
-use crate::transport::Inner;
+use crate::transport::{Alive, Inner};
 use parking_lot::Mutex;
 use std::fmt;
 use std::sync::Arc;
@@ -26,8 +28,6 @@ pub(crate) struct Link {
     pub(crate) dialer: Mutex<Dialer>,
     /// Messages may be queued without asking the dialer.
     is_open: AtomicBool,
-    /// The longest payload that the peer takes, as far as is known.
-    pub(crate) frame_bytes_max: AtomicU32,
     pub(crate) stream_window_bytes: AtomicU32,
     pub(crate) streams_max: AtomicU32,
     pub(crate) dials: AtomicU64,
@@ -81,12 +81,14 @@ impl Link {
         let max_ms = crate::config::millis(config.backoff.1);
         // Any number that differs between nodes and peers will do.
         let seed = inner.local.incarnation ^ peer.rotate_left(17) ^ class as u64;
+        let conn = Conn::new(peer, Channel::new(limits));
+        conn.frame_bytes_max
+            .store(config.frame_bytes_max, Ordering::Relaxed);
         Self {
             class,
-            conn: Arc::new(Conn::new(peer, Channel::new(limits))),
+            conn: Arc::new(conn),
             dialer: Mutex::new(Dialer::new(Backoff::new(base_ms, max_ms, seed))),
             is_open: AtomicBool::new(false),
-            frame_bytes_max: AtomicU32::new(config.frame_bytes_max),
             stream_window_bytes: AtomicU32::new(config.stream_window_bytes),
             streams_max: AtomicU32::new(config.streams_max),
             dials: AtomicU64::new(0),
@@ -114,8 +116,14 @@ impl Link {
                 self.conn.channel.lanes.open();
                 drop(dialer);
                 self.dials.fetch_add(1, Ordering::Relaxed);
-                let task = run(Arc::clone(inner), Arc::clone(peer), self.class);
-                inner.runtime.spawn(task);
+                let task = Running {
+                    _alive: inner.alive(),
+                    inner: Arc::clone(inner),
+                    peer: Arc::clone(peer),
+                    class: self.class,
+                    has_ended: false,
+                };
+                inner.runtime.spawn(run(task));
                 Ok(())
             }
             Admission::Refused { retry_in_ms } => Err(Refused::Unreachable { retry_in_ms }),
@@ -151,8 +159,8 @@ impl Link {
         dialer.ending();
         self.is_open.store(false, Ordering::Release);
         self.conn.close(CloseReason::Idle);
-        // Nothing can be written to it any more.
-        self.conn.drop_wire();
+        // Nothing but a good-bye can be written to it any more.
+        self.conn.begin_parting();
         channel.lanes.renew();
     }
 
@@ -229,30 +237,60 @@ impl Link {
     }
 }
 
+/// The task of a link. When it is dropped before its end, by a panic or with its runtime, the link learns of it: it would count as connecting, or
+/// connected, for ever otherwise.
+struct Running {
+    inner: Arc<Inner>,
+    peer: Arc<Peer>,
+    class: ConnectionClass,
+    has_ended: bool,
+    _alive: Alive,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.has_ended {
+            return;
+        }
+        let error = TransportError::Io {
+            action: "go on with the connection",
+            reason: "its task ended: the connector or the stream panicked, or the runtime is gone"
+                .to_owned(),
+        };
+        let link = self.peer.link(self.class);
+        let fault = if link.is_up() {
+            Fault::Disconnected
+        } else {
+            Fault::Unreachable
+        };
+        fail(&self.inner, &self.peer, link, fault, error);
+    }
+}
+
 /// Dials, and runs the connection until it ends.
-async fn run(inner: Arc<Inner>, peer: Arc<Peer>, class: ConnectionClass) {
+async fn run(mut task: Running) {
+    connected(&task.inner, &task.peer, task.class).await;
+    task.has_ended = true;
+}
+
+async fn connected(inner: &Arc<Inner>, peer: &Arc<Peer>, class: ConnectionClass) {
     let link = peer.link(class);
     link.conn.reopen();
-    let (established, welcome) = match dial(&inner, &peer, class).await {
+    let (established, welcome) = match dial(inner, peer, class).await {
         Ok(dialled) => dialled,
-        Err(error) => return fail(&inner, &peer, link, error),
+        Err(error) => return fail(inner, peer, link, Fault::Unreachable, error),
     };
+    let hears = welcome.features & FEATURE_GOODBYE != 0;
+    link.conn.hears_goodbye.store(hears, Ordering::Relaxed);
     link.stream_window_bytes
         .store(welcome.stream_window_bytes, Ordering::Relaxed);
     link.streams_max
         .store(welcome.streams_max, Ordering::Relaxed);
-    let known = link
+    // What the peer takes may have grown or shrunk since the last connection, by another configuration.
+    link.conn
         .frame_bytes_max
-        .swap(welcome.frame_bytes_max, Ordering::Relaxed);
-    if welcome.frame_bytes_max < known {
-        // What is queued may be longer than the peer takes. The next attempt knows better.
-        let theirs = welcome.frame_bytes_max;
-        let error = TransportError::Handshake {
-            peer: Some(peer.id),
-            error: HandshakeError::FrameCap { theirs },
-        };
-        return fail(&inner, &peer, link, error);
-    }
+        .store(welcome.frame_bytes_max, Ordering::Relaxed);
+    link.conn.channel.shorten(welcome.frame_bytes_max);
     if !link.connected() {
         link.lost(&Fault::Unreachable, |_| ());
         return;
@@ -265,11 +303,12 @@ async fn run(inner: Arc<Inner>, peer: Arc<Peer>, class: ConnectionClass) {
     let role = ClientRole {
         client: Client::new(),
         queued: false,
-        peer: Arc::clone(&peer),
+        peer: Arc::clone(peer),
         class,
     };
     let conn = Arc::clone(&link.conn);
     let (reason, _) = session::run(conn, established, inner.config.outbox_bytes, role).await;
+    parting::say(&link.conn, &reason, inner.local.checksum).await;
     inner.counts.connected(false);
     inner.counts.transferred(&link.conn);
     let is_wanted = link.ended();
@@ -280,7 +319,7 @@ async fn run(inner: Arc<Inner>, peer: Arc<Peer>, class: ConnectionClass) {
     });
     if is_wanted {
         // Refused: the transport shuts down.
-        let _ = link.admit(&peer, &inner);
+        let _ = link.admit(peer, inner);
     }
 }
 
@@ -288,8 +327,9 @@ fn wake(wakers: Vec<Waker>) {
     wakers.into_iter().for_each(Waker::wake);
 }
 
-fn fail(inner: &Inner, peer: &Peer, link: &Link, error: TransportError) {
-    let failures = link.lost(&Fault::Unreachable, |dialer| {
+fn fail(inner: &Inner, peer: &Peer, link: &Link, fault: Fault, error: TransportError) {
+    *link.conn.last_error.lock() = Some(Arc::new(error.clone()));
+    let failures = link.lost(&fault, |dialer| {
         dialer.failed(inner.now_ms());
         dialer.failures()
     });
@@ -353,14 +393,19 @@ async fn shake(
     class: ConnectionClass,
     stream: Box<dyn ByteStream>,
 ) -> Result<(Established, Welcome), HandshakeError> {
+    let authenticated = stream.authenticated_node();
+    if let Some(found) = authenticated.filter(|found| *found != peer.id) {
+        let expected = peer.id;
+        return Err(HandshakeError::Node { expected, found });
+    }
     #[cfg(feature = "tls")]
-    let stream = match &inner.security {
+    let (stream, certificate) = match inner.security() {
         crate::security::Security::MutualTls(identity) => {
-            identity
-                .connect(stream, peer.id, &inner.local.cluster)
-                .await?
+            let cluster = &inner.local.cluster;
+            let (stream, certificate) = identity.connect(stream, peer.id, cluster).await?;
+            (stream, Some(certificate))
         }
-        crate::security::Security::InsecurePlaintext => stream,
+        crate::security::Security::InsecurePlaintext => (stream, None),
     };
     let (mut read, mut write) = stream.into_halves();
     let number = inner.next_connection.fetch_add(1, Ordering::Relaxed);
@@ -371,6 +416,13 @@ async fn shake(
     let mut buffer = ReadBuffer::new(first, most);
     let frame = read_frame(&mut read, &mut buffer, checksum).await?;
     let welcome = check_welcome(&inner.local, peer.id, &frame.header, &frame.payload)?;
+    *peer.link(class).conn.info.lock() = Some(Info {
+        address: peer.address.lock().clone(),
+        class,
+        incarnation: welcome.incarnation,
+        #[cfg(feature = "tls")]
+        certificate,
+    });
     let established = Established {
         read,
         write,
@@ -407,6 +459,10 @@ impl Role for ClientRole {
 
     fn is_overloaded(&self, _conn: &Conn) -> bool {
         false
+    }
+
+    fn has_said_goodbye(&self) -> bool {
+        self.client.is_draining()
     }
 
     #[inline]

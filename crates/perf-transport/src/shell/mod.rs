@@ -3,7 +3,9 @@
 pub(crate) mod accept;
 pub(crate) mod conn;
 pub(crate) mod handshake;
+mod handshakes;
 pub(crate) mod link;
+mod parting;
 pub(crate) mod running;
 pub(crate) mod serve;
 pub(crate) mod session;

@@ -14,12 +14,12 @@ use crate::proto::{
 };
 use crate::router::{Handler, HandlerFuture, OneWayRef, Router};
 use bytes::Bytes;
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
 
 /// What is known of a number that the peer has defined.
@@ -29,9 +29,19 @@ struct Method {
     priority: Priority,
     /// Its handler is stopped when nobody waits for the answer.
     is_cancellable: bool,
+    /// Handlers of this method that run, and how many may.
+    running: Arc<AtomicUsize>,
+    running_max: usize,
+    /// Frames of this method that wait until others have ended.
+    held: usize,
 }
 
 impl Method {
+    #[inline]
+    fn may_start(&self) -> bool {
+        self.running.load(Ordering::SeqCst) < self.running_max
+    }
+
     #[inline]
     fn message(
         &self,
@@ -62,7 +72,8 @@ impl Method {
     }
 }
 
-/// A frame for a handler in a task of its own that may not run yet, or what is left of one with several messages.
+/// A frame for a handler in a task of its own that may not run yet, or what is left of one with several messages. Behind it wait all later
+/// frames of its method.
 struct Held {
     header: Header,
     /// Of the first message.
@@ -75,6 +86,8 @@ struct Held {
 #[derive(Clone, Copy)]
 pub(crate) struct ServeLimits {
     pub(crate) handlers_max: usize,
+    pub(crate) handlers_per_method_max: usize,
+    pub(crate) held_max: usize,
     pub(crate) handler_bytes_max: usize,
     pub(crate) backlog_bytes_max: usize,
     pub(crate) frame_bytes_max: usize,
@@ -88,14 +101,23 @@ pub(crate) struct ServeRole {
     origin: Origin,
     limits: ServeLimits,
     checksum: bool,
-    replies: Block,
+    /// Replies of this batch, by lane: those of its method's priority.
+    replies: [Option<Block>; 2],
+    /// One of them is full.
+    is_full: bool,
+    /// Too much waits to be written, or to end: the rest of the batch must wait.
+    must_stop: bool,
+    /// The memory that the batch lies in.
+    memory_bytes: usize,
     scratch: Vec<u8>,
     /// Replies of this batch are queued already.
     queued: bool,
-    /// Frames that wait for handlers to end: what came with one read at most, as nothing more is read while there are any.
+    /// Frames that wait for handlers to end. When there are as many as may wait, further requests are refused, and a further message
+    /// without an answer ends the reading.
     held: VecDeque<Held>,
-    /// Requests that may be among the held ones and that nobody waits for any more.
-    given_up: HashSet<u64>,
+    held_bytes: usize,
+    is_blocked: bool,
+    has_said_goodbye: bool,
     /// One-way messages that no handler wanted, of the whole transport.
     unhandled: Arc<AtomicU64>,
 }
@@ -116,11 +138,16 @@ impl ServeRole {
             origin,
             limits,
             checksum,
-            replies: Block::new(),
+            replies: [None, None],
+            is_full: false,
+            must_stop: false,
+            memory_bytes: 0,
             scratch: Vec::new(),
             queued: false,
             held: VecDeque::new(),
-            given_up: HashSet::new(),
+            held_bytes: 0,
+            is_blocked: false,
+            has_said_goodbye: false,
             unhandled,
         }
     }
@@ -128,8 +155,31 @@ impl ServeRole {
     #[inline]
     fn queue_replies(&mut self, conn: &Conn) {
         let lanes = &conn.channel.lanes;
-        lanes.exchange_block(Lane::System, &mut self.replies);
-        self.queued = true;
+        for (lane, block) in [Lane::First, Lane::Second]
+            .into_iter()
+            .zip(&mut self.replies)
+        {
+            if let Some(block) = block.as_mut().filter(|block| !block.is_empty()) {
+                lanes.exchange_block(lane, block);
+                self.queued = true;
+            }
+        }
+        self.is_full = false;
+    }
+
+    /// A block of replies is full: they go on their way, and if too many wait there the rest of the batch waits too.
+    #[cold]
+    fn replies_full(&mut self, conn: &Conn) {
+        self.queue_replies(conn);
+        self.must_stop |= self.has_backlog(conn);
+    }
+
+    /// Whether the peer has so much to read that it gets nothing more to read. Replies of spawned handlers that wait for room go before those of
+    /// inline ones, which never wait.
+    fn has_backlog(&self, conn: &Conn) -> bool {
+        let (queued, is_waited_for) = conn.channel.lanes.pressure();
+        let unwritten = conn.unwritten.load(Ordering::Relaxed);
+        is_waited_for || queued + unwritten >= self.limits.backlog_bytes_max
     }
 
     /// The connection is gone.
@@ -145,7 +195,15 @@ impl ServeRole {
         let handler = self.router.handler(&name);
         let priority = self.router.priority(name.service(), name.method());
         let is_cancellable = self.router.is_cancellable(&name);
+        let limit = self.router.limit(&name);
+        // A name that is given to the number anew does not forget what waits.
+        let before = self.methods[place].as_ref();
+        let held = before.map_or(0, |method| method.held);
+        let running = before.map_or_else(Arc::default, |method| Arc::clone(&method.running));
         self.methods[place] = Some(Method {
+            held,
+            running,
+            running_max: limit.unwrap_or(self.limits.handlers_per_method_max),
             name: Named::new(name),
             handler,
             priority,
@@ -191,7 +249,9 @@ impl ServeRole {
                 let result = catch_unwind(AssertUnwindSafe(|| handler(&message, &mut reply)));
                 let shared = reply.shared.take();
                 if wants_reply {
-                    self.reply_inline(id, result.unwrap_or_else(|_| Err(panicked())), shared);
+                    let lane = method.priority.lane();
+                    let result = result.unwrap_or_else(|_| Err(panicked()));
+                    self.reply_inline((id, lane), result, shared);
                 }
             }
             Some(Handler::OneWay(handler)) if !wants_reply => {
@@ -199,6 +259,10 @@ impl ServeRole {
                 let _ = catch_unwind(AssertUnwindSafe(|| handler(message())));
             }
             Some(Handler::Spawned(handler)) => {
+                if method.held > 0 || !method.may_start() || !self.has_handlers_left(conn) {
+                    self.hold(frame, sequence, conn);
+                    return;
+                }
                 let handler = Arc::clone(handler);
                 let message = message();
                 let responder = self.responder(method, wants_reply, &message, conn);
@@ -209,7 +273,7 @@ impl ServeRole {
                 self.scratch.clear();
                 let text = "no handler of this service and method";
                 let rejection = Rejection::new(RejectionCode::NotFound, text);
-                self.reply_inline(id, Err(rejection), None);
+                self.reply_inline((id, method.priority.lane()), Err(rejection), None);
             }
             _ => {
                 self.unhandled.fetch_add(1, Ordering::Relaxed);
@@ -234,7 +298,7 @@ impl ServeRole {
                 }
             }
             Some(Handler::Spawned(_)) => {
-                self.hold(frame, first);
+                self.hold(frame, first, conn);
                 self.start_held(conn);
             }
             _ => {
@@ -246,63 +310,120 @@ impl ServeRole {
         Ok(())
     }
 
-    fn hold(&mut self, frame: FrameRef<'_>, sequence: u64) {
+    /// A frame must wait until handlers have ended.
+    #[cold]
+    fn hold(&mut self, frame: FrameRef<'_>, sequence: u64, conn: &Conn) {
+        let (is_much, has_left) = (self.holds_much(), self.has_handlers_left(conn));
+        let Some(Some(method)) = self.methods.get_mut(usize::from(frame.header.method)) else {
+            return;
+        };
+        if is_much && has_left && frame.header.kind == Kind::Request {
+            let lane = method.priority.lane();
+            let text = "as many requests of this method run and wait as may";
+            let rejection = Rejection::new(RejectionCode::Busy, text);
+            self.scratch.clear();
+            self.reply_inline((frame.header.id, lane), Err(rejection), None);
+            return;
+        }
+        method.held += 1;
+        self.is_blocked |= is_much;
+        self.held_bytes += frame.payload.len();
         self.held.push_back(Held {
             header: frame.header,
             sequence,
             payload: Bytes::copy_from_slice(frame.payload),
         });
+        // The rest of the batch stays where it is; up to here it is looked through for what cancels requests that wait.
+        self.must_stop |= !has_left && self.holds_much();
+        // Before the next look at what runs: a handler that ends behind that look wakes this task.
+        conn.has_held.store(true, Ordering::SeqCst);
     }
 
-    /// Whether a frame must wait for others that came before it and have not been started.
-    #[inline]
-    fn is_behind_held(&self, header: &Header) -> bool {
-        !self.held.is_empty()
-            && self
-                .methods
-                .get(usize::from(header.method))
-                .and_then(Option::as_ref)
-                .is_some_and(|method| matches!(method.handler, Some(Handler::Spawned(_))))
+    fn holds_much(&self) -> bool {
+        self.held.len() >= self.limits.held_max || self.held_bytes >= self.limits.handler_bytes_max
     }
 
-    /// Starts handlers of held frames, as many as may run. A message of a few bytes costs a task, so the bound on handlers is kept message by
-    /// message here, not read by read.
+    /// A held frame waits no longer.
+    fn unhold(&mut self, held: &Held) {
+        if let Some(Some(method)) = self.methods.get_mut(usize::from(held.header.method)) {
+            method.held -= 1;
+        }
+    }
+
+    fn may_start(&self, held: &Held) -> bool {
+        let method = self.methods.get(usize::from(held.header.method));
+        method
+            .and_then(Option::as_ref)
+            .is_some_and(Method::may_start)
+    }
+
+    /// Starts handlers of held frames, as many as may run, those of a method in their order. A message of a few bytes costs a task, so the bound
+    /// on handlers is kept message by message here, not read by read. Costs a look at each held frame.
     fn start_held(&mut self, conn: &Arc<Conn>) {
+        let mut waiting = VecDeque::new();
+        let mut stopped: Vec<u16> = Vec::new();
         while self.has_handlers_left(conn)
             && let Some(mut held) = self.held.pop_front()
         {
-            let payload = held.payload.clone();
-            if held.header.kind == Kind::Request && self.given_up.remove(&held.header.id) {
+            let number = held.header.method;
+            if stopped.contains(&number) || !self.may_start(&held) {
+                if !stopped.contains(&number) {
+                    stopped.push(number);
+                }
+                waiting.push_back(held);
                 continue;
             }
-            if held.header.kind != Kind::Batch {
+            let payload = held.payload.clone();
+            // What is behind it must not hold it up.
+            let behind = self.methods.get_mut(usize::from(number));
+            let behind = behind
+                .and_then(Option::as_mut)
+                .map_or(0, |method| mem::take(&mut method.held));
+            if held.header.kind == Kind::Batch {
+                let mut messages = Messages::of_rest(&payload);
+                while self.has_handlers_left(conn)
+                    && self.may_start(&held)
+                    && let Some(message) = messages.next()
+                {
+                    let frame = FrameRef::of_message(held.header.of_message(), message, &payload);
+                    self.dispatch(frame, held.sequence, conn);
+                    held.sequence += 1;
+                }
+                held.payload = payload.slice_ref(messages.rest());
+            } else {
                 let frame = FrameRef::of_message(held.header, &payload, &payload);
                 self.dispatch(frame, held.sequence, conn);
-                continue;
+                held.payload = Bytes::new();
             }
-            let mut messages = Messages::of_rest(&payload);
-            while self.has_handlers_left(conn)
-                && let Some(message) = messages.next()
-            {
-                let frame = FrameRef::of_message(held.header.of_message(), message, &payload);
-                self.dispatch(frame, held.sequence, conn);
-                held.sequence += 1;
+            self.held_bytes -= payload.len() - held.payload.len();
+            if let Some(Some(method)) = self.methods.get_mut(usize::from(number)) {
+                method.held = behind;
             }
-            if !messages.rest().is_empty() {
-                held.payload = payload.slice_ref(messages.rest());
-                self.held.push_front(held);
+            if held.header.kind == Kind::Batch && !held.payload.is_empty() {
+                stopped.push(number);
+                waiting.push_back(held);
+            } else {
+                self.unhold(&held);
             }
         }
+        while let Some(held) = waiting.pop_back() {
+            self.held.push_front(held);
+        }
+        self.is_blocked &= self.holds_much();
         if self.held.is_empty() {
-            self.given_up.clear();
+            conn.has_held.store(false, Ordering::SeqCst);
         }
     }
 
     /// Nobody waits for the answer to a request any more.
     fn cancel(&mut self, id: u64, conn: &Conn) {
         conn.running.stop(id);
-        if !self.held.is_empty() {
-            self.given_up.insert(id);
+        let is_it = |held: &Held| held.header.kind == Kind::Request && held.header.id == id;
+        if let Some(place) = self.held.iter().position(is_it)
+            && let Some(held) = self.held.remove(place)
+        {
+            self.held_bytes -= held.payload.len();
+            self.unhold(&held);
         }
     }
 
@@ -313,13 +434,20 @@ impl ServeRole {
     }
 
     #[inline]
-    fn reply_inline(&mut self, id: u64, result: Result<(), Rejection>, shared: Option<Bytes>) {
+    fn reply_inline(
+        &mut self,
+        (id, lane): (u64, Lane),
+        result: Result<(), Rejection>,
+        shared: Option<Bytes>,
+    ) {
         let length = self.scratch.len() + shared.as_ref().map_or(0, Bytes::len);
         let result = if length > self.limits.frame_bytes_max {
             Err(too_long(length, self.limits.frame_bytes_max))
         } else {
             result
         };
+        let place = usize::from(lane == Lane::Second);
+        let replies = self.replies[place].get_or_insert_default();
         match result {
             Ok(()) => {
                 let header = Header::new(Kind::Reply, 0, id);
@@ -330,14 +458,15 @@ impl ServeRole {
                         parts: std::slice::from_ref(shared),
                     },
                 };
-                self.replies.push(header, &payload, self.checksum);
+                replies.push(header, &payload, self.checksum);
             }
             Err(rejection) => {
                 let header = Header::new(Kind::Failure, 0, id);
                 let payload = Payload::Shared(rejection.encode());
-                self.replies.push(header, &payload, self.checksum);
+                replies.push(header, &payload, self.checksum);
             }
         }
+        self.is_full |= replies.is_full();
     }
 
     fn responder(
@@ -354,6 +483,7 @@ impl ServeRole {
             conn.running.begin(id, message.limit);
         }
         conn.handlers.fetch_add(1, Ordering::Relaxed);
+        method.running.fetch_add(1, Ordering::Relaxed);
         conn.handler_bytes.fetch_add(bytes, Ordering::Relaxed);
         Responder {
             conn: Arc::clone(conn),
@@ -363,16 +493,24 @@ impl ServeRole {
             is_cancellable,
             bytes,
             frame_bytes_max: self.limits.frame_bytes_max,
+            running: Arc::clone(&method.running),
         }
     }
 
     /// A message that may live long, without the memory around it.
     fn detached(&self, mut message: Message) -> Message {
-        // A quarter of the largest read buffer: what is kept from reuse is then at most four times what is counted.
-        if message.payload.len() < READ_BYTES_KEPT {
-            message.payload = Bytes::copy_from_slice(&message.payload);
-        }
+        message.payload = self.kept(message.payload);
         message
+    }
+
+    /// Bytes that may be kept for long: copied, unless that would save little. What is kept from reuse is at most four times what is counted.
+    #[inline]
+    fn kept(&self, bytes: Bytes) -> Bytes {
+        let length = bytes.len();
+        if length < READ_BYTES_KEPT || length < self.memory_bytes / 4 {
+            return Bytes::copy_from_slice(&bytes);
+        }
+        bytes
     }
 
     /// A request with a body, to its handler.
@@ -387,14 +525,20 @@ impl ServeRole {
         let Some(Some(method)) = self.methods.get(usize::from(number)) else {
             return;
         };
-        let Some(Handler::Streamed(handler)) = &method.handler else {
+        let lane = method.priority.lane();
+        let refuse = |role: &mut Self, code, text| {
             body.end(false);
-            self.scratch.clear();
-            let text = "no streamed handler of this service and method";
-            let rejection = Rejection::new(RejectionCode::NotFound, text);
-            self.reply_inline(id, Err(rejection), None);
-            return;
+            role.scratch.clear();
+            role.reply_inline((id, lane), Err(Rejection::new(code, text)), None);
         };
+        let Some(Handler::Streamed(handler)) = &method.handler else {
+            let text = "no streamed handler of this service and method";
+            return refuse(self, RejectionCode::NotFound, text);
+        };
+        if !method.may_start() {
+            let text = "as many requests of this method run as may";
+            return refuse(self, RejectionCode::Busy, text);
+        }
         let handler = Arc::clone(handler);
         let message = method.message(self.origin_of(sequence), (id, limit), payload);
         let responder = self.responder(method, true, &message, conn);
@@ -404,7 +548,10 @@ impl ServeRole {
     }
 
     /// What is no message and no request.
-    fn receive_other(&mut self, frame: Frame, conn: &Arc<Conn>) -> Result<(), FrameError> {
+    fn receive_other(&mut self, mut frame: Frame, conn: &Arc<Conn>) -> Result<(), FrameError> {
+        if frame.header.kind == Kind::StreamChunk {
+            frame.payload = self.kept(frame.payload);
+        }
         match self.server.receive(frame)? {
             Incoming::Defined(number, name) => self.define(number, name),
             Incoming::Opened {
@@ -421,12 +568,15 @@ impl ServeRole {
                 let text = "too many bodies are open on this connection";
                 let rejection = Rejection::new(RejectionCode::Busy, text);
                 self.scratch.clear();
-                self.reply_inline(id, Err(rejection), None);
+                // The method is not known here, and any lane will do: it is rare, and short.
+                self.reply_inline((id, Lane::Second), Err(rejection), None);
             }
             Incoming::Cancelled { id } => self.cancel(id, conn),
+            Incoming::Goodbye => self.has_said_goodbye = true,
             Incoming::Ping(id) => {
                 let pong = Header::new(Kind::Pong, 0, id);
-                self.replies.push(pong, &Payload::default(), self.checksum);
+                conn.channel.lanes.push_sign_of_life(pong);
+                self.queued = true;
             }
             // Messages have come another way, see `receive`.
             Incoming::Message { .. } | Incoming::Batch { .. } | Incoming::Handled => {}
@@ -452,27 +602,32 @@ impl Role for ServeRole {
     fn receive(&mut self, frame: FrameRef<'_>, conn: &Arc<Conn>) -> Result<(), FrameError> {
         if matches!(frame.header.kind, Kind::Request | Kind::OneWay) {
             let sequence = self.server.admit(&frame.header)?;
-            if self.is_behind_held(&frame.header) {
-                self.hold(frame, sequence);
-                return Ok(());
-            }
             self.dispatch(frame, sequence, conn);
-            if self.replies.is_full() {
-                self.queue_replies(conn);
-            }
-            return Ok(());
+        } else if frame.header.kind == Kind::Batch {
+            self.receive_batch(frame, conn)?;
+        } else {
+            self.receive_other(frame.to_frame(), conn)?;
         }
-        if frame.header.kind == Kind::Batch {
-            return self.receive_batch(frame, conn);
+        if self.is_full {
+            self.replies_full(conn);
         }
-        self.receive_other(frame.to_frame(), conn)
+        Ok(())
+    }
+
+    #[inline]
+    fn begin(&mut self, memory_bytes: usize) {
+        self.memory_bytes = memory_bytes;
+        self.must_stop = false;
+    }
+
+    #[inline]
+    fn must_stop(&self) -> bool {
+        self.must_stop
     }
 
     #[inline]
     fn batch_end(&mut self, conn: &Conn) -> bool {
-        if !self.replies.is_empty() {
-            self.queue_replies(conn);
-        }
+        self.queue_replies(conn);
         mem::take(&mut self.queued)
     }
 
@@ -483,11 +638,17 @@ impl Role for ServeRole {
         }
     }
 
+    fn is_done(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    fn has_said_goodbye(&self) -> bool {
+        self.has_said_goodbye
+    }
+
     #[inline]
     fn is_overloaded(&self, conn: &Conn) -> bool {
-        !self.held.is_empty()
-            || !self.has_handlers_left(conn)
-            || conn.backlog() >= self.limits.backlog_bytes_max
+        self.is_blocked || !self.has_handlers_left(conn) || self.has_backlog(conn)
     }
 
     #[inline]
@@ -505,6 +666,8 @@ struct Responder {
     is_cancellable: bool,
     bytes: usize,
     frame_bytes_max: usize,
+    /// Handlers of the method that run.
+    running: Arc<AtomicUsize>,
 }
 
 impl Responder {
@@ -564,11 +727,12 @@ impl Drop for Responder {
                 self.conn.notify(false);
             }
         }
+        self.running.fetch_sub(1, Ordering::SeqCst);
         self.conn.handlers.fetch_sub(1, Ordering::SeqCst);
         self.conn
             .handler_bytes
             .fetch_sub(self.bytes, Ordering::SeqCst);
-        self.conn.resume_reading();
+        self.conn.handler_ended();
     }
 }
 

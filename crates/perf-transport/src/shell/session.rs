@@ -4,7 +4,10 @@ use super::conn::{Conn, DIRECT_CALLS_MAX, bump};
 use crate::connect::{BoxRead, BoxWrite};
 use crate::event::CloseReason;
 use crate::proto::{Decoder, FrameError, FrameRef, ReadBuffer};
+use bytes::Bytes;
 use std::future::{Future, poll_fn};
+use std::io;
+use std::mem;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,8 +23,20 @@ pub(crate) trait Role {
     fn receive(&mut self, frame: FrameRef<'_>, conn: &Arc<Conn>) -> Result<(), FrameError>;
     /// All frames that arrived together are handled. `true` if something was queued.
     fn batch_end(&mut self, conn: &Conn) -> bool;
+    /// Frames of a batch follow, which lies in so many bytes of memory.
+    fn begin(&mut self, _memory_bytes: usize) {}
+    /// Whether the next frame of the batch must wait until there is less to do: looked at behind each frame.
+    fn must_stop(&self) -> bool {
+        false
+    }
     /// Goes on with what was put off.
     fn resume(&mut self, _conn: &Arc<Conn>) {}
+    /// Whether nothing is put off. The end of what the peer sends is not looked at before.
+    fn is_done(&self) -> bool {
+        true
+    }
+    /// Whether the peer has said that it will close.
+    fn has_said_goodbye(&self) -> bool;
     /// Whether reading must wait.
     fn is_overloaded(&self, conn: &Conn) -> bool;
     /// Others who may be about to queue something.
@@ -44,6 +59,12 @@ struct Session<R> {
     decoder: Decoder,
     role: R,
     yielded: bool,
+    /// What was received and not handled yet, from `at` on: not empty only while there was too much to do.
+    batch: Bytes,
+    at: usize,
+    memory_bytes: usize,
+    /// The peer sends nothing more.
+    has_ended: bool,
 }
 
 enum Step {
@@ -72,6 +93,10 @@ pub(crate) async fn run<R: Role>(
         decoder,
         role,
         yielded: false,
+        batch: Bytes::new(),
+        at: 0,
+        memory_bytes: 0,
+        has_ended: false,
     };
     let mut write = Some(write);
     // What arrived with the handshake, and what was queued before it.
@@ -130,14 +155,38 @@ impl<R: Role> Session<R> {
                 }
                 self.conn.paused.store(false, Ordering::SeqCst);
             }
+            if self.has_ended {
+                self.conn.paused.store(true, Ordering::SeqCst);
+                self.role.resume(&self.conn);
+                if self.role.is_done() {
+                    return Err(if self.role.has_said_goodbye() {
+                        CloseReason::PeerDrained
+                    } else {
+                        CloseReason::PeerClosed
+                    });
+                }
+                return Ok(());
+            }
+            if !self.batch.is_empty() {
+                self.handle(cx)?;
+                continue;
+            }
             let needed = self.decoder.needed(self.buffer.buffer());
             self.buffer.prepare(needed.map_err(CloseReason::Protocol)?);
             let buffer = self.buffer.buffer();
             let read = pin!(self.read.read_buf(buffer)).poll(cx);
             match read {
                 Poll::Pending => return Ok(()),
-                Poll::Ready(Ok(0)) => return Err(CloseReason::PeerClosed),
+                Poll::Ready(Ok(0)) => {
+                    self.has_ended = true;
+                    continue;
+                }
                 Poll::Ready(Ok(read)) => bump(&self.conn.bytes_received, read as u64),
+                // What rustls says of a peer that went without a word.
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    self.has_ended = true;
+                    continue;
+                }
                 Poll::Ready(Err(error)) => return Err(CloseReason::Io(error.to_string())),
             }
             let is_full = buffer.len() == buffer.capacity();
@@ -151,15 +200,23 @@ impl<R: Role> Session<R> {
         Ok(())
     }
 
-    /// Hands over all whole frames, then writes the answers.
+    /// Hands over all whole frames, unless there is too much to do before, then writes the answers.
     fn handle(&mut self, cx: &Context<'_>) -> Result<(), CloseReason> {
         let mut frames = 0;
         let mut result = Ok(());
-        let buffer = self.buffer.buffer();
-        let whole = self.decoder.whole_bytes(buffer);
-        if whole > 0 {
-            let batch = buffer.split_to(whole).freeze();
-            let mut at = 0;
+        if self.batch.is_empty() {
+            let buffer = self.buffer.buffer();
+            let whole = self.decoder.whole_bytes(buffer);
+            if whole > 0 {
+                self.memory_bytes = buffer.capacity();
+                self.batch = buffer.split_to(whole).freeze();
+                self.at = 0;
+            }
+        }
+        if !self.batch.is_empty() {
+            let batch = mem::take(&mut self.batch);
+            let mut at = self.at;
+            self.role.begin(self.memory_bytes);
             while let Some(frame) = self
                 .decoder
                 .view(&batch, &mut at)
@@ -168,6 +225,13 @@ impl<R: Role> Session<R> {
                 frames += 1;
                 result = self.role.receive(frame, &self.conn);
                 if result.is_err() {
+                    break;
+                }
+                if self.role.must_stop() {
+                    if at < batch.len() {
+                        self.batch = batch;
+                        self.at = at;
+                    }
                     break;
                 }
             }

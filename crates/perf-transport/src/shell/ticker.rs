@@ -3,9 +3,8 @@
 use super::conn::Conn;
 use super::link::{Link, Peer};
 use crate::config::millis;
-use crate::event::CloseReason;
-use crate::payload::Payload;
-use crate::proto::{DialState, Header, Kind, Lane, Liveness, Progress, Verdict};
+use crate::event::{CloseReason, PeerEvent};
+use crate::proto::{DialState, Header, Kind, Liveness, Progress, Verdict};
 use crate::transport::Inner;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,6 +19,9 @@ struct Watch {
     /// Which connect this is about.
     connects: u64,
     seen: bool,
+    /// How often the peer has said that it is busy, and when it last did; 0 if it was not for a while.
+    busy: u64,
+    busy_ms: u64,
 }
 
 /// Ticks until the transport shuts down.
@@ -35,6 +37,8 @@ pub(crate) async fn run(inner: Arc<Inner>) {
         inbound: HashMap::new(),
         peers: Vec::new(),
         conns: Vec::new(),
+        #[cfg(feature = "tls")]
+        expiry_ms: 0,
     };
     loop {
         tokio::select! {
@@ -55,10 +59,18 @@ struct Ticker {
     /// Used again at every tick.
     peers: Vec<Arc<Peer>>,
     conns: Vec<(u64, Arc<Conn>)>,
+    /// When to look for certificates that have expired.
+    #[cfg(feature = "tls")]
+    expiry_ms: u64,
 }
 
 impl Ticker {
     fn tick(&mut self, now_ms: u64) {
+        #[cfg(feature = "tls")]
+        if self.inner.config.expiry_ends_connections && now_ms >= self.expiry_ms {
+            self.expiry_ms = now_ms + 1000;
+            self.inner.end_expired();
+        }
         for watch in self.links.values_mut().chain(self.inbound.values_mut()) {
             watch.seen = false;
         }
@@ -106,6 +118,12 @@ impl Ticker {
         let key = (peer.id, link.class as usize == 0);
         let watch = watch(&mut self.links, key, connects, now_ms, &self.inner);
         look(watch, conn, now_ms);
+        if is_newly_busy(watch, conn, now_ms, &self.inner) {
+            let (peer, class) = (peer.id, link.class);
+            self.inner
+                .events
+                .report(PeerEvent::PeerBusy { peer, class });
+        }
         self.inner.counts.transferred(conn);
         let is_quiet = link.is_quiet();
         if state == DialState::Draining && is_quiet {
@@ -135,6 +153,8 @@ fn watch<'a, K: std::hash::Hash + Eq>(
         messages_ms: now_ms,
         connects,
         seen: true,
+        busy: 0,
+        busy_ms: 0,
     };
     let watch = watches.entry(key).or_insert_with(new);
     if watch.connects != connects {
@@ -142,6 +162,22 @@ fn watch<'a, K: std::hash::Hash + Eq>(
     }
     watch.seen = true;
     watch
+}
+
+/// Whether the peer has begun to say that it is busy.
+fn is_newly_busy(watch: &mut Watch, conn: &Conn, now_ms: u64, inner: &Inner) -> bool {
+    let busy = conn.peer_busy.load(Ordering::Relaxed);
+    let was_busy = watch.busy_ms > 0;
+    if busy != watch.busy {
+        watch.busy = busy;
+        watch.busy_ms = now_ms;
+        return !was_busy && busy > 0;
+    }
+    // It says so once per interval.
+    if now_ms - watch.busy_ms > 3 * millis(inner.config.heartbeat_interval) {
+        watch.busy_ms = 0;
+    }
+    false
 }
 
 /// Pings a connection, or cuts it.
@@ -163,9 +199,7 @@ fn look(watch: &mut Watch, conn: &Conn, now_ms: u64) {
     }
 }
 
-/// At most one frame per interval, so the system lane, which takes everything, may have it.
 fn say(conn: &Conn, header: Header) {
-    let lanes = &conn.channel.lanes;
-    let _ = lanes.push(Lane::System, header, &Payload::default(), None);
+    conn.channel.lanes.push_sign_of_life(header);
     conn.notify(true);
 }

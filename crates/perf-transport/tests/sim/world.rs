@@ -31,6 +31,7 @@ const TICK_MS_MAX: u64 = 25;
 const LIMITS: LivenessLimits = LivenessLimits {
     interval_ms: 50,
     timeout_ms: 200,
+    busy_timeout_ms: 500,
 };
 /// Steps in which things break, and steps in which everything must come right again.
 const STORM_STEPS: u32 = 1500;
@@ -51,6 +52,8 @@ pub(crate) struct Summary {
     pub(crate) messages: u64,
     pub(crate) batched: u64,
     pub(crate) bodies: u64,
+    /// Times in which the server only asked and read nothing.
+    pub(crate) deaf: u64,
 }
 
 /// A waker that only remembers.
@@ -255,6 +258,10 @@ struct World {
     ending_until: Option<u64>,
     /// When callers go on that were interrupted.
     hesitant: Vec<u64>,
+    /// Until then the server reads nothing, asks whether the client lives, and says that it is busy.
+    deaf_until_ms: u64,
+    /// How much the client had written when that last grew, and when that was.
+    stuck: (u64, u64),
     waiting: Vec<Waiting>,
     sending: Vec<Sending>,
     numbers: u64,
@@ -277,6 +284,7 @@ pub(crate) fn run(seed: u64) -> Result<Summary, String> {
     world.is_calm = true;
     world.is_cut = [false, false];
     world.cut_since = None;
+    world.deaf_until_ms = 0;
     for _ in 0..CALM_STEPS {
         world.step()?;
     }
@@ -353,6 +361,8 @@ impl World {
             quiet_until_ms: 0,
             ending_until: None,
             hesitant: Vec::new(),
+            deaf_until_ms: 0,
+            stuck: (0, 1),
             waiting: Vec::new(),
             sending: Vec::new(),
             numbers: 0,
@@ -388,6 +398,9 @@ impl World {
                 _ => self.handlers()?,
             }
         }
+        if self.now_ms < self.deaf_until_ms {
+            self.ask();
+        }
         self.late_calls()?;
         self.ended();
         self.dial()?;
@@ -397,7 +410,7 @@ impl World {
         self.nobody_is_forgotten()?;
         let (bytes, frames) = self.channel.lanes.queued();
         // Two budgets, and what the connection itself has to say.
-        if bytes > 2 * BYTES_MAX + 4096 || frames > 2 * FRAMES_MAX + 64 {
+        if bytes > 2 * BYTES_MAX + 4096 || frames > 2 * FRAMES_MAX + 128 {
             return Err(format!("{frames} frames, {bytes} bytes are queued"));
         }
         Ok(())
@@ -643,7 +656,11 @@ impl World {
     }
 
     fn break_something(&mut self) {
-        match self.random.below(6) {
+        match self.random.below(7) {
+            6 => {
+                self.deaf_until_ms = self.now_ms + 2 * LIMITS.busy_timeout_ms;
+                self.summary.deaf += 1;
+            }
             // One direction or both, for a while: half-open and black-holed connections.
             0 => self.is_cut[0] = true,
             1 => self.is_cut[1] = true,
@@ -663,6 +680,40 @@ impl World {
             (false, _) => self.cut_since = None,
             _ => {}
         }
+    }
+
+    /// What a server does that wants to harm its client.
+    fn ask(&mut self) {
+        let Some(accepted) = &self.accepted else {
+            return;
+        };
+        let lanes = &accepted.channel.lanes;
+        for number in 0..40 {
+            let kind = if number == 0 { Kind::Busy } else { Kind::Ping };
+            if lanes.queued().1 < 200 {
+                let header = Header::new(kind, 0, self.now_ms);
+                let _ = lanes.push(Lane::System, header, &Payload::default(), None);
+            }
+        }
+        Self::notify_server(&accepted.channel);
+    }
+
+    /// A peer that takes nothing is given up, whatever it says.
+    fn nobody_is_stuck(&mut self) -> Result<(), String> {
+        let writer = self
+            .dialled
+            .as_ref()
+            .map(|dialled| &dialled.writer.transmit);
+        let written = writer.filter(|transmit| !transmit.is_empty());
+        let written = written.map(|transmit| transmit.written());
+        if written != Some(self.stuck.0) {
+            self.stuck = (written.unwrap_or(u64::MAX), self.now_ms);
+        }
+        let stuck_ms = self.now_ms - self.stuck.1;
+        if stuck_ms > LIMITS.busy_timeout_ms + 200 {
+            return Err(format!("nothing was written for {stuck_ms} ms"));
+        }
+        Ok(())
     }
 
     /// Closes the connection if nobody uses it. It takes a while, and who comes meanwhile waits for the next one.
@@ -904,6 +955,9 @@ impl World {
         if !is_same {
             return Ok(());
         }
+        if self.now_ms < self.deaf_until_ms {
+            return Ok(());
+        }
         let read = self.to_server.read(self.now_ms, most);
         accepted.reader.bytes += read.len() as u64;
         accepted.reader.input.extend_from_slice(&read);
@@ -987,7 +1041,7 @@ impl World {
                     let _ = lanes.push(Lane::System, pong, &Payload::default(), None);
                     Self::notify_server(&accepted.channel);
                 }
-                Incoming::Defined(..) | Incoming::Handled => {}
+                Incoming::Defined(..) | Incoming::Goodbye | Incoming::Handled => {}
             }
         }
         if accepted.server.buffered() > 2 * u64::from(WINDOW_BYTES) {
@@ -1224,9 +1278,11 @@ impl World {
             }
             Verdict::Silent | Verdict::Stalled => self.client_gone(),
         }
+        self.nobody_is_stuck()?;
         // A black-holed peer is found within two timeouts; ticks come at least every `TICK_MS_MAX`.
         if let (Some(since), Some(_)) = (self.cut_since, &self.dialled) {
-            let silent_ms = now_ms - since;
+            // As long as the server asks, only one of its directions is cut, and the client hears it.
+            let silent_ms = now_ms.saturating_sub(since.max(self.deaf_until_ms));
             if silent_ms > 2 * LIMITS.timeout_ms + 100 {
                 return Err(format!(
                     "a cut connection is still trusted after {silent_ms} ms"

@@ -4,6 +4,7 @@
 //! touching the disk again, and `EngineLog` reports it before anything is acknowledged.
 
 use super::LogError;
+use super::purged::Purged;
 use parking_lot::Mutex;
 use raft_engine::env::{FileSystem, Handle, Permission, WriteExt};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -35,11 +36,25 @@ impl Poison {
 pub(super) struct CheckedFileSystem<F> {
     inner: Arc<F>,
     poison: Arc<Poison>,
+    purged: Purged,
 }
 
 impl<F> CheckedFileSystem<F> {
-    pub(super) fn new(inner: Arc<F>, poison: Arc<Poison>) -> Self {
-        Self { inner, poison }
+    pub(super) fn new(inner: Arc<F>, poison: Arc<Poison>, purged: Purged) -> Self {
+        Self {
+            inner,
+            poison,
+            purged,
+        }
+    }
+
+    /// A file of the log goes, or gets another name.
+    fn note_purged(&self, path: &Path) -> io::Result<()> {
+        self.poison.check_io()?;
+        self.purged.note(path).map_err(|error| {
+            self.poison.set(error.clone());
+            io::Error::other(error)
+        })
     }
 }
 
@@ -81,17 +96,17 @@ impl<F: FileSystem> FileSystem for CheckedFileSystem<F> {
     }
 
     fn delete<P: AsRef<Path>>(&self, path: P) -> io::Result<()> {
-        self.poison.check_io()?;
+        self.note_purged(path.as_ref())?;
         self.inner.delete(path)
     }
 
     fn rename<P: AsRef<Path>>(&self, from: P, to: P) -> io::Result<()> {
-        self.poison.check_io()?;
+        self.note_purged(from.as_ref())?;
         self.inner.rename(from, to)
     }
 
     fn reuse<P: AsRef<Path>>(&self, from: P, to: P) -> io::Result<()> {
-        self.poison.check_io()?;
+        self.note_purged(from.as_ref())?;
         self.inner.reuse(from, to)
     }
 

@@ -1,16 +1,19 @@
 //! The log on disk, by raft-engine.
 
 mod fs;
+mod purged;
 mod scan;
 mod written;
 
 use super::{LogError, LogJob, LogState, LogStore, StoredSnapshot};
 use crate::GroupId;
 use crate::codec::{convert, wire};
+use crate::members::{Identity, Members};
 use fs::{CheckedFileSystem, Poison};
+use purged::Purged;
 use written::{Written, WrittenEntries};
 
-use raft::eraftpb::{Entry, HardState};
+use raft::eraftpb::{Entry, HardState, SnapshotMetadata};
 use raft_engine::env::{DefaultFileSystem, FileSystem};
 use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 use std::collections::BTreeMap;
@@ -23,6 +26,7 @@ use std::sync::Arc;
 const KEY_HARD_STATE: &[u8] = b"hard_state";
 const KEY_COMPACTED: &[u8] = b"compacted";
 const KEY_SNAPSHOT: &[u8] = b"snapshot";
+const KEY_IDENTITY: &[u8] = b"identity";
 
 /// Compactions between two looks for files that are not needed any more.
 const COMPACTIONS_PER_PURGE: u32 = 4;
@@ -65,6 +69,7 @@ impl MessageExt for RaftEntry {
 struct Kept {
     hard_state: HardState,
     snapshot_file: Option<PathBuf>,
+    identity: Option<Identity>,
 }
 
 /// A log on disk, kept by [raft-engine](https://docs.rs/raft-engine) in a folder of its own. Snapshots are files beside it.
@@ -88,6 +93,10 @@ pub struct EngineLog<F: FileSystem = DefaultFileSystem> {
     /// Used again for each job.
     written: Vec<Written>,
     compactions: u32,
+    /// The highest number of a snapshot's file, of any group.
+    snapshots_saved: u64,
+    /// Numbers of files that were saved, in order, until a record names them.
+    saved: Vec<(GroupId, u64)>,
 }
 
 impl<F: FileSystem> std::fmt::Debug for EngineLog<F> {
@@ -130,21 +139,15 @@ impl<F: FileSystem> EngineLog<F> {
         file_system: Arc<F>,
     ) -> Result<Self, LogError> {
         let folder = folder.as_ref().to_owned();
-        std::fs::create_dir_all(&folder)
-            .map_err(|error| io_error(&folder, "making the folder", &error))?;
-        scan::check_folder(&folder)?;
+        make_folder(&folder)?;
+        let purged = Purged::new(folder.clone(), scan::check_folder(&folder)?);
         let poison = Arc::new(Poison::default());
-        let file_system = Arc::new(CheckedFileSystem::new(file_system, Arc::clone(&poison)));
+        let checked = CheckedFileSystem::new(file_system, Arc::clone(&poison), purged);
+        let file_system = Arc::new(checked);
         let opened = Engine::open_with_file_system(config(&folder, options)?, file_system);
         let engine = opened.map_err(|error| engine_error(&folder, "opening the log", &error))?;
         poison.check()?;
         sync_folder(&folder)?;
-        if let Some(parent) = folder
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty())
-        {
-            sync_folder(parent)?;
-        }
         Ok(Self {
             engine,
             folder,
@@ -152,7 +155,10 @@ impl<F: FileSystem> EngineLog<F> {
             kept: BTreeMap::new(),
             batch: LogBatch::default(),
             written: Vec::new(),
-            compactions: 0,
+            // A node that is restarted often shall purge all the same.
+            compactions: COMPACTIONS_PER_PURGE - 1,
+            snapshots_saved: 0,
+            saved: Vec::new(),
         })
     }
 
@@ -183,19 +189,30 @@ impl<F: FileSystem> EngineLog<F> {
         put.map_err(|error| engine_error(&self.folder, "adding to a batch", &error))
     }
 
-    fn snapshot_path(&self, group: GroupId, index: u64, term: u64) -> PathBuf {
+    /// Each save has a number of its own, since two snapshots at the same index may differ in their bytes, and the file that the durable
+    /// record names must stay until another record does. Number 0 is that of files of earlier versions.
+    fn snapshot_path(&self, group: GroupId, metadata: &SnapshotMetadata, number: u64) -> PathBuf {
+        let (index, term) = (metadata.index, metadata.term);
+        let number = match number {
+            0 => String::new(),
+            number => format!("-{number:016x}"),
+        };
         self.folder.join(format!(
-            "{:016x}-{term:016x}-{index:016x}.snapshot",
+            "{:016x}-{term:016x}-{index:016x}{number}.snapshot",
             group.0
         ))
     }
 
-    fn load_snapshot(&self, group: GroupId) -> Result<Option<(StoredSnapshot, PathBuf)>, LogError> {
+    fn load_snapshot(
+        &mut self,
+        group: GroupId,
+    ) -> Result<Option<(StoredSnapshot, PathBuf)>, LogError> {
         let Some(record) = self.get::<SnapshotRecord>(group, KEY_SNAPSHOT)? else {
             return Ok(None);
         };
         let metadata = convert::snapshot_metadata(record.metadata.unwrap_or_default());
-        let path = self.snapshot_path(group, metadata.index, metadata.term);
+        let path = self.snapshot_path(group, &metadata, record.number);
+        self.snapshots_saved = self.snapshots_saved.max(record.number);
         let data = std::fs::read(&path)
             .map_err(|error| io_error(&path, "reading the snapshot", &error))?;
         let (bytes, crc) = (data.len() as u64, crc32fast::hash(&data));
@@ -209,8 +226,12 @@ impl<F: FileSystem> EngineLog<F> {
                 ),
             });
         }
-        let data = data.into();
-        Ok(Some((StoredSnapshot { metadata, data }, path)))
+        let snapshot = StoredSnapshot {
+            metadata,
+            data: data.into(),
+            members: record.members.unwrap_or_default(),
+        };
+        Ok(Some((snapshot, path)))
     }
 
     /// Removes what a crash left behind: snapshots that no record refers to.
@@ -278,16 +299,30 @@ impl<F: FileSystem> EngineLog<F> {
                 // All keys go with the entries, and those that stay are written again.
                 self.batch.add_command(group.0, Command::Clean);
                 compacted = Some((metadata.index, metadata.term));
-                let hard_state = self.kept.entry(group).or_default().hard_state.clone();
-                self.put(group, KEY_HARD_STATE, &wire_hard_state(&hard_state))?;
+                let kept = self.kept.entry(group).or_default().clone();
+                self.put(group, KEY_HARD_STATE, &wire_hard_state(&kept.hard_state))?;
+                if let Some(identity) = &kept.identity {
+                    self.put(group, KEY_IDENTITY, identity)?;
+                }
             }
+            let saved = self.saved.iter().position(|(of, _)| *of == group);
+            let Some((_, number)) = saved.map(|place| self.saved.remove(place)) else {
+                return Err(LogError::Unsupported {
+                    reason: format!(
+                        "the snapshot at {} was not saved: call `save_snapshot` before `write`",
+                        metadata.index
+                    ),
+                });
+            };
             let record = SnapshotRecord {
                 metadata: Some(convert::wire_snapshot_metadata(metadata)),
                 bytes: snapshot.data.len() as u64,
                 crc: crc32fast::hash(&snapshot.data),
+                number,
+                members: Some(snapshot.members.clone()),
             };
             self.put(group, KEY_SNAPSHOT, &record)?;
-            let path = self.snapshot_path(group, metadata.index, metadata.term);
+            let path = self.snapshot_path(group, metadata, number);
             let before = self
                 .kept
                 .entry(group)
@@ -310,6 +345,10 @@ impl<F: FileSystem> EngineLog<F> {
             .add_entries::<WrittenEntries>(group.0, &self.written);
         self.written.clear();
         added.map_err(|error| engine_error(&self.folder, "adding to a batch", &error))?;
+        if let Some(identity) = &job.identity {
+            self.kept.entry(group).or_default().identity = Some(*identity);
+            self.put(group, KEY_IDENTITY, identity)?;
+        }
         if let Some(hard_state) = &job.hard_state {
             self.kept.entry(group).or_default().hard_state = hard_state.clone();
             self.put(group, KEY_HARD_STATE, &wire_hard_state(hard_state))?;
@@ -341,7 +380,9 @@ impl<F: FileSystem + 'static> LogStore for EngineLog<F> {
         }
         let path = snapshot.as_ref().map(|(_, path)| path.clone());
         self.remove_strays(group, path.as_deref())?;
-        if hard_state.is_none() && snapshot.is_none() && entries.is_empty() {
+        let identity = self.get::<Identity>(group, KEY_IDENTITY)?;
+        let is_empty = hard_state.is_none() && snapshot.is_none() && entries.is_empty();
+        if is_empty && identity.is_none() {
             return Ok(None);
         }
         let hard_state = hard_state.unwrap_or_default();
@@ -355,27 +396,36 @@ impl<F: FileSystem + 'static> LogStore for EngineLog<F> {
             snapshot: snapshot.map(|(snapshot, _)| snapshot),
             compacted: (compacted.index, compacted.term),
             entries,
+            identity,
         };
         self.kept.insert(
             group,
             Kept {
                 hard_state: state.hard_state.clone(),
                 snapshot_file: path,
+                identity,
             },
         );
         Ok(Some(state))
     }
 
+    fn groups(&mut self) -> Result<Vec<GroupId>, LogError> {
+        Ok(self.engine.raft_groups().into_iter().map(GroupId).collect())
+    }
+
     fn save_snapshot(&mut self, group: GroupId, snapshot: &StoredSnapshot) -> Result<(), LogError> {
-        let metadata = &snapshot.metadata;
-        let path = self.snapshot_path(group, metadata.index, metadata.term);
+        let number = self.snapshots_saved + 1;
+        let path = self.snapshot_path(group, &snapshot.metadata, number);
         let part = path.with_extension("tmp");
         let mut file = File::create(&part).map_err(|error| io_error(&part, "making", &error))?;
         file.write_all(&snapshot.data)
             .map_err(|error| io_error(&part, "writing", &error))?;
         file.sync_all().map_err(|error| sync_error(&part, &error))?;
         std::fs::rename(&part, &path).map_err(|error| io_error(&path, "renaming", &error))?;
-        sync_folder(&self.folder)
+        sync_folder(&self.folder)?;
+        self.snapshots_saved = number;
+        self.saved.push((group, number));
+        Ok(())
     }
 
     fn write(&mut self, jobs: &[LogJob], sync: bool) -> Result<(), LogError> {
@@ -406,6 +456,11 @@ struct SnapshotRecord {
     bytes: u64,
     #[prost(fixed32, tag = "3")]
     crc: u32,
+    /// Of the save: a part of the file's name.
+    #[prost(uint64, tag = "4")]
+    number: u64,
+    #[prost(message, optional, tag = "5")]
+    members: Option<Members>,
 }
 
 fn wire_hard_state(state: &HardState) -> wire::HardState {
@@ -431,6 +486,18 @@ fn config(folder: &Path, options: &EngineLogOptions) -> Result<Config, LogError>
         purge_threshold: ReadableSize(options.purge_bytes.max(options.file_bytes)),
         ..Config::default()
     })
+}
+
+/// Makes a folder with its parents. Each is durable in the one it was made in.
+fn make_folder(folder: &Path) -> Result<(), LogError> {
+    let failed = |error| io_error(folder, "making the folder", &error);
+    let absolute = std::path::absolute(folder).map_err(failed)?;
+    let parents = absolute.ancestors().skip(1);
+    let mut made_in: Vec<&Path> = parents.take_while(|parent| !parent.exists()).collect();
+    // The deepest that was there. Synced too if nothing had to be made: the folder itself may be new, and of a start that was cut short.
+    made_in.extend(absolute.ancestors().nth(made_in.len() + 1));
+    std::fs::create_dir_all(&absolute).map_err(failed)?;
+    made_in.into_iter().try_for_each(sync_folder)
 }
 
 fn sync_folder(folder: &Path) -> Result<(), LogError> {

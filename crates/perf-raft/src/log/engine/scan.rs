@@ -8,6 +8,7 @@
 //! version 2, an alignment. A record is `len << 8 | compression` and the offset of its footer, both u64 big-endian; entries with
 //! a CRC-32; a footer whose CRC-32 is xored with the file's number from version 2 on.
 
+use super::purged::{self, Mark};
 use super::{LogError, io_error};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,46 +16,62 @@ use std::path::{Path, PathBuf};
 const MAGIC: &[u8] = b"RAFT-LOG-FILE-HEADER-9986AB3E47F320B394C8E84916EB0ED5";
 const RECORD_HEADER_BYTES: usize = 16;
 const CRC_BYTES: usize = 4;
-/// Digits of a file's number.
-const NUMBER_DIGITS: usize = 16;
-
-/// Refuses a folder with damage that raft-engine would cut off or skip.
-pub(super) fn check_folder(folder: &Path) -> Result<(), LogError> {
-    for suffix in [".raftlog", ".rewrite"] {
-        let files = numbered_files(folder, suffix)?;
-        for pair in files.windows(2) {
-            if pair[0].0 + 1 != pair[1].0 {
+/// Refuses a folder with damage that raft-engine would cut off or skip, and removes files that a purge left behind. Returns the
+/// mark from which on files count.
+pub(super) fn check_folder(folder: &Path) -> Result<Mark, LogError> {
+    let marked = purged::read(folder)?;
+    let mut mark = marked.unwrap_or([0; 2]);
+    for (queue, first) in mark.iter_mut().enumerate() {
+        let files = numbered_files(folder, queue)?;
+        if marked.is_none() {
+            // Of an older version, without a mark: as raft-engine does, nothing before the last gap counts. If something that is
+            // needed was there, the log is found to be incomplete when it is read.
+            let gap = files
+                .windows(2)
+                .rposition(|pair| pair[0].0 + 1 != pair[1].0);
+            *first = files
+                .get(gap.map_or(0, |place| place + 1))
+                .map_or(1, |file| file.0);
+        }
+        let (purged, live): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| file.0 < *first);
+        for (due, (number, path)) in (*first..).zip(&live) {
+            if due != *number {
                 return Err(LogError::Corrupted {
-                    file: pair[1].1.clone(),
+                    file: path.clone(),
                     offset: 0,
-                    reason: format!(
-                        "the files between number {} and {} are missing",
-                        pair[0].0, pair[1].0
-                    ),
+                    reason: format!("the files from number {due} to {} are missing", number - 1),
                 });
             }
         }
-        let last = files.last().map(|file| file.0);
-        for (number, path) in files {
+        if live.is_empty() && *first > 1 {
+            return Err(LogError::Corrupted {
+                file: folder.to_owned(),
+                offset: 0,
+                reason: format!("the files from number {first} on are missing"),
+            });
+        }
+        let last = live.last().map(|file| file.0);
+        for (number, path) in live {
             check_file(&path, number, Some(number) == last)?;
         }
+        for (_, path) in purged {
+            fs::remove_file(&path).map_err(|error| io_error(&path, "removing", &error))?;
+        }
     }
-    Ok(())
+    if marked != Some(mark) {
+        purged::write(folder, mark)?;
+    }
+    Ok(mark)
 }
 
-fn numbered_files(folder: &Path, suffix: &str) -> Result<Vec<(u64, PathBuf)>, LogError> {
+fn numbered_files(folder: &Path, queue: usize) -> Result<Vec<(u64, PathBuf)>, LogError> {
     let failed = |error| io_error(folder, "listing", &error);
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        let name = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .unwrap_or_default();
-        let number = name
-            .strip_suffix(suffix)
-            .filter(|digits| digits.len() == NUMBER_DIGITS);
-        if let Some(number) = number.and_then(|digits| digits.parse().ok()) {
+        if let Some((of, number)) = purged::parse(&path)
+            && of == queue
+        {
             files.push((number, path));
         }
     }

@@ -1,0 +1,342 @@
+//! What is exposed, whatever the format: families of series that are distinct on the wire.
+
+use super::names::{self, FamilyName};
+use crate::descriptor::{Descriptor, InstrumentKind, Scope};
+use crate::histogram::{ExponentialBuckets, HistogramSnapshot};
+use crate::number::Value;
+use crate::snapshot::{InstrumentSnapshot, MetricsSnapshot, Point};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::time::SystemTime;
+
+/// The most classic buckets that are written of an exponential histogram.
+pub(super) const CLASSIC_BUCKETS_MAX: usize = 160;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+    /// A gauge of ones whose labels are the information.
+    Info,
+}
+
+#[derive(Debug)]
+pub(super) struct Family {
+    pub(super) name: String,
+    pub(super) unit: String,
+    pub(super) help: String,
+    pub(super) kind: Kind,
+    pub(super) series: Vec<Series>,
+    /// Labels to their place in `series`.
+    places: HashMap<Labels, usize>,
+}
+
+pub(super) type Labels = Vec<(String, String)>;
+
+#[derive(Debug)]
+pub(super) struct Series {
+    pub(super) labels: Labels,
+    pub(super) sample: Sample,
+    pub(super) start: Option<SystemTime>,
+}
+
+#[derive(Debug)]
+pub(super) enum Sample {
+    Number(Value),
+    Histogram(Distribution),
+}
+
+/// A histogram in the terms of the formats.
+#[derive(Debug)]
+pub(super) struct Distribution {
+    pub(super) count: u64,
+    pub(super) sum: Value,
+    /// Upper bounds, without infinity, and how many values each bucket alone has.
+    pub(super) classic: Vec<(f64, u64)>,
+    pub(super) native: Option<Native>,
+}
+
+/// An exponential histogram.
+#[derive(Debug)]
+pub(super) struct Native {
+    pub(super) scale: i32,
+    pub(super) zero_threshold: f64,
+    pub(super) zero_count: u64,
+    pub(super) positive: ExponentialBuckets,
+    pub(super) negative: ExponentialBuckets,
+}
+
+/// Something that was recorded and is not exposed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// The instrument.
+    pub instrument: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// Sorts a snapshot into families. Of two that would be the same on the wire the second joins the first where that says what was
+/// recorded; otherwise it is left out, and said to be.
+pub(super) fn families(snapshot: &MetricsSnapshot) -> (Vec<Family>, Vec<LeftOut>) {
+    let mut families: Vec<Family> = Vec::new();
+    let mut left_out = Vec::new();
+    // Every name that a sample can have, and whose it is.
+    let mut claimed: HashMap<String, usize> = HashMap::new();
+    if !snapshot.resource().is_empty() {
+        let mut family = Family::new(
+            "target_info".to_owned(),
+            String::new(),
+            "Target metadata",
+            Kind::Info,
+        );
+        let labels = names::labels(snapshot.resource(), "", &[]);
+        family.add(labels, Sample::Number(Value::U64(1)), None);
+        claim(&mut claimed, &family, 0);
+        families.push(family);
+    }
+    for metric in snapshot.metrics() {
+        if !metric.series().iter().any(|series| series.is_exposed()) {
+            continue;
+        }
+        let descriptor = metric.descriptor();
+        let mut leave = |reason: String| {
+            left_out.push(LeftOut {
+                instrument: descriptor.name().to_owned(),
+                reason,
+            });
+        };
+        let FamilyName { name, unit } = names::family(descriptor);
+        let kind = match descriptor.kind() {
+            InstrumentKind::Counter => Kind::Counter,
+            InstrumentKind::UpDownCounter | InstrumentKind::Gauge => Kind::Gauge,
+            InstrumentKind::Histogram => Kind::Histogram,
+        };
+        let family = Family::new(name, unit, descriptor.description(), kind);
+        let owners: Vec<usize> = sample_names(&family)
+            .filter_map(|name| claimed.get(&name).copied())
+            .collect();
+        let place = match owners.first() {
+            None => {
+                claim(&mut claimed, &family, families.len());
+                families.push(family);
+                families.len() - 1
+            }
+            Some(owner) => {
+                let first = &families[*owner];
+                let is_same = first.kind == kind && first.name == family.name;
+                if !is_same || owners.iter().any(|other| other != owner) {
+                    leave(format!(
+                        "its samples would have the names of those of `{}`, which is of another type",
+                        first.name
+                    ));
+                    continue;
+                }
+                *owner
+            }
+        };
+        let conflicts = add_all(&mut families[place], metric, descriptor);
+        if conflicts > 0 {
+            leave(format!(
+                "{conflicts} of its series are on the wire the same as others, and cannot be added to them"
+            ));
+        }
+    }
+    if !left_out.is_empty() {
+        let mut family = Family::new(
+            "perf_metrics_left_out".to_owned(),
+            String::new(),
+            "Instruments that cannot be exposed beside others",
+            Kind::Gauge,
+        );
+        if !sample_names(&family).any(|name| claimed.contains_key(&name)) {
+            for LeftOut { instrument, reason } in &left_out {
+                let labels = vec![
+                    ("instrument".to_owned(), instrument.clone()),
+                    ("reason".to_owned(), reason.clone()),
+                ];
+                family.add(labels, Sample::Number(Value::U64(1)), None);
+            }
+            families.push(family);
+        }
+    }
+    (families, left_out)
+}
+
+/// How many series could not be added.
+fn add_all(family: &mut Family, metric: &InstrumentSnapshot, descriptor: &Descriptor) -> usize {
+    let own: &[&str] = match family.kind {
+        Kind::Histogram => &[
+            "le",
+            "otel_scope_name",
+            "otel_scope_version",
+            "otel_scope_schema_url",
+        ],
+        _ => &[
+            "otel_scope_name",
+            "otel_scope_version",
+            "otel_scope_schema_url",
+        ],
+    };
+    let scope = descriptor.scope().map(scope_labels).unwrap_or_default();
+    let mut conflicts = 0;
+    for series in metric.series().iter().filter(|series| series.is_exposed()) {
+        let mut labels = names::labels(series.attributes(), "", own);
+        for (key, value) in &scope {
+            if !labels.iter().any(|(other, _)| other == key) {
+                labels.push((key.clone(), value.clone()));
+            }
+        }
+        labels.sort();
+        let sample = match series.point() {
+            Point::Number(value) => Sample::Number(*value),
+            Point::Histogram(histogram) => Sample::Histogram(Distribution::new(histogram)),
+            Point::Nothing => continue,
+        };
+        let is_gauge = descriptor.kind() == InstrumentKind::Gauge;
+        conflicts += usize::from(!family.merge(labels, sample, series.start(), is_gauge));
+    }
+    conflicts
+}
+
+fn scope_labels(scope: &Scope) -> Labels {
+    let mut labels = names::labels(scope.attributes(), "otel_scope_", &[]);
+    for (key, value) in [
+        ("otel_scope_name", scope.name()),
+        ("otel_scope_version", scope.version()),
+        ("otel_scope_schema_url", scope.schema_url()),
+    ] {
+        if !value.is_empty() {
+            labels.retain(|(other, _)| other != key);
+            labels.push((key.to_owned(), value.to_owned()));
+        }
+    }
+    labels
+}
+
+fn sample_names(family: &Family) -> impl Iterator<Item = String> + '_ {
+    let suffixes: &[&str] = match family.kind {
+        Kind::Counter => &["", "_total", "_created"],
+        Kind::Gauge => &[""],
+        Kind::Histogram => &["", "_bucket", "_sum", "_count", "_created"],
+        Kind::Info => &["", "_info"],
+    };
+    suffixes
+        .iter()
+        .map(|suffix| format!("{}{suffix}", family.name))
+}
+
+fn claim(claimed: &mut HashMap<String, usize>, family: &Family, place: usize) {
+    for name in sample_names(family) {
+        claimed.insert(name, place);
+    }
+}
+
+impl Family {
+    fn new(name: String, unit: String, help: &str, kind: Kind) -> Self {
+        Self {
+            name,
+            unit,
+            help: help.to_owned(),
+            kind,
+            series: Vec::new(),
+            places: HashMap::new(),
+        }
+    }
+
+    fn add(&mut self, labels: Labels, sample: Sample, start: Option<SystemTime>) {
+        self.places.insert(labels.clone(), self.series.len());
+        self.series.push(Series {
+            labels,
+            sample,
+            start,
+        });
+    }
+
+    /// Adds a series, or its values to those of the series that has its labels; `false` if that cannot be done.
+    fn merge(
+        &mut self,
+        labels: Labels,
+        sample: Sample,
+        start: Option<SystemTime>,
+        is_gauge: bool,
+    ) -> bool {
+        let place = match self.places.entry(labels) {
+            Entry::Vacant(place) => {
+                let labels = place.key().clone();
+                place.insert(self.series.len());
+                self.series.push(Series {
+                    labels,
+                    sample,
+                    start,
+                });
+                return true;
+            }
+            Entry::Occupied(place) => *place.get(),
+        };
+        let Some(first) = self.series.get_mut(place) else {
+            return false;
+        };
+        // Of what has counted since different times the sum has since the earlier.
+        first.start = first.start.min(start);
+        match (&mut first.sample, sample) {
+            (Sample::Number(first), Sample::Number(value)) if !is_gauge => {
+                *first = first.plus(value);
+                true
+            }
+            (Sample::Histogram(first), Sample::Histogram(other)) => first.merge(&other),
+            _ => false,
+        }
+    }
+}
+
+impl Distribution {
+    fn new(histogram: &HistogramSnapshot) -> Self {
+        let native =
+            histogram
+                .exponential_buckets(usize::MAX)
+                .map(|(scale, positive, negative)| Native {
+                    scale,
+                    zero_threshold: histogram.zero_threshold(),
+                    zero_count: histogram.zero_count(),
+                    positive,
+                    negative,
+                });
+        let classic = match (
+            histogram.boundaries(),
+            histogram.classic_buckets(CLASSIC_BUCKETS_MAX),
+        ) {
+            (Some(bounds), _) => bounds
+                .iter()
+                .copied()
+                .zip(histogram.buckets().iter().copied())
+                .collect(),
+            (None, exponential) => exponential,
+        };
+        Self {
+            count: histogram.count(),
+            sum: histogram.sum(),
+            classic,
+            native,
+        }
+    }
+
+    /// Only of histograms with the same boundaries: those of exponential ones depend on what was recorded.
+    fn merge(&mut self, other: &Self) -> bool {
+        let bounds = |of: &Self| {
+            of.classic
+                .iter()
+                .map(|(bound, _)| bound.to_bits())
+                .collect::<Vec<_>>()
+        };
+        if self.native.is_some() || other.native.is_some() || bounds(self) != bounds(other) {
+            return false;
+        }
+        for ((_, count), (_, more)) in self.classic.iter_mut().zip(&other.classic) {
+            *count = count.wrapping_add(*more);
+        }
+        self.count = self.count.wrapping_add(other.count);
+        self.sum = self.sum.plus(other.sum);
+        true
+    }
+}

@@ -1,0 +1,193 @@
+//! The text formats.
+
+use super::model::{Distribution, Family, Kind, Labels, Sample};
+use crate::number::Value;
+use std::fmt::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Prometheus' format 0.0.4, or OpenMetrics 1.0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dialect {
+    Prometheus,
+    OpenMetrics,
+}
+
+/// Writing to a string cannot fail, here and below.
+pub(super) fn write(families: &[Family], dialect: Dialect, out: &mut String) {
+    for family in families {
+        write_family(family, dialect, out);
+    }
+    if dialect == Dialect::OpenMetrics {
+        out.push_str("# EOF\n");
+    }
+}
+
+fn write_family(family: &Family, dialect: Dialect, out: &mut String) {
+    let is_open = dialect == Dialect::OpenMetrics;
+    let kind = match family.kind {
+        Kind::Counter => "counter",
+        Kind::Histogram => "histogram",
+        Kind::Info if is_open => "info",
+        Kind::Gauge | Kind::Info => "gauge",
+    };
+    // OpenMetrics names the family, the older format the samples of counters.
+    let name = match family.kind {
+        Kind::Counter if !is_open => format!("{}_total", family.name),
+        Kind::Info if is_open => family.name.trim_end_matches("_info").to_owned(),
+        _ => family.name.clone(),
+    };
+    if !family.help.is_empty() {
+        out.push_str("# HELP ");
+        out.push_str(&name);
+        out.push(' ');
+        escape(out, &family.help, is_open);
+        out.push('\n');
+    }
+    let _ = writeln!(out, "# TYPE {name} {kind}");
+    if is_open && !family.unit.is_empty() {
+        let _ = writeln!(out, "# UNIT {name} {}", family.unit);
+    }
+    for series in &family.series {
+        let labels = &series.labels;
+        match &series.sample {
+            Sample::Number(value) => {
+                let suffix = if family.kind == Kind::Counter {
+                    "_total"
+                } else {
+                    ""
+                };
+                sample(out, (&family.name, suffix), labels, None, *value);
+            }
+            Sample::Histogram(histogram) => {
+                write_histogram(histogram, &family.name, labels, is_open, out)
+            }
+        }
+        let has_start = is_open && matches!(family.kind, Kind::Counter | Kind::Histogram);
+        if let Some(start) = series.start.filter(|_| has_start) {
+            let since = start.duration_since(UNIX_EPOCH).unwrap_or_default();
+            sample(
+                out,
+                (&family.name, "_created"),
+                labels,
+                None,
+                Value::F64(since.as_secs_f64()),
+            );
+        }
+    }
+}
+
+fn write_histogram(
+    histogram: &Distribution,
+    name: &str,
+    labels: &Labels,
+    is_open: bool,
+    out: &mut String,
+) {
+    let mut count = 0u64;
+    for (bound, n) in &histogram.classic {
+        count = count.wrapping_add(*n);
+        sample(
+            out,
+            (name, "_bucket"),
+            labels,
+            Some(*bound),
+            Value::U64(count),
+        );
+    }
+    sample(
+        out,
+        (name, "_bucket"),
+        labels,
+        Some(f64::INFINITY),
+        Value::U64(histogram.count),
+    );
+    // OpenMetrics allows no sum where values can be negative; exponential histograms know.
+    let is_negative = histogram
+        .native
+        .as_ref()
+        .is_some_and(|native| !native.negative.counts.is_empty())
+        || histogram
+            .classic
+            .first()
+            .is_some_and(|(bound, count)| *bound <= 0.0 && *count > 0);
+    if !(is_open && is_negative) {
+        sample(out, (name, "_sum"), labels, None, histogram.sum);
+        sample(
+            out,
+            (name, "_count"),
+            labels,
+            None,
+            Value::U64(histogram.count),
+        );
+    }
+}
+
+fn sample(
+    out: &mut String,
+    (name, suffix): (&str, &str),
+    labels: &Labels,
+    bound: Option<f64>,
+    value: Value,
+) {
+    out.push_str(name);
+    out.push_str(suffix);
+    if !labels.is_empty() || bound.is_some() {
+        out.push('{');
+        for (place, (key, value)) in labels.iter().enumerate() {
+            if place > 0 {
+                out.push(',');
+            }
+            out.push_str(key);
+            out.push_str("=\"");
+            escape(out, value, true);
+            out.push('"');
+        }
+        if let Some(bound) = bound {
+            if !labels.is_empty() {
+                out.push(',');
+            }
+            out.push_str("le=\"");
+            float(out, bound);
+            out.push('"');
+        }
+        out.push('}');
+    }
+    out.push(' ');
+    match value {
+        Value::U64(value) => drop(write!(out, "{value}")),
+        Value::I64(value) => drop(write!(out, "{value}")),
+        Value::F64(value) => float(out, value),
+    }
+    out.push('\n');
+}
+
+fn escape(out: &mut String, text: &str, with_quotes: bool) {
+    for c in text.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '"' if with_quotes => out.push_str("\\\""),
+            c => out.push(c),
+        }
+    }
+}
+
+fn float(out: &mut String, value: f64) {
+    let _ = if value == f64::INFINITY {
+        write!(out, "+Inf")
+    } else if value == f64::NEG_INFINITY {
+        write!(out, "-Inf")
+    } else {
+        // NaN is written like that; others with an exponent where that is shorter.
+        write!(out, "{value:?}")
+    };
+}
+
+/// Seconds and nanoseconds since 1970.
+pub(super) fn since_epoch(time: SystemTime) -> (i64, i32) {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    (
+        i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        since.subsec_nanos() as i32,
+    )
+}

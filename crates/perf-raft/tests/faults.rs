@@ -1,0 +1,336 @@
+//! What users and machines do to a node, and what it does then.
+#![cfg(not(perf_loom))]
+
+mod common;
+
+use bytes::Bytes;
+use common::{Cluster, Map, options};
+use perf_raft::{
+    ApplyMode, ChannelNetwork, Command, Inbox, MemoryLog, OutboundMessage, ProposeError,
+    RaftHandle, RaftNode, RaftOptions, SendError, StartError, StateMachine, StateMachineError,
+    Transport,
+};
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Wake, Waker};
+use std::time::Duration;
+
+/// A client whose waker panics.
+struct PanickingWaker;
+
+impl Wake for PanickingWaker {
+    fn wake(self: Arc<Self>) {
+        panic!("a client's waker panics: part of the test");
+    }
+}
+
+async fn single(machine: impl StateMachine, options: RaftOptions) -> RaftHandle {
+    let node = RaftNode::builder(1)
+        .log_store(MemoryLog::new())
+        .transport(ChannelNetwork::new().transport(1))
+        .state_machine(machine)
+        .options(options)
+        .bootstrap([1])
+        .start()
+        .await
+        .expect("it starts");
+    while !node.status().is_leader() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    node
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_whose_waker_panics_stops_nobody_else() {
+    for apply in [ApplyMode::Thread, ApplyMode::Inline] {
+        let mut options = options();
+        options.apply = apply;
+        let node = single(Map::default(), options).await;
+        let waker = Waker::from(Arc::new(PanickingWaker));
+        for _ in 0..4 {
+            let mut proposal = pin!(node.propose(Bytes::from_static(b"a 1")));
+            let first = proposal.as_mut().poll(&mut Context::from_waker(&waker));
+            let mut read = pin!(node.read_index());
+            let second = read.as_mut().poll(&mut Context::from_waker(&waker));
+            assert!(first.is_pending() || second.is_pending());
+            node.propose(Bytes::from_static(b"b 2"))
+                .await
+                .expect("the node goes on");
+        }
+        node.read_index().await.expect("the node goes on");
+        node.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_applied_after_shutdown_returned() {
+    let map = Map {
+        delay: Duration::from_millis(20),
+        ..Map::default()
+    };
+    let node = single(map.clone(), options()).await;
+    let applied = || map.state.lock().expect("no panic under it").0;
+    let proposals: Vec<_> = (0..40)
+        .map(|number| {
+            let node = node.clone();
+            tokio::spawn(async move { node.propose(Bytes::from(format!("k {number}"))).await })
+        })
+        .collect();
+    while applied() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    node.shutdown().await;
+    let at_the_end = applied();
+    for proposal in proposals {
+        // Each has an answer, whichever.
+        let _ = proposal.await.expect("no panic");
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(applied(), at_the_end);
+}
+
+/// A transport that takes frames up to a length.
+struct Narrow {
+    inner: perf_raft::ChannelTransport,
+    frame_bytes_max: usize,
+}
+
+impl Transport for Narrow {
+    fn start(&self, inbox: Inbox) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        self.inner.start(inbox)
+    }
+
+    fn send(&self, message: OutboundMessage) -> Result<(), SendError> {
+        assert!(message.frame.len() <= self.frame_bytes_max, "too long");
+        self.inner.send(message)
+    }
+
+    fn frame_bytes_max(&self) -> usize {
+        self.frame_bytes_max
+    }
+
+    fn stop(&self) {
+        self.inner.stop();
+    }
+}
+
+#[tokio::test]
+async fn options_that_the_transport_cannot_carry_are_refused_with_both_numbers() {
+    let network = ChannelNetwork::new();
+    let start = |frame_bytes_max: usize| {
+        let transport = Narrow {
+            inner: network.transport(1),
+            frame_bytes_max,
+        };
+        RaftNode::builder(1)
+            .log_store(MemoryLog::new())
+            .transport(transport)
+            .state_machine(Map::default())
+            .bootstrap([1])
+            .start()
+    };
+    // The default of perf-transport.
+    start(1 << 20)
+        .await
+        .expect("the defaults fit")
+        .shutdown()
+        .await;
+    let error = start(1 << 19).await.expect_err("too narrow");
+    assert!(matches!(error, StartError::Options { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("524288") && text.contains("983552"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frames_of_proposals_at_the_limit_fit_the_transport() {
+    let network = ChannelNetwork::new();
+    let mut options = options();
+    (options.proposal_bytes_max, options.message_bytes_max) = (4096, 4096);
+    options.snapshot_chunk_bytes = 1;
+    let mut nodes = Vec::new();
+    for id in 1..=3 {
+        let transport = Narrow {
+            inner: network.transport(id),
+            // What the options ask for, and no byte more.
+            frame_bytes_max: 64 * 1024 + 512 + 1,
+        };
+        let node = RaftNode::builder(id)
+            .log_store(MemoryLog::new())
+            .transport(transport)
+            .state_machine(Map::default())
+            .options(options.clone())
+            .bootstrap([1, 2, 3])
+            .start()
+            .await
+            .expect("it fits");
+        nodes.push(node);
+    }
+    let leader = loop {
+        if let Some(leader) = nodes.iter().find(|node| node.status().is_leader()) {
+            break leader;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    for bytes in 4000..=4096 {
+        let answer = leader.propose(Bytes::from(vec![b'x'; bytes])).await;
+        answer.expect("within the limit");
+    }
+    let too_large = leader.propose(Bytes::from(vec![b'x'; 4097])).await;
+    assert!(matches!(
+        too_large,
+        Err(ProposeError::TooLarge {
+            bytes: 4097,
+            limit: 4096
+        })
+    ));
+    leader
+        .propose(Bytes::from_static(b"y"))
+        .await
+        .expect("the group goes on");
+    for node in nodes {
+        node.shutdown().await;
+    }
+}
+
+/// A map whose snapshots fail, or are too large, while told to.
+#[derive(Clone, Default)]
+struct Unsavable {
+    map: Map,
+    fails: Arc<AtomicBool>,
+    calls: Arc<AtomicU64>,
+}
+
+impl StateMachine for Unsavable {
+    fn apply(&mut self, batch: &[Command], responses: &mut Vec<Bytes>) {
+        self.map.apply(batch, responses);
+    }
+
+    fn snapshot(&mut self) -> Result<Bytes, StateMachineError> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        if self.fails.load(Ordering::Relaxed) {
+            return Err("the machine's own disk is full".into());
+        }
+        self.map.snapshot()
+    }
+
+    fn restore(&mut self, snapshot: Bytes) -> Result<(), StateMachineError> {
+        self.map.restore(snapshot)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_makes_no_snapshot_is_asked_seldom_and_named() {
+    for apply in [ApplyMode::Thread, ApplyMode::Inline] {
+        let mut options = options();
+        options.apply = apply;
+        options.snapshot_entries = 10;
+        (options.log_bytes_max, options.snapshot_log_bytes) = (64 * 1024, 1024);
+        let machine = Unsavable::default();
+        let node = single(machine.clone(), options).await;
+        machine.fails.store(true, Ordering::Relaxed);
+        // Proposals go on up to the bound, and the answer there says why.
+        let refused = loop {
+            let number = node.status().applied_index;
+            if let Err(error) = node.propose(Bytes::from(format!("k {number}"))).await {
+                break error;
+            }
+        };
+        assert!(node.status().applied_index > 100);
+        let ProposeError::NoSnapshot { reason } = &refused else {
+            panic!("{refused}");
+        };
+        assert!(reason.contains("disk is full"), "{reason}");
+        // One at the start, and then at ticks twice as far apart each time.
+        let calls = machine.calls.load(Ordering::Relaxed);
+        assert!(calls <= 20, "{calls} calls");
+        let asked = node.snapshot().await;
+        assert!(
+            matches!(asked, Err(ProposeError::NoSnapshot { .. })),
+            "{asked:?}"
+        );
+        machine.fails.store(false, Ordering::Relaxed);
+        while node.propose(Bytes::from_static(b"k 1")).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        node.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_may_share_a_seed_and_keep_it_over_restarts() {
+    let network = ChannelNetwork::new();
+    let logs: Vec<MemoryLog> = (0..3).map(|_| MemoryLog::restartable()).collect();
+    for round in 1..=3 {
+        let mut nodes = Vec::new();
+        for (id, log) in (1..).zip(&logs) {
+            let node = RaftNode::builder(id)
+                .log_store(log.clone())
+                .transport(network.transport(id))
+                .state_machine(Map::default())
+                .options(options())
+                .bootstrap([1, 2, 3])
+                .seed(7)
+                .start()
+                .await
+                .expect("it starts");
+            nodes.push(node);
+        }
+        let mut acknowledged = 0;
+        while acknowledged < 50 {
+            for node in &nodes {
+                let answer = node.propose(Bytes::from(format!("k {round}"))).await;
+                acknowledged += usize::from(answer.is_ok());
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        for node in nodes {
+            node.shutdown().await;
+        }
+    }
+}
+
+/// The followers of a slow machine make snapshots while they are behind: what they cut off their logs must not be what Raft still looks at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn followers_of_a_slow_machine_outlive_their_leader() {
+    let mut options = options();
+    options.snapshot_entries = 20;
+    options.log_entries_kept = 0;
+    let mut cluster = Cluster {
+        network: ChannelNetwork::new(),
+        nodes: std::collections::BTreeMap::new(),
+    };
+    for id in 1..=3 {
+        let map = Map {
+            delay: Duration::from_millis(3),
+            ..Map::default()
+        };
+        let handle = RaftNode::builder(id)
+            .log_store(MemoryLog::new())
+            .transport(cluster.network.transport(id))
+            .state_machine(map.clone())
+            .options(options.clone())
+            .bootstrap([1, 2, 3])
+            .start()
+            .await
+            .expect("it starts");
+        cluster.nodes.insert(id, (handle, map));
+    }
+    let leader = cluster.leader().await;
+    let mut proposals = tokio::task::JoinSet::new();
+    for number in 0..300 {
+        let leader = leader.clone();
+        proposals.spawn(async move { leader.propose(Bytes::from(format!("k {number}"))).await });
+        if number % 10 == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+    leader.shutdown().await;
+    while proposals.join_next().await.is_some() {}
+    cluster.nodes.remove(&leader.id());
+    let next = cluster.leader().await;
+    let last = next.propose(Bytes::from_static(b"k last")).await;
+    last.expect("the group goes on");
+    cluster.stop().await;
+}

@@ -1,0 +1,200 @@
+//! How transports end: with their runtime, in good order, and what is left then.
+
+#![cfg(not(perf_loom))]
+
+mod support;
+
+use bytes::Bytes;
+use perf_transport::{CloseReason, Config, Envelope, PeerEvent, Router, Transport, TransportError};
+use std::time::Duration;
+use support::{PATIENCE, address, pair, plain, soon};
+use tokio::runtime::{Builder, Runtime};
+
+fn echo() -> Router {
+    Router::new()
+        .inline("vm", "echo", |message, reply| {
+            reply.put_slice(message.payload());
+            Ok(())
+        })
+        .spawned("vm", "never", |_| std::future::pending())
+}
+
+fn runtime() -> Runtime {
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build();
+    runtime.expect("a runtime")
+}
+
+/// Whoever uses a transport on another runtime than its own is told when that has ended.
+#[test]
+fn nobody_waits_for_a_runtime_that_has_ended() {
+    for is_connected in [true, false] {
+        let (own, other, servers) = (runtime(), runtime(), runtime());
+        let server = servers.block_on(async {
+            let server = plain(2).router(echo()).listen("127.0.0.1:0");
+            server.start().await.expect("starts")
+        });
+        let client: Transport = own.block_on(async {
+            let client = plain(1).peer(2, address(&server));
+            client.start().await.expect("starts")
+        });
+        let call = |method: &'static str| client.call(Envelope::new(2, "vm", method, b"x"));
+        let hanging = is_connected.then(|| {
+            let echoed = other.block_on(soon(call("echo")));
+            assert_eq!(echoed.as_deref(), Ok(&b"x"[..]));
+            other.spawn(soon(call("never")))
+        });
+        own.shutdown_background();
+        other.block_on(async {
+            if let Some(hanging) = hanging {
+                let ended = hanging.await.expect("no panics");
+                assert_eq!(ended, Err(TransportError::Disconnected { peer: 2 }));
+            }
+            // What is begun now or later fails, at once or with the connection.
+            soon(async {
+                while call("echo").await != Err(TransportError::ShuttingDown) {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            })
+            .await;
+            let sent = soon(client.send_wait(Envelope::new(2, "vm", "echo", b"x"))).await;
+            assert_eq!(sent, Err(TransportError::ShuttingDown));
+            let sent = soon(client.call_wait(Envelope::new(2, "vm", "echo", b"x"))).await;
+            assert_eq!(sent, Err(TransportError::ShuttingDown));
+            client.add_peer(3, "127.0.0.1:1");
+            let refused = soon(client.call(Envelope::new(3, "vm", "echo", b"x"))).await;
+            assert_eq!(refused, Err(TransportError::ShuttingDown));
+            assert!(client.stream(Envelope::new(2, "vm", "echo", b"x")).is_err());
+            soon(client.drain(Duration::from_secs(5))).await;
+        });
+    }
+}
+
+/// The same while calls are begun all the time: none of them is forgotten.
+#[test]
+fn no_call_hangs_while_the_runtime_ends() {
+    for round in 0..10 {
+        let (own, other) = (runtime(), runtime());
+        let server = other.block_on(async {
+            let server = plain(2).router(echo()).listen("127.0.0.1:0");
+            server.start().await.expect("starts")
+        });
+        let client: Transport = own.block_on(async {
+            let client = plain(1).peer(2, address(&server));
+            client.start().await.expect("starts")
+        });
+        let callers: Vec<_> = (0..8)
+            .map(|_| {
+                let client = client.clone();
+                other.spawn(async move {
+                    loop {
+                        let reply = client.call(Envelope::new(2, "vm", "echo", b"x")).await;
+                        if reply == Err(TransportError::ShuttingDown) {
+                            break;
+                        }
+                        tokio::task::yield_now().await;
+                    }
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(5 + round));
+        own.shutdown_background();
+        for caller in callers {
+            other.block_on(soon(caller)).expect("no panics");
+        }
+    }
+}
+
+/// Its peers know that it left on purpose, and its address can be used again at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drained_node_leaves_nothing_behind() {
+    for _ in 0..20 {
+        let (client, server) = pair(echo(), Config::default()).await;
+        let mut events = server.events();
+        let reply = soon(client.call(Envelope::new(2, "vm", "echo", b"x"))).await;
+        reply.expect("a reply");
+        assert!(soon(client.drain(PATIENCE)).await);
+        let reason = soon(async {
+            loop {
+                if let PeerEvent::Ended { reason, .. } = events.recv().await.expect("events") {
+                    break reason;
+                }
+            }
+        });
+        assert_eq!(reason.await, CloseReason::PeerDrained);
+        let bound = address(&server);
+        assert!(soon(server.drain(PATIENCE)).await);
+        let again = plain(2).listen(bound).start().await;
+        assert!(again.is_ok(), "{again:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_large_calls_wait_for_room_instead_of_failing() {
+    let router = Router::new().spawned("vm", "length", |message| async move {
+        Ok(Bytes::from(message.payload().len().to_string()))
+    });
+    let mut config = Config::default();
+    config.calls_max = 16;
+    let (client, _server) = pair(router, config).await;
+    let large = Bytes::from(vec![7; 256 << 10]);
+    let calls: Vec<_> = (0..64)
+        .map(|_| {
+            let (client, large) = (client.clone(), large.clone());
+            tokio::spawn(async move {
+                let envelope = Envelope::new(2, "vm", "length", large).with_timeout(PATIENCE);
+                client.call_wait(envelope).await
+            })
+        })
+        .collect();
+    for call in calls {
+        let reply = soon(call).await.expect("no panics");
+        assert_eq!(reply.as_deref(), Ok(&b"262144"[..]));
+    }
+    // Nobody waits for ever.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("loopback");
+    client.add_peer(3, listener.local_addr().expect("bound").to_string());
+    let wait = |_| {
+        let envelope = Envelope::new(3, "vm", "length", large.clone());
+        let client = client.clone();
+        tokio::spawn(async move {
+            client
+                .call_wait(envelope.with_timeout(Duration::from_millis(200)))
+                .await
+        })
+    };
+    for call in (0..20).map(wait).collect::<Vec<_>>() {
+        assert!(soon(call).await.expect("no panics").is_err());
+    }
+}
+
+/// Chunks of a body as a `futures` stream.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_is_a_stream() {
+    async fn total(
+        mut body: impl futures_core::Stream<Item = Result<Bytes, TransportError>> + Unpin,
+    ) -> usize {
+        let mut bytes = 0;
+        while let Some(chunk) =
+            std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_next(cx)).await
+        {
+            bytes += chunk.map_or(0, |chunk| chunk.len());
+        }
+        bytes
+    }
+    let router = Router::new().streamed("vm", "body", |_, body| async move {
+        Ok(Bytes::from(total(body).await.to_string()))
+    });
+    let (client, _server) = pair(router, Config::default()).await;
+    let mut body = client
+        .stream(Envelope::new(2, "vm", "body", b""))
+        .expect("room");
+    soon(body.send(Bytes::from(vec![1; 100_000])))
+        .await
+        .expect("wanted");
+    assert_eq!(soon(body.finish()).await.as_deref(), Ok(&b"100000"[..]));
+}
