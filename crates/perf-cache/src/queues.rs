@@ -248,7 +248,8 @@ impl Queues {
                 return None;
             }
             *moves += 1;
-            if !is_kept && !(self.fold(slots, head) && *moves < MOVES_MAX) {
+            let goes = !self.fold(slots, head) || *moves >= MOVES_MAX;
+            if goes && !is_kept {
                 return Some(head);
             }
             let is_over = self.main.weight > main_max;
