@@ -19,7 +19,7 @@ mod peers;
 #[path = "../../../crates/perf-cache/tests/common/traces.rs"]
 mod traces;
 
-no_peers!(value hot wide_1k wide_64k wide_1k_pair);
+no_peers!(value hot wide_1k wide_1k_2k wide_64k wide_1m wide_1k_pair trace_mixed insert_64k invalidate_64k);
 
 const TTL: Duration = Duration::from_secs(3600);
 
@@ -27,6 +27,7 @@ const TTL: Duration = Duration::from_secs(3600);
 const HOT: u64 = 16;
 const WIDE_1K: u64 = 1 << 10;
 const WIDE_64K: u64 = 1 << 16;
+const WIDE_1M: u64 = 1 << 20;
 /// Room for the widest case twice over.
 const CAPACITY: u64 = 2 * WIDE_64K;
 
@@ -118,6 +119,91 @@ pub fn cases() -> Vec<Case> {
             &[("moka", 1.0), ("quick_cache", 1.0)],
         ),
         super::case(
+            ("cache/wide_1k_2k", 1),
+            "one of 1024 keys is read from a cache of 2048",
+            || naive(WIDE_1K),
+            || {
+                let cache = ours_of(2 * WIDE_1K, WIDE_1K);
+                keys(WIDE_1K, move |key| cache.get(&key))
+            },
+            peers::wide_1k_2k(),
+            &[("moka", 1.0), ("quick_cache", 1.0)],
+        ),
+        super::case(
+            ("cache/wide_1m", 1),
+            "one of 1 048 576 keys is read",
+            || naive(WIDE_1M),
+            || {
+                let cache = ours_of(2 * WIDE_1M, WIDE_1M);
+                keys(WIDE_1M, move |key| cache.get(&key))
+            },
+            peers::wide_1m(),
+            &[("moka", 1.0), ("quick_cache", 1.0)],
+        ),
+        super::case(
+            ("cache/trace_mixed", 1),
+            "get or compute along a trace of which a third misses",
+            || {
+                let map = Mutex::new(Map::new());
+                let mut next = trace();
+                summed(move || {
+                    let key = next();
+                    naive_get(&map, key)
+                        .unwrap_or_else(|| naive_insert(&map, key, traces::CAPACITY))
+                })
+            },
+            || {
+                let cache = ours_of(traces::CAPACITY, 0);
+                let mut next = trace();
+                summed(move || {
+                    let key = next();
+                    cache.get_or_compute(&key, || key)
+                })
+            },
+            peers::trace_mixed(),
+            &[("moka", 5.0), ("quick_cache", 0.7), ("foyer", 2.0)],
+        ),
+        super::case(
+            ("cache/insert_64k", 1),
+            "a value is put into a full cache of 65 536",
+            || {
+                let map = Mutex::new(Map::new());
+                keys(2 * WIDE_64K, move |key| {
+                    Some(naive_insert(&map, key, WIDE_64K))
+                })
+            },
+            || {
+                let cache = ours_of(WIDE_64K, WIDE_64K);
+                keys(2 * WIDE_64K, move |key| {
+                    cache.insert(key, key);
+                    None
+                })
+            },
+            peers::insert_64k(),
+            &[("moka", 5.0), ("quick_cache", 0.7), ("foyer", 2.0)],
+        ),
+        super::case(
+            ("cache/invalidate_64k", 1),
+            "one of 65 536 values is taken out and put in anew",
+            || {
+                let map = Mutex::new(filled_map(WIDE_64K));
+                keys(WIDE_64K, move |key| {
+                    map.lock().expect("nobody panics").remove(&key);
+                    Some(naive_insert(&map, key, WIDE_64K))
+                })
+            },
+            || {
+                let cache = ours(WIDE_64K);
+                keys(WIDE_64K, move |key| {
+                    cache.invalidate(&key);
+                    cache.insert(key, key);
+                    None
+                })
+            },
+            peers::invalidate_64k(),
+            &[("moka", 5.0), ("quick_cache", 0.7), ("foyer", 2.0)],
+        ),
+        super::case(
             ("placement/scan_10k", 1),
             "the best of 10 000 nodes for a VM",
             placement_naive,
@@ -151,8 +237,23 @@ fn keys(keys: u64, mut get: impl FnMut(u64) -> Option<u64> + 'static) -> Run {
     summed(move || get(next(&mut turn, keys)).unwrap_or(0))
 }
 
+/// The keys of a trace, again and again.
+fn trace() -> impl FnMut() -> u64 {
+    let [_, (_, zipf), ..] = traces::TRACES;
+    let trace = zipf(200_000);
+    let mut at = 0;
+    move || {
+        at = (at + 1) % trace.len();
+        trace[at]
+    }
+}
+
 fn ours(keys: u64) -> &'static TtlCache<u64, u64> {
-    let cache = TtlCache::builder(CAPACITY).ttl(TTL).build().expect(LIMITS);
+    ours_of(CAPACITY, keys)
+}
+
+fn ours_of(capacity: u64, keys: u64) -> &'static TtlCache<u64, u64> {
+    let cache = TtlCache::builder(capacity).ttl(TTL).build().expect(LIMITS);
     (0..keys).for_each(|key| cache.insert(key, key));
     shared(cache)
 }
@@ -169,6 +270,16 @@ fn naive_get(cache: &Mutex<Map>, key: u64) -> Option<u64> {
     map.get(&key)
         .filter(|(stored, _)| stored.elapsed() < TTL)
         .map(|(_, value)| *value)
+}
+
+/// Bounded as one does it first: all goes when the map is full.
+fn naive_insert(cache: &Mutex<Map>, key: u64, capacity: u64) -> u64 {
+    let mut map = cache.lock().expect("nobody panics");
+    if map.len() as u64 >= capacity {
+        map.clear();
+    }
+    map.insert(key, (Instant::now(), key));
+    key
 }
 
 fn naive(count: u64) -> Run {
@@ -252,6 +363,16 @@ pub fn experiments() -> Vec<Experiment> {
             id: "cache/herd",
             about: "1000 callers of one missing key: computations, and the time to a successor after a panic",
             measure: herd,
+        },
+        Experiment {
+            id: "cache/memory",
+            about: "resident memory of a cache, empty and per entry of 65 536, u64 to u64",
+            measure: memory,
+        },
+        Experiment {
+            id: "cache/pause",
+            about: "the longest get or compute of a cache of 1 048 576 entries while the load changes",
+            measure: pause,
         },
         Experiment {
             id: "cache/hit_ratio",
@@ -345,6 +466,64 @@ fn herd(_: Depth) -> Result<Vec<Figure>, String> {
             Unit::Nanoseconds,
         )
         .expected(Bound::AtMost(30e6)),
+    ])
+}
+
+/// Resident bytes of this process.
+fn resident() -> Result<f64, String> {
+    let text = std::fs::read_to_string("/proc/self/status").map_err(|error| error.to_string())?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+    number
+        .map(|kib| kib * 1024.0)
+        .ok_or_else(|| "no VmRSS".to_owned())
+}
+
+fn memory(_: Depth) -> Result<Vec<Figure>, String> {
+    const CACHES: usize = 8;
+    const EMPTY: usize = 1000;
+    let before = resident()?;
+    let full: Vec<_> = (0..CACHES).map(|_| ours_of(WIDE_64K, WIDE_64K)).collect();
+    let per_entry = (resident()? - before) / (full.len() as f64 * WIDE_64K as f64);
+    let before = resident()?;
+    let empty: Vec<_> = (0..EMPTY).map(|_| ours_of(10_000, 0)).collect();
+    let of_empty = (resident()? - before) / empty.len() as f64;
+    let before = resident()?;
+    let values =
+        (0..EMPTY).map(|_| CachedValue::<u64>::new(TTL).map_err(|error| error.to_string()));
+    let values = values.collect::<Result<Vec<_>, _>>()?;
+    let of_value = (resident()? - before) / values.len() as f64;
+    Ok(vec![
+        Figure::new("bytes per entry", per_entry, Unit::Count).expected(Bound::AtMost(96.0)),
+        Figure::new("bytes of an empty cache", of_empty, Unit::Count)
+            .expected(Bound::AtMost(4096.0)),
+        Figure::new("bytes of a CachedValue", of_value, Unit::Count).expected(Bound::AtMost(256.0)),
+    ])
+}
+
+fn pause(_: Depth) -> Result<Vec<Figure>, String> {
+    let cache = ours_of(WIDE_1M, 0);
+    let mut turn = 0;
+    let mut longest = Duration::ZERO;
+    let mut ask = |key: u64| {
+        let begin = Instant::now();
+        cache.get_or_compute(&key, || key);
+        longest = longest.max(begin.elapsed());
+    };
+    // It fills, then keys of a few times its size are asked for, then only what came lately, then a loop.
+    (0..WIDE_1M).for_each(&mut ask);
+    (0..WIDE_1M).for_each(|_| ask(next(&mut turn, 4 * WIDE_1M)));
+    (0..2 * WIDE_1M)
+        .for_each(|step| ask((1 << 40) + step - next(&mut turn, WIDE_1M / 2).min(step)));
+    (0..WIDE_1M).for_each(|step| ask(step % (WIDE_1M / 2 * 3)));
+    Ok(vec![
+        Figure::new(
+            "changes of policy",
+            cache.stats().policy_switches as f64,
+            Unit::Count,
+        ),
+        Figure::new("longest", longest.as_nanos() as f64, Unit::Nanoseconds)
+            .expected(Bound::AtMost(1e6)),
     ])
 }
 

@@ -10,6 +10,7 @@
 //! * Whoever has read `Instant` anyway can call [`CoarseClock::check`] and do the watch's work at once.
 //!
 //! So the time read is behind by at most `lag_max`, plus the time that the watch itself is kept from running. A
+//! After `fork` the child has no updater and no watch: see [`CoarseClock::witnessed`]. A
 //! process that was stopped as a whole (`SIGSTOP`, a paused VM) may read the old time until the watch
 //! has run again; so it would if it had been stopped between asking `Instant` and using the answer.
 //!
@@ -26,6 +27,7 @@
 //! ```
 
 use crate::primitive::plain::{AtomicU64, Ordering};
+use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::ops::{Add, Deref};
@@ -143,6 +145,41 @@ impl CoarseClock {
         }
     }
 
+    /// The time as [`written`](Self::written) has it, by a thread that also looks after the clock: one load and a comparison.
+    ///
+    /// After `fork` the child has the clock's word, and neither the updater nor the watch. Here the reader finds that out itself: it asks
+    /// `Instant` each time that it sees another time written, and of reads that see the same one at the 1st, 3rd, 7th and so on, at
+    /// least once in [`UNWITNESSED_MAX`] reads. So a clock that stands still is taken away after at most so many reads of a thread, and from
+    /// then on all reads of the process ask `Instant`.
+    #[inline]
+    #[must_use]
+    pub fn witnessed(&self, witness: &Witness, lag_max: Duration) -> Option<CoarseInstant> {
+        let nanos = self.nanos.load(Ordering::Relaxed);
+        let left = witness.left.get();
+        if nanos == witness.last.get() && left > 1 {
+            witness.left.set(left - 1);
+            return Some(CoarseInstant(nanos));
+        }
+        self.look(witness, nanos, lag_max)
+    }
+
+    #[cold]
+    fn look(&self, witness: &Witness, nanos: u64, lag_max: Duration) -> Option<CoarseInstant> {
+        if nanos == 0 {
+            return None;
+        }
+        let pause = if nanos == witness.last.get() {
+            (witness.pause.get() * 2).min(UNWITNESSED_MAX)
+        } else {
+            1
+        };
+        witness.last.set(nanos);
+        witness.pause.set(pause);
+        witness.left.set(pause);
+        self.check(CoarseInstant::precise(), lag_max);
+        self.written()
+    }
+
     /// Whether reads are one load now, and do not ask `Instant`.
     #[must_use]
     pub fn is_coarse(&self) -> bool {
@@ -167,6 +204,30 @@ impl CoarseClock {
     fn tick(&self) {
         self.nanos
             .store(CoarseInstant::precise().0, Ordering::Relaxed);
+    }
+}
+
+/// At least one of so many reads of the same time by a [`Witness`] asks `Instant`.
+pub const UNWITNESSED_MAX: u32 = 64;
+
+/// What one thread remembers of a clock that it reads by [`CoarseClock::witnessed`].
+#[derive(Debug, Default)]
+pub struct Witness {
+    last: Cell<u64>,
+    /// Reads of the same time until the next look, and how many there were between the last two looks.
+    left: Cell<u32>,
+    pause: Cell<u32>,
+}
+
+impl Witness {
+    /// One that has seen nothing.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            last: Cell::new(0),
+            left: Cell::new(0),
+            pause: Cell::new(0),
+        }
     }
 }
 
@@ -345,6 +406,27 @@ mod tests {
 
         clock.tick();
         assert!(clock.is_coarse());
+    }
+
+    #[test]
+    fn a_reader_takes_away_a_time_that_stands_still_as_after_a_fork() {
+        for busy in [0, 1, 2, 3, 10, 100, 1000] {
+            let (clock, witness) = (CoarseClock::new(), Witness::new());
+            clock.tick();
+            // Before the fork: the clock is within its bound, however often it is read.
+            for _ in 0..busy {
+                assert!(clock.witnessed(&witness, Duration::MAX).is_some());
+            }
+            // After it: any time is too long ago, and nothing renews it.
+            let is_served = |_: &u32| clock.witnessed(&witness, Duration::ZERO).is_some();
+            let served = (0..1000).take_while(is_served).count();
+            assert!(
+                served < UNWITNESSED_MAX as usize,
+                "{served} reads after {busy}"
+            );
+            assert!(served <= busy, "{served} reads after {busy}");
+            assert!(!clock.is_coarse());
+        }
     }
 
     #[test]

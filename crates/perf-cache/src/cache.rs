@@ -2,14 +2,15 @@
 
 use crate::builder::{CacheBuilder, Loader, Weigher};
 use crate::entry::{Content, Entry, Failure, Freshness};
+use crate::error::CacheError;
 use crate::flight::{Flight, Outcome};
 use crate::fronts;
 use crate::hash::hash_of;
-use crate::local::{self, Lease};
-use crate::policy::{Capacity, Evictor, Policy};
+use crate::local::{self, Lease, Life};
+use crate::policy::{Chooser, Policy};
 use crate::reader::CacheReader;
-use crate::shard::{self, Store};
 use crate::stats::{CacheStats, Count, Counters};
+use crate::store::{self, Store};
 use crate::time::{CoarseTime, Time};
 use perf_atomics::DefaultHasher;
 use std::borrow::Borrow;
@@ -27,7 +28,7 @@ use std::time::Duration;
 /// | [`get`](Self::get), [`with`](Self::with) of a hot key | the same, by way of a thread-local |
 /// | of one of a thousand keys of a large cache | the same, see [`WIDE_FRONT_PLACES`](crate::WIDE_FRONT_PLACES) |
 /// | of another key | a shared lock on one of up to 64 shards, a look-up, a reference count |
-/// | [`insert`](Self::insert), a computed value | a lock on the shard, and moka's insertion; beyond the capacity it waits for a change of policy that is under way |
+/// | [`insert`](Self::insert), a computed value | a lock on the shard, a slot, and at capacity some steps of the policy; now and then a shard grows |
 ///
 /// No code of yours (hashing, comparing, cloning, dropping, computing, weighing) runs under a lock or while a thread-local is borrowed. Two keys with
 /// the same 64-bit hash take turns.
@@ -39,8 +40,8 @@ use std::time::Duration;
 /// **Expiry.** A value that is older than its TTL is not served, except in the window of stale-while-revalidate. This holds
 /// however far the coarse clock is behind within its bound: near its end a value is judged by the exact time.
 ///
-/// **Capacity.** moka decides what goes. It does so in batches, so the weight held may exceed the capacity by 1/32 and 16, and by what
-/// is being inserted just now. What fronts and readers pin comes on top.
+/// **Capacity.** It is exact: beyond it is only what other threads are inserting just now. An insertion throws out what has to go, and never
+/// what it has just put in. What fronts and readers pin comes on top.
 ///
 /// ```
 /// use perf_cache::TtlCache;
@@ -75,14 +76,14 @@ pub(crate) struct Rules {
 pub(crate) struct Shared<K, V, S, T> {
     /// Tells this cache's fronts from others'.
     id: u64,
+    life: Life,
     pub(crate) rules: Rules,
     /// Nanoseconds by which the coarse clock may be behind.
     lag: u64,
     has_wide_fronts: bool,
-    pub(crate) store: Arc<Store<K, V>>,
+    pub(crate) store: Store<K, V>,
     pub(crate) hasher: S,
     pub(crate) time: T,
-    pub(crate) evictor: Evictor<K, V>,
     pub(crate) counters: Counters,
     weigher: Option<Weigher<K, V>>,
     pub(crate) loader: Option<Loader<K, V>>,
@@ -119,21 +120,18 @@ where
         time: T,
     ) -> TtlCache<K, V, S, T> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let store = Arc::new(Store::new());
-        let capacity = Capacity {
-            units: rules.capacity,
-            is_weighed: weigher.is_some(),
-        };
+        let chooser = Chooser::new(rules.policy);
+        let store = Store::new(rules.capacity, weigher.is_some(), chooser);
         TtlCache {
             shared: Arc::new(Self {
                 id: NEXT.fetch_add(1, Ordering::Relaxed),
+                life: Life::new(),
                 rules,
                 lag: crate::builder::as_nanos(time.lag_max()),
                 has_wide_fronts: fronts::is_wide(rules.capacity, weigher.is_some()),
-                store: Arc::clone(&store),
+                store,
                 hasher,
                 time,
-                evictor: Evictor::new(store, capacity, rules.policy),
                 counters: Counters::new(),
                 weigher,
                 loader,
@@ -154,7 +152,8 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
             return ttl;
         }
         // SplitMix64's finalizer (Steele, Lea, Flood, OOPSLA 2014) of a number that is never used twice.
-        let mut bits = salt.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let number = self.next_entry.fetch_add(1, Ordering::Relaxed);
+        let mut bits = (salt ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         bits ^= bits >> 31;
@@ -165,19 +164,16 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
     /// An entry of a value, weighed; not in the table yet.
     pub(crate) fn entry(&self, key: K, hash: u64, value: V, ttl: u64) -> Arc<Entry<K, V>> {
         let weight = self.weigher.as_ref().map_or(1, |weigh| weigh(&key, &value));
-        let id = self.next_entry.fetch_add(1, Ordering::Relaxed);
         let now = self.precise();
-        let fresh_until = now.saturating_add(self.jittered(ttl, id ^ hash));
+        let fresh_until = now.saturating_add(self.jittered(ttl, hash));
         Arc::new(Entry {
             hash,
             key,
             content: Content::Value(value),
-            id,
             weight: weight.max(1),
             fresh_until,
             ends: fresh_until.saturating_add(self.rules.stale),
             read_at: now.into(),
-            tick: 0.into(),
             retry_at: 0.into(),
         })
     }
@@ -196,31 +192,34 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
             hash,
             key,
             content: Content::Failed(failure),
-            id: self.next_entry.fetch_add(1, Ordering::Relaxed),
             weight: 1,
             fresh_until: ends,
             ends,
             read_at: now.into(),
-            tick: 0.into(),
             retry_at: 0.into(),
         })
     }
 
     /// Whether an entry may be kept at all; counts one that is too heavy.
     pub(crate) fn fits(&self, entry: &Entry<K, V>) -> bool {
-        let fits = u64::from(entry.weight) <= self.rules.capacity;
+        let fits = u64::from(entry.weight) <= self.store.capacity();
         if !fits {
             self.counters.one(Count::Rejected);
         }
         fits
     }
 
+    /// Whether an entry is fresh for sure, by the coarse clock. Where it says no, [`judge`](Self::judge) knows.
+    #[inline]
+    fn is_fresh(&self, entry: &Entry<K, V>) -> bool {
+        let coarse = self.time.now().as_nanos().saturating_add(self.lag);
+        coarse < entry.fresh_until.min(entry.idle_end(self.rules.idle))
+    }
+
     /// What an entry is good for now.
     #[inline]
     pub(crate) fn judge(&self, entry: &Entry<K, V>) -> Freshness {
-        let coarse = self.time.now().as_nanos().saturating_add(self.lag);
-        let fresh_until = entry.fresh_until.min(entry.idle_end(self.rules.idle));
-        if coarse < fresh_until {
+        if self.is_fresh(entry) {
             Freshness::Fresh
         } else {
             entry.freshness(self.precise(), self.rules.idle)
@@ -256,14 +255,6 @@ where
                 entry.read_at.store(now, Ordering::Relaxed);
             }
         }
-        let tick = self.store.stamp(entry.hash).tick();
-        if entry.tick.load(Ordering::Relaxed) != tick {
-            entry.tick.store(tick, Ordering::Relaxed);
-            // With much room left nothing is thrown out for a while, and moka's sketch does not count before it is half full either.
-            if self.evictor.is_filling() {
-                self.evictor.read(entry);
-            }
-        }
     }
 
     /// What an entry of the table is for a reader of `key`.
@@ -278,9 +269,7 @@ where
         }
         match (self.judge(&entry), &entry.content) {
             (Freshness::Ended, _) | (Freshness::Stale, Content::Failed(_)) => {
-                if let Some(taken) = self.store.take_ended(&entry) {
-                    self.evictor.took(taken.hash);
-                }
+                drop(self.store.take_ended(&entry));
                 Look::Nothing
             }
             (_, Content::Failed(failure)) => Look::Failed(Arc::clone(failure)),
@@ -302,20 +291,18 @@ where
         K: Borrow<Q>,
         Q: ?Sized + Eq,
     {
-        let (stamp, entry) = self.store.get_stamped(hash);
+        let (stamp, entry) = self.store.read(hash);
         let look = entry.map_or(Look::Nothing, |entry| self.classify(entry, key));
         (stamp, look)
     }
 
     /// Puts an entry in, whatever is under way.
     pub(crate) fn put(&self, entry: Arc<Entry<K, V>>) {
-        let (hash, weight) = (entry.hash, entry.weight);
         if self.fits(&entry) {
-            self.store.put(entry);
-            self.evictor.wrote(hash, weight);
-        } else if self.store.take(hash, |_| true).is_some() {
+            drop(self.store.put(entry));
+        } else {
             // The value before it is outdated all the same.
-            self.evictor.took(hash);
+            drop(self.store.take(entry.hash, |_| true));
         }
     }
 
@@ -326,20 +313,14 @@ where
         entry: &Arc<Entry<K, V>>,
         outcome: Outcome<K, V>,
     ) {
-        let (hash, weight) = (entry.hash, entry.weight);
         let kept = self.fits(entry).then(|| Arc::clone(entry));
-        let is_kept = kept.is_some();
-        if self.store.land(flight, hash, kept) && is_kept {
-            self.evictor.wrote(hash, weight);
-        }
+        let gone = self.store.land(flight, entry.hash, kept);
         flight.settle(outcome);
+        drop(gone);
     }
 
     fn take(&self, entry: &Arc<Entry<K, V>>) -> bool {
         let taken = self.store.take(entry.hash, |held| Arc::ptr_eq(held, entry));
-        if taken.is_some() {
-            self.evictor.took(entry.hash);
-        }
         taken.is_some()
     }
 }
@@ -418,12 +399,12 @@ where
         let shared = &*self.shared;
         let hash = hash_of(&shared.hasher, key);
         let mut lease = if shared.rules.has_front {
-            local::lease::<K, V>(shared.id)
+            local::lease::<K, V>(shared.id, &shared.life)
         } else {
             None
         };
         if let Some(fronts) = lease.as_mut().and_then(|lease| lease.fronts()) {
-            let stamp = shared.store.stamp(hash).current();
+            let stamp = shared.store.version(hash).current();
             if let Some(value) = fronts.find(hash, key, stamp, shared.time.at_hand()) {
                 shared.counters.one(Count::Hits);
                 return Ok(read(value));
@@ -439,7 +420,7 @@ where
         hash: u64,
         key: &Q,
         read: F,
-        mut lease: Option<Lease<K, V>>,
+        lease: Option<Lease<K, V>>,
     ) -> Result<R, (u64, Look<K, V>, F)>
     where
         K: Borrow<Q>,
@@ -447,19 +428,35 @@ where
         F: FnOnce(&V) -> R,
     {
         let shared = &*self.shared;
-        let (stamp, look) = shared.look(hash, key);
-        let Look::Fresh(entry) = look else {
-            return Err((hash, look, read));
-        };
-        let Some(value) = entry.value() else {
+        local::sweep();
+        let (version, found) = shared.store.read(hash);
+        let Some(entry) = found else {
             return Err((hash, Look::Nothing, read));
         };
+        let is_fresh = entry.key.borrow() == key && shared.is_fresh(&entry);
+        let Some(value) = entry.value().filter(|_| is_fresh) else {
+            return match shared.classify(entry, key) {
+                // By the exact time.
+                Look::Fresh(entry) => match entry.value() {
+                    Some(value) => {
+                        shared.counters.one(Count::Hits);
+                        Ok(read(value))
+                    }
+                    None => Err((hash, Look::Nothing, read)),
+                },
+                look => Err((hash, look, read)),
+            };
+        };
+        shared.touch(&entry);
         shared.counters.one(Count::Hits);
         let result = read(value);
-        if let Some(fronts) = lease.as_mut().and_then(|lease| lease.fronts()) {
-            // Under the stamp that was read before the entry was fetched, whatever `read` has done meanwhile.
+        if let Some(mut lease) = lease
+            && let Some(fronts) = lease.fronts()
+        {
+            // Under the version that was read before the entry was fetched, whatever `read` has done meanwhile.
             let until = |entry: &Entry<K, V>| shared.safe_until(entry);
-            let unused = fronts.keep(entry, stamp, until, shared.has_wide_fronts);
+            let unused = fronts.keep(entry, version, until, shared.has_wide_fronts);
+            lease.miss(unused.has_widened);
             drop(lease);
             drop(unused);
         }
@@ -481,6 +478,38 @@ where
                     && entry.value().is_some()
                     && shared.judge(&entry) != Freshness::Ended
             })
+    }
+
+    /// A copy of the value of a key, as [`get`](Self::get) has it, but counted nowhere: neither the statistics, nor the policy, nor the idle TTL
+    /// learn of it.
+    pub fn peek<Q>(&self, key: &Q) -> Option<V>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq,
+        V: Clone,
+    {
+        let shared = &*self.shared;
+        let entry = shared.store.get(hash_of(&shared.hasher, key))?;
+        let is_served = entry.key.borrow() == key && shared.judge(&entry) != Freshness::Ended;
+        entry.value().filter(|_| is_served).cloned()
+    }
+
+    /// Runs `visit` on every key and value that is served at the time of its visit, stale ones included, in no order. Counts nothing.
+    ///
+    /// Each shard is looked at as it is at one moment, and different shards at different moments: what is inserted meanwhile may be missed, and
+    /// what is invalidated meanwhile may still be visited. No entry is visited twice, unless it is replaced meanwhile by one of the same
+    /// key. Nothing is locked while `visit` runs. Pins a shard's entries at a time.
+    pub fn for_each(&self, mut visit: impl FnMut(&K, &V)) {
+        let shared = &*self.shared;
+        for index in 0..shared.store.shard_count() {
+            for entry in shared.store.entries(index) {
+                if shared.judge(&entry) != Freshness::Ended
+                    && let Some(value) = entry.value()
+                {
+                    visit(&entry.key, value);
+                }
+            }
+        }
     }
 
     /// Puts a value in, in the place of what was there. A computation under way for the key is not kept when it ends.
@@ -538,15 +567,13 @@ where
             match (ours, taken) {
                 (Some(_), None) => {}
                 (None, _) => return false,
-                (Some(_), Some(_)) => {
-                    shared.evictor.took(hash);
-                    return true;
-                }
+                (Some(_), Some(_)) => return true,
             }
         }
     }
 
-    /// Takes out every value for which `matches` says so, and returns how many. Linear in the number of entries; what is inserted meanwhile may be missed.
+    /// Takes out every value for which `matches` says so, and returns how many. Linear in the number of entries. What is inserted meanwhile may be
+    /// missed. No computation that is under way is kept when it ends, since its value cannot be asked yet.
     pub fn invalidate_where(&self, mut matches: impl FnMut(&K, &V) -> bool) -> usize {
         self.take_where(|entry| {
             entry
@@ -564,14 +591,12 @@ where
         for index in 0..shared.store.shard_count() {
             for entry in shared.store.entries(index) {
                 if entry.freshness(now, idle) == Freshness::Ended
-                    && let Some(taken) = shared.store.take_ended(&entry)
+                    && shared.store.take_ended(&entry).is_some()
                 {
-                    shared.evictor.took(taken.hash);
                     count += 1;
                 }
             }
         }
-        shared.evictor.settle();
         count
     }
 
@@ -579,7 +604,7 @@ where
         let shared = &*self.shared;
         let mut count = 0;
         for index in 0..shared.store.shard_count() {
-            for entry in shared.store.entries(index) {
+            for entry in shared.store.entries_alone(index) {
                 count += usize::from(matches(&entry) && shared.take(&entry));
             }
         }
@@ -590,9 +615,7 @@ where
     pub fn clear(&self) {
         let shared = &*self.shared;
         for index in 0..shared.store.shard_count() {
-            for entry in shared.store.drain(index) {
-                shared.evictor.took(entry.hash);
-            }
+            drop(shared.store.drain(index));
         }
     }
 
@@ -614,19 +637,28 @@ where
         self.shared.store.weight()
     }
 
-    /// The capacity it was made with.
+    /// The capacity.
     #[must_use]
     pub fn capacity(&self) -> u64 {
-        self.shared.rules.capacity
+        self.shared.store.capacity()
+    }
+
+    /// Changes the capacity. What is beyond a smaller one is thrown out before this returns. The number of shards stays what it was.
+    ///
+    /// # Errors
+    /// [`CacheError::ZeroCapacity`] if it is zero.
+    pub fn set_capacity(&self, capacity: u64) -> Result<(), CacheError> {
+        if capacity == 0 {
+            return Err(CacheError::ZeroCapacity);
+        }
+        drop(self.shared.store.resize(capacity));
+        Ok(())
     }
 
     /// The policy in force: of an adaptive cache the one chosen last.
     #[must_use]
     pub fn policy(&self) -> Policy {
-        match self.shared.evictor.kind() {
-            crate::policy::Kind::TinyLfu => Policy::TinyLfu,
-            crate::policy::Kind::Lru => Policy::Lru,
-        }
+        self.shared.store.chooser.policy()
     }
 
     /// What the cache has done so far. One load per thread and count.
@@ -634,10 +666,25 @@ where
     pub fn stats(&self) -> CacheStats {
         CacheStats {
             evictions: self.shared.store.evictions(),
-            policy_switches: self.shared.evictor.switches(),
+            policy_switches: self.shared.store.chooser.switches(),
             len: self.len(),
             weight: self.weight(),
             ..self.shared.counters.read()
+        }
+    }
+}
+
+impl<K, V, S, T> Extend<(K, V)> for TtlCache<K, V, S, T>
+where
+    K: Hash + Eq + Send + Sync + 'static,
+    V: Send + Sync + 'static,
+    S: BuildHasher,
+    T: Time,
+{
+    /// Inserts one after the other.
+    fn extend<I: IntoIterator<Item = (K, V)>>(&mut self, values: I) {
+        for (key, value) in values {
+            self.insert(key, value);
         }
     }
 }
@@ -653,9 +700,8 @@ impl<K, V, S, T> Clone for TtlCache<K, V, S, T> {
 impl<K, V, S, T> fmt::Debug for TtlCache<K, V, S, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TtlCache")
-            .field("capacity", &self.shared.rules.capacity)
+            .field("capacity", &self.shared.store.capacity())
             .field("len", &self.shared.store.len())
-            .field("evictor", &self.shared.evictor)
             .finish_non_exhaustive()
     }
 }
@@ -667,5 +713,5 @@ pub(crate) fn abandon<K, V, S, T>(
     hash: u64,
 ) {
     shared.counters.one(Count::Abandoned);
-    shard::abandon(&shared.store, flight, hash);
+    store::abandon(&shared.store, flight, hash);
 }

@@ -10,8 +10,8 @@ use crate::cache::{Look, Shared, TtlCache, abandon};
 use crate::depth;
 use crate::entry::{Entry, Failure};
 use crate::flight::{Flight, Follower, Outcome};
-use crate::shard::Joined;
 use crate::stats::Count;
+use crate::store::Joined;
 use crate::time::Time;
 use std::borrow::Borrow;
 use std::convert::Infallible;
@@ -293,28 +293,31 @@ where
         Q: ?Sized + Hash + Eq + ToOwned<Owned = K>,
         E: Send + Sync + 'static,
     {
-        let counters = &self.shared.counters;
+        // A read counts once, by what it found first.
+        let count = |count| {
+            if is_first {
+                self.shared.counters.one(count);
+            }
+        };
         match look {
             Look::Fresh(entry) => {
-                counters.one(Count::Hits);
+                count(Count::Hits);
                 return Step::Value(entry);
             }
             Look::Stale(entry) => {
-                counters.one(Count::StaleHits);
+                count(Count::StaleHits);
                 return self.revalidate(hash, key, entry);
             }
             Look::Failed(failure) => {
                 if let Ok(error) = failure.downcast::<E>() {
-                    counters.one(Count::NegativeHits);
+                    count(Count::NegativeHits);
                     return Step::Error(error);
                 }
             }
             Look::Nothing => {}
         }
-        if is_first {
-            counters.one(Count::Misses);
-        }
-        match self.begin(hash, key) {
+        count(Count::Misses);
+        match self.begin(hash, key, false) {
             Begin::Follow(follower) => Step::Wait(follower),
             Begin::Alone => Step::Compute(None, None),
             Begin::Lead(lead, None) => Step::Compute(Some(lead), None),
@@ -343,7 +346,8 @@ where
         {
             return Step::Value(stale);
         }
-        let Begin::Lead(lead, held) = self.begin(hash, key) else {
+        let is_refresh = self.shared.loader.is_some();
+        let Begin::Lead(lead, held) = self.begin(hash, key, is_refresh) else {
             return Step::Value(stale);
         };
         if !held.is_some_and(|held| Arc::ptr_eq(&held, &stale)) {
@@ -371,16 +375,16 @@ where
         Step::Value(stale)
     }
 
-    fn begin<Q>(&self, hash: u64, key: &Q) -> Begin<K, V, S, T>
+    fn begin<Q>(&self, hash: u64, key: &Q, is_refresh: bool) -> Begin<K, V, S, T>
     where
         K: Borrow<Q>,
         Q: ?Sized + Hash + Eq + ToOwned<Owned = K>,
     {
         let shared = &self.shared;
         let under_way = match shared.store.flight(hash) {
-            Some(under_way) => under_way,
-            None => {
-                let flight = Arc::new(Flight::new(key.to_owned()));
+            Some(under_way) if is_refresh || !under_way.is_refresh => under_way,
+            _ => {
+                let flight = Arc::new(Flight::new(key.to_owned(), is_refresh));
                 match shared.store.join(hash, &flight) {
                     Joined::Lead(flight, held) => {
                         let lead = Lead {

@@ -23,13 +23,9 @@ pub(crate) enum Content<V> {
 pub(crate) struct Entry<K, V> {
     /// From here on it is stale.
     pub(crate) fresh_until: u64,
-    /// The tick of its shard in which the policy was last told of a read.
-    pub(crate) tick: AtomicU64,
     pub(crate) key: K,
     pub(crate) content: Content<V>,
     pub(crate) hash: u64,
-    /// Tells entries of one hash apart; never reused within a cache.
-    pub(crate) id: u64,
     pub(crate) weight: u32,
     /// From here on it is not served at all; not before `fresh_until`.
     pub(crate) ends: u64,

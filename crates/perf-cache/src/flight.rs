@@ -36,6 +36,8 @@ impl<K, V> Clone for Outcome<K, V> {
 
 pub(crate) struct Flight<K, V> {
     pub(crate) key: K,
+    /// It refreshes a stale value in the background: a caller who has no stale value to return does not wait for it.
+    pub(crate) is_refresh: bool,
     state: Mutex<State<K, V>>,
     settled: Condvar,
 }
@@ -50,9 +52,10 @@ struct State<K, V> {
 }
 
 impl<K, V> Flight<K, V> {
-    pub(crate) fn new(key: K) -> Self {
+    pub(crate) fn new(key: K, is_refresh: bool) -> Self {
         Self {
             key,
+            is_refresh,
             state: Mutex::new(State {
                 outcome: None,
                 wakers: Vec::new(),

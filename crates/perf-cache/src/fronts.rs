@@ -87,6 +87,7 @@ pub(crate) enum Fronts<K, V> {
 /// What is no longer kept: to be dropped when nothing is borrowed, since that is code of the user.
 #[derive(Debug)]
 pub(crate) struct Unused<K, V> {
+    pub(crate) has_widened: bool,
     _entry: Option<Arc<Entry<K, V>>>,
     _fronts: Option<Fronts<K, V>>,
 }
@@ -143,6 +144,7 @@ impl<K, V> Fronts<K, V> {
             Some(entry)
         };
         Unused {
+            has_widened: near.is_some(),
             _entry: entry,
             _fronts: near,
         }

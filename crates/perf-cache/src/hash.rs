@@ -4,10 +4,10 @@
 //! |---|---|
 //! | 63 and down, as many as half a front has places for | the right place in a front |
 //! | as many below | the left one |
-//! | 40 to 44 | the shard |
-//! | 32 and up | the place in a door; which keys a shadow sees |
+//! | 40 and up | the shard |
+//! | 32 and up | the place in a door; which keys a shadow sees; a place in the sketch |
 //! | 0 to 31 | the mark in that place |
-//! | 0 and up, and 57 to 63 | the place in a shard's table, by `hashbrown` |
+//! | 0 and up, and 57 to 63 | the place in a shard's table, by `hashbrown`; the step in the sketch |
 
 use std::hash::{BuildHasher, Hash};
 
@@ -40,7 +40,7 @@ mod tests {
     use crate::front::Front;
     use crate::fronts::Door;
     use crate::local::{FRONT_PLACES, WIDE_FRONT_PLACES};
-    use crate::shard::{SHARDS, shard_index};
+    use crate::store::shard_index;
     use foldhash::SharedSeed;
     use foldhash::fast::FoldHasher;
     use std::collections::HashSet;
@@ -75,7 +75,7 @@ mod tests {
             ("near right", Near::right, near, 28),
             ("near left", Near::left, near, 28),
             ("door", Door::<1024>::place, 1024, 50),
-            ("shard", shard_index, SHARDS, 28),
+            ("shard", |hash| shard_index(hash, 32), 32, 28),
         ];
         for process in 0..1000 {
             let seed = SharedSeed::from_u64(process);

@@ -26,11 +26,13 @@ mod peers;
 mod placement;
 mod policy;
 mod primitive;
+mod queues;
 mod reader;
-mod shadow;
-mod shard;
+mod sketch;
 mod stats;
+mod store;
 mod summary;
+mod table;
 mod time;
 mod value;
 

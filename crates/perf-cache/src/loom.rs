@@ -3,9 +3,9 @@
 use crate::entry::{Content, Entry};
 use crate::flight::{Flight, Follower, Outcome};
 use crate::front::Front;
-use crate::policy::{TokenStore, sync};
+use crate::policy::{Chooser, Policy};
 use crate::primitive::Mutex;
-use crate::shard::{Joined, Store};
+use crate::store::{Joined, Store};
 use perf_atomics::clock::CoarseInstant;
 use std::future::Future;
 use std::pin::Pin;
@@ -20,24 +20,10 @@ pub fn set_mutant(name: Option<&'static str>) {
     crate::primitive::mutant::set(name);
 }
 
-/// A table of one key, with the tokens of a policy.
+/// A table of one key.
 #[derive(Debug)]
 pub struct Table {
     store: Store<u64, u64>,
-    tokens: Tokens,
-}
-
-#[derive(Debug)]
-struct Tokens(Mutex<Option<u32>>);
-
-impl TokenStore for Tokens {
-    fn write(&self, _: u64, weight: u32) {
-        *self.0.lock() = Some(weight);
-    }
-
-    fn remove(&self, _: u64) {
-        *self.0.lock() = None;
-    }
 }
 
 fn entry(value: u64) -> Arc<Entry<u64, u64>> {
@@ -45,12 +31,10 @@ fn entry(value: u64) -> Arc<Entry<u64, u64>> {
         hash: HASH,
         key: KEY,
         content: Content::Value(value),
-        id: value,
         weight: 1,
         fresh_until: u64::MAX,
         ends: u64::MAX,
         read_at: 0.into(),
-        tick: 0.into(),
         retry_at: 0.into(),
     })
 }
@@ -60,8 +44,7 @@ impl Table {
     #[expect(clippy::new_without_default, reason = "for models only")]
     pub fn new() -> Self {
         Self {
-            store: Store::new(),
-            tokens: Tokens(Mutex::new(None)),
+            store: Store::new(1, false, Chooser::new(Policy::Lru)),
         }
     }
 
@@ -73,25 +56,19 @@ impl Table {
         self.store.take(HASH, |_| true);
     }
 
-    pub fn sync(&self) {
-        sync(&self.store, &self.tokens, HASH);
-    }
-
-    /// What the table holds, and whether the policy has a token.
+    /// What the table holds.
     #[must_use]
-    pub fn state(&self) -> (Option<u64>, bool) {
-        let held = self.store.get(HASH);
-        let value = held.and_then(|entry| entry.value().copied());
-        (value, self.tokens.0.lock().is_some())
+    pub fn held(&self) -> Option<u64> {
+        self.store.get(HASH)?.value().copied()
     }
 
     /// Computes once for all who ask; `None` from `compute` is a computation that was abandoned.
     pub fn ask(&self, mut compute: impl FnMut() -> Option<u64>) -> Option<u64> {
         loop {
-            if let (Some(value), _) = self.state() {
+            if let Some(value) = self.held() {
                 return Some(value);
             }
-            let flight = Arc::new(Flight::new(KEY));
+            let flight = Arc::new(Flight::new(KEY, false));
             match self.store.join(HASH, &flight) {
                 Joined::Lead(flight, Some(_)) => {
                     self.store.land(&flight, HASH, None);
@@ -99,7 +76,7 @@ impl Table {
                 }
                 Joined::Lead(flight, None) => {
                     let Some(value) = compute() else {
-                        crate::shard::abandon(&self.store, &flight, HASH);
+                        crate::store::abandon(&self.store, &flight, HASH);
                         return None;
                     };
                     let entry = entry(value);
@@ -129,7 +106,7 @@ impl Waiting {
     #[must_use]
     #[expect(clippy::new_without_default, reason = "for models only")]
     pub fn new() -> Self {
-        let flight = Arc::new(Flight::new(KEY));
+        let flight = Arc::new(Flight::new(KEY, false));
         let follower = flight.try_enter().expect("the first may wait");
         Self {
             flight,
@@ -166,12 +143,12 @@ impl Reader {
     }
 
     pub fn get(&mut self, table: &Table) -> Option<u64> {
-        let stamp = table.store.stamp(HASH).current();
+        let stamp = table.store.version(HASH).current();
         let now = Some(CoarseInstant::from_nanos(0));
         if let Some(at) = self.front.find(HASH, &KEY, stamp, now) {
             return self.front.value(at).copied();
         }
-        let (stamp, entry) = table.store.get_stamped(HASH);
+        let (stamp, entry) = table.store.read(HASH);
         let (at, _) = self.front.keep(entry?, stamp, u64::MAX);
         self.front.value(at).copied()
     }

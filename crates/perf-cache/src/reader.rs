@@ -4,8 +4,8 @@ use crate::cache::{Look, TtlCache};
 use crate::front::Front;
 use crate::hash::hash_of;
 use crate::local::FRONT_PLACES;
-use crate::shard::{Stamps, shard_index};
 use crate::stats::Count;
+use crate::store::{Versions, shard_index};
 use crate::time::{CoarseTime, Time};
 use perf_atomics::DefaultHasher;
 use std::borrow::Borrow;
@@ -39,7 +39,7 @@ where
     T: Time,
 {
     front: Front<K, V, N>,
-    stamps: Arc<Stamps>,
+    versions: Arc<Versions>,
     hasher: S,
     time: T,
     /// Not yet told to the cache.
@@ -61,7 +61,7 @@ where
     {
         Self {
             front: Front::new(),
-            stamps: Arc::clone(&cache.shared.store.stamps),
+            versions: Arc::clone(&cache.shared.store.versions),
             hasher: cache.shared.hasher.clone(),
             time: cache.shared.time.clone(),
             hits: 0,
@@ -77,7 +77,8 @@ where
         Q: ?Sized + Hash + Eq,
     {
         let hash = hash_of(&self.hasher, key);
-        let stamp = self.stamps[shard_index(hash)].current();
+        let shard = shard_index(hash, self.versions.len());
+        let stamp = self.versions[shard].current();
         match self.front.find(hash, key, stamp, self.time.at_hand()) {
             Some(at) => {
                 self.hits += 1;

@@ -1,7 +1,7 @@
 //! The time that decides about expiry: monotonic, coarse where that is safe, stepped by hand in tests.
 
 use parking_lot::Mutex;
-use perf_atomics::clock::{CoarseClock, CoarseInstant, LAG_MAX, RESOLUTION, Updater};
+use perf_atomics::clock::{CoarseClock, CoarseInstant, LAG_MAX, RESOLUTION, Updater, Witness};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,24 +33,34 @@ pub trait Time: Send + Sync + 'static {
 }
 
 static CLOCK: CoarseClock = CoarseClock::new();
+thread_local! {
+    static WITNESS: Witness = const { Witness::new() };
+}
+
 static UPDATER: Mutex<Option<Updater<&'static CoarseClock>>> = Mutex::new(None);
 
 /// The coarse clock of all caches of the process: a read is one load.
 ///
 /// The first cache that is built starts the clock's two threads, which wake a thousand and some forty times a second. When they
 /// stall, reads ask `Instant`; if the system gives no threads, they always do. [`PreciseTime`] does without them.
+///
+/// **`fork`.** The child has the caches and none of these threads. Its reads find out that the clock stands still, see
+/// [`CoarseClock::witnessed`], and ask `Instant` from then on. Refreshes in the background and a manager's cleanup do not run in the child; a
+/// lock that another thread held when the process forked stays locked, as with any library. So fork before threads use the caches, or `exec`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CoarseTime;
 
 impl Time for CoarseTime {
     #[inline]
     fn now(&self) -> CoarseInstant {
-        CLOCK.now()
+        self.at_hand().unwrap_or_else(CoarseInstant::precise)
     }
 
     #[inline]
     fn at_hand(&self) -> Option<CoarseInstant> {
-        CLOCK.written()
+        // A witness has no destructor, so it can always be reached.
+        let read = |witness: &Witness| CLOCK.witnessed(witness, LAG_MAX);
+        WITNESS.try_with(read).ok().flatten()
     }
 
     fn precise(&self) -> CoarseInstant {

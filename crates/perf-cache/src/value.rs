@@ -6,10 +6,9 @@ use crate::entry::Entry;
 use crate::error::CacheError;
 use crate::hash::spread;
 use crate::policy::Policy;
-use crate::shard::Stamps;
 use crate::stats::{CacheStats, Count};
+use crate::store::{PassBuild, Versions};
 use crate::time::{CoarseTime, Time};
-use crate::{shard::PassBuild, shard::shard_index};
 use std::fmt;
 use std::future::Future;
 use std::hash::{Hash, Hasher};
@@ -161,7 +160,7 @@ impl<V: Send + Sync + 'static, T: Time> CachedValue<V, T> {
             stamp: u64::MAX,
             safe_until: 0,
             entry: None,
-            stamps: Arc::clone(&self.cache.shared.store.stamps),
+            versions: Arc::clone(&self.cache.shared.store.versions),
             time: self.cache.shared.time.clone(),
             hits: 0,
             cache: self.cache.clone(),
@@ -284,7 +283,7 @@ pub struct ValueReader<V: Send + Sync + 'static, T: Time = CoarseTime> {
     stamp: u64,
     safe_until: u64,
     entry: Option<Arc<Entry<Only, V>>>,
-    stamps: Arc<Stamps>,
+    versions: Arc<Versions>,
     time: T,
     /// Not yet told to the cache.
     hits: u64,
@@ -295,7 +294,7 @@ impl<V: Send + Sync + 'static, T: Time> ValueReader<V, T> {
     /// The value, if there is one; a stale one too, within its window.
     #[inline]
     pub fn get(&mut self) -> Option<&V> {
-        let is_current = self.stamps[shard_index(HASH)].current() == self.stamp
+        let is_current = self.versions[0].current() == self.stamp
             && self
                 .time
                 .at_hand()

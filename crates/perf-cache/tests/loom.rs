@@ -77,8 +77,8 @@ fn no_front_serves_what_was_invalidated() {
 }
 
 #[test]
-fn a_front_that_reads_the_stamp_after_the_fetch_is_caught() {
-    assert_caught("front_stamp_after_fetch", fronts_follow);
+fn a_front_that_reads_the_version_after_the_fetch_is_caught() {
+    assert_caught("front_version_after_fetch", fronts_follow);
 }
 
 /// Two ask for one missing key.
@@ -181,7 +181,7 @@ fn nothing_outdated_is_kept() {
     };
     table.ask(|| Some(source.load(Ordering::Acquire)));
     writer.join().unwrap();
-    let (kept, _) = table.state();
+    let kept = table.held();
     assert_ne!(kept, Some(1), "computed before the invalidation, and kept");
 }
 
@@ -193,33 +193,4 @@ fn what_was_computed_before_an_invalidation_is_not_kept() {
 #[test]
 fn a_flight_that_lands_after_an_invalidation_is_caught() {
     assert_caught("flight_lands_after_invalidate", nothing_outdated_is_kept);
-}
-
-/// One puts a value in while another takes it out, and both tell the policy.
-fn tokens_follow() {
-    let table = Arc::new(Table::new());
-    table.put(1);
-    table.sync();
-    let other = {
-        let table = Arc::clone(&table);
-        thread::spawn(move || {
-            table.invalidate();
-            table.sync();
-        })
-    };
-    table.put(2);
-    table.sync();
-    other.join().unwrap();
-    let (value, has_token) = table.state();
-    assert_eq!(value.is_some(), has_token, "the policy knows another table");
-}
-
-#[test]
-fn the_policy_knows_what_the_table_holds() {
-    assert_holds(tokens_follow);
-}
-
-#[test]
-fn a_token_that_is_written_without_a_second_look_is_caught() {
-    assert_caught("token_without_second_look", tokens_follow);
 }

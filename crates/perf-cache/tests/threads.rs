@@ -68,7 +68,8 @@ fn the_capacity_holds_under_writers_and_nothing_leaks() {
                         if step % 7 == 0 {
                             cache.invalidate(&(key / 2));
                         }
-                        assert!(cache.len() <= 500 + 500 / 32 + 16 + 4, "{}", cache.len());
+                        // Beyond the capacity is only what four writers are inserting just now.
+                        assert!(cache.len() <= 500 + 4, "{}", cache.len());
                     }
                 });
             }

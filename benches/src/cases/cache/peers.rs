@@ -5,7 +5,7 @@ use std::hint::black_box;
 use cached::{Cached, TimedSizedCache};
 use parking_lot::Mutex;
 
-use super::{CAPACITY, HOT, TTL, WIDE_1K, WIDE_64K, keys, next, shared};
+use super::{CAPACITY, HOT, TTL, WIDE_1K, WIDE_1M, WIDE_64K, keys, next, shared, trace, traces};
 use crate::case::{Path, Run, path};
 use crate::team::pair;
 
@@ -118,6 +118,141 @@ pub(super) fn wide_1k() -> Vec<Path> {
 
 pub(super) fn wide_64k() -> Vec<Path> {
     all::<WIDE_64K>()
+}
+
+fn moka_of(capacity: u64, count: u64) -> moka::sync::Cache<u64, u64> {
+    let cache = moka::sync::Cache::builder()
+        .max_capacity(capacity)
+        .time_to_live(TTL)
+        .build();
+    (0..count).for_each(|key| cache.insert(key, key));
+    cache.run_pending_tasks();
+    cache
+}
+
+fn quick_of(capacity: u64, count: u64) -> quick_cache::sync::Cache<u64, u64> {
+    let cache = quick_cache::sync::Cache::new(capacity as usize);
+    (0..count).for_each(|key| cache.insert(key, key));
+    cache
+}
+
+fn foyer_of(capacity: u64, count: u64) -> foyer_memory::Cache<u64, u64> {
+    let cache: foyer_memory::Cache<u64, u64> =
+        foyer_memory::CacheBuilder::new(capacity as usize).build();
+    (0..count).for_each(|key| drop(cache.insert(key, key)));
+    cache
+}
+
+fn reads<const N: u64>() -> Vec<Path> {
+    vec![
+        path("moka", || {
+            let cache = moka_of(2 * N, N);
+            keys(N, move |key| cache.get(&key))
+        }),
+        path("quick_cache", || {
+            let cache = quick_of(2 * N, N);
+            keys(N, move |key| cache.get(&key))
+        }),
+        path("foyer", || {
+            let cache = foyer_of(2 * N, N);
+            keys(N, move |key| cache.get(&key).map(|entry| *entry.value()))
+        }),
+    ]
+}
+
+pub(super) fn wide_1k_2k() -> Vec<Path> {
+    reads::<WIDE_1K>()
+}
+
+pub(super) fn wide_1m() -> Vec<Path> {
+    reads::<WIDE_1M>()
+}
+
+pub(super) fn trace_mixed() -> Vec<Path> {
+    use crate::case::summed;
+    vec![
+        path("moka", || {
+            let (cache, mut next) = (moka_of(traces::CAPACITY, 0), trace());
+            summed(move || {
+                let key = next();
+                cache.get_with(key, || key)
+            })
+        }),
+        path("quick_cache", || {
+            let (cache, mut next) = (quick_of(traces::CAPACITY, 0), trace());
+            summed(move || {
+                let key = next();
+                cache
+                    .get_or_insert_with(&key, || Ok::<_, std::convert::Infallible>(key))
+                    .unwrap_or(0)
+            })
+        }),
+        path("foyer", || {
+            let (cache, mut next) = (foyer_of(traces::CAPACITY, 0), trace());
+            summed(move || {
+                let key = next();
+                match cache.get(&key) {
+                    Some(entry) => *entry.value(),
+                    None => *cache.insert(key, key).value(),
+                }
+            })
+        }),
+    ]
+}
+
+pub(super) fn insert_64k() -> Vec<Path> {
+    vec![
+        path("moka", || {
+            let cache = moka_of(WIDE_64K, WIDE_64K);
+            keys(2 * WIDE_64K, move |key| {
+                cache.insert(key, key);
+                None
+            })
+        }),
+        path("quick_cache", || {
+            let cache = quick_of(WIDE_64K, WIDE_64K);
+            keys(2 * WIDE_64K, move |key| {
+                cache.insert(key, key);
+                None
+            })
+        }),
+        path("foyer", || {
+            let cache = foyer_of(WIDE_64K, WIDE_64K);
+            keys(2 * WIDE_64K, move |key| {
+                drop(cache.insert(key, key));
+                None
+            })
+        }),
+    ]
+}
+
+pub(super) fn invalidate_64k() -> Vec<Path> {
+    vec![
+        path("moka", || {
+            let cache = moka_of(CAPACITY, WIDE_64K);
+            keys(WIDE_64K, move |key| {
+                cache.invalidate(&key);
+                cache.insert(key, key);
+                None
+            })
+        }),
+        path("quick_cache", || {
+            let cache = quick_of(CAPACITY, WIDE_64K);
+            keys(WIDE_64K, move |key| {
+                cache.remove(&key);
+                cache.insert(key, key);
+                None
+            })
+        }),
+        path("foyer", || {
+            let cache = foyer_of(CAPACITY, WIDE_64K);
+            keys(WIDE_64K, move |key| {
+                drop(cache.remove(&key));
+                drop(cache.insert(key, key));
+                None
+            })
+        }),
+    ]
 }
 
 pub(super) fn wide_1k_pair() -> Vec<Path> {
