@@ -44,7 +44,7 @@ impl CacheMetrics {
     /// Makes the instruments `cache.reads`, `cache.computations`, `cache.failures`, `cache.evictions`, `cache.entries` and `cache.weight`.
     ///
     /// # Errors
-    /// [`MetricsError`] if the registry has instruments of these names, or no room.
+    /// [`MetricsError`] if the registry has other instruments of these names, or no room.
     pub fn new(registry: &Registry) -> Result<Self, MetricsError> {
         let counter = |name: &'static str, unit: &'static str, about: &'static str| {
             registry
