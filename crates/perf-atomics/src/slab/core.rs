@@ -246,8 +246,17 @@ mod tests {
     fn classes_cover_every_number_of_cells() {
         assert_eq!((class_for(0), class_for(1), class_for(64)), (0, 0, 0));
         assert_eq!((class_for(65), class_for(128)), (1, 1));
-        assert_eq!(class_for(CELLS_MAX as usize), CLASSES - 1);
-        for cells in [1, 63, 64, 65, 1000, 4096, CELLS_MAX as usize] {
+        assert_eq!(class_for(WIDE_CELLS_MAX as usize), CLASSES - 1);
+        for cells in [
+            1,
+            63,
+            64,
+            65,
+            1000,
+            4096,
+            CELLS_MAX as usize,
+            WIDE_CELLS_MAX as usize,
+        ] {
             assert!(class_cells(class_for(cells)) >= cells);
         }
     }
