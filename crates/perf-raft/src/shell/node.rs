@@ -189,10 +189,12 @@ impl RaftNodeBuilder {
             let state = load(log.as_mut(), group, identity, &voters, &mut applier);
             state.map(|state| (log, applier, state))
         });
-        // What panics there says whose it was.
-        let (log, applier, state) = loaded
-            .await
-            .map_err(|error| StartError::Transport(error.to_string()))??;
+        // A panic of the state machine is caught there, so this one is the log's, or the runtime ends.
+        let (log, applier, state) = loaded.await.map_err(|error| LogError::Io {
+            file: PathBuf::new(),
+            action: "reading the log",
+            reason: error.to_string(),
+        })??;
         check_frames(&options, &state, transport.frame_bytes_max())?;
         let config = CoreConfig {
             id,
