@@ -37,12 +37,13 @@ mod statics {
     use super::{CELLS_MAX, Cell, Chunk, Lease, Slab, WIDE_CELLS_MAX};
 
     loom::lazy_static! {
-        static ref SLAB: Slab = Slab::new(CELLS_MAX);
-        static ref WIDE_SLAB: Slab = Slab::new(WIDE_CELLS_MAX);
+        // Leaked: a model may end while a thread that it has joined is still giving its chunk back.
+        static ref SLAB: &'static Slab = Box::leak(Box::new(Slab::new(CELLS_MAX)));
+        static ref WIDE_SLAB: &'static Slab = Box::leak(Box::new(Slab::new(WIDE_CELLS_MAX)));
     }
 
     pub(crate) fn global<const WIDE: bool>() -> &'static Slab {
-        if WIDE { &WIDE_SLAB } else { &SLAB }
+        if WIDE { *WIDE_SLAB } else { *SLAB }
     }
 
     loom::thread_local! {
@@ -86,8 +87,9 @@ impl<const WIDE: bool> Drop for Lease<WIDE> {
             CHUNK.try_with(empty)
         };
         if let Some(chunk) = self.0.take() {
-            global::<WIDE>().release(chunk);
-            global::<WIDE>().disown();
+            let slab = global::<WIDE>();
+            slab.release(chunk);
+            slab.disown();
         }
     }
 }
