@@ -37,6 +37,9 @@ pub use transport::{
     ChannelNetwork, ChannelTransport, DeliverError, OutboundMessage, SendError, Transport,
 };
 
+/// The types of raft-rs that this interface uses: entries, hard states, memberships, messages. No crate needs raft-rs or `protobuf` itself for them.
+pub use raft::eraftpb;
+
 /// The state of a node, published without locks: of `perf-atomics`.
 pub use perf_atomics::{RaftStatus, Role};
 

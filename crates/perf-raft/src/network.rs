@@ -151,6 +151,9 @@ impl Transport for NetworkTransport {
             .send(envelope)
             .map_err(|undelivered| match undelivered.error {
                 TransportError::QueueFull { .. } => SendError::Full,
+                TransportError::TooLarge { bytes_max, .. } => {
+                    SendError::TooLarge { limit: bytes_max }
+                }
                 _ => SendError::Unreachable,
             })
     }

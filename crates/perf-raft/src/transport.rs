@@ -30,6 +30,13 @@ pub enum SendError {
     /// There is no way to the peer now.
     #[error("the peer is not reachable")]
     Unreachable,
+    /// The peer takes no frame of this length, for as long as it runs. Raft sends less at once; what cannot be sent at all is in the
+    /// [report](crate::Trouble::FrameTooLong).
+    #[error("the peer takes frames of {limit} bytes at most")]
+    TooLarge {
+        /// The longest frame that it takes, in bytes.
+        limit: usize,
+    },
 }
 
 /// Why a message that came in was not taken.
@@ -177,13 +184,12 @@ impl Transport for ChannelTransport {
 /// Encodes frames in the order in which they were made, and empties the list. Equal appends to several peers are encoded once if
 /// `share` says so; they then name no receiver.
 ///
-/// `send` gets the receiver, the class and the bytes, and says whether it took them; the receivers it refused are
-/// given to `refused`.
+/// `send` gets the receiver, the class and the bytes. What it does not take is given to `refused`, with the receiver.
 pub fn encode_frames(
     frames: &mut Vec<Frame>,
     share: bool,
-    mut send: impl FnMut(OutboundMessage) -> bool,
-    mut refused: impl FnMut(u64),
+    mut send: impl FnMut(OutboundMessage) -> Result<(), SendError>,
+    mut refused: impl FnMut(u64, SendError),
 ) {
     use crate::codec::Body;
     let mut shared: Option<(Bytes, usize)> = None;
@@ -217,9 +223,12 @@ pub fn encode_frames(
                 bytes
             }
         };
-        let sent = bytes.is_some_and(|frame| send(OutboundMessage { to, class, frame }));
-        if !sent {
-            refused(to);
+        let sent = match bytes {
+            Some(frame) => send(OutboundMessage { to, class, frame }),
+            None => Err(SendError::Unreachable),
+        };
+        if let Err(error) = sent {
+            refused(to, error);
         }
     }
     frames.clear();

@@ -47,9 +47,9 @@ impl Group {
                 done &= out.is_empty();
                 let send = |message: OutboundMessage| {
                     sent.push((message.to, message.frame));
-                    true
+                    Ok(())
                 };
-                encode_frames(&mut out.frames, true, send, |_| {});
+                encode_frames(&mut out.frames, true, send, |_, _| {});
                 for job in out.log_jobs {
                     core.persisted(job.sequence);
                 }

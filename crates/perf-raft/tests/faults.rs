@@ -334,3 +334,174 @@ async fn followers_of_a_slow_machine_outlive_their_leader() {
     last.expect("the group goes on");
     cluster.stop().await;
 }
+
+/// A network in which some frames from one node do not arrive.
+struct Deaf {
+    end: perf_raft::ChannelTransport,
+    /// Frames of elections are lost while it is set.
+    loses_elections: Arc<AtomicBool>,
+}
+
+impl Transport for Deaf {
+    fn start(&self, inbox: Inbox) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        self.end.start(inbox)
+    }
+
+    fn send(&self, message: OutboundMessage) -> Result<(), SendError> {
+        let is_lost = message.class == perf_raft::inbound::MessageClass::Election
+            && self.loses_elections.load(Ordering::Relaxed);
+        if is_lost {
+            return Ok(());
+        }
+        self.end.send(message)
+    }
+
+    fn stop(&self) {
+        self.end.stop();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transfer_that_failed_leaves_lease_reads_as_they_were() {
+    let network = ChannelNetwork::new();
+    let loses_elections = Arc::new(AtomicBool::new(false));
+    let mut options = options();
+    options.lease_reads = true;
+    let mut nodes = Vec::new();
+    for id in 1..=3 {
+        let deaf = Deaf {
+            end: network.transport(id),
+            loses_elections: Arc::clone(&loses_elections),
+        };
+        let builder = RaftNode::builder(id)
+            .log_store(MemoryLog::new())
+            .transport(deaf)
+            .state_machine(Map::default())
+            .options(options.clone())
+            .bootstrap([1, 2, 3]);
+        nodes.push(builder.start().await.expect("it starts"));
+    }
+    let leader = loop {
+        let leads = |node: &&RaftHandle| node.status().is_leader();
+        if let Some(leader) = nodes.iter().find(leads)
+            && leader.lease_read().await.is_ok()
+        {
+            break leader.clone();
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    let before = leader.status();
+    loses_elections.store(true, Ordering::Relaxed);
+    let to = if before.node_id == 1 { 2 } else { 1 };
+    let outcome = leader.transfer_leader(to).await;
+    assert_eq!(outcome, Err(ProposeError::ProposalDropped));
+    let served = async {
+        while leader.lease_read().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), served)
+        .await
+        .expect("the lease is back");
+    assert_eq!(leader.status().term, before.term, "without an election");
+    for node in &nodes {
+        node.shutdown().await;
+    }
+}
+
+/// A transport to which node 3 has said that it takes short frames only.
+struct Short {
+    end: perf_raft::ChannelTransport,
+    limit: usize,
+}
+
+impl Transport for Short {
+    fn start(&self, inbox: Inbox) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        self.end.start(inbox)
+    }
+
+    fn send(&self, message: OutboundMessage) -> Result<(), SendError> {
+        if message.to == 3 && message.frame.len() > self.limit {
+            return Err(SendError::TooLarge { limit: self.limit });
+        }
+        self.end.send(message)
+    }
+
+    fn stop(&self) {
+        self.end.stop();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_takes_short_frames_gets_short_ones_and_is_reported_when_none_is_short_enough()
+{
+    let network = ChannelNetwork::new();
+    let limit = 4096;
+    let mut options = options();
+    options.snapshot_entries = 50;
+    options.log_entries_kept = 5;
+    let mut nodes = Vec::new();
+    for id in 1..=3 {
+        let builder = RaftNode::builder(id)
+            .log_store(MemoryLog::new())
+            .transport(Short {
+                end: network.transport(id),
+                limit,
+            })
+            .state_machine(Map::default())
+            .options(options.clone())
+            .bootstrap([1, 2, 3]);
+        nodes.push(builder.start().await.expect("it starts"));
+    }
+    let leader = loop {
+        let leads = |node: &&RaftHandle| node.status().is_leader();
+        match nodes.iter().find(leads) {
+            // A leader sends no entries to itself.
+            Some(leader) if leader.id() == 3 => {
+                let _ = leader.transfer_leader(1).await;
+            }
+            Some(leader) if leader.read_index().await.is_ok() => break leader.clone(),
+            _ => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    let command =
+        |number: usize, bytes: usize| Bytes::from(format!("k{} {}", number % 7, "x".repeat(bytes)));
+    for round in 0..10 {
+        let batch: Vec<Bytes> = (0..40)
+            .map(|number| command(round + number, 1000))
+            .collect();
+        for outcome in leader.propose_batch(batch).await.expect("it is taken") {
+            outcome.expect("a quorum takes it");
+        }
+    }
+    let index = leader.status().applied_index;
+    let caught_up = async {
+        while nodes[2].status().applied_index < index {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), caught_up)
+        .await
+        .expect("in short frames it gets everything");
+
+    leader
+        .propose(command(0, 8000))
+        .await
+        .expect("a quorum takes it");
+    let reported = async {
+        let is_named = |trouble: &perf_raft::Trouble| matches!(trouble, perf_raft::Trouble::FrameTooLong { peer: 3, bytes, limit: 4096 } if *bytes > 8000);
+        while !leader.report().troubles.iter().any(is_named) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), reported)
+        .await
+        .expect("the report names the peer and both numbers");
+    leader
+        .propose(command(0, 10))
+        .await
+        .expect("the others go on");
+    for node in &nodes {
+        node.shutdown().await;
+    }
+}

@@ -78,6 +78,16 @@ fn a_log_that_is_cut_above_what_raft_has_applied_is_found() {
 }
 
 #[test]
+fn a_log_that_is_not_kept_for_a_peer_that_gets_a_snapshot_is_found() {
+    is_caught("log_not_kept");
+}
+
+#[test]
+fn a_late_word_to_campaign_that_is_obeyed_is_found() {
+    is_caught("late_word_counts");
+}
+
+#[test]
 fn a_late_rejection_that_takes_a_peer_back_is_found() {
     is_caught("late_rejection");
 }

@@ -58,6 +58,9 @@ fn groups_stay_sound_in_a_bad_world() {
             ("replaced disks", 2 * sum.disks_replaced),
             ("nodes taken in again", 2 * sum.taken_in),
             ("answers of strangers", sum.strangers),
+            ("snapshots over a slow link", sum.slow_snapshots),
+            ("late words to campaign", sum.late_words),
+            ("frames that are too long for a peer", sum.too_long),
         ] {
             assert!(count >= seeds / 4, "{what}: only {count} in {seeds} seeds");
         }
@@ -96,4 +99,7 @@ fn add(sum: &mut world::Coverage, one: world::Coverage) {
     sum.disks_replaced += one.disks_replaced;
     sum.taken_in += one.taken_in;
     sum.strangers += one.strangers;
+    sum.slow_snapshots += one.slow_snapshots;
+    sum.late_words += one.late_words;
+    sum.too_long += one.too_long;
 }

@@ -10,6 +10,7 @@
 //! - A new voter is a learner first. It is *promoted* once a round of the log reached it within an election timeout (Ongaro's thesis, 4.2.1).
 
 use super::{Change, ChangeKind, Core, Reply};
+use crate::codec::FrameHeader;
 use crate::error::ProposeError;
 use crate::members::{Member, MemberRole, Members, PINNED, Row, Update, update_of};
 use crate::primitive::mutant;
@@ -66,6 +67,8 @@ pub(super) struct Configuration {
 pub(super) struct Heard {
     id: u64,
     incarnation: u64,
+    /// Of its frames: which start of the node it is.
+    session: u64,
     last_tick: u64,
     /// Another incarnation than the table's: which, since when, and when last.
     stranger: Option<(u64, u64, u64)>,
@@ -149,16 +152,19 @@ impl<T> Core<T> {
     }
 
     /// Whether a frame of a peer with this incarnation counts. Notes what a leader needs to know of it.
-    pub(super) fn counts(&mut self, message: &Message, incarnation: u64) -> bool {
-        let kind = message.get_msg_type();
+    pub(super) fn counts(&mut self, message: &Message, header: &FrameHeader) -> bool {
+        let (kind, incarnation) = (message.get_msg_type(), header.incarnation);
         if !is_answer(kind) {
             return true;
         }
-        let (id, counted) = (message.from, self.incarnation_of(message.from));
+        let counted = self.incarnation_of(message.from);
         let is_stranger = counted.is_some_and(|counted| counted != 0 && counted != incarnation);
         let leads = self.is_leader() && message.term == self.node.raft.term;
         if leads {
-            self.note_answer(id, incarnation, is_stranger, counted == Some(0));
+            self.note_answer(header, is_stranger, counted == Some(0));
+            if !is_stranger {
+                self.note_lease_answer(message, header);
+            }
         }
         if is_stranger {
             self.stats.answers_of_strangers += 1;
@@ -172,13 +178,14 @@ impl<T> Core<T> {
         counted.is_none_or(|counted| counted == 0 || counted == incarnation)
     }
 
-    fn note_answer(&mut self, id: u64, incarnation: u64, is_stranger: bool, is_unknown: bool) {
-        let now = self.ticks;
+    fn note_answer(&mut self, header: &FrameHeader, is_stranger: bool, is_unknown: bool) {
+        let (id, incarnation, now) = (header.from, header.incarnation, self.ticks);
         let place = self.heard.iter().position(|heard| heard.id == id);
         let place = place.unwrap_or_else(|| {
             self.heard.push(Heard {
                 id,
                 incarnation: if is_stranger { 0 } else { incarnation },
+                session: 0,
                 // Not heard, if this was a stranger.
                 last_tick: if is_stranger { self.office_tick } else { now },
                 stranger: None,
@@ -195,7 +202,7 @@ impl<T> Core<T> {
             return;
         }
         let changed = heard.incarnation != incarnation;
-        (heard.incarnation, heard.last_tick) = (incarnation, now);
+        (heard.incarnation, heard.session, heard.last_tick) = (incarnation, header.session, now);
         if changed && is_unknown {
             // A learner that lost its disk before anybody knew which node it was.
             heard.round = None;
@@ -211,6 +218,11 @@ impl<T> Core<T> {
             *progress = Progress::new(next, window);
         }
         self.transfers.retain(|transfer| transfer.to != id);
+    }
+
+    /// The session of a peer's last answer, 0 if there was none.
+    pub(super) fn session_of(&self, id: u64) -> u64 {
+        self.heard(id).map_or(0, |heard| heard.session)
     }
 
     fn heard(&self, id: u64) -> Option<&Heard> {
@@ -703,14 +715,18 @@ impl<T> Core<T> {
     /// The present members with what they are.
     #[must_use]
     pub fn members(&self) -> Vec<Member> {
+        let mut members = Vec::new();
+        self.put_members(&mut members);
+        members
+    }
+
+    /// [`Self::members`] in the place of what `members` holds.
+    pub(super) fn put_members(&self, members: &mut Vec<Member>) {
+        members.clear();
         let Some(now) = self.configuration() else {
-            return Vec::new();
+            return;
         };
         let state = &now.state;
-        let voting = state.voters.iter().chain(&state.voters_outgoing);
-        let mut ids: Vec<u64> = voting.chain(&state.learners).copied().collect();
-        ids.sort_unstable();
-        ids.dedup();
         let role = |id: u64| {
             if state.voters.contains(&id) {
                 MemberRole::Voter
@@ -722,12 +738,14 @@ impl<T> Core<T> {
                 MemberRole::Learner
             }
         };
-        let member = |id| Member {
+        let voting = state.voters.iter().chain(&state.voters_outgoing);
+        members.extend(voting.chain(&state.learners).map(|&id| Member {
             id,
             role: role(id),
             incarnation: self.incarnation_of(id).filter(|of| *of != 0),
-        };
-        ids.into_iter().map(member).collect()
+        }));
+        members.sort_unstable_by_key(|member| member.id);
+        members.dedup_by_key(|member| member.id);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Frames from and to peers.
 
-use super::snapshots::{Assembly, Progress, Transfer};
+use super::snapshots::{Assembly, Delivered, Progress, Transfer};
 use super::{Core, validate};
 use crate::codec::{self, Body, ChunkAck, Frame, FrameHeader, Notice, SnapshotChunk};
 use crate::dedup::Delivery;
@@ -115,13 +115,16 @@ impl<T> Core<T> {
             return;
         }
         message.to = self.id;
-        if !self.counts(&message, header.incarnation) {
+        if !self.counts(&message, header) {
             return;
+        }
+        if message.get_msg_type() == MessageType::MsgHeartbeat {
+            self.handover.heartbeat(header);
         }
         self.tell_removed(&message);
         self.lower_commit(&mut message);
         self.correct_rejection(&mut message);
-        if self.must_ignore(&message) {
+        if self.must_ignore(&message, header) {
             return;
         }
         let is_append = message.get_msg_type() == MessageType::MsgAppend;
@@ -178,14 +181,20 @@ impl<T> Core<T> {
         }
     }
 
-    fn must_ignore(&self, message: &Message) -> bool {
+    fn must_ignore(&self, message: &Message, header: &FrameHeader) -> bool {
         match message.get_msg_type() {
             // A leader from before this node's restart may hold a lease that this node promised to respect.
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
                 self.ticks < self.silent_ticks && message.context != CAMPAIGN_TRANSFER
             }
             // raft-rs would campaign, which it cannot while a snapshot is being restored.
-            MessageType::MsgTimeoutNow => self.restoring.is_some() || !self.is_itself(),
+            MessageType::MsgTimeoutNow => {
+                self.restoring.is_some()
+                    || !self.is_itself()
+                    || !self
+                        .handover
+                        .is_timely(header, &message.context, self.session)
+            }
             // As above, and of no use at all: the peer has said since that it has the entry.
             MessageType::MsgAppendResponse => {
                 let progress = self.node.raft.prs().get(message.from);
@@ -203,8 +212,7 @@ impl<T> Core<T> {
 
     /// Whether more entries would go beyond what a follower may hold.
     fn is_behind(&self) -> bool {
-        let unapplied = self.handed.saturating_sub(self.applied);
-        unapplied > 2 * self.options.unapplied_entries_max
+        self.unapplied() > 2 * self.options.unapplied_entries_max
             || self.node.store().bytes() > 2 * self.options.log_bytes_max
     }
 
@@ -278,7 +286,13 @@ impl<T> Core<T> {
         match self.transfers[place].acked(ack) {
             Progress::Going => self.send_chunks(place),
             Progress::Done => {
-                self.transfers.swap_remove(place);
+                let index = self.transfers.swap_remove(place).index;
+                self.delivered.retain(|other| other.to != from);
+                self.delivered.push(Delivered {
+                    to: from,
+                    index,
+                    goal: self.node.raft.raft_log.last_index(),
+                });
                 self.stats.snapshots_sent += 1;
                 self.node.report_snapshot(from, SnapshotStatus::Finish);
             }
@@ -300,13 +314,13 @@ impl<T> Core<T> {
     }
 
     fn send_chunks(&mut self, place: usize) {
-        let (bytes, window) = (
-            self.options.snapshot_chunk_bytes,
-            self.options.snapshot_window_chunks,
-        );
+        let window = self.options.snapshot_window_chunks;
+        let to = self.transfers[place].to;
+        let limit = self.frame_limit(to);
         let mut chunks = Vec::new();
         let transfer = &mut self.transfers[place];
-        let to = transfer.to;
+        let room = limit.map_or(usize::MAX, |limit| transfer.room(limit));
+        let bytes = self.options.snapshot_chunk_bytes.min(room);
         transfer.next_chunks(bytes, window, |chunk| chunks.push(chunk));
         for chunk in chunks {
             let frame = self.frame(to, Body::Chunk(Box::new(chunk)));
@@ -330,7 +344,14 @@ impl<T> Core<T> {
     }
 
     /// Adds frames of a message to `frames`. A snapshot becomes a transfer, whose parts are sent as the peer takes them.
-    pub(super) fn put_frames(&mut self, message: Message, frames: &mut Vec<Frame>) {
+    pub(super) fn put_frames(&mut self, mut message: Message, frames: &mut Vec<Frame>) {
+        if message.get_msg_type() == MessageType::MsgTimeoutNow {
+            let session = self.session_of(message.to);
+            message.context = Bytes::copy_from_slice(&session.to_le_bytes());
+            let last_round = self.reads.last_round();
+            self.handover
+                .told(message.to, session, message.term, last_round);
+        }
         if message.get_msg_type() == MessageType::MsgSnapshot {
             self.begin_transfer(message);
             return;
@@ -342,7 +363,11 @@ impl<T> Core<T> {
             codec::ENTRIES_MAX
         };
         // Raft adds what was just proposed to what the log has for a peer, whatever that comes to.
-        let bytes_max = self.options.message_bytes_max;
+        let limit = self.frame_limit(message.to);
+        let room = limit.map_or(usize::MAX, |limit| {
+            limit.saturating_sub(codec::ENTRY_ROOM_BYTES)
+        });
+        let bytes_max = self.options.message_bytes_max.min(room);
         let entries = &message.entries;
         let is_long = entries.len() > entries_max
             || entries.iter().map(codec::entry_len_max).sum::<usize>() > bytes_max;
@@ -351,8 +376,20 @@ impl<T> Core<T> {
             return;
         }
         for part in split_append(message, entries_max, bytes_max) {
-            frames.push(self.frame(part.to, Body::Raft(part)));
+            let frame = self.frame(part.to, Body::Raft(part));
+            if let Some(bytes) = limit.and_then(|limit| longer_than(limit, &frame)) {
+                // Without it the rest is of no use. Raft tries again after each heartbeat, and the peer may start again with a higher limit.
+                self.peer_limits.stuck(frame.header.to, bytes);
+                return;
+            }
+            frames.push(frame);
         }
+    }
+
+    /// The longest frame that a peer takes, if it is known to take shorter ones than this node.
+    fn frame_limit(&mut self, peer: u64) -> Option<usize> {
+        let session = self.session_of(peer);
+        self.peer_limits.of(peer, session)
     }
 
     fn begin_transfer(&mut self, message: Message) {
@@ -383,24 +420,49 @@ impl<T> Core<T> {
         let peers = self.node.raft.prs().iter();
         let live =
             peers.filter(|(id, _)| self.is_leader() && **id != self.id && self.is_live(**id));
-        // A peer that has got a snapshot, and has not said so yet, gets what comes after it next.
-        live.map(|(_, progress)| progress.matched.max(progress.next_idx.saturating_sub(1)))
+        live.map(|(_, progress)| match progress.state {
+            // Entries on their way may be lost: they must be there to be sent again.
+            ProgressState::Replicate => progress.matched,
+            // A peer that has got a snapshot, and has not said so yet, gets what comes after it next.
+            ProgressState::Probe | ProgressState::Snapshot => {
+                progress.matched.max(progress.next_idx.saturating_sub(1))
+            }
+        })
+        .min()
+    }
+
+    /// The lowest index after which a peer needs the log, that is getting a snapshot or has just got one.
+    pub(super) fn lowest_transfer(&self) -> Option<u64> {
+        let peers = self.node.raft.prs().iter();
+        let snapshots = peers.filter(|(_, progress)| progress.state == ProgressState::Snapshot);
+        let waiting = snapshots.map(|(_, progress)| progress.pending_snapshot);
+        let matched = |peer: &Delivered| self.node.raft.prs().get(peer.to).map(|to| to.matched);
+        waiting
+            .chain(self.transfers.iter().map(|transfer| transfer.index))
+            .chain(
+                self.delivered
+                    .iter()
+                    .map(|peer| peer.index.max(matched(peer).unwrap_or(0))),
+            )
             .min()
     }
 
-    /// The lowest index a peer in the middle of a snapshot will need next.
-    pub(super) fn lowest_transfer(&self) -> Option<u64> {
-        let snapshots = self
-            .node
-            .raft
-            .prs()
-            .iter()
-            .filter(|(_, progress)| progress.state == ProgressState::Snapshot);
-        let waiting = snapshots.map(|(_, progress)| progress.pending_snapshot);
-        waiting
-            .chain(self.transfers.iter().map(|transfer| transfer.index))
-            .min()
+    /// Forgets peers that have caught up after a snapshot, left, or are silent.
+    pub(super) fn tick_delivered(&mut self) {
+        let mut delivered = std::mem::take(&mut self.delivered);
+        delivered.retain(|peer| {
+            let progress = self.node.raft.prs().get(peer.to);
+            let is_behind = progress.is_some_and(|progress| progress.matched < peer.goal);
+            is_behind && self.is_leader() && self.is_live(peer.to)
+        });
+        self.delivered = delivered;
     }
+}
+
+/// The frame's length, if that is above the limit.
+fn longer_than(limit: usize, frame: &Frame) -> Option<usize> {
+    let bytes = frame.encoded_len();
+    (bytes > limit).then_some(bytes)
 }
 
 /// Makes appends of at most so many entries and bytes of one, but of one entry at least, each behind the last entry of the one before. A peer

@@ -10,9 +10,11 @@
 //! - log jobs go through [`run_jobs`](crate::log::run_jobs) in order, as many at a time as there are;
 //! - jobs for the state machine are done in order.
 
+mod handover;
 mod membership;
 mod messages;
 mod outputs;
+mod peer_limits;
 mod pending;
 mod reads;
 mod ready;
@@ -36,14 +38,17 @@ use crate::log::{LogJob, LogState, StoredSnapshot};
 use crate::members::{Members, Row};
 use crate::options::RaftOptions;
 use crate::primitive::mutant;
+use crate::transport::SendError;
 use bytes::Bytes;
+use handover::Handover;
 use membership::{Configuration, Heard};
+use peer_limits::PeerLimits;
 use pending::{Lost, PendingProposals};
 use perf_atomics::{RaftStatus, Role};
 use raft::eraftpb::{ConfState, Entry, HardState, SnapshotMetadata};
 use raft::{Config, NO_LIMIT, RawNode, StateRole};
 use reads::Reads;
-use snapshots::{Assembly, Progress, Transfer};
+use snapshots::{Assembly, Delivered, Progress, Transfer};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use view::LogView;
@@ -247,13 +252,14 @@ pub struct Core<T> {
     full_ticks: u64,
     transfers: Vec<Transfer>,
     transfer_count: u64,
+    delivered: Vec<Delivered>,
     assembly: Option<Assembly>,
     /// A snapshot that arrived whole and is being given to Raft.
     arrived: Option<StoredSnapshot>,
     lease_until_ns: u64,
     lease_renewed_tick: u64,
-    /// No lease in this term: leadership may be handed over by a message still on its way.
-    lease_void_term: u64,
+    handover: Handover,
+    peer_limits: PeerLimits,
     /// The last indexes of batches that are not committed.
     batch_ends: VecDeque<u64>,
     /// The commit index at the last tick.
@@ -402,11 +408,13 @@ impl<T> Core<T> {
             full_ticks: 0,
             transfers: Vec::new(),
             transfer_count: 0,
+            delivered: Vec::new(),
             assembly: None,
             arrived: None,
             lease_until_ns: 0,
             lease_renewed_tick: 0,
-            lease_void_term: 0,
+            handover: Handover::default(),
+            peer_limits: PeerLimits::default(),
             batch_ends: VecDeque::new(),
             told_commit: 0,
             out: Outputs::default(),
@@ -448,6 +456,7 @@ impl<T> Core<T> {
         }
         self.tick_handover();
         self.tick_transfers();
+        self.tick_delivered();
         self.tick_compaction();
     }
 
@@ -456,8 +465,12 @@ impl<T> Core<T> {
         self.now_ns = self.now_ns.max(now_ns);
     }
 
-    /// A peer did not take a message.
-    pub fn unreachable(&mut self, peer: u64) {
+    /// The transport did not take a message for a peer.
+    pub fn not_sent(&mut self, peer: u64, error: SendError) {
+        if let SendError::TooLarge { limit } = error {
+            let session = self.session_of(peer);
+            self.peer_limits.lower(peer, session, limit);
+        }
         self.node.report_unreachable(peer);
     }
 

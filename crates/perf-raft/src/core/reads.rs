@@ -68,6 +68,11 @@ impl<T> Reads<T> {
         self.confirm(index, vec![read]);
     }
 
+    /// The number of the round that was begun last.
+    pub(super) fn last_round(&self) -> u64 {
+        self.last_round
+    }
+
     pub(super) fn wants_round(&self) -> bool {
         !self.waiting.is_empty() && self.rounds.len() < ROUNDS_MAX
     }

@@ -398,12 +398,14 @@ impl<T> Core<T> {
         let mut limit = view.snapshot_index().saturating_sub(kept).min(applied);
         let patience = 10 * self.options.election_ticks as u64;
         if self.full_ticks < patience
+            && !mutant::is("log_not_kept")
             && let Some(lowest) = self.lowest_transfer()
         {
             limit = limit.min(lowest);
         }
         // What live peers do not have yet, too, or who has just got a snapshot would need the next one; but not at the proposals' cost.
         if view.bytes() < self.options.log_bytes_max / 2
+            && !mutant::is("log_not_kept")
             && let Some(lowest) = self.lowest_of_live_peers()
         {
             limit = limit.min(lowest);

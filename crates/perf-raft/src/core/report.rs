@@ -61,6 +61,15 @@ pub enum Trouble {
     Replaced,
     /// This node is no member any more.
     Removed,
+    /// A peer cannot get an entry: the transport takes no frame for it that is long enough.
+    FrameTooLong {
+        /// The peer.
+        peer: u64,
+        /// Bytes of the frame.
+        bytes: usize,
+        /// Bytes that the peer takes.
+        limit: usize,
+    },
     /// The state machine makes no snapshot, so the log grows.
     NoSnapshot {
         /// Why.
@@ -83,6 +92,10 @@ impl fmt::Display for Trouble {
                 "the group knows this node's id as another node: this one takes no part until the leader takes it in again",
             ),
             Self::Removed => f.write_str("this node was removed from its group"),
+            Self::FrameTooLong { peer, bytes, limit } => write!(
+                f,
+                "node {peer} takes frames of {limit} bytes and needs an entry in one of {bytes}: raise its transport's bound to that of the others and restart it"
+            ),
             Self::NoSnapshot { reason } => write!(f, "no snapshot can be made, so the log grows: {reason}"),
         }
     }
@@ -92,35 +105,41 @@ impl<T> Core<T> {
     /// What the node knows of its group now. Linear in the number of members.
     #[must_use]
     pub fn report(&self) -> RaftReport {
-        RaftReport {
-            leader_id: self.node.raft.leader_id,
-            members: self.members(),
-            is_joint: self
-                .configuration()
-                .is_some_and(|now| !now.state.voters_outgoing.is_empty()),
-            peers: self.peers(),
-            troubles: self.troubles(),
-        }
+        let mut report = RaftReport::default();
+        self.put_report(&mut report);
+        report
     }
 
-    fn peers(&self) -> Vec<Peer> {
+    /// [`Self::report`] in the place of what `report` holds, whose memory serves again.
+    pub(crate) fn put_report(&self, report: &mut RaftReport) {
+        report.leader_id = self.node.raft.leader_id;
+        report.is_joint = self
+            .configuration()
+            .is_some_and(|now| !now.state.voters_outgoing.is_empty());
+        self.put_members(&mut report.members);
+        self.put_peers(&mut report.peers);
+        report.troubles = self.troubles();
+    }
+
+    fn put_peers(&self, peers: &mut Vec<Peer>) {
+        peers.clear();
         if !self.is_leader() {
-            return Vec::new();
+            return;
         }
         let last = self.node.raft.raft_log.last_index();
         let progress = self.node.raft.prs().iter();
-        let mut peers: Vec<Peer> = progress
-            .filter(|(id, _)| **id != self.id)
-            .map(|(&id, progress)| Peer {
-                id,
-                matched: progress.matched,
-                lag: last.saturating_sub(progress.matched),
-                in_snapshot: progress.state == ProgressState::Snapshot,
-                is_live: self.is_live(id),
-            })
-            .collect();
+        peers.extend(
+            progress
+                .filter(|(id, _)| **id != self.id)
+                .map(|(&id, progress)| Peer {
+                    id,
+                    matched: progress.matched,
+                    lag: last.saturating_sub(progress.matched),
+                    in_snapshot: progress.state == ProgressState::Snapshot,
+                    is_live: self.is_live(id),
+                }),
+        );
         peers.sort_unstable_by_key(|peer| peer.id);
-        peers
     }
 
     fn troubles(&self) -> Vec<Trouble> {
@@ -142,6 +161,12 @@ impl<T> Core<T> {
         if self.removed {
             troubles.push(Trouble::Removed);
         }
+        let stuck = self.peer_limits.all_stuck();
+        troubles.extend(
+            stuck
+                .filter(|_| self.is_leader())
+                .map(|(peer, bytes, limit)| Trouble::FrameTooLong { peer, bytes, limit }),
+        );
         if let Some(reason) = self.snapshot_failure() {
             troubles.push(Trouble::NoSnapshot {
                 reason: Arc::clone(reason),

@@ -2,9 +2,11 @@
 
 use super::{Change, ChangeKind, Core, Making, Reply, read_reply};
 use crate::batch::ProposalBatch;
+use crate::codec::FrameHeader;
 use crate::error::{ProposeError, ReadError};
 use crate::primitive::mutant;
 use bytes::Bytes;
+use raft::eraftpb::{Message, MessageType};
 use std::sync::Arc;
 
 /// For so many election timeouts a caller waits for the snapshot that it asked for.
@@ -103,8 +105,7 @@ impl<T> Core<T> {
 
     /// The bound that is reached, if one is.
     fn full(&self) -> Option<ProposeError> {
-        let unapplied = self.handed.saturating_sub(self.applied);
-        if unapplied > self.options.unapplied_entries_max {
+        if self.unapplied() > self.options.unapplied_entries_max {
             return Some(ProposeError::Busy {
                 what: "entries that are not applied",
                 limit: self.options.unapplied_entries_max,
@@ -127,6 +128,12 @@ impl<T> Core<T> {
             what,
             limit: self.options.log_bytes_max as u64,
         })
+    }
+
+    /// Entries that were handed to the state machine and are not applied. What a snapshot that is being restored holds is not among them.
+    pub(super) fn unapplied(&self) -> u64 {
+        let reached = self.restoring.unwrap_or(0).max(self.applied);
+        self.handed.saturating_sub(reached)
     }
 
     fn refuse(&mut self, batch: &mut Vec<(Bytes, T)>, error: impl Fn(&Bytes) -> ProposeError) {
@@ -208,7 +215,7 @@ impl<T> Core<T> {
         if mutant::is("lease_without_quorum") {
             return leads;
         }
-        leads && self.lease_void_term != self.node.raft.term && self.now_ns < self.lease_until_ns
+        leads && !self.handover.may_happen(self.node.raft.term) && self.now_ns < self.lease_until_ns
     }
 
     /// How long after a round began no member of its quorum votes for another. The first tick after a heartbeat may come
@@ -241,8 +248,6 @@ impl<T> Core<T> {
             return;
         }
         let term = self.node.raft.term;
-        // The word to campaign may arrive at any time from now on, and those who hear it do not respect a lease.
-        self.lease_void_term = term;
         self.node.transfer_leader(to);
         self.changes.push(Change {
             token,
@@ -307,17 +312,27 @@ impl<T> Core<T> {
         self.node.read_index(context);
     }
 
-    pub(super) fn read_round_done(&mut self, context: &[u8], index: u64) {
-        let Some((session, number)) = context.split_first_chunk::<8>() else {
-            return;
-        };
-        let Some(number) = number.first_chunk::<8>() else {
-            return;
-        };
-        if u64::from_le_bytes(*session) != self.session {
-            return;
+    /// The number of a round of this run, by the context of its heartbeats.
+    fn round_of(&self, context: &[u8]) -> Option<u64> {
+        let (session, number) = context.split_first_chunk::<8>()?;
+        let is_ours = u64::from_le_bytes(*session) == self.session;
+        let number = number.first_chunk::<8>().filter(|_| is_ours)?;
+        Some(u64::from_le_bytes(*number))
+    }
+
+    /// An answer to a heartbeat, of this term, may end what stood against the lease.
+    pub(super) fn note_lease_answer(&mut self, message: &Message, header: &FrameHeader) {
+        if self.handover.may_happen(message.term)
+            && message.get_msg_type() == MessageType::MsgHeartbeatResponse
+        {
+            let round = self.round_of(&message.context);
+            self.handover.answered(header, round);
         }
-        let Some((issued_ns, term)) = self.reads.round_done(u64::from_le_bytes(*number), index)
+    }
+
+    pub(super) fn read_round_done(&mut self, context: &[u8], index: u64) {
+        let round = self.round_of(context);
+        let Some((issued_ns, term)) = round.and_then(|number| self.reads.round_done(number, index))
         else {
             return;
         };

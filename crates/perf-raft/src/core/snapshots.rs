@@ -1,11 +1,13 @@
 //! Snapshots on their way: sent in parts with a window, put together on arrival.
 
-use crate::codec::{ChunkAck, SnapshotChunk};
+use crate::codec::{self, ChunkAck, SnapshotChunk};
 use bytes::{Bytes, BytesMut};
 use raft::eraftpb::Message;
 
 /// Rounds without progress before a transfer is given up.
 const ATTEMPTS_MAX: u32 = 4;
+/// So many times the patience an attempt waits at most.
+const PATIENCE_MAX: usize = 4;
 
 /// A snapshot on its way to a peer.
 #[derive(Debug)]
@@ -22,8 +24,21 @@ pub(super) struct Transfer {
     acked: usize,
     /// Parts that were sent and not answered.
     unanswered: usize,
+    /// Since the last progress or attempt.
     idle_ticks: usize,
+    /// Since the last progress.
+    stalled_ticks: usize,
+    /// The longest that progress took.
+    slowest_ticks: usize,
     attempts: u32,
+}
+
+/// A peer that has got a snapshot, and needs the log from there up to what it was then.
+#[derive(Debug)]
+pub(super) struct Delivered {
+    pub(super) to: u64,
+    pub(super) index: u64,
+    pub(super) goal: u64,
 }
 
 /// What became of a transfer.
@@ -48,6 +63,8 @@ impl Transfer {
             acked: 0,
             unanswered: 0,
             idle_ticks: 0,
+            stalled_ticks: 0,
+            slowest_ticks: 0,
             attempts: 0,
         }
     }
@@ -85,6 +102,13 @@ impl Transfer {
         }
     }
 
+    /// How many bytes of the snapshot have room in a frame of `frame_bytes`, at least 1.
+    pub(super) fn room(&self, frame_bytes: usize) -> usize {
+        // The membership is in the message too, and not longer there.
+        let head = codec::ENTRY_ROOM_BYTES + 2 * self.members.len();
+        frame_bytes.saturating_sub(head).max(1)
+    }
+
     pub(super) fn acked(&mut self, ack: ChunkAck) -> Progress {
         if ack.transfer != self.number {
             return Progress::Going;
@@ -98,7 +122,9 @@ impl Transfer {
             return Progress::Going;
         }
         if received > self.acked {
-            (self.acked, self.idle_ticks, self.attempts) = (received, 0, 0);
+            self.slowest_ticks = self.slowest_ticks.max(self.stalled_ticks);
+            (self.idle_ticks, self.stalled_ticks, self.attempts) = (0, 0, 0);
+            self.acked = received;
         }
         if received == self.data.len() {
             return Progress::Done;
@@ -110,10 +136,13 @@ impl Transfer {
         Progress::Going
     }
 
-    /// Goes back to what was acknowledged if nothing was heard for long.
+    /// Goes back to what was acknowledged if nothing was heard for long. What a slow link has not delivered yet must not be sent over it again and
+    /// again: each attempt waits twice as long as the one before, and all twice as long as progress ever took, up to four times the patience.
     pub(super) fn tick(&mut self, patience_ticks: usize) -> Progress {
         self.idle_ticks += 1;
-        if self.idle_ticks < patience_ticks {
+        self.stalled_ticks += 1;
+        let wait_ticks = patience_ticks.max(2 * self.slowest_ticks) << self.attempts;
+        if self.idle_ticks < wait_ticks.min(PATIENCE_MAX * patience_ticks) {
             return Progress::Going;
         }
         self.attempts += 1;

@@ -8,7 +8,7 @@ use super::stats::{RaftStats, StageStats};
 use crate::core::{ApplyJob, Core, Outputs, RaftReport, Reply};
 use crate::error::{ProposeError, StopReason};
 use crate::log::{LogStore, run_jobs};
-use crate::transport::{Transport, encode_frames};
+use crate::transport::{SendError, Transport, encode_frames};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use perf_atomics::{RaftStatus, Snapshot};
@@ -109,7 +109,8 @@ pub(crate) struct Scratch {
     messages: Vec<Incoming>,
     reports: Reports,
     wakers: Vec<Waker>,
-    refused: Vec<u64>,
+    refused: Vec<(u64, SendError)>,
+    report: RaftReport,
     propose: StageStats,
 }
 
@@ -266,16 +267,16 @@ impl Driver {
         encode_frames(
             &mut self.scratch.out.frames,
             transport.shares_frames(),
-            |message| transport.send(message).is_ok(),
-            |peer| {
-                if !refused.contains(&peer) {
-                    refused.push(peer);
+            |message| transport.send(message),
+            |peer, error| {
+                if !refused.contains(&(peer, error)) {
+                    refused.push((peer, error));
                 }
             },
         );
         let told = !refused.is_empty();
-        for peer in refused.drain(..) {
-            self.core.unreachable(peer);
+        for (peer, error) in refused.drain(..) {
+            self.core.not_sent(peer, error);
         }
         told
     }
@@ -336,16 +337,15 @@ impl Driver {
 
     /// Who the members are and what is the matter, if that changed.
     fn publish_report(&mut self) {
-        let report = self.core.report();
-        self.published
-            .report
-            .send_if_modified(|published| match *published == report {
-                true => false,
-                false => {
-                    *published = report;
-                    true
-                }
-            });
+        let report = &mut self.scratch.report;
+        self.core.put_report(report);
+        self.published.report.send_if_modified(|published| {
+            let is_new = published != report;
+            if is_new {
+                std::mem::swap(published, report);
+            }
+            is_new
+        });
     }
 
     fn publish_stats(&mut self) {

@@ -10,14 +10,15 @@ use bytes::Bytes;
 use disk::SimDisk;
 use history::{History, Kind};
 use machine::Machine;
-use perf_raft::codec::Frame;
+use perf_raft::codec::{Body, Frame};
 use perf_raft::core::{ApplyJob, Core, CoreConfig, Outputs, Reply, bootstrap_state, encode_frames};
 use perf_raft::inbound::{InboundLimits, InboundQueues};
 use perf_raft::log::{LogJob, LogState, run_jobs};
 use perf_raft::{
     GroupId, Identity, LogStore, Member, MemberRole, MembershipChange, ProposeError, RaftOptions,
-    ReadError, Role, StopReason,
+    ReadError, Role, SendError, StopReason,
 };
+use raft::eraftpb::MessageType;
 use random::Random;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
@@ -32,6 +33,8 @@ const FAULTS_UNTIL: u64 = 5_000 * MS;
 const REQUESTS_UNTIL: u64 = 7_500 * MS;
 const END: u64 = 9_500 * MS;
 const CLIENTS: u64 = 5;
+/// Once the world has healed: one that is under way, one of the next leader, one for a node that has just lost its disk, and one to spare.
+const CALM_SNAPSHOTS_MAX: usize = 4;
 const KEYS: u64 = 3;
 
 /// What is wrong with a run.
@@ -58,6 +61,8 @@ enum Event {
     /// A thread goes on that was held up after it had read the clock, and finds a lease read that was asked for just now.
     Woken(u64),
     Restart(u64),
+    /// A node's thread is held up from now on for so long.
+    HeldUp(u64, u64),
     Admin,
 }
 
@@ -110,6 +115,9 @@ pub(crate) struct Coverage {
     pub(crate) disks_replaced: u64,
     pub(crate) taken_in: u64,
     pub(crate) strangers: u64,
+    pub(crate) slow_snapshots: u64,
+    pub(crate) late_words: u64,
+    pub(crate) too_long: u64,
     pub(crate) trace: u64,
 }
 
@@ -144,6 +152,18 @@ pub(crate) struct World {
     fillers: BTreeMap<u64, u64>,
     /// State machines that can make no snapshot until then.
     no_snapshots_until: u64,
+    slow_link: Option<SlowLink>,
+    /// A node that takes frames of so many bytes only.
+    short_frames: Option<(u64, usize)>,
+}
+
+/// All snapshots to one node go over a link that needs about as long for one as the clients need to fill the log.
+struct SlowLink {
+    to: u64,
+    byte_ns: u64,
+    free_at: u64,
+    /// Transfers since the world healed, by sender and number.
+    transfers: BTreeSet<(u64, u64)>,
 }
 
 /// Half of the seeds have bounds that are met now and then, the others draw each from its least, a small and a large value.
@@ -225,7 +245,17 @@ impl World {
         let options = options(&mut random);
         let membership_changes = random.one_in(2);
         let shared_seed = random.one_in(4).then_some(seed);
+        let slow_link = random.one_in(4).then(|| SlowLink {
+            to: 1 + random.below(count),
+            byte_ns: (1 + random.below(5)) * MS,
+            free_at: 0,
+            transfers: BTreeSet::new(),
+        });
         let voters: Vec<u64> = (1..=count).collect();
+        // The largest proposal just fits.
+        let short_frames = random
+            .one_in(4)
+            .then(|| (1 + random.below(count), options.proposal_bytes_max + 512));
         let state = bootstrap_state(&voters, Machine::default().snapshot());
         let mut nodes = BTreeMap::new();
         for &id in &voters {
@@ -275,6 +305,8 @@ impl World {
             last_refusal: String::new(),
             fillers: BTreeMap::new(),
             no_snapshots_until: 0,
+            slow_link,
+            short_frames,
         };
         for id in voters {
             world.start(id);
@@ -348,6 +380,12 @@ impl World {
             Event::Fault => self.fault(),
             Event::Woken(id) => self.woken(id),
             Event::Restart(id) => self.start(id),
+            Event::HeldUp(id, held_up) if !self.calm => {
+                let until = self.now + held_up;
+                if let Some(node) = self.nodes.get_mut(&id) {
+                    node.paused_until = node.paused_until.max(until);
+                }
+            }
             Event::Admin => self.admin(),
             _ => {}
         }
@@ -477,6 +515,7 @@ impl World {
 
     fn do_outputs(&mut self, id: u64, out: &mut Outputs<Op>) {
         let (mut sent, mut refused) = (Vec::new(), Vec::new());
+        let short_frames = self.short_frames;
         let may_refuse = !self.calm && self.random.one_in(20);
         encode_frames(
             &mut out.frames,
@@ -484,17 +523,24 @@ impl World {
             |message| {
                 // The queue to a peer is full, or its connection is gone.
                 if may_refuse && message.frame.len() % 3 == 0 {
-                    return false;
+                    return Err(SendError::Full);
+                }
+                if let Some((to, limit)) = short_frames
+                    && to == message.to
+                    && message.frame.len() > limit
+                {
+                    return Err(SendError::TooLarge { limit });
                 }
                 sent.push((message.to, message.frame));
-                true
+                Ok(())
             },
-            |peer| refused.push(peer),
+            |peer, error| refused.push((peer, error)),
         );
-        for peer in refused {
+        for (peer, error) in refused {
+            self.coverage.too_long += u64::from(matches!(error, SendError::TooLarge { .. }));
             self.coverage.sends_refused += 1;
             if let Some(core) = self.nodes.get_mut(&id).and_then(|node| node.core.as_mut()) {
-                core.unreachable(peer);
+                core.not_sent(peer, error);
             }
         }
         for (to, frame) in sent {
@@ -532,8 +578,47 @@ impl World {
             } else {
                 200_000 + self.random.below(3 * MS)
             };
+            let delay = delay + self.link_delay(to, &frame) + self.word_delay(from, &frame);
             self.at(delay, Event::Deliver(to, frame.clone()));
         }
+    }
+
+    /// The word to campaign is often late, so late that its sender has given up and may have its lease back. Then the sender is held up just
+    /// as the word arrives, and goes on with a read by its lease.
+    fn word_delay(&mut self, from: u64, frame: &Bytes) -> u64 {
+        let is_word = match Frame::decode(frame.clone()).map(|frame| frame.body) {
+            Ok(Body::Raft(message)) => message.get_msg_type() == MessageType::MsgTimeoutNow,
+            _ => false,
+        };
+        if !is_word || self.calm || self.random.one_in(2) {
+            return 0;
+        }
+        self.coverage.late_words += 1;
+        let delay = self.random.below(1_000 * MS);
+        let held_up = (20 + self.random.below(40)) * MS;
+        self.at(delay, Event::HeldUp(from, held_up));
+        self.at(delay + held_up, Event::Woken(from));
+        delay
+    }
+
+    /// What the slow link takes longer for a part of a snapshot.
+    fn link_delay(&mut self, to: u64, frame: &Bytes) -> u64 {
+        let Some(link) = self.slow_link.as_mut().filter(|link| link.to == to) else {
+            return 0;
+        };
+        let Ok(Frame {
+            header,
+            body: Body::Chunk(chunk),
+        }) = Frame::decode(frame.clone())
+        else {
+            return 0;
+        };
+        self.coverage.slow_snapshots += u64::from(chunk.offset == 0);
+        if self.calm {
+            link.transfers.insert((header.from, chunk.transfer));
+        }
+        link.free_at = link.free_at.max(self.now) + link.byte_ns * chunk.data.len() as u64;
+        link.free_at - self.now
     }
 
     fn deliver(&mut self, id: u64, bytes: Bytes) {
@@ -1109,6 +1194,17 @@ impl World {
             return Err(format!(
                 "no write was acknowledged after the world healed, the last for: {}",
                 self.last_refusal
+            ));
+        }
+        // A log that a single burst fills is cut however slow the link is.
+        let keeps_log = self.options.log_bytes_max > 1 << 20;
+        if let Some(link) = &self.slow_link
+            && keeps_log
+            && link.transfers.len() > CALM_SNAPSHOTS_MAX
+        {
+            return Err(format!(
+                "node {} got one snapshot after another, though nothing failed: {:?}",
+                link.to, link.transfers
             ));
         }
         if let Some((number, node)) = self.fillers.first_key_value()
