@@ -22,7 +22,7 @@ pub struct Identity {
 }
 
 /// One row of the table of members.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub(crate) struct Row {
     #[prost(uint64, tag = "1")]
     pub(crate) id: u64,
@@ -32,6 +32,9 @@ pub(crate) struct Row {
     /// A learner that becomes a voter once it has caught up.
     #[prost(bool, tag = "3")]
     pub(crate) promote: bool,
+    /// Where the node says it is. Empty in an update that leaves it as it is.
+    #[prost(string, tag = "4")]
+    pub(crate) address: String,
 }
 
 /// The table of members at one index of the log.
@@ -71,7 +74,7 @@ pub enum MemberRole {
 }
 
 /// A member as [`RaftHandle::membership`](crate::RaftHandle::membership) shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Member {
     /// The node's id.
@@ -80,6 +83,8 @@ pub struct Member {
     pub role: MemberRole,
     /// Which node it is; `None` if the leader has not heard of it yet.
     pub incarnation: Option<u64>,
+    /// Where its peers reach it, as it said itself ([`RaftNodeBuilder::address`](crate::RaftNodeBuilder::address)).
+    pub address: Option<String>,
 }
 
 impl Members {
@@ -99,6 +104,12 @@ impl Members {
         self.row(id).map(|row| row.incarnation)
     }
 
+    /// Where a member said that it is.
+    pub(crate) fn address(&self, id: u64) -> Option<&str> {
+        let address = self.row(id).map(|row| row.address.as_str());
+        address.filter(|address| !address.is_empty())
+    }
+
     pub(crate) fn row(&self, id: u64) -> Option<&Row> {
         self.rows.iter().find(|row| row.id == id)
     }
@@ -109,8 +120,17 @@ impl Members {
         next.formed |= update.forms;
         for row in &update.rows {
             match next.rows.iter_mut().find(|old| old.id == row.id) {
-                Some(old) => *old = *row,
-                None => next.rows.push(*row),
+                Some(old) => {
+                    let address = match row.address.as_str() {
+                        "" => std::mem::take(&mut old.address),
+                        new => new.to_owned(),
+                    };
+                    *old = Row {
+                        address,
+                        ..row.clone()
+                    };
+                }
+                None => next.rows.push(row.clone()),
             }
         }
         let is_member = |id: u64| {
@@ -164,7 +184,7 @@ mod tests {
         Row {
             id,
             incarnation,
-            promote: false,
+            ..Row::default()
         }
     }
 

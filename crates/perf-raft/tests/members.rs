@@ -317,3 +317,50 @@ async fn a_removed_node_learns_that_it_was() {
     );
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_learn_where_the_others_are_and_that_one_has_moved() {
+    let root = TempDir::new().expect("a folder");
+    let network = ChannelNetwork::new();
+    let start_at = async |id: u64, address: &str| {
+        RaftNode::builder(id)
+            .log_store(folder(root.path(), id))
+            .transport(network.transport(id))
+            .state_machine(Map::default())
+            .options(options())
+            .bootstrap([1, 2, 3])
+            .address(address)
+            .start()
+            .await
+    };
+    let mut nodes = Vec::new();
+    for id in 1..=3 {
+        let address = format!("node-{id}:7000");
+        nodes.push(start_at(id, &address).await.expect("it starts"));
+    }
+    let addresses = |node: &RaftHandle| {
+        let members = node.membership().into_iter();
+        members
+            .map(|member| member.address.unwrap_or_default())
+            .collect::<Vec<_>>()
+    };
+    let all_see = |nodes: &[RaftHandle], expected: [&str; 3]| {
+        nodes.iter().all(|node| addresses(node) == expected)
+    };
+    let first = ["node-1:7000", "node-2:7000", "node-3:7000"];
+    until("all addresses are known", || all_see(&nodes, first)).await;
+
+    nodes[2].shutdown().await;
+    nodes[2] = start_at(3, "elsewhere:7000").await.expect("it starts");
+    let second = ["node-1:7000", "node-2:7000", "elsewhere:7000"];
+    until("the new one is known", || all_see(&nodes, second)).await;
+
+    for node in &nodes {
+        node.shutdown().await;
+    }
+    let too_long = start_at(1, &"x".repeat(261)).await;
+    assert!(matches!(
+        too_long,
+        Err(StartError::Options { option: "address", reason }) if reason.contains("261") && reason.contains("260")
+    ));
+}

@@ -4,6 +4,7 @@
 //! `RUSTFLAGS="--cfg perf_mutants" cargo test -p perf-raft --release --test mutants --target-dir target/mutants`
 #![cfg(perf_mutants)]
 
+mod small_scope;
 mod world;
 
 use std::panic::catch_unwind;
@@ -110,6 +111,28 @@ fn votes_of_a_node_that_lost_its_disk_are_found() {
 #[test]
 fn a_group_that_is_formed_by_a_quorum_alone_is_found() {
     is_caught("formed_by_a_quorum");
+}
+
+/// The search of all short histories has to find something, too.
+#[test]
+fn an_answer_before_the_disk_is_found_by_the_search_of_all_short_histories() {
+    let _turn = TURN
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    perf_raft::__mutants::set(Some("ack_before_persist"));
+    let outcome = small_scope::search(small_scope::Scope {
+        nodes: 3,
+        commands: 1,
+        crashes: 1,
+        elections: 1,
+        snapshots: 0,
+        changes: 0,
+        depth: 9,
+        states_max: 100_000,
+    });
+    perf_raft::__mutants::set(None);
+    let violation = outcome.expect_err("a write is lost");
+    println!("ack_before_persist: {violation}");
 }
 
 /// No fault: appends of more than two entries are sent as several, as long ones are in production. The group must not notice.

@@ -2,6 +2,7 @@
 //!
 //! `cargo xtask sim raft --seeds N` runs any number of them.
 
+mod small_scope;
 mod world;
 
 use std::env;
@@ -63,6 +64,33 @@ fn groups_stay_sound_in_a_bad_world() {
             ("frames that are too long for a peer", sum.too_long),
         ] {
             assert!(count >= seeds / 4, "{what}: only {count} in {seeds} seeds");
+        }
+    }
+}
+
+/// `PERF_SCOPE_STATES` takes the place of the number of states, for a night's search.
+#[test]
+fn all_short_histories_of_a_small_group_are_sound() {
+    let default = if cfg!(debug_assertions) { 200 } else { 6000 };
+    let states_max = usize::try_from(number("PERF_SCOPE_STATES", default)).expect("it fits");
+    let scope = small_scope::Scope {
+        nodes: 3,
+        commands: 3,
+        crashes: 1,
+        elections: 1,
+        snapshots: 1,
+        changes: 1,
+        depth: 40,
+        states_max,
+    };
+    for nodes in [2, 3] {
+        let scope = small_scope::Scope { nodes, ..scope };
+        match small_scope::search(scope) {
+            Ok(seen) => {
+                println!("{nodes} nodes: {seen:?}");
+                assert!(seen.acknowledged > 0 && seen.depth > 1, "{seen:?}");
+            }
+            Err(violation) => panic!("{nodes} nodes: {violation}"),
         }
     }
 }

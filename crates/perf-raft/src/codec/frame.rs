@@ -53,13 +53,15 @@ pub struct SnapshotChunk {
     pub members: Bytes,
 }
 
-/// Why a node takes no part with another.
+/// What a node says of itself: why it takes no part with another, or where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// The founders of the sender's group.
     pub founders: Vec<u64>,
     /// The receiver is no member any more.
     pub removed: bool,
+    /// Where the sender's peers reach it; empty in other notices.
+    pub address: String,
 }
 
 /// How much of a snapshot has arrived without a gap.
@@ -212,6 +214,7 @@ impl Notice {
         wire::Notice {
             founders: self.founders.clone(),
             removed: self.removed,
+            address: self.address.clone(),
         }
     }
 }
@@ -363,6 +366,7 @@ impl Frame {
             wire::Body::Notice(notice) => Body::Notice(Notice {
                 founders: notice.founders,
                 removed: notice.removed,
+                address: notice.address,
             }),
             wire::Body::Ack(ack) => Body::Ack(ChunkAck {
                 transfer: ack.transfer,
@@ -467,6 +471,7 @@ mod tests {
             Body::Notice(Notice {
                 founders: vec![1, 2, 300],
                 removed: true,
+                address: "node-1:7000".to_owned(),
             }),
         ] {
             let frame = frame(body);

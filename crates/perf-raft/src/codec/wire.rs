@@ -203,7 +203,7 @@ pub(crate) enum Body {
     Notice(Notice),
 }
 
-/// Why a node takes no part with another.
+/// What a node says of itself.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Notice {
     /// The sender's founders.
@@ -212,4 +212,7 @@ pub(crate) struct Notice {
     /// The receiver is no member any more.
     #[prost(bool, tag = "2")]
     pub(crate) removed: bool,
+    /// Where the sender is.
+    #[prost(string, tag = "3")]
+    pub(crate) address: String,
 }

@@ -172,7 +172,7 @@ impl<T> Core<T> {
         !is_stranger || mutant::is("old_incarnation_counts")
     }
 
-    /// Whether a part of a snapshot was taken by who it was for.
+    /// Whether what a node says beside Raft's messages is said by the member of that id.
     pub(super) fn ack_counts(&self, id: u64, incarnation: u64) -> bool {
         let counted = self.incarnation_of(id);
         counted.is_none_or(|counted| counted == 0 || counted == incarnation)
@@ -252,7 +252,10 @@ impl<T> Core<T> {
             return;
         }
         if now.members.formed {
-            let _ = self.replace_stranger() || self.finish_change() || self.promote_learner();
+            let _ = self.replace_stranger()
+                || self.finish_change()
+                || self.promote_learner()
+                || self.enter_address();
         } else if !self.finish_change() {
             self.form_group();
         }
@@ -298,7 +301,7 @@ impl<T> Core<T> {
         let rows = voters.iter().map(|&id| Row {
             id,
             incarnation: incarnation(id),
-            promote: false,
+            ..Row::default()
         });
         let update = Update {
             forms: is_pinned,
@@ -336,6 +339,7 @@ impl<T> Core<T> {
                 id,
                 incarnation,
                 promote,
+                ..Row::default()
             }],
         };
         self.stats.members_replaced += 1;
@@ -379,7 +383,7 @@ impl<T> Core<T> {
         Row {
             id,
             incarnation: known.unwrap_or(heard),
-            promote: false,
+            ..Row::default()
         }
     }
 
@@ -471,6 +475,7 @@ impl<T> Core<T> {
             id,
             incarnation: self.incarnation_of(id).unwrap_or(0),
             promote,
+            ..Row::default()
         }
     }
 
@@ -488,7 +493,7 @@ impl<T> Core<T> {
     }
 
     /// Where the entry is, if Raft took it.
-    fn propose_change(
+    pub(super) fn propose_change(
         &mut self,
         steps: &[MembershipChange],
         update: &Update,
@@ -743,6 +748,7 @@ impl<T> Core<T> {
             id,
             role: role(id),
             incarnation: self.incarnation_of(id).filter(|of| *of != 0),
+            address: now.members.address(id).map(str::to_owned),
         }));
         members.sort_unstable_by_key(|member| member.id);
         members.dedup_by_key(|member| member.id);

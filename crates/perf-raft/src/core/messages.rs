@@ -56,7 +56,7 @@ impl<T> Core<T> {
                 self.receive_ack(header.from, ack)
             }
             Body::Ack(_) => self.stats.answers_of_strangers += 1,
-            Body::Notice(notice) => self.receive_notice(header.from, notice),
+            Body::Notice(notice) => self.receive_notice(&header, notice),
         }
     }
 
@@ -93,14 +93,21 @@ impl<T> Core<T> {
         };
         let founders = now.members.founders.clone();
         self.noticed_tick = self.ticks;
-        let frame = self.frame(to, Body::Notice(Notice { founders, removed }));
+        let notice = Notice {
+            founders,
+            removed,
+            address: String::new(),
+        };
+        let frame = self.frame(to, Body::Notice(notice));
         self.out.frames.push(frame);
     }
 
-    fn receive_notice(&mut self, from: u64, notice: Notice) {
+    fn receive_notice(&mut self, header: &FrameHeader, notice: Notice) {
+        let from = header.from;
         let ours = self.configuration().map(|now| &now.members.founders);
         if ours.is_some_and(|ours| *ours == notice.founders) {
             self.removed |= notice.removed;
+            self.receive_address(header, notice.address);
         } else if notice.founders.len() <= super::membership::MEMBERS_MAX {
             self.foreign = Some((from, notice.founders));
         }

@@ -10,6 +10,7 @@
 //! - log jobs go through [`run_jobs`](crate::log::run_jobs) in order, as many at a time as there are;
 //! - jobs for the state machine are done in order.
 
+mod addresses;
 mod handover;
 mod membership;
 mod messages;
@@ -26,6 +27,7 @@ mod validate;
 mod view;
 
 pub use crate::transport::encode_frames;
+pub(crate) use addresses::ADDRESS_BYTES_MAX;
 pub use membership::MembershipChange;
 pub use outputs::{ApplyJob, Outputs, Reply};
 pub use report::{Peer, RaftReport, Trouble};
@@ -39,6 +41,7 @@ use crate::members::{Members, Row};
 use crate::options::RaftOptions;
 use crate::primitive::mutant;
 use crate::transport::SendError;
+use addresses::Addresses;
 use bytes::Bytes;
 use handover::Handover;
 use membership::{Configuration, Heard};
@@ -259,6 +262,7 @@ pub struct Core<T> {
     lease_until_ns: u64,
     lease_renewed_tick: u64,
     handover: Handover,
+    addresses: Addresses,
     peer_limits: PeerLimits,
     /// The last indexes of batches that are not committed.
     batch_ends: VecDeque<u64>,
@@ -414,6 +418,7 @@ impl<T> Core<T> {
             lease_until_ns: 0,
             lease_renewed_tick: 0,
             handover: Handover::default(),
+            addresses: Addresses::default(),
             peer_limits: PeerLimits::default(),
             batch_ends: VecDeque::new(),
             told_commit: 0,
@@ -454,6 +459,7 @@ impl<T> Core<T> {
         if self.is_leader() {
             self.see_to_members();
         }
+        self.tick_address();
         self.tick_handover();
         self.tick_transfers();
         self.tick_delivered();

@@ -10,7 +10,7 @@ use super::stats::{RaftStats, StageStats};
 use super::task;
 use crate::GroupId;
 use crate::codec::{ENTRY_ROOM_BYTES, entry_len_max};
-use crate::core::{Core, CoreConfig, bootstrap_state};
+use crate::core::{ADDRESS_BYTES_MAX, Core, CoreConfig, bootstrap_state};
 use crate::error::StartError;
 use crate::log::{LogError, LogJob, LogState, LogStore, run_jobs};
 use crate::members::Identity;
@@ -74,6 +74,7 @@ impl RaftNode {
             transport: None,
             machine: None,
             voters: Vec::new(),
+            address: String::new(),
             seed: None,
             #[cfg(feature = "metrics")]
             metrics: None,
@@ -91,6 +92,7 @@ pub struct RaftNodeBuilder {
     transport: Option<Arc<dyn Transport>>,
     machine: Option<Box<dyn StateMachine>>,
     voters: Vec<u64>,
+    address: String,
     seed: Option<u64>,
     #[cfg(feature = "metrics")]
     metrics: Option<crate::metrics::Recorder>,
@@ -146,6 +148,13 @@ impl RaftNodeBuilder {
         self
     }
 
+    /// Where peers reach this node, 260 bytes at most. It is replicated: every member sees it in [`RaftHandle::membership`]. A node that starts at another
+    /// address says so by itself. Nothing here connects to it: that is the [`transport`](Self::transport)'s.
+    pub fn address(mut self, address: impl Into<String>) -> Self {
+        self.address = address.into();
+        self
+    }
+
     /// Where election timeouts come from; random by default. Nothing else does, so nodes may share it.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
@@ -173,6 +182,15 @@ impl RaftNodeBuilder {
             ..
         } = self;
         options.check()?;
+        if self.address.len() > ADDRESS_BYTES_MAX {
+            return Err(StartError::Options {
+                option: "address",
+                reason: format!(
+                    "it has {} bytes, at most {ADDRESS_BYTES_MAX} are allowed",
+                    self.address.len()
+                ),
+            });
+        }
         let mut log = self.log.ok_or_else(|| missing("log_store"))?;
         let transport = self.transport.ok_or_else(|| missing("transport"))?;
         let machine = self.machine.ok_or_else(|| missing("state_machine"))?;
@@ -204,7 +222,8 @@ impl RaftNodeBuilder {
             incarnation: state.identity.map_or(0, |identity| identity.incarnation),
             session: random_number(),
         };
-        let core = Core::new(config, state)?;
+        let mut core = Core::new(config, state)?;
+        core.set_address(self.address);
         let mailbox = Arc::new(Mailbox::new(id, group, &options));
         let helm = Arc::new(Helm::new(Arc::clone(&mailbox)));
         let inbox = Inbox {

@@ -215,6 +215,11 @@ fn limits(options: &RaftOptions) -> InboundLimits {
     }
 }
 
+/// It moves now and then.
+fn address(node: u64, run: u64) -> String {
+    format!("{node}:{}", run % 3)
+}
+
 fn identity(random: &mut Random, node: u64) -> Identity {
     let mut identity = Identity::default();
     (identity.node, identity.incarnation) = (node, random.next().max(1));
@@ -430,7 +435,10 @@ impl World {
             node.commit_logged = node.commit_logged.max(snapshot.metadata.index);
         }
         match Core::new(config, state) {
-            Ok(core) => node.core = Some(core),
+            Ok(mut core) => {
+                core.set_address(address(id, node.run));
+                node.core = Some(core);
+            }
             Err(error) => {
                 self.fail(format!("node {id} cannot start again: {error}"));
                 return;
@@ -1228,6 +1236,15 @@ impl World {
         let core = leader
             .and_then(|node| node.core.as_ref())
             .ok_or("there is no leader")?;
+        for member in core.members() {
+            let expected = address(member.id, self.nodes[&member.id].run);
+            if member.address.as_ref() != Some(&expected) {
+                return Err(format!(
+                    "node {} is at {expected}, the table says {:?}",
+                    member.id, member.address
+                ));
+            }
+        }
         let membership = core.membership();
         let members = membership.voters.iter().chain(&membership.learners);
         let committed = core.status().commit_index;
