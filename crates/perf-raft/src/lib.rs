@@ -57,7 +57,7 @@ pub mod __mutants {
 #[cfg(perf_loom)]
 #[doc(hidden)]
 pub mod __loom {
-    pub use crate::shell::seat::{Seat, Visit};
+    pub use crate::shell::combining_lock::{CombiningLock, DriveOutcome};
     pub use crate::shell::slot::Slot;
 }
 

@@ -1,4 +1,4 @@
-//! The slot in which an answer is waited for, and the seat of whoever drives, in every interleaving.
+//! The slot in which an answer is waited for, and the combining lock around the driver, in every interleaving.
 //!
 //! `RUSTFLAGS="--cfg perf_loom" cargo test -p perf-raft --release --test loom --target-dir target/loom`
 #![cfg(perf_loom)]
@@ -6,7 +6,7 @@
 use loom::future::block_on;
 use loom::sync::Arc;
 use loom::thread;
-use perf_raft::__loom::{Seat, Slot, Visit};
+use perf_raft::__loom::{CombiningLock, DriveOutcome, Slot};
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -56,7 +56,7 @@ fn a_forgotten_waker_is_found() {
 
 /// A node that counts what it takes out of its mailbox.
 struct Node {
-    seat: Seat<u32>,
+    driver: CombiningLock<u32>,
     mailbox: loom::sync::Mutex<u32>,
 }
 
@@ -64,7 +64,7 @@ impl Node {
     /// Queues something and sees to it, as callers do; whether the node's task is to come.
     fn queue(&self) -> bool {
         *self.mailbox.lock().expect("sound") += 1;
-        self.seat.visit(2, |taken| self.turn(taken)) == Visit::More
+        self.driver.drive(2, |taken| self.turn(taken)) == DriveOutcome::More
     }
 
     fn turn(&self, taken: &mut u32) -> bool {
@@ -73,23 +73,23 @@ impl Node {
     }
 }
 
-/// What two callers queue is taken by one of them, or the bell is rung.
+/// What two callers queue is taken by one of them, or the task is notified.
 fn seen_to() {
     loom::model(|| {
         let node = Arc::new(Node {
-            seat: Seat::empty(),
+            driver: CombiningLock::empty(),
             mailbox: loom::sync::Mutex::new(0),
         });
-        node.seat.fill(0);
+        node.driver.set(0);
         let its = Arc::clone(&node);
         let other = thread::spawn(move || its.queue());
-        let mut rung = node.queue();
-        rung |= other.join().expect("it does not panic");
-        if rung {
-            let visit = node.seat.visit(1, |taken| node.turn(taken));
-            assert_eq!(visit, Visit::Done, "the seat is free again");
+        let mut notified = node.queue();
+        notified |= other.join().expect("it does not panic");
+        if notified {
+            let outcome = node.driver.drive(1, |taken| node.turn(taken));
+            assert_eq!(outcome, DriveOutcome::Done, "the lock is free again");
         }
-        assert_eq!(node.seat.take(), Some(2), "something was forgotten");
+        assert_eq!(node.driver.take(), Some(2), "something was forgotten");
     });
 }
 
@@ -99,9 +99,9 @@ fn nothing_queued_is_forgotten() {
 }
 
 #[test]
-fn a_forgotten_knock_is_found() {
+fn a_forgotten_arrival_is_found() {
     assert!(
-        fails(Some("seat_forgets_knock"), seen_to),
+        fails(Some("combining_lock_forgets_arrival"), seen_to),
         "no interleaving shows it"
     );
 }

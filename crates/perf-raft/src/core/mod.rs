@@ -12,6 +12,7 @@
 
 mod addresses;
 mod handover;
+mod log_segments;
 mod membership;
 mod messages;
 mod outputs;
@@ -21,7 +22,6 @@ mod reads;
 mod ready;
 mod report;
 mod requests;
-mod runs;
 mod snapshots;
 mod validate;
 mod view;
@@ -55,6 +55,10 @@ use snapshots::{Assembly, Delivered, Progress, Transfer};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use view::LogView;
+
+/// For so many election timeouts a proposal waits for its commit. The leader keeps its office while its peers answer heartbeats, which they do though their
+/// disks hang.
+const PROPOSAL_ELECTIONS_MAX: u64 = 60;
 
 /// Streams of peers whose recent frames are remembered, four for each run of a peer.
 const SESSIONS_MAX: usize = 256;
@@ -798,7 +802,8 @@ impl<T> Core<T> {
     fn tick_waiters(&mut self) {
         let replies = &mut self.out.replies;
         let round_ticks = self.options.election_ticks as u64;
-        self.pending.tick(self.ticks, |token, lost| {
+        let age_max = PROPOSAL_ELECTIONS_MAX * round_ticks;
+        self.pending.tick(self.ticks, age_max, |token, lost| {
             replies.push((token, lost_reply(lost)))
         });
         self.reads

@@ -17,6 +17,8 @@ struct Pending<T> {
 pub(super) struct PendingProposals<T> {
     term: u64,
     present: VecDeque<Pending<T>>,
+    /// For each tick with proposals the first index of that tick.
+    ticks: VecDeque<(u64, u64)>,
     orphans: BTreeMap<(u64, u64), (T, u64)>,
 }
 
@@ -34,6 +36,7 @@ impl<T> PendingProposals<T> {
         Self {
             term: 0,
             present: VecDeque::new(),
+            ticks: VecDeque::new(),
             orphans: BTreeMap::new(),
         }
     }
@@ -43,14 +46,18 @@ impl<T> PendingProposals<T> {
     }
 
     /// Indexes must grow within a term.
-    pub(super) fn push(&mut self, term: u64, index: u64, token: T) {
+    pub(super) fn push(&mut self, term: u64, index: u64, token: T, tick: u64) {
         debug_assert!(self.present.is_empty() || self.term == term);
         self.term = term;
+        if self.ticks.back().is_none_or(|(at, _)| *at != tick) {
+            self.ticks.push_back((tick, index));
+        }
         self.present.push_back(Pending { index, token });
     }
 
     /// Leadership is lost: whatever has no answer by `deadline_tick` gets `Unknown`.
     pub(super) fn orphan(&mut self, deadline_tick: u64) {
+        self.ticks.clear();
         for pending in self.present.drain(..) {
             self.orphans
                 .insert((pending.index, self.term), (pending.token, deadline_tick));
@@ -107,7 +114,20 @@ impl<T> PendingProposals<T> {
         }
     }
 
-    pub(super) fn tick(&mut self, tick: u64, mut lost: impl FnMut(T, Lost)) {
+    /// Gives up what is not committed after `age_max` ticks, and orphans whose time is over.
+    pub(super) fn tick(&mut self, tick: u64, age_max: u64, mut lost: impl FnMut(T, Lost)) {
+        while self
+            .ticks
+            .front()
+            .is_some_and(|(at, _)| at.saturating_add(age_max) <= tick)
+        {
+            self.ticks.pop_front();
+            let end = self.ticks.front().map_or(u64::MAX, |(_, first)| *first);
+            let old = self.present.partition_point(|pending| pending.index < end);
+            for pending in self.present.drain(..old) {
+                lost(pending.token, Lost::Unknown);
+            }
+        }
         if self.orphans.is_empty() {
             return;
         }
@@ -143,10 +163,10 @@ mod tests {
     #[test]
     fn an_orphan_is_found_by_its_term_and_dropped_by_another() {
         let mut pending = PendingProposals::new();
-        pending.push(3, 10, 'a');
-        pending.push(3, 11, 'b');
+        pending.push(3, 10, 'a', 1);
+        pending.push(3, 11, 'b', 1);
         pending.orphan(100);
-        pending.push(5, 10, 'x'); // the node leads again, over a shorter log
+        pending.push(5, 10, 'x', 2); // the node leads again, over a shorter log
         let mut lost = Vec::new();
         assert_eq!(
             pending.committed(10, 3, |token, how| lost.push((token, how))),
@@ -165,14 +185,31 @@ mod tests {
     fn what_nobody_knows_is_said_so_in_time() {
         let mut pending = PendingProposals::new();
         for index in 1..=3 {
-            pending.push(1, index, index);
+            pending.push(1, index, index, 1);
         }
         pending.orphan(7);
         let mut lost = Vec::new();
         pending.skipped_to(1, |token, how| lost.push((token, how)));
-        pending.tick(6, |token, how| lost.push((token, how)));
+        pending.tick(6, 100, |token, how| lost.push((token, how)));
         assert_eq!(lost, [(1, Lost::Unknown)]);
-        pending.tick(7, |token, how| lost.push((token, how)));
+        pending.tick(7, 100, |token, how| lost.push((token, how)));
         assert_eq!(lost.len(), 3);
+    }
+
+    #[test]
+    fn what_is_not_committed_for_long_is_given_up_and_nothing_else_is() {
+        let mut pending = PendingProposals::new();
+        for (index, tick) in [(5, 1), (6, 1), (7, 3), (8, 4)] {
+            pending.push(1, index, index, tick);
+        }
+        let mut lost = Vec::new();
+        assert_eq!(pending.committed(5, 1, |_, _| panic!("none is")), Some(5));
+        pending.tick(10, 10, |token, how| lost.push((token, how)));
+        assert_eq!(lost, []);
+        pending.tick(11, 10, |token, how| lost.push((token, how)));
+        assert_eq!(lost, [(6, Lost::Unknown)]);
+        pending.tick(14, 10, |token, how| lost.push((token, how)));
+        assert_eq!((lost.len(), pending.len()), (3, 0));
+        assert_eq!(pending.committed(6, 1, |_, _| panic!("none is")), None);
     }
 }

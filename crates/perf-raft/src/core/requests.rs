@@ -154,7 +154,7 @@ impl<T> Core<T> {
                 self.batch_ends.push_back(*indexes.end());
                 let term = self.node.raft.term;
                 for (index, token) in indexes.zip(tokens.drain(..)) {
-                    self.pending.push(term, index, token);
+                    self.pending.push(term, index, token, self.ticks);
                 }
             }
             Err(_) => {

@@ -1,6 +1,6 @@
 //! The log as Raft sees it: all of it in memory, from the last compaction on.
 
-use super::runs::Runs;
+use super::log_segments::LogSegments;
 use crate::GroupId;
 use crate::error::StartError;
 use crate::log::{LogState, StoredSnapshot};
@@ -15,7 +15,7 @@ const FOUND_AT_ONCE: usize = 1024;
 /// Entries since the last compaction, the latest snapshot, and what Raft starts from.
 #[derive(Debug, Default)]
 pub(crate) struct LogView {
-    entries: Runs,
+    entries: LogSegments,
     /// Index and term of the last entry that is gone.
     compacted: (u64, u64),
     hard_state: HardState,
@@ -78,7 +78,7 @@ impl LogView {
             )));
         }
         hard_state.term = hard_state.term.max(term);
-        let entries = Runs::of(state.entries);
+        let entries = LogSegments::of(state.entries);
         Ok(Self {
             appended_bytes: entries.bytes() as u64,
             entries,

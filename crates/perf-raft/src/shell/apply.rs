@@ -4,7 +4,7 @@ use super::answer::{Token, wake_all};
 use super::mailbox::Mailbox;
 use super::stats::StageStats;
 use crate::core::ApplyJob;
-use crate::error::StopReason;
+use crate::error::{StopReason, panic_message};
 use crate::state_machine::{Command, StateMachine};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
@@ -153,13 +153,6 @@ impl Applier {
     }
 }
 
-pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("a panic")
-        .to_owned()
-}
-
 /// After so much time in the state machine the node is told how far that is, though more jobs wait: reads and the bound on entries that are
 /// not applied depend on it.
 const REPORT_AFTER: Duration = Duration::from_millis(1);
@@ -169,7 +162,7 @@ const REPORT_AFTER: Duration = Duration::from_millis(1);
 #[derive(Default)]
 pub(crate) struct ApplyQueue {
     jobs: Mutex<(VecDeque<ApplyJob<Token>>, bool)>,
-    bell: Condvar,
+    wakeup: Condvar,
     /// The same as in `jobs`, without the lock.
     is_closed: AtomicBool,
     pub(crate) stats: Mutex<StageStats>,
@@ -178,13 +171,13 @@ pub(crate) struct ApplyQueue {
 impl ApplyQueue {
     pub(crate) fn push(&self, new: impl Iterator<Item = ApplyJob<Token>>) {
         self.jobs.lock().0.extend(new);
-        self.bell.notify_one();
+        self.wakeup.notify_one();
     }
 
     pub(crate) fn close(&self) {
         self.jobs.lock().1 = true;
         self.is_closed.store(true, Ordering::Relaxed);
-        self.bell.notify_one();
+        self.wakeup.notify_one();
     }
 
     /// Drives the state machine until the queue is closed; what still waits then is dropped, which answers it. The batch that is being
@@ -195,7 +188,7 @@ impl ApplyQueue {
             {
                 let mut waiting = self.jobs.lock();
                 while waiting.0.is_empty() && !waiting.1 {
-                    self.bell.wait(&mut waiting);
+                    self.wakeup.wait(&mut waiting);
                 }
                 std::mem::swap(&mut waiting.0, &mut jobs);
                 if waiting.1 {

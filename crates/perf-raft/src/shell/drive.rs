@@ -1,12 +1,12 @@
 //! How Raft is driven: take all that waits, let the core decide, and do what it says.
 
 use super::answer::{Token, wake, wake_all};
-use super::apply::{Applier, ApplyThread, Outcome, panic_message};
+use super::apply::{Applier, ApplyThread, Outcome};
 use super::log_thread::LogThread;
 use super::mailbox::{Incoming, Mailbox, Reports, Request};
 use super::stats::{RaftStats, StageStats};
 use crate::core::{ApplyJob, Core, Outputs, RaftReport, Reply};
-use crate::error::{ProposeError, StopReason};
+use crate::error::{ProposeError, StopReason, panic_message};
 use crate::log::{LogStore, run_jobs};
 use crate::transport::{SendError, Transport, encode_frames};
 use bytes::Bytes;

@@ -2,8 +2,9 @@
 
 use super::answer::{Answer, Token};
 use super::drive::Published;
-use super::helm::Helm;
-use super::mailbox::{Inbox, Mailbox, Request};
+use super::inbox::Inbox;
+use super::mailbox::{Mailbox, Request};
+use super::shared::NodeShared;
 use super::slot::{Answerer, Slot};
 use super::stats::RaftStats;
 use crate::GroupId;
@@ -27,7 +28,7 @@ use tokio::task::coop::poll_proceed;
 /// answer, whatever happens to the node.
 #[derive(Clone, Debug)]
 pub struct RaftHandle {
-    pub(crate) helm: Arc<Helm>,
+    pub(crate) shared: Arc<NodeShared>,
     pub(crate) published: Arc<Published>,
     pub(crate) ended: watch::Receiver<Option<StopReason>>,
 }
@@ -72,11 +73,14 @@ impl RaftHandle {
     /// task. Queueing allocates nothing in steady state.
     /// Dropping the future does not take the proposal back.
     ///
+    /// Answered within 60 election timeouts, as [`Unknown`](ProposeError::Unknown) if it is not committed by then (the disks of a quorum hang), plus the time that the state
+    /// machine takes for what is before it.
+    ///
     /// # Errors
     /// [`ProposeError`], which says whether the command may have been applied.
     pub async fn propose(&self, data: Bytes) -> Result<Bytes, ProposeError> {
         let (slot, next) = self.mailbox().propose(data)?;
-        self.helm.see_to(next);
+        self.shared.drive_next(next);
         match self.wait(slot, true).await {
             Answer::Response(response) => Ok(response),
             Answer::Reply(Reply::Failed(error)) => Err(error),
@@ -97,7 +101,7 @@ impl RaftHandle {
             return Ok(Vec::new());
         }
         let (slot, next) = self.mailbox().propose_batch(batch)?;
-        self.helm.see_to(next);
+        self.shared.drive_next(next);
         match self.wait(slot, true).await {
             Answer::Batch(results) => Ok(results),
             Answer::Reply(Reply::Failed(error)) => Err(error),
@@ -108,7 +112,7 @@ impl RaftHandle {
     /// Waits until a read of this node's state machine is linearizable: it then shows everything that was acknowledged anywhere
     /// before the call. Returns the state machine's index. On a follower it costs one more message to the leader and back.
     ///
-    /// Reads that come together share one round of heartbeats.
+    /// Reads that come together share one round of heartbeats. Answered within four election timeouts.
     ///
     /// # Errors
     /// [`ReadError`].
@@ -119,7 +123,7 @@ impl RaftHandle {
     /// The same without a round of messages, on a leader that heard of a quorum so recently that no other can lead yet.
     ///
     /// Relies on clocks: [`RaftOptions::clock_drift_max_percent`](crate::RaftOptions::clock_drift_max_percent) must hold. Needs
-    /// [`RaftOptions::lease_reads`](crate::RaftOptions::lease_reads) on all nodes.
+    /// [`RaftOptions::lease_reads`](crate::RaftOptions::lease_reads) on all nodes. Answered at once, or within four election timeouts if the state machine is behind.
     ///
     /// # Errors
     /// [`ReadError::NoLease`] where there is none: use [`read_index`](Self::read_index) then.
@@ -231,7 +235,7 @@ impl RaftHandle {
         }
     }
 
-    /// Makes a snapshot now and waits until it is durable; the log before it may go. Returns its index.
+    /// Makes a snapshot now and waits until it is durable; the log before it may go. Returns its index. Answered within 1000 election timeouts.
     ///
     /// # Errors
     /// [`ProposeError`] if the node stops.
@@ -255,7 +259,7 @@ impl RaftHandle {
     #[must_use]
     pub fn inbox(&self) -> Inbox {
         Inbox {
-            helm: Arc::clone(&self.helm),
+            shared: Arc::clone(&self.shared),
         }
     }
 
@@ -272,7 +276,7 @@ impl RaftHandle {
     }
 
     /// Stops the node: what waits is answered, what the log has taken is written, and its files are closed when this returns.
-    /// A leader should [`transfer_leader`](Self::transfer_leader) first.
+    /// A leader should [`transfer_leader`](Self::transfer_leader) first. It takes as long as the calls of the log and the state machine that are under way.
     pub async fn shutdown(&self) {
         // The bound on requests does not hold for this one.
         let _ = self.mailbox().request(Request::Stop);
@@ -291,7 +295,7 @@ impl RaftHandle {
     }
 
     fn mailbox(&self) -> &Mailbox {
-        &self.helm.mailbox
+        &self.shared.mailbox
     }
 
     async fn wait(&self, slot: Arc<Slot<Answer>>, is_proposal: bool) -> Answer {

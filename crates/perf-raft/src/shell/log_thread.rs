@@ -1,6 +1,5 @@
 //! The thread that writes the log. While one write and its fsync are under way, jobs gather for the next: group commit.
 
-use super::apply::panic_message;
 use super::mailbox::Mailbox;
 use super::stats::StageStats;
 use crate::error::StopReason;
@@ -22,7 +21,7 @@ struct Queue {
 #[derive(Default)]
 struct Shared {
     queue: Mutex<Queue>,
-    bell: Condvar,
+    wakeup: Condvar,
     stats: Mutex<StageStats>,
 }
 
@@ -57,7 +56,7 @@ impl LogThread {
     /// Jobs on their way are bounded by what Raft has in flight: one for each batch of proposals or append message.
     pub(crate) fn push(&self, jobs: &mut Vec<LogJob>) {
         self.shared.queue.lock().jobs.append(jobs);
-        self.shared.bell.notify_one();
+        self.shared.wakeup.notify_one();
     }
 
     pub(crate) fn stats(&self) -> StageStats {
@@ -87,7 +86,7 @@ impl Drop for LogThread {
 impl Shared {
     fn close(&self) {
         self.queue.lock().closed = true;
-        self.bell.notify_one();
+        self.wakeup.notify_one();
     }
 
     fn run(&self, log: &mut dyn LogStore, mailbox: &Mailbox) {
@@ -96,7 +95,7 @@ impl Shared {
             {
                 let mut queue = self.queue.lock();
                 while queue.jobs.is_empty() && !queue.closed {
-                    self.bell.wait(&mut queue);
+                    self.wakeup.wait(&mut queue);
                 }
                 if queue.jobs.is_empty() {
                     return;
@@ -109,7 +108,7 @@ impl Shared {
                 Err(LogError::Io {
                     file: PathBuf::new(),
                     action: "writing the log",
-                    reason: panic_message(&*panic),
+                    reason: crate::error::panic_message(&*panic),
                 })
             });
             match written {

@@ -1,7 +1,6 @@
-//! What waits for whoever drives Raft.
+//! Work that is queued for the driver of a node.
 
 use super::answer::{Answer, Batch, Token, wake};
-use super::helm::Helm;
 use super::slot::{Answerer, Slot};
 use crate::GroupId;
 use crate::codec::Frame;
@@ -49,14 +48,14 @@ struct Proposals {
     closed: Option<StopReason>,
 }
 
-/// Who sees to what was just queued.
+/// Who drives the node for the work that was just queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// Whoever was told of what waited already.
-    Told,
-    /// The node's task, when the bell rings.
+    /// A driver that was notified of earlier work and has not looked yet.
+    Notified,
+    /// The node's task, once it is notified.
     Task,
-    /// Whoever queued it.
+    /// The caller that queued it.
     Caller,
 }
 
@@ -73,12 +72,12 @@ impl Proposals {
         } else if was_empty {
             Next::Task
         } else {
-            Next::Told
+            Next::Notified
         }
     }
 }
 
-/// A frame that waits, read or to be read by whoever drives.
+/// A queued frame: decoded, or to be decoded by the driver.
 #[derive(Debug)]
 pub(crate) enum Incoming {
     /// Apart: it is moved some times on its way, and has hundreds of bytes.
@@ -105,9 +104,9 @@ pub(crate) struct Reports {
     pub(crate) requests: Vec<Request>,
 }
 
-/// What waits for whoever drives Raft: proposals, messages, reports, each behind a lock that is held for a moment, and the bell of the node's
-/// task. It is rung when something comes to where nothing was, so a burst rings once; for proposals and messages that is up to
-/// [`Helm`].
+/// Work for the node's driver: proposals, messages, reports, each behind a lock that is held for a moment, and the notification of the node's
+/// task. It is given when work comes to an empty queue, so a burst gives it once; for proposals and messages
+/// [`NodeShared`](super::shared::NodeShared) gives it.
 pub(crate) struct Mailbox {
     pub(crate) id: u64,
     pub(crate) group: GroupId,
@@ -116,8 +115,8 @@ pub(crate) struct Mailbox {
     reports: Mutex<Reports>,
     /// Changed under their lock: most turns find none, and need not take it.
     has_reports: AtomicBool,
-    bell: Notify,
-    /// Says the same as `Proposals::closed`, for messages and requests, without the proposals' lock. For messages, which nobody waits for, maybe a moment late.
+    notify: Notify,
+    /// The same as `Proposals::closed`, for messages and requests, without the proposals' lock. A message may see it a moment late; nothing waits for messages.
     is_closed: AtomicBool,
     proposals_max: usize,
     proposal_bytes_max: usize,
@@ -148,7 +147,7 @@ impl Mailbox {
             inbound: Mutex::new(InboundQueues::new(limits)),
             reports: Mutex::default(),
             has_reports: AtomicBool::new(false),
-            bell: Notify::new(),
+            notify: Notify::new(),
             is_closed: AtomicBool::new(false),
             proposals_max: options.proposals_max,
             proposal_bytes_max: options.proposal_bytes_max,
@@ -157,12 +156,12 @@ impl Mailbox {
         }
     }
 
-    pub(crate) async fn rung(&self) {
-        self.bell.notified().await;
+    pub(crate) async fn notified(&self) {
+        self.notify.notified().await;
     }
 
-    pub(crate) fn ring(&self) {
-        self.bell.notify_one();
+    pub(crate) fn notify(&self) {
+        self.notify.notify_one();
     }
 
     /// Queues a proposal. Returns where its answer will be, and who sees to it.
@@ -288,7 +287,7 @@ impl Mailbox {
         reports.requests.push(request);
         self.has_reports.store(true, Ordering::Release);
         drop(reports);
-        self.ring();
+        self.notify();
         Ok(())
     }
 
@@ -301,10 +300,10 @@ impl Mailbox {
         change(&mut reports);
         self.has_reports.store(true, Ordering::Release);
         drop(reports);
-        self.ring();
+        self.notify();
     }
 
-    /// Swaps what was reported with empty ones. What is reported while this looks is there when the bell rings.
+    /// Swaps the reports with empty ones. A report that comes meanwhile notifies the task again.
     pub(crate) fn take_reports(&self, empty: &mut Reports) {
         if self.has_reports.load(Ordering::Acquire) {
             let mut reports = self.reports.lock();
@@ -313,7 +312,7 @@ impl Mailbox {
         }
     }
 
-    /// Queues a message, unless the node has stopped. Whether none waited before: then somebody must see to it.
+    /// Queues a message, unless the node has stopped. Returns true if the queue was empty: the caller must schedule a drive.
     pub(crate) fn deliver(
         &self,
         class: MessageClass,
@@ -363,80 +362,5 @@ impl Mailbox {
 
     pub(crate) fn closed(&self) -> Option<StopReason> {
         self.proposals.lock().closed.clone()
-    }
-}
-
-/// Where a node's messages come in.
-#[derive(Clone, Debug)]
-pub struct Inbox {
-    pub(crate) helm: Arc<Helm>,
-}
-
-impl Inbox {
-    fn mailbox(&self) -> &Mailbox {
-        &self.helm.mailbox
-    }
-
-    /// Takes a frame as a peer's [`Transport`](crate::Transport) got it: decodes it here, in the caller's task, and queues it by its
-    /// urgency. Never blocks.
-    ///
-    /// # Errors
-    /// [`DeliverError`]; drop the frame then, Raft sends again what matters.
-    pub fn deliver(&self, frame: Bytes) -> Result<(), DeliverError> {
-        let bytes = frame.len();
-        self.take(bytes, Frame::decode_detached(frame)?)
-    }
-
-    /// Takes a decoded frame.
-    ///
-    /// # Errors
-    /// As [`deliver`](Self::deliver).
-    pub fn deliver_frame(&self, mut frame: Frame) -> Result<(), DeliverError> {
-        frame.detach_payloads();
-        self.take(frame.encoded_len(), frame)
-    }
-
-    /// Takes a frame that was encoded in this process for this node, and leaves it to whoever drives this node to read it. If a caller drives the sender, it drives
-    /// this node too.
-    pub(crate) fn deliver_encoded(
-        &self,
-        class: MessageClass,
-        frame: Bytes,
-    ) -> Result<(), DeliverError> {
-        let (bytes, incoming) = (frame.len(), Incoming::Encoded(frame));
-        if self.mailbox().deliver(class, bytes, incoming)? {
-            self.helm.drive_along();
-        }
-        Ok(())
-    }
-
-    fn take(&self, bytes: usize, frame: Frame) -> Result<(), DeliverError> {
-        let header = frame.header;
-        if (header.to != 0 && header.to != self.mailbox().id)
-            || header.group != self.mailbox().group
-        {
-            return Err(DeliverError::Misdirected {
-                to: header.to,
-                group: header.group.0,
-            });
-        }
-        let class = frame.body.class();
-        let incoming = Incoming::Frame(Box::new(frame));
-        if self.mailbox().deliver(class, bytes, incoming)? {
-            self.mailbox().ring();
-        }
-        Ok(())
-    }
-
-    /// The node's id.
-    #[must_use]
-    pub fn id(&self) -> u64 {
-        self.mailbox().id
-    }
-
-    /// The node's group.
-    #[must_use]
-    pub fn group(&self) -> GroupId {
-        self.mailbox().group
     }
 }

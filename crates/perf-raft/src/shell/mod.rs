@@ -2,18 +2,19 @@
 
 mod answer;
 mod apply;
+pub(crate) mod combining_lock;
 mod drive;
 mod handle;
-mod helm;
+mod inbox;
 mod log_thread;
 mod mailbox;
 mod node;
-pub(crate) mod seat;
+mod shared;
 pub(crate) mod slot;
 mod stats;
 mod task;
 
 pub use handle::RaftHandle;
-pub use mailbox::Inbox;
+pub use inbox::Inbox;
 pub use node::{RaftNode, RaftNodeBuilder};
 pub use stats::{RaftStats, StageStats};

@@ -1,17 +1,18 @@
 //! Puts a node together.
 
-use super::apply::{Applier, ApplyThread, panic_message};
+use super::apply::{Applier, ApplyThread};
 use super::drive::{ApplySide, Driver, LogSide, Published, Scratch};
 use super::handle::RaftHandle;
-use super::helm::Helm;
+use super::inbox::Inbox;
 use super::log_thread::LogThread;
-use super::mailbox::{Inbox, Mailbox};
+use super::mailbox::Mailbox;
+use super::shared::NodeShared;
 use super::stats::{RaftStats, StageStats};
 use super::task;
 use crate::GroupId;
 use crate::codec::{ENTRY_ROOM_BYTES, entry_len_max};
 use crate::core::{ADDRESS_BYTES_MAX, Core, CoreConfig, bootstrap_state};
-use crate::error::StartError;
+use crate::error::{StartError, panic_message};
 use crate::log::{LogError, LogJob, LogState, LogStore, run_jobs};
 use crate::members::Identity;
 use crate::options::{ApplyMode, RaftOptions};
@@ -225,9 +226,9 @@ impl RaftNodeBuilder {
         let mut core = Core::new(config, state)?;
         core.set_address(self.address);
         let mailbox = Arc::new(Mailbox::new(id, group, &options));
-        let helm = Arc::new(Helm::new(Arc::clone(&mailbox)));
+        let shared = Arc::new(NodeShared::new(Arc::clone(&mailbox)));
         let inbox = Inbox {
-            helm: Arc::clone(&helm),
+            shared: Arc::clone(&shared),
         };
         transport
             .start(inbox)
@@ -268,10 +269,10 @@ impl RaftNodeBuilder {
             #[cfg(feature = "metrics")]
             metrics: self.metrics,
         };
-        helm.seat.fill(driver);
-        tokio::spawn(task::run(Arc::clone(&helm), options.tick));
+        shared.driver.set(driver);
+        tokio::spawn(task::run(Arc::clone(&shared), options.tick));
         Ok(RaftHandle {
-            helm,
+            shared,
             published,
             ended,
         })

@@ -1,19 +1,19 @@
-//! A node's own task: drives the node when it is time, when the bell rings, and as long as there is more to do.
+//! A node's own task: drives the node at each tick, when it is notified, and as long as work remains.
 
-use super::helm::Helm;
-use super::seat::Visit;
+use super::combining_lock::DriveOutcome;
+use super::shared::NodeShared;
 use crate::error::StopReason;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
-/// The runtime may end without a word. Then nothing of the node outlives its task, and nobody waits for it.
-struct Tenure(Arc<Helm>);
+/// Stops the node if its runtime ends: then no part of the node outlives its task, and no caller waits for it.
+struct ShutdownGuard(Arc<NodeShared>);
 
-impl Drop for Tenure {
+impl Drop for ShutdownGuard {
     fn drop(&mut self) {
-        if let Some(driver) = self.0.seat.take() {
+        if let Some(driver) = self.0.driver.take() {
             self.0.mailbox.close(&StopReason::Shutdown);
             // Answers what it holds.
             drop(driver);
@@ -21,10 +21,10 @@ impl Drop for Tenure {
     }
 }
 
-/// Sees to a node until it is told to stop or cannot go on. `tick` is the node's.
-pub(crate) async fn run(helm: Arc<Helm>, tick: Duration) {
-    let tenure = Tenure(helm);
-    let helm = &*tenure.0;
+/// Drives a node until it is told to stop or cannot go on. `tick` is the node's.
+pub(crate) async fn run(shared: Arc<NodeShared>, tick: Duration) {
+    let guard = ShutdownGuard(shared);
+    let shared = &*guard.0;
     let mut alarm = pin!(sleep_until(Instant::now() + tick));
     let mut more = true;
     let mut has_failed = false;
@@ -35,18 +35,18 @@ pub(crate) async fn run(helm: Arc<Helm>, tick: Duration) {
             tokio::select! {
                 biased;
                 () = &mut alarm => {}
-                () = helm.mailbox.rung() => {}
+                () = shared.mailbox.notified() => {}
             }
         }
         let mut due = alarm.deadline();
-        let visit = helm.seat.visit(1, |driver| {
+        let outcome = shared.driver.drive(1, |driver| {
             let more = driver.drive();
             due = driver.due;
             has_failed = driver.failed.is_some();
             more
         });
-        more = visit == Visit::More;
-        if visit == Visit::Taken && alarm.is_elapsed() {
+        more = outcome == DriveOutcome::More;
+        if outcome == DriveOutcome::Taken && alarm.is_elapsed() {
             // A caller drives. It looks again, and sees that it is time.
             due = Instant::now() + tick;
         }
@@ -54,7 +54,7 @@ pub(crate) async fn run(helm: Arc<Helm>, tick: Duration) {
             alarm.as_mut().reset(due);
         }
     }
-    if let Some(driver) = helm.seat.take() {
+    if let Some(driver) = shared.driver.take() {
         driver.stop().await;
     }
 }

@@ -1,8 +1,8 @@
-//! What clients and peers share of a node: its mailbox, and the seat of whoever drives it.
+//! The state of a node that its handles, its transport and its task share.
 
+use super::combining_lock::{CombiningLock, DriveOutcome};
 use super::drive::Driver;
 use super::mailbox::{Mailbox, Next};
-use super::seat::{Seat, Visit};
 use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
@@ -17,49 +17,49 @@ thread_local! {
     static BY_CALLER: Cell<Option<Id>> = const { Cell::new(None) };
 }
 
-/// A node's mailbox, and the seat of whoever drives the node.
-pub(crate) struct Helm {
+/// A node's mailbox, and its driver behind a combining lock.
+pub(crate) struct NodeShared {
     pub(crate) mailbox: Arc<Mailbox>,
-    pub(crate) seat: Seat<Driver>,
+    pub(crate) driver: CombiningLock<Driver>,
     /// The runtime on which the node was started.
     runtime: Id,
 }
 
-impl fmt::Debug for Helm {
+impl fmt::Debug for NodeShared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.mailbox.fmt(f)
     }
 }
 
-impl Helm {
-    /// A helm of the present runtime, with nothing to drive yet.
+impl NodeShared {
+    /// Of the present runtime, with nothing to drive yet.
     pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
         Self {
             mailbox,
-            seat: Seat::empty(),
+            driver: CombiningLock::empty(),
             runtime: Handle::current().id(),
         }
     }
 
-    /// Sees to what the caller has just queued.
-    pub(crate) fn see_to(&self, next: Next) {
+    /// Gets the work driven that the caller has just queued.
+    pub(crate) fn drive_next(&self, next: Next) {
         match next {
-            Next::Told => {}
-            Next::Task => self.mailbox.ring(),
+            Next::Notified => {}
+            Next::Task => self.mailbox.notify(),
             Next::Caller => self.drive(),
         }
     }
 
-    /// Sees to a message from another node of this process.
-    pub(crate) fn drive_along(&self) {
+    /// Gets a message driven that came from another node of this process.
+    pub(crate) fn drive_or_notify(&self) {
         if BY_CALLER.get() == Some(self.runtime) {
             self.drive_here();
         } else {
-            self.mailbox.ring();
+            self.mailbox.notify();
         }
     }
 
-    /// Drives the node in the caller's own task, if nobody else is at it.
+    /// Drives the node in the caller's own task, if no other thread is driving it.
     ///
     /// Callers on other runtimes, or on none, leave it to the node's task: transport, log and state machine are used on the runtime where the node was started.
     fn drive(&self) {
@@ -69,13 +69,13 @@ impl Helm {
             self.drive_here();
             BY_CALLER.set(outer);
         } else {
-            self.mailbox.ring();
+            self.mailbox.notify();
         }
     }
 
     fn drive_here(&self) {
-        if self.seat.visit(TURNS_OF_A_CALLER, Driver::drive) == Visit::More {
-            self.mailbox.ring();
+        if self.driver.drive(TURNS_OF_A_CALLER, Driver::drive) == DriveOutcome::More {
+            self.mailbox.notify();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The entries of a log, in the runs in which they came.
+//! The entries of a log, in the segments in which they came.
 
 use raft::eraftpb::Entry;
 use std::collections::VecDeque;
@@ -8,25 +8,25 @@ use std::sync::Arc;
 /// What an entry takes beside its payload, for the bound on bytes.
 const ENTRY_BYTES: usize = size_of::<Entry>();
 
-/// Entries read at the start are cut into runs of so many, since the memory of a run is free only when all of it is gone.
-const LOADED_RUN: usize = 256;
+/// Entries read at the start are cut into segments of so many, since the memory of a segment is free only when all of it is gone.
+const LOADED_SEGMENT: usize = 256;
 
 fn entry_bytes(entry: &Entry) -> usize {
     ENTRY_BYTES + entry.data.len() + entry.context.len()
 }
 
-/// Entries whose indexes follow each other. A run is shared with the job that writes it, so an entry is not copied for either.
+/// Entries whose indexes follow each other. A segment is shared with the job that writes it, so an entry is not copied for either.
 ///
-/// Looking for an index takes as long as the logarithm of the number of runs.
+/// Looking for an index takes as long as the logarithm of the number of segments.
 #[derive(Debug, Default)]
-pub(super) struct Runs {
-    runs: VecDeque<Run>,
+pub(super) struct LogSegments {
+    segments: VecDeque<Segment>,
     len: usize,
     bytes: usize,
 }
 
 #[derive(Debug)]
-struct Run {
+struct Segment {
     /// The index of the first entry that counts.
     first: u64,
     entries: Arc<Vec<Entry>>,
@@ -34,7 +34,7 @@ struct Run {
     live: Range<usize>,
 }
 
-impl Run {
+impl Segment {
     fn live(&self) -> &[Entry] {
         &self.entries[self.live.clone()]
     }
@@ -50,16 +50,16 @@ impl Run {
     }
 }
 
-impl Runs {
+impl LogSegments {
     pub(super) fn of(entries: Vec<Entry>) -> Self {
-        let mut runs = Self::default();
+        let mut segments = Self::default();
         let mut entries = entries.into_iter();
         loop {
-            let run: Vec<Entry> = entries.by_ref().take(LOADED_RUN).collect();
-            if run.is_empty() {
-                return runs;
+            let segment: Vec<Entry> = entries.by_ref().take(LOADED_SEGMENT).collect();
+            if segment.is_empty() {
+                return segments;
             }
-            runs.push(Arc::new(run));
+            segments.push(Arc::new(segment));
         }
     }
 
@@ -72,17 +72,17 @@ impl Runs {
         self.bytes
     }
 
-    /// Adds a run behind the others.
+    /// Adds a segment behind the others.
     pub(super) fn push(&mut self, entries: Arc<Vec<Entry>>) {
         let Some(first) = entries.first() else {
             return;
         };
         let first = first.index;
-        debug_assert!(self.runs.back().is_none_or(|last| last.end() == first));
+        debug_assert!(self.segments.back().is_none_or(|last| last.end() == first));
         self.len += entries.len();
         self.bytes += entries.iter().map(entry_bytes).sum::<usize>();
         let live = 0..entries.len();
-        self.runs.push_back(Run {
+        self.segments.push_back(Segment {
             first,
             entries,
             live,
@@ -91,7 +91,7 @@ impl Runs {
 
     /// Takes away all entries from `index` on.
     pub(super) fn truncate(&mut self, index: u64) {
-        while let Some(last) = self.runs.back_mut()
+        while let Some(last) = self.segments.back_mut()
             && last.end() > index
         {
             let kept = last.place(index);
@@ -100,14 +100,14 @@ impl Runs {
             self.bytes -= gone.iter().map(entry_bytes).sum::<usize>();
             last.live.end = last.live.start + kept;
             if kept == 0 {
-                self.runs.pop_back();
+                self.segments.pop_back();
             }
         }
     }
 
     /// Takes away all entries below `index`.
     pub(super) fn advance(&mut self, index: u64) {
-        while let Some(first) = self.runs.front_mut()
+        while let Some(first) = self.segments.front_mut()
             && first.first < index
         {
             let count = first.place(index.min(first.end()));
@@ -117,7 +117,7 @@ impl Runs {
             first.live.start += count;
             first.first += count as u64;
             if first.live.is_empty() {
-                self.runs.pop_front();
+                self.segments.pop_front();
             }
         }
     }
@@ -127,23 +127,30 @@ impl Runs {
     }
 
     pub(super) fn get(&self, index: u64) -> Option<&Entry> {
-        let run = self.runs.get(self.run_of(index))?;
-        let place = index.checked_sub(run.first)?;
-        run.live().get(usize::try_from(place).ok()?)
+        let segment = self.segments.get(self.run_of(index))?;
+        let place = index.checked_sub(segment.first)?;
+        segment.live().get(usize::try_from(place).ok()?)
     }
 
     /// The entries from an index that there is on.
     pub(super) fn from(&self, index: u64) -> impl Iterator<Item = &Entry> {
-        let runs = self.runs.range(self.run_of(index)..);
-        runs.flat_map(move |run| run.live().get(run.place(index)..).unwrap_or_default())
+        let segments = self.segments.range(self.run_of(index)..);
+        segments.flat_map(move |segment| {
+            segment
+                .live()
+                .get(segment.place(index)..)
+                .unwrap_or_default()
+        })
     }
 
-    /// The place of the run that holds an index, if one does.
+    /// The place of the segment that holds an index, if one does.
     fn run_of(&self, index: u64) -> usize {
         // Most that is asked for is near the end.
-        match self.runs.back() {
-            Some(last) if last.first <= index && index < last.end() => self.runs.len() - 1,
-            _ => self.runs.partition_point(|run| run.end() <= index),
+        match self.segments.back() {
+            Some(last) if last.first <= index && index < last.end() => self.segments.len() - 1,
+            _ => self
+                .segments
+                .partition_point(|segment| segment.end() <= index),
         }
     }
 }
@@ -184,7 +191,7 @@ mod tests {
                 ..Default::default()
             };
             let mut list: Vec<Entry> = (1..=loaded).map(|index| entry(index, 0)).collect();
-            let mut runs = Runs::of(list.clone());
+            let mut segments = LogSegments::of(list.clone());
             let mut next = loaded + 1;
             for (term, step) in (1..).zip(steps) {
                 match step {
@@ -192,36 +199,36 @@ mod tests {
                         let replaced = replaced.min(list.len());
                         next -= replaced as u64;
                         list.truncate(list.len() - replaced);
-                        let run: Vec<Entry> =
+                        let segment: Vec<Entry> =
                             (next..).map(|index| entry(index, term)).take(count).collect();
                         next += count as u64;
-                        list.extend(run.iter().cloned());
-                        if let Some(first) = run.first() {
-                            runs.truncate(first.index);
+                        list.extend(segment.iter().cloned());
+                        if let Some(first) = segment.first() {
+                            segments.truncate(first.index);
                         } else {
-                            runs.truncate(next);
+                            segments.truncate(next);
                         }
-                        runs.push(Arc::new(run));
+                        segments.push(Arc::new(segment));
                     }
                     Step::Advance(count) => {
                         let first = list.first().map_or(next, |first| first.index);
-                        runs.advance(first + count);
+                        segments.advance(first + count);
                         list.retain(|entry| entry.index >= first + count);
                     }
                     Step::Clear => {
-                        runs.clear();
+                        segments.clear();
                         list.clear();
                     }
                 }
-                prop_assert_eq!(runs.len(), list.len());
-                prop_assert_eq!(runs.bytes(), list.iter().map(entry_bytes).sum::<usize>());
+                prop_assert_eq!(segments.len(), list.len());
+                prop_assert_eq!(segments.bytes(), list.iter().map(entry_bytes).sum::<usize>());
                 let first = list.first().map_or(next, |first| first.index);
-                prop_assert!(runs.get(first.wrapping_sub(1)).is_none());
-                prop_assert!(runs.get(next).is_none());
+                prop_assert!(segments.get(first.wrapping_sub(1)).is_none());
+                prop_assert!(segments.get(next).is_none());
                 for (place, expected) in list.iter().enumerate() {
-                    prop_assert_eq!(runs.get(expected.index), Some(expected));
+                    prop_assert_eq!(segments.get(expected.index), Some(expected));
                     if place % 5 == 0 {
-                        prop_assert!(runs.from(expected.index).eq(&list[place..]));
+                        prop_assert!(segments.from(expected.index).eq(&list[place..]));
                     }
                 }
             }
