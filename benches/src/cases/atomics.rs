@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::hint::black_box;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use perf_atomics::clock::{CoarseClock, LAG_MAX, RESOLUTION, Updater};
@@ -34,6 +34,7 @@ pub fn cases() -> Vec<Case> {
     cases.extend(counter_owned());
     cases.push(counter_state());
     cases.extend(membership_get());
+    cases.extend(membership_insert());
     cases.push(clock_now());
     cases
 }
@@ -254,6 +255,54 @@ fn found(address: Option<&String>) -> u64 {
     address.map_or(0, |address| address.len() as u64)
 }
 
+/// A peer joins and another one leaves, in a map of so many. Before: readers hold a reference to a map that is copied at each change.
+fn membership_insert() -> [Case; 3] {
+    type Naive = std::sync::RwLock<Arc<HashMap<u64, String>>>;
+    type Ours = Membership<u64, String>;
+
+    fn table<M: FromIterator<(u64, String)>>(len: u64) -> M {
+        let ids = 0..len;
+        ids.map(|id| (id, format!("10.0.{}.{}:7001", id / 256, id % 256)))
+            .collect()
+    }
+
+    fn one<const LEN: u64>(id: &'static str) -> Case {
+        case(
+            (id, 1),
+            "a peer joins a group that others read, and leaves it",
+            || {
+                let map: &Naive = shared(Naive::new(Arc::new(table(LEN))));
+                summed(move || {
+                    let change = |change: &dyn Fn(&mut HashMap<u64, String>)| {
+                        let mut map = map.write().unwrap_or_else(PoisonError::into_inner);
+                        let mut copy = (**map).clone();
+                        change(&mut copy);
+                        *map = Arc::new(copy);
+                    };
+                    change(&|map| drop(map.insert(LEN, "10.1.0.1:7001".to_owned())));
+                    change(&|map| drop(map.remove(&LEN)));
+                    LEN
+                })
+            },
+            || {
+                let members = shared(Ours::from_map(table::<Vec<_>>(LEN)));
+                summed(move || {
+                    members.insert(LEN, "10.1.0.1:7001".to_owned());
+                    members.remove(&LEN);
+                    LEN
+                })
+            },
+            Vec::new(),
+            &[],
+        )
+    }
+    [
+        one::<100>("atomics/membership_insert_100"),
+        one::<10_000>("atomics/membership_insert_10k"),
+        one::<100_000>("atomics/membership_insert_100k"),
+    ]
+}
+
 fn membership_get() -> [Case; 2] {
     type Naive = RwLock<HashMap<u64, String>>;
     type Ours = Membership<u64, String>;
@@ -274,7 +323,7 @@ fn membership_get() -> [Case; 2] {
                 let (map, mut id) = (shared(RwLock::new(members())), ids());
                 summed_async(move || naive_look_up(map, id()))
             },
-            || summed(our_get(shared(Ours::from_map(members())))),
+            || summed(our_get(shared(Ours::from_map(members::<Vec<_>>())))),
             peers::member_alone(),
             &[("parking_lot", 6.0), ("HashMap without a lock", 0.5)],
         ),
@@ -289,7 +338,7 @@ fn membership_get() -> [Case; 2] {
                 })
             },
             || {
-                let members = shared(Ours::from_map(members()));
+                let members = shared(Ours::from_map(members::<Vec<_>>()));
                 pair(|| our_get(members))
             },
             peers::member_pair(),

@@ -5,6 +5,7 @@ mod cache_line;
 pub mod clock;
 mod counters;
 mod flags;
+mod member_map;
 mod membership;
 mod node_state;
 mod owned_counter;
@@ -16,6 +17,7 @@ mod words;
 
 pub use counters::{AtomicCounters, CounterUnderflow, StateCounter};
 pub use flags::{AtomicFlags, FlagsSnapshot};
+pub use member_map::MemberMap;
 pub use membership::{DefaultHasher, Membership, MembershipReader, MembershipView};
 pub use node_state::NodeState;
 pub use owned_counter::OwnedCounter;

@@ -1,9 +1,9 @@
 //! A map that is read all the time and changed rarely.
 
 use crate::cache_line::CacheLine;
+use crate::member_map::MemberMap;
 use crate::primitive::{AtomicU64, Ordering, Swap, mutant};
 use std::borrow::Borrow;
-use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
 use std::ops::Deref;
@@ -15,15 +15,16 @@ pub type DefaultHasher = foldhash::fast::RandomState;
 
 /// A read-mostly map, such as the peers of a node.
 ///
-/// Readers take no lock. A change copies the map, and is published as a whole with the next
-/// generation; the old map is freed when its last reader lets go of it.
+/// Readers take no lock. A change copies a part of the map, of about the square root of its length, and is published as a whole with the next
+/// generation. Replaced parts are freed when their last reader lets go of them.
 ///
 /// | | cost |
 /// |---|---|
 /// | [`len`](Self::len), [`generation`](Self::generation) | one load |
 /// | [`MembershipReader::get`] | one load and a look-up, no write to shared memory |
 /// | [`contains`](Self::contains), [`get`](Self::get) | a guard on the current map and a look-up |
-/// | [`insert`](Self::insert), [`remove`](Self::remove), [`update`](Self::update) | a copy of the map: linear in its length |
+/// | [`insert`](Self::insert), [`remove`](Self::remove) | a copy of about `2 sqrt(len)` members and `sqrt(len)` references |
+/// | [`update`](Self::update) | the same for each part of the map that it changes |
 ///
 /// When a change returns, every later read on any thread that learned of the return sees it, through all
 /// of these methods.
@@ -52,7 +53,7 @@ pub struct Membership<K, V, S = DefaultHasher> {
 #[derive(Clone)]
 pub struct MembershipView<K, V, S = DefaultHasher> {
     generation: u64,
-    members: HashMap<K, V, S>,
+    members: MemberMap<K, V, S>,
 }
 
 impl<K, V, S> MembershipView<K, V, S> {
@@ -65,7 +66,7 @@ impl<K, V, S> MembershipView<K, V, S> {
 }
 
 impl<K, V, S> Deref for MembershipView<K, V, S> {
-    type Target = HashMap<K, V, S>;
+    type Target = MemberMap<K, V, S>;
 
     #[inline]
     fn deref(&self) -> &Self::Target {
@@ -96,19 +97,28 @@ impl<K, V, S: Default> Membership<K, V, S> {
     /// No members, generation 0.
     #[must_use]
     pub fn new() -> Self {
-        Self::from_map(HashMap::default())
+        Self::of(MemberMap::default())
+    }
+
+    /// The members of `map`, such as a `HashMap`, generation 0. Of equal keys the last one counts.
+    #[must_use]
+    pub fn from_map(map: impl IntoIterator<Item = (K, V)>) -> Self
+    where
+        K: Clone + Eq + Hash,
+        V: Clone,
+        S: BuildHasher,
+    {
+        Self::of(map.into_iter().collect())
     }
 }
 
 impl<K, V, S> Membership<K, V, S> {
-    /// The members of `map`, generation 0.
-    #[must_use]
-    pub fn from_map(map: HashMap<K, V, S>) -> Self {
-        let stamp = pack(0, map.len());
+    fn of(members: MemberMap<K, V, S>) -> Self {
+        let stamp = pack(0, members.len());
         Self {
             current: Swap::new(Arc::new(MembershipView {
                 generation: 0,
-                members: map,
+                members,
             })),
             stamp: CacheLine(AtomicU64::new(stamp)),
         }
@@ -196,7 +206,7 @@ impl<K: Clone + Eq + Hash, V: Clone, S: Clone + BuildHasher> Membership<K, V, S>
     ///
     /// `change` works on a copy and under no lock: it may panic (nothing changes then) or use this membership
     /// itself. It runs again, on a newer copy, if another change came in between.
-    pub fn update<R>(&self, mut change: impl FnMut(&mut HashMap<K, V, S>) -> R) -> R {
+    pub fn update<R>(&self, mut change: impl FnMut(&mut MemberMap<K, V, S>) -> R) -> R {
         loop {
             let current = self.current.load_full();
             let mut members = current.members.clone();
@@ -210,7 +220,7 @@ impl<K: Clone + Eq + Hash, V: Clone, S: Clone + BuildHasher> Membership<K, V, S>
     /// [`update`](Self::update) that publishes nothing if `change` returns `None`.
     pub fn try_update<R>(
         &self,
-        mut change: impl FnMut(&mut HashMap<K, V, S>) -> Option<R>,
+        mut change: impl FnMut(&mut MemberMap<K, V, S>) -> Option<R>,
     ) -> Option<R> {
         loop {
             let current = self.current.load_full();
@@ -223,7 +233,7 @@ impl<K: Clone + Eq + Hash, V: Clone, S: Clone + BuildHasher> Membership<K, V, S>
     }
 
     /// Puts `members` in the place of `current`, unless it is no longer the current view.
-    fn publish(&self, current: &Arc<MembershipView<K, V, S>>, members: HashMap<K, V, S>) -> bool {
+    fn publish(&self, current: &Arc<MembershipView<K, V, S>>, members: MemberMap<K, V, S>) -> bool {
         let generation = current.generation + 1;
         let stamp = pack(generation, members.len());
         if !self.current.replace(

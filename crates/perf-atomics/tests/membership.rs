@@ -122,3 +122,20 @@ fn keys_are_looked_up_by_what_they_lend() {
     assert_eq!(members.try_update(|_| None::<()>), None);
     assert_eq!(members.generation(), 1);
 }
+
+#[test]
+fn many_changes_at_once_are_one_generation() {
+    let members: Membership<u64, u64> = Membership::from_map((0..1000).map(|key| (key, key)));
+    let before = members.view();
+    let replaced = members.update(|members| {
+        members.extend((500..1500).map(|key| (key, 0)));
+        members.retain(|key, _| key % 2 == 0);
+        members.len()
+    });
+    assert_eq!(
+        (replaced, members.len(), members.generation()),
+        (750, 750, 1)
+    );
+    assert_eq!((members.get(&600), members.get(&601)), (Some(0), None));
+    assert_eq!((before.len(), before.get(&601)), (1000, Some(&601)));
+}
