@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use perf_kit::metrics::node::Operation;
 
-use crate::answer::{Refusal, Status};
+use crate::answer::{Members, Refusal, Status};
 use crate::inventory::command::{Action, Host, Outcome, Size, Vm};
 use crate::naive::NaiveNode;
 use crate::node::FastNode;
@@ -101,4 +101,26 @@ impl Backend {
             Self::Naive(node) => node.add_member(host).await,
         }
     }
+
+    /// Removes a voter from the group, and its host from the inventory.
+    pub(crate) async fn remove_member(&self, id: u64) -> Result<(), Refusal> {
+        match self {
+            Self::Fast(node) => node.remove_member(id).await,
+            Self::Naive(_) => Err(naive_cannot("remove members")),
+        }
+    }
+
+    /// The members of the group, as this node knows them.
+    pub(crate) fn members(&self) -> Result<Members, Refusal> {
+        match self {
+            Self::Fast(node) => Ok(node.members()),
+            Self::Naive(_) => Err(naive_cannot("list members")),
+        }
+    }
+}
+
+fn naive_cannot(what: &str) -> Refusal {
+    Refusal::Refused(format!(
+        "the naive node cannot {what}: start it without --naive"
+    ))
 }

@@ -56,7 +56,7 @@ impl View {
     /// Follows a change of the inventory.
     pub(crate) fn follow(&self, change: &Change) {
         match change {
-            Change::Nothing | Change::Host(_) => {}
+            Change::Nothing | Change::Host(_) | Change::Left(_) => {}
             Change::Put { vm, old } => {
                 let was_running = old.as_ref().is_some_and(|old| old.running);
                 self.shard(&vm.name)

@@ -15,6 +15,11 @@ const MEMORY_MIB_MIN: u32 = 64;
 const MEMORY_MIB_MAX: u32 = 16 * 1024 * 1024;
 /// 1 PiB.
 const DISK_GIB_MAX: u32 = 1024 * 1024;
+const HOST_VCPUS_MAX: u32 = 64 * 1024;
+/// 256 TiB.
+const HOST_MEMORY_MIB_MAX: u32 = 256 * 1024 * 1024;
+/// 64 PiB.
+const HOST_DISK_GIB_MAX: u32 = 64 * 1024 * 1024;
 
 pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     serde_json::from_slice(body).map_err(|error| {
@@ -32,12 +37,40 @@ pub(super) fn name(field: &str, name: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// What a VM may take.
 pub(super) fn size(vcpus: u32, memory_mib: u32, disk_gib: u32) -> Result<Size, ApiError> {
-    let ranges = [
+    within([
         ("vcpus", vcpus, 1, VCPUS_MAX),
         ("memory_mib", memory_mib, MEMORY_MIB_MIN, MEMORY_MIB_MAX),
         ("disk_gib", disk_gib, 1, DISK_GIB_MAX),
-    ];
+    ])?;
+    Ok(Size {
+        vcpus,
+        memory_mib,
+        disk_gib,
+    })
+}
+
+/// What a host may have.
+pub(super) fn host_size(vcpus: u32, memory_mib: u32, disk_gib: u32) -> Result<Size, ApiError> {
+    within([
+        ("vcpus", vcpus, 1, HOST_VCPUS_MAX),
+        (
+            "memory_mib",
+            memory_mib,
+            MEMORY_MIB_MIN,
+            HOST_MEMORY_MIB_MAX,
+        ),
+        ("disk_gib", disk_gib, 1, HOST_DISK_GIB_MAX),
+    ])?;
+    Ok(Size {
+        vcpus,
+        memory_mib,
+        disk_gib,
+    })
+}
+
+fn within(ranges: [(&str, u32, u32, u32); 3]) -> Result<(), ApiError> {
     for (field, value, least, most) in ranges {
         if !(least..=most).contains(&value) {
             return Err(ApiError::invalid(&format!(
@@ -45,11 +78,7 @@ pub(super) fn size(vcpus: u32, memory_mib: u32, disk_gib: u32) -> Result<Size, A
             )));
         }
     }
-    Ok(Size {
-        vcpus,
-        memory_mib,
-        disk_gib,
-    })
+    Ok(())
 }
 
 pub(super) fn address(field: &str, text: &str) -> Result<(), ApiError> {
@@ -96,6 +125,7 @@ mod tests {
         assert!(size(1, 64, 1).is_ok());
         for bad in [(0, 64, 1), (1, 63, 1), (1, 64, 0), (u32::MAX, 64, 1)] {
             assert!(size(bad.0, bad.1, bad.2).is_err(), "{bad:?}");
+            assert!(host_size(bad.0, bad.1, bad.2).is_err(), "{bad:?}");
         }
     }
 

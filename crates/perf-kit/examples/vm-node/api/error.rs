@@ -81,7 +81,7 @@ impl ApiError {
             StatusCode::NOT_FOUND,
             "no_route",
             "there is nothing here; the routes are /, /vms, /vms/{name}, /vms/{name}/start, /vms/{name}/stop, \
-             /status, /metrics, /healthz and /members",
+             /status, /metrics, /healthz, /members and /members/{id}",
         )
     }
 
@@ -141,6 +141,11 @@ impl From<Refusal> for ApiError {
                 format!("this node has stopped ({why}): ask another one"),
             ),
             Refusal::Refused(why) => Self::new(StatusCode::CONFLICT, "refused", why),
+            Refusal::UnknownMember(id) => Self::new(
+                StatusCode::NOT_FOUND,
+                "unknown_member",
+                format!("there is no member {id}: `GET /members` lists those there are"),
+            ),
         }
     }
 }
@@ -169,7 +174,10 @@ impl From<Outcome> for ApiError {
                 "internal",
                 format!("the log has what this node does not understand ({why}): update it"),
             ),
-            Outcome::Vm(_) | Outcome::Host(_) => Self::new(
+            Outcome::Vm(_)
+            | Outcome::Host(_)
+            | Outcome::HostExists(_)
+            | Outcome::UnknownHost(_) => Self::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "internal",
                 "the request id was used for another kind of request: choose a new one",

@@ -10,12 +10,12 @@ use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use perf_kit::metrics::node::Operation;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
-use crate::inventory::command::{Action, Create, Host, Outcome, Size, Vm};
+use crate::inventory::command::{Action, Create, Host, Outcome, Vm};
 use crate::placement::Strategy;
 
 mod check;
@@ -41,7 +41,8 @@ pub(crate) fn router(backend: Backend) -> Router {
         .route("/status", get(status))
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
-        .route("/members", post(add_member))
+        .route("/members", post(add_member).get(list_members))
+        .route("/members/{id}", delete(remove_member))
         .fallback(|| async { ApiError::no_route() })
         .method_not_allowed_fallback(|| async { ApiError::wrong_method() })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -303,14 +304,20 @@ async fn add_member(State(backend): Shared, body: Body) -> Result<Response, ApiE
         id: new.id,
         http: new.http,
         raft: new.raft,
-        size: Size {
-            vcpus: new.vcpus,
-            memory_mib: new.memory_mib,
-            disk_gib: new.disk_gib,
-        },
+        size: check::host_size(new.vcpus, new.memory_mib, new.disk_gib)?,
+        removed: false,
     };
     backend.add_member(host.clone()).await?;
     Ok(json(StatusCode::OK, &host))
+}
+
+async fn list_members(State(backend): Shared) -> Result<Response, ApiError> {
+    Ok(json(StatusCode::OK, &backend.members()?))
+}
+
+async fn remove_member(State(backend): Shared, Path(id): Path<u64>) -> Result<Response, ApiError> {
+    backend.remove_member(id).await?;
+    Ok(json(StatusCode::OK, &serde_json::json!({ "removed": id })))
 }
 
 fn json(status: StatusCode, value: &impl Serialize) -> Response {

@@ -9,10 +9,13 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
 /// How long an attempt may take.
 const ATTEMPT_MAX: Duration = Duration::from_secs(6);
+/// The same for what a node says of itself.
+const LOOK_MAX: Duration = Duration::from_secs(1);
 /// Longest answer that is read: a list of some hundred thousand VMs.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 
@@ -40,7 +43,22 @@ pub(super) struct StatusReply {
     pub(super) applied_index: u64,
     pub(super) vms: u64,
     pub(super) requests: u64,
+    pub(super) naive: bool,
     pub(super) hosts: Vec<serde_json::Value>,
+}
+
+/// The part of `GET /members` that is looked at.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct MembersReply {
+    pub(super) is_changing: bool,
+    pub(super) members: Vec<MemberReply>,
+}
+
+/// A member in it.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct MemberReply {
+    pub(super) id: u64,
+    pub(super) role: String,
 }
 
 /// The part of a VM that is looked at.
@@ -130,9 +148,17 @@ impl Client {
     }
 
     pub(super) async fn status(&mut self) -> Result<StatusReply> {
-        let wait = Duration::from_secs(1);
-        let answer = self.request(Method::GET, "/status", Bytes::new());
-        let answer = tokio::time::timeout(wait, answer).await??;
+        self.look("/status").await
+    }
+
+    pub(super) async fn members(&mut self) -> Result<MembersReply> {
+        self.look("/members").await
+    }
+
+    /// What a node says of itself, which takes no time.
+    async fn look<T: DeserializeOwned>(&mut self, path: &str) -> Result<T> {
+        let answer = self.request(Method::GET, path, Bytes::new());
+        let answer = tokio::time::timeout(LOOK_MAX, answer).await??;
         Ok(serde_json::from_slice(&answer.body)?)
     }
 

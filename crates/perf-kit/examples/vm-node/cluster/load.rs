@@ -15,8 +15,9 @@ use rand::{Rng as _, SeedableRng as _};
 use tokio::task::JoinSet;
 
 use super::client::{Client, ErrorReply, VmReply};
-use super::history::{self, Operation, Request};
+use super::history::{self, Operation, Request, Verdict};
 use super::nodes::Nodes;
+use super::second;
 
 /// One in so many requests goes to a shared name.
 const SHARED_EVERY: u32 = 8;
@@ -33,8 +34,10 @@ const RETRY: Duration = Duration::from_millis(20);
 
 /// All clients' work.
 pub(super) struct Load {
-    addresses: Vec<String>,
+    /// Where clients look for a leader.
+    addresses: Mutex<Vec<String>>,
     clients: usize,
+    seed: u64,
     began: Instant,
     acknowledged: AtomicU64,
     /// Writes that began from this time on are waited for; 0 for none.
@@ -62,6 +65,8 @@ pub(super) struct Checks {
     pub(super) operations: usize,
     pub(super) expected: usize,
     pub(super) unknown: u64,
+    /// Names whose histories are too entangled to be judged by one of the checkers.
+    pub(super) undecided: usize,
     /// Everything that should not be, in sentences.
     pub(super) wrong: Vec<String>,
 }
@@ -75,10 +80,11 @@ struct Outcome {
 }
 
 impl Load {
-    pub(super) fn new(addresses: Vec<String>, clients: usize) -> Self {
+    pub(super) fn new(addresses: Vec<String>, clients: usize, seed: u64) -> Self {
         Self {
-            addresses,
+            addresses: Mutex::new(addresses),
             clients,
+            seed,
             began: Instant::now(),
             acknowledged: AtomicU64::new(0),
             watched_from_ns: AtomicU64::new(0),
@@ -101,8 +107,8 @@ impl Load {
             let worker = Worker {
                 load: Arc::clone(self),
                 number,
-                client: Client::new(self.addresses[number % self.addresses.len()].clone()),
-                random: SmallRng::seed_from_u64(number as u64),
+                client: Client::new(self.address(number)),
+                random: SmallRng::seed_from_u64(self.seed ^ number as u64),
                 end,
                 requests: 0,
                 latencies: Histogram::new(3).expect("three digits are allowed"),
@@ -118,6 +124,17 @@ impl Load {
             ended.context("a client failed")?;
         }
         Ok(())
+    }
+
+    /// Other nodes are members from now on.
+    pub(super) fn set_addresses(&self, addresses: Vec<String>) {
+        *self.addresses.lock().expect("nobody panics with it") = addresses;
+    }
+
+    /// One of the members' addresses.
+    fn address(&self, number: usize) -> String {
+        let addresses = self.addresses.lock().expect("nobody panics with it");
+        addresses[number % addresses.len()].clone()
     }
 
     pub(super) fn acknowledged(&self) -> u64 {
@@ -169,7 +186,7 @@ impl Load {
     pub(super) async fn check(&self, nodes: &Nodes) -> Result<Checks> {
         let mut checks = Checks::default();
         let mut lists = Vec::new();
-        for (id, address) in nodes.ids().into_iter().zip(nodes.addresses()) {
+        for (id, address) in nodes.ids().await.into_iter().zip(nodes.addresses().await) {
             let mut client = Client::new(address);
             let list = list(&mut client)
                 .await
@@ -182,10 +199,22 @@ impl Load {
         for (name, operations) in &found.shared {
             checks.histories += 1;
             checks.operations += operations.len();
-            if !history::is_linearizable(operations) {
+            let (ours, hint) = match history::order(operations) {
+                Verdict::Ordered(order) => (Some(true), Some(order)),
+                Verdict::None => (Some(false), None),
+                Verdict::Undecided => (None, None),
+            };
+            let theirs = second::is_linearizable(operations, hint.as_deref());
+            checks.undecided += usize::from(ours.is_none() || theirs.is_none());
+            if ours == Some(false) || theirs == Some(false) {
                 checks.wrong.push(format!(
-                    "the {} answers about `{name}` have no order that explains them",
-                    operations.len()
+                    "the {} answers about `{name}` have no order that explains them, say {}",
+                    operations.len(),
+                    match (ours, theirs) {
+                        (Some(false), Some(false)) => "both checkers",
+                        (Some(false), _) => "this project's checker",
+                        _ => "the other checker",
+                    }
                 ));
             }
         }
@@ -375,9 +404,8 @@ impl Worker {
                     return self.answered(request, &answer.body, is_done, start, start_ns);
                 }
             } else {
-                let next = self.random.random_range(0..self.load.addresses.len());
-                let address = self.load.addresses[next].clone();
-                self.client.move_to(&address);
+                let next = self.random.random_range(0..usize::MAX);
+                self.client.move_to(&self.load.address(next));
             }
             if Instant::now() > self.end + GRACE {
                 return Outcome {

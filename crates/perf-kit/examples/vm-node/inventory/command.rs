@@ -10,7 +10,7 @@ pub(crate) struct Command {
     /// Who asks again for the same thing says the same here, and gets the same answer.
     #[prost(string, tag = "1")]
     pub(crate) request_id: String,
-    #[prost(oneof = "Action", tags = "2, 3, 4, 5, 6")]
+    #[prost(oneof = "Action", tags = "2, 3, 4, 5, 6, 7, 8")]
     pub(crate) action: Option<Action>,
 }
 
@@ -24,8 +24,15 @@ pub(crate) enum Action {
     Stop(String),
     #[prost(string, tag = "5")]
     Delete(String),
+    /// A leader announces a host from its own list. A host that was removed stays removed.
     #[prost(message, tag = "6")]
     Host(Host),
+    /// An operator adds a host. A known id with other addresses or another size is refused.
+    #[prost(message, tag = "7")]
+    Join(Host),
+    /// An operator removes a host. It gets no VMs any more, and is forgotten with its last one.
+    #[prost(uint64, tag = "8")]
+    Leave(u64),
 }
 
 /// A VM to be made on the host that the leader chose for it.
@@ -66,6 +73,10 @@ pub(crate) struct Host {
     pub(crate) raft: String,
     #[prost(message, required, tag = "4")]
     pub(crate) size: Size,
+    /// It was removed and still has VMs.
+    #[prost(bool, tag = "5")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) removed: bool,
 }
 
 /// A VM.
@@ -90,7 +101,7 @@ pub(crate) struct Vm {
 /// What became of a command.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Reply {
-    #[prost(oneof = "Outcome", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "Outcome", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub(crate) outcome: Option<Outcome>,
 }
 
@@ -112,6 +123,12 @@ pub(crate) enum Outcome {
     /// The bytes were no command.
     #[prost(string, tag = "6")]
     Malformed(String),
+    /// The id of the new host is that of a host with other addresses or another size.
+    #[prost(uint64, tag = "7")]
+    HostExists(u64),
+    /// There is no host of this id.
+    #[prost(uint64, tag = "8")]
+    UnknownHost(u64),
 }
 
 impl Outcome {

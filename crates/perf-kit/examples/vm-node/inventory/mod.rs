@@ -1,6 +1,6 @@
 //! The replicated inventory: a function of the commands, the same on every node.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -22,6 +22,8 @@ pub(crate) const VMS_MAX: usize = 1_000_000;
 pub(crate) struct Inventory {
     vms: HashMap<String, Arc<Vm>>,
     hosts: BTreeMap<u64, HostState>,
+    /// Ids of hosts that an operator removed: no announcement brings them back.
+    removed: BTreeSet<u64>,
     answers: HashMap<String, Outcome>,
     /// The keys of `answers`, oldest first.
     order: VecDeque<String>,
@@ -55,6 +57,8 @@ pub(crate) enum Change {
     },
     Removed(Arc<Vm>),
     Host(u64),
+    /// An operator removed the host: it is no member any more, though it may still have VMs.
+    Left(u64),
 }
 
 impl Used {
@@ -74,6 +78,9 @@ impl Used {
 impl HostState {
     /// What is left for further VMs.
     pub(crate) fn free(&self) -> Size {
+        if self.host.removed {
+            return Size::default();
+        }
         let left = |all: u32, used: u64| {
             u32::try_from(u64::from(all).saturating_sub(used)).unwrap_or(u32::MAX)
         };
@@ -119,7 +126,12 @@ impl Inventory {
             Action::Start(name) => self.set_running(&name, true),
             Action::Stop(name) => self.set_running(&name, false),
             Action::Delete(name) => self.delete(name),
+            Action::Host(host) if self.removed.contains(&host.id) => {
+                (Outcome::UnknownHost(host.id), Change::Nothing)
+            }
             Action::Host(host) => self.put_host(host),
+            Action::Join(host) => self.join(host),
+            Action::Leave(id) => self.leave(id),
         }
     }
 
@@ -179,6 +191,9 @@ impl Inventory {
         if let Some(host) = self.hosts.get_mut(&vm.host) {
             host.used.remove(vm.size);
             host.vms -= 1;
+            if host.host.removed && host.vms == 0 {
+                self.hosts.remove(&vm.host);
+            }
         }
         self.version += 1;
         (Outcome::Vm(Vm::clone(&vm)), Change::Removed(vm))
@@ -193,6 +208,30 @@ impl Inventory {
         });
         state.host = host;
         (Outcome::Host(id), Change::Host(id))
+    }
+
+    fn join(&mut self, host: Host) -> (Outcome, Change) {
+        let id = host.id;
+        match self.hosts.get(&id) {
+            Some(known) if known.host == host => (Outcome::Host(id), Change::Nothing),
+            Some(_) => (Outcome::HostExists(id), Change::Nothing),
+            None => {
+                self.removed.remove(&id);
+                self.put_host(host)
+            }
+        }
+    }
+
+    fn leave(&mut self, id: u64) -> (Outcome, Change) {
+        let Some(state) = self.hosts.get_mut(&id) else {
+            return (Outcome::UnknownHost(id), Change::Nothing);
+        };
+        state.host.removed = true;
+        if state.vms == 0 {
+            self.hosts.remove(&id);
+        }
+        self.removed.insert(id);
+        (Outcome::Host(id), Change::Left(id))
     }
 
     fn remember(&mut self, request_id: String, outcome: Outcome) {
@@ -240,6 +279,7 @@ impl Inventory {
                 .collect(),
             answers: answers.collect(),
             version: self.version,
+            removed: self.removed.iter().copied().collect(),
         };
         Bytes::from(image.encode_to_vec())
     }
@@ -249,6 +289,7 @@ impl Inventory {
         let image = Image::decode(bytes)?;
         let mut inventory = Self {
             version: image.version,
+            removed: image.removed.into_iter().collect(),
             ..Self::default()
         };
         for host in image.hosts {
@@ -281,6 +322,8 @@ struct Image {
     answers: Vec<Answer>,
     #[prost(uint64, tag = "4")]
     version: u64,
+    #[prost(uint64, repeated, tag = "5")]
+    removed: Vec<u64>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -320,20 +363,71 @@ mod tests {
         })
     }
 
-    fn with_host() -> Inventory {
-        let mut inventory = Inventory::default();
-        let host = Host {
-            id: 1,
-            http: "127.0.0.1:1".to_owned(),
-            raft: "127.0.0.1:2".to_owned(),
+    fn host(id: u64) -> Host {
+        Host {
+            id,
+            http: format!("127.0.0.1:{}", 1000 + id),
+            raft: format!("127.0.0.1:{}", 2000 + id),
             size: Size {
                 vcpus: 4,
                 memory_mib: 1024,
                 disk_gib: 100,
             },
-        };
-        apply(&mut inventory, "h", Action::Host(host));
+            removed: false,
+        }
+    }
+
+    fn with_host() -> Inventory {
+        let mut inventory = Inventory::default();
+        apply(&mut inventory, "h", Action::Host(host(1)));
         inventory
+    }
+
+    #[test]
+    fn a_host_joins_once_and_its_id_is_not_taken_by_another() {
+        let mut inventory = with_host();
+        let other = Host {
+            raft: "127.0.0.1:9".to_owned(),
+            ..host(1)
+        };
+        assert_eq!(
+            apply(&mut inventory, "1", Action::Join(other)).0,
+            Outcome::HostExists(1)
+        );
+        assert_eq!(inventory.host(1).map(|state| &state.host), Some(&host(1)));
+        for request_id in ["2", "3"] {
+            let joined = apply(&mut inventory, request_id, Action::Join(host(2)));
+            assert_eq!(joined.0, Outcome::Host(2));
+        }
+    }
+
+    #[test]
+    fn a_removed_host_gets_no_vms_and_no_announcement_brings_it_back() {
+        let mut inventory = with_host();
+        apply(&mut inventory, "1", create("a", 1));
+        assert_eq!(
+            apply(&mut inventory, "2", Action::Leave(1)).1,
+            Change::Left(1)
+        );
+        assert_eq!(
+            apply(&mut inventory, "3", create("b", 1)).0,
+            Outcome::NoRoom(1)
+        );
+        // Its VM can still be deleted; it is forgotten with that.
+        let copy = Inventory::from_bytes(inventory.to_bytes()).expect("it is a snapshot");
+        for mut inventory in [copy, inventory] {
+            assert!(inventory.host(1).is_some_and(|state| state.host.removed));
+            apply(&mut inventory, "4", Action::Delete("a".to_owned()));
+            assert_eq!(inventory.host(1), None);
+            apply(&mut inventory, "5", Action::Host(host(1)));
+            assert_eq!(inventory.host(1), None);
+            apply(&mut inventory, "6", Action::Join(host(1)));
+            assert_eq!(inventory.host(1).map(|state| &state.host), Some(&host(1)));
+        }
+        assert_eq!(
+            apply(&mut with_host(), "1", Action::Leave(7)).0,
+            Outcome::UnknownHost(7)
+        );
     }
 
     #[test]
