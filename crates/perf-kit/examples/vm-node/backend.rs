@@ -10,6 +10,7 @@ use crate::inventory::command::{Action, Host, Outcome, Size, Vm};
 use crate::naive::NaiveNode;
 use crate::node::FastNode;
 use crate::placement::Strategy;
+use crate::view::Page;
 
 /// A node of the cluster.
 #[derive(Clone)]
@@ -56,10 +57,11 @@ impl Backend {
         }
     }
 
-    pub(crate) async fn vms(&self) -> Vec<Arc<Vm>> {
+    /// Up to `limit` VMs by name, those behind `after`.
+    pub(crate) async fn page(&self, after: Option<&str>, limit: usize) -> Page {
         match self {
-            Self::Fast(node) => node.view().vms(),
-            Self::Naive(node) => node.vms().await,
+            Self::Fast(node) => node.view().page(after, limit),
+            Self::Naive(node) => node.page(after, limit).await,
         }
     }
 

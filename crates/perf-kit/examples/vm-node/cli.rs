@@ -11,6 +11,9 @@ use lexopt::prelude::*;
 use crate::cluster;
 use crate::inventory::command::{Host, Size};
 
+/// Certificates that are made at once: as many as a group has members at most.
+const CERTIFICATES_MAX: u64 = 1000;
+
 const HELP: &str = "\
 Usage: vm-node serve --id ID --peer ID=RAFT,HTTP ... --data DIR --certificates DIR [--join] [--via ID=ADDRESS ...] [--naive]
        vm-node certificates DIR --nodes N
@@ -174,6 +177,9 @@ fn certificates(mut parser: lexopt::Parser) -> Result<Command> {
         }
     }
     let directory = directory.ok_or_else(|| anyhow!("`certificates` needs a directory"))?;
+    if !(1..=CERTIFICATES_MAX).contains(&nodes) {
+        bail!("--nodes is {nodes}; it must be from 1 to {CERTIFICATES_MAX}");
+    }
     Ok(Command::Certificates { directory, nodes })
 }
 

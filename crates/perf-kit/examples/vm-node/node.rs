@@ -311,17 +311,31 @@ impl FastNode {
         }
     }
 
-    /// Hands the leadership on, stops, and closes the log.
-    pub(crate) async fn shutdown(&self) {
-        self.housekeeping.abort();
+    /// Hands the leadership on, if this node leads.
+    pub(crate) async fn hand_over(&self) {
         let status = self.raft.status();
         if status.is_leader() {
-            let members = self.state.members().view();
-            if let Some(&next) = members.keys().find(|&&id| id != status.node_id) {
+            let report = self.raft.report();
+            // The one that lacks least takes over soonest.
+            let live = report.peers.iter().filter(|peer| peer.is_live);
+            let next = live
+                .filter(|peer| {
+                    report
+                        .members
+                        .iter()
+                        .any(|member| member.id == peer.id && member.role == MemberRole::Voter)
+                })
+                .min_by_key(|peer| peer.lag);
+            if let Some(next) = next {
                 // If it fails, the others elect one.
-                let _ = self.raft.transfer_leader(next).await;
+                let _ = self.raft.transfer_leader(next.id).await;
             }
         }
+    }
+
+    /// Stops, and closes the log.
+    pub(crate) async fn shutdown(&self) {
+        self.housekeeping.abort();
         self.raft.shutdown().await;
         self.transport.drain(DRAIN_MAX).await;
         self.transport.shutdown();

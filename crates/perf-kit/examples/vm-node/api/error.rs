@@ -1,7 +1,9 @@
 //! Errors as clients see them: a status, a code for programs, and a sentence that says what to do.
 
+use std::time::Duration;
+
 use axum::extract::Request;
-use axum::extract::rejection::BytesRejection;
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -73,6 +75,43 @@ impl ApiError {
             StatusCode::PAYLOAD_TOO_LARGE,
             "too_large",
             "the body is longer than 64 KiB, and no request needs that much",
+        )
+    }
+
+    pub(super) fn long_target(most: usize) -> Self {
+        Self::new(
+            StatusCode::URI_TOO_LONG,
+            "long_target",
+            format!(
+                "the path with its query is longer than {most} bytes, and no route needs that much"
+            ),
+        )
+    }
+
+    pub(super) fn long_headers(most: usize) -> Self {
+        Self::new(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "long_headers",
+            format!("the headers are longer than {most} bytes, and no request needs that much"),
+        )
+    }
+
+    pub(super) fn slow_body(most: Duration) -> Self {
+        Self::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "slow_body",
+            format!(
+                "the body did not come within {} s: send it at once",
+                most.as_secs()
+            ),
+        )
+    }
+
+    pub(super) fn foreign_origin() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "foreign_origin",
+            "a page of another site asked for a change: only this node's own page may, or a program without the header `Origin`",
         )
     }
 
@@ -167,12 +206,19 @@ impl From<Outcome> for ApiError {
             Outcome::NoRoom(host) => Self::new(
                 StatusCode::INSUFFICIENT_STORAGE,
                 "no_room",
-                format!("host {host} has no room for it: ask again"),
+                format!("neither host {host} nor another one has room for it"),
             ),
             Outcome::Malformed(why) => Self::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "internal",
                 format!("the log has what this node does not understand ({why}): update it"),
+            ),
+            Outcome::Reused(id) => Self::new(
+                StatusCode::CONFLICT,
+                "reused",
+                format!(
+                    "the request id `{id}` was used for another request: nothing was done; choose a new one"
+                ),
             ),
             Outcome::Vm(_)
             | Outcome::Host(_)
@@ -183,6 +229,35 @@ impl From<Outcome> for ApiError {
                 "the request id was used for another kind of request: choose a new one",
             ),
         }
+    }
+}
+
+impl From<PathRejection> for ApiError {
+    fn from(rejection: PathRejection) -> Self {
+        let text = rejection.body_text();
+        Self::malformed(&format!(
+            "the path is not what was expected: {}",
+            shortened(&text)
+        ))
+    }
+}
+
+impl From<QueryRejection> for ApiError {
+    fn from(rejection: QueryRejection) -> Self {
+        let text = rejection.body_text();
+        Self::malformed(&format!(
+            "the query is not what was expected: {}",
+            shortened(&text)
+        ))
+    }
+}
+
+/// Its beginning: what a client sent may be part of it, and need not be sent back as a whole.
+pub(super) fn shortened(text: &str) -> String {
+    const CHARS_MAX: usize = 200;
+    match text.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{} ...", &text[..end]),
+        None => text.to_owned(),
     }
 }
 

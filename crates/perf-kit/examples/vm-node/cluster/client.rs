@@ -16,8 +16,10 @@ use tokio::net::TcpStream;
 const ATTEMPT_MAX: Duration = Duration::from_secs(6);
 /// The same for what a node says of itself.
 const LOOK_MAX: Duration = Duration::from_secs(1);
-/// Longest answer that is read: a list of some hundred thousand VMs.
-const ANSWER_BYTES_MAX: usize = 256 << 20;
+/// Longest answer that is read: a page of VMs is some hundred kilobytes.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// VMs that are asked for at once.
+const PAGE: usize = 1000;
 
 /// One connection to one node.
 pub(super) struct Client {
@@ -74,6 +76,8 @@ pub(super) struct VmReply {
 #[derive(Debug, Deserialize)]
 pub(super) struct ListReply {
     pub(super) vms: Vec<VmReply>,
+    /// Where the next page begins, if there is one.
+    pub(super) next: Option<String>,
 }
 
 /// The part of an error that is looked at.
@@ -162,16 +166,25 @@ impl Client {
         Ok(serde_json::from_slice(&answer.body)?)
     }
 
-    /// All VMs, as of now.
+    /// All VMs, page by page.
     pub(super) async fn list(&mut self) -> Result<Vec<VmReply>> {
-        let answer = self.request(Method::GET, "/vms", Bytes::new()).await?;
-        if answer.status != StatusCode::OK {
-            bail!(
-                "{}: {}",
-                answer.status,
-                String::from_utf8_lossy(&answer.body)
-            );
+        let mut all = Vec::new();
+        let mut path = format!("/vms?limit={PAGE}");
+        loop {
+            let answer = self.request(Method::GET, &path, Bytes::new()).await?;
+            if answer.status != StatusCode::OK {
+                bail!(
+                    "{}: {}",
+                    answer.status,
+                    String::from_utf8_lossy(&answer.body)
+                );
+            }
+            let page: ListReply = serde_json::from_slice(&answer.body)?;
+            all.extend(page.vms);
+            let Some(next) = page.next else {
+                return Ok(all);
+            };
+            path = format!("/vms?limit={PAGE}&after={next}");
         }
-        Ok(serde_json::from_slice::<ListReply>(&answer.body)?.vms)
     }
 }

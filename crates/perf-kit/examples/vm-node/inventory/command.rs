@@ -7,7 +7,7 @@ use serde::Serialize;
 /// A change of the inventory.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Command {
-    /// Who asks again for the same thing says the same here, and gets the same answer.
+    /// A client that asks again for the same thing says the same here, and gets the same answer.
     #[prost(string, tag = "1")]
     pub(crate) request_id: String,
     #[prost(oneof = "Action", tags = "2, 3, 4, 5, 6, 7, 8")]
@@ -42,9 +42,10 @@ pub(crate) struct Create {
     pub(crate) name: String,
     #[prost(message, required, tag = "2")]
     pub(crate) size: Size,
-    /// VMs of one group are not placed on one host while there are others; empty for none.
+    /// VMs of one group are not placed on one host while another one has room; empty for none.
     #[prost(string, tag = "3")]
     pub(crate) apart: String,
+    /// The host that was chosen when the request came; another one is taken where that one will not do. 0 for none.
     #[prost(uint64, tag = "4")]
     pub(crate) host: u64,
 }
@@ -101,7 +102,7 @@ pub(crate) struct Vm {
 /// What became of a command.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Reply {
-    #[prost(oneof = "Outcome", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "Outcome", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub(crate) outcome: Option<Outcome>,
 }
 
@@ -117,7 +118,7 @@ pub(crate) enum Outcome {
     Unknown(String),
     #[prost(string, tag = "4")]
     Exists(String),
-    /// The chosen host has no room any more, or never had.
+    /// No host has room for it. Which host was asked for.
     #[prost(uint64, tag = "5")]
     NoRoom(u64),
     /// The bytes were no command.
@@ -129,6 +130,9 @@ pub(crate) enum Outcome {
     /// There is no host of this id.
     #[prost(uint64, tag = "8")]
     UnknownHost(u64),
+    /// The id of the request was used for another request. Nothing was done.
+    #[prost(string, tag = "9")]
+    Reused(String),
 }
 
 impl Outcome {
