@@ -22,6 +22,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
+use crate::worded::Worded;
+
 /// Connections at once, however many descriptors there are: each takes some 20 KiB.
 const CONNECTIONS_MAX: u64 = 4096;
 /// Descriptors that are kept for the log, snapshots, peers and the runtime.
@@ -76,12 +78,40 @@ fn files_max() -> u64 {
     u64::MAX
 }
 
+/// What a connection does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Idle {
+        since: Instant,
+    },
+    Busy,
+    /// It was idle and is to make room.
+    Leaving,
+}
+
+impl State {
+    fn idle_since(self) -> Option<Instant> {
+        match self {
+            Self::Idle { since } => Some(since),
+            Self::Busy | Self::Leaving => None,
+        }
+    }
+
+    fn idle() -> Self {
+        Self::Idle {
+            since: Instant::now(),
+        }
+    }
+}
+
 /// A connection, as the others see it.
 #[derive(Debug)]
 struct Connection {
-    /// Since when it has been idle; `None` while it is busy.
-    idle_since: Mutex<Option<Instant>>,
-    close: Notify,
+    state: Mutex<State>,
+    /// Another one needs its place: it ends at once, unless a request has come in.
+    make_room: Notify,
+    /// The node stops: it ends once the request that is under way is answered.
+    finish: Notify,
 }
 
 /// All open connections.
@@ -97,10 +127,16 @@ impl Connections {
         let open = self.open.lock();
         let idle = open
             .values()
-            .filter_map(|connection| Some(((*connection.idle_since.lock())?, connection)))
-            .min_by_key(|(since, _)| *since);
-        if let Some((_, connection)) = idle {
-            connection.close.notify_one();
+            .filter_map(|connection| Some((connection.state.lock().idle_since()?, connection)))
+            .min_by_key(|(since, _)| *since)
+            .map(|(_, connection)| connection);
+        if let Some(connection) = idle {
+            let mut state = connection.state.lock();
+            if state.idle_since().is_some() {
+                // Not chosen again before it is gone.
+                *state = State::Leaving;
+            }
+            connection.make_room.notify_one();
         }
         idle.is_some()
     }
@@ -183,7 +219,7 @@ pub(crate) async fn serve(
     }
     drop(listener);
     for connection in connections.open.lock().values() {
-        connection.close.notify_one();
+        connection.finish.notify_one();
     }
     let ended = async { while tasks.join_next().await.is_some() {} };
     // What takes longer gets no answer, and its client asks another node.
@@ -209,8 +245,9 @@ async fn one(
     // Without it an answer waits for the client's acknowledgement of the one before.
     let _ = stream.set_nodelay(true);
     let connection = Arc::new(Connection {
-        idle_since: Mutex::new(Some(Instant::now())),
-        close: Notify::new(),
+        state: Mutex::new(State::idle()),
+        make_room: Notify::new(),
+        finish: Notify::new(),
     });
     connections
         .open
@@ -219,22 +256,30 @@ async fn one(
     let inner = TowerToHyperService::new(router);
     let seen = Arc::clone(&connection);
     let service = service_fn(move |request| {
-        *seen.idle_since.lock() = None;
+        *seen.state.lock() = State::Busy;
         let (answer, seen) = (inner.call(request), Arc::clone(&seen));
         async move {
             let answer = answer.await;
-            *seen.idle_since.lock() = Some(Instant::now());
+            *seen.state.lock() = State::idle();
             answer
         }
     });
     let mut builder = http1::Builder::new();
     builder.max_buf_size(HEAD_BYTES_MAX);
-    let work = builder.serve_connection(TokioIo::new(stream), service);
+    let work = builder.serve_connection(Worded::new(TokioIo::new(stream)), service);
     tokio::pin!(work);
     tokio::select! {
         // An error is the client's: it went away, or does not speak HTTP.
         _ = work.as_mut() => {}
-        () = until_closed(&connection) => {
+        () = until_idle_for_long(&connection) => {}
+        () = connection.make_room.notified() => {
+            // A request that has come in meanwhile gets its answer.
+            if *connection.state.lock() != State::Leaving {
+                work.as_mut().graceful_shutdown();
+                let _ = tokio::time::timeout(STOP_MAX, work).await;
+            }
+        }
+        () = connection.finish.notified() => {
             // A request that is under way gets its answer, and no more follow.
             work.as_mut().graceful_shutdown();
             let _ = tokio::time::timeout(STOP_MAX, work).await;
@@ -244,16 +289,13 @@ async fn one(
     drop(place);
 }
 
-/// Resolves when the connection is asked to close or has been idle for too long.
-async fn until_closed(connection: &Connection) {
+/// Resolves when the connection has been idle for too long.
+async fn until_idle_for_long(connection: &Connection) {
     loop {
-        let since = *connection.idle_since.lock();
+        let since = connection.state.lock().idle_since();
         let look_at = since.unwrap_or_else(Instant::now) + IDLE_MAX;
-        tokio::select! {
-            () = connection.close.notified() => return,
-            () = tokio::time::sleep_until(look_at.into()) => {}
-        }
-        let since = *connection.idle_since.lock();
+        tokio::time::sleep_until(look_at.into()).await;
+        let since = connection.state.lock().idle_since();
         if since.is_some_and(|since| since.elapsed() >= IDLE_MAX) {
             return;
         }

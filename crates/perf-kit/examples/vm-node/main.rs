@@ -23,6 +23,7 @@ mod naive;
 mod node;
 mod placement;
 mod view;
+mod worded;
 
 use backend::Backend;
 use cli::{Command, Serve};

@@ -293,9 +293,8 @@ impl FastNode {
         if !is_member && self.view.host_http(id).is_none() {
             return Err(Refusal::UnknownMember(id));
         }
-        if is_member {
-            self.change(MembershipChange::Remove(id)).await?;
-        }
+        // The report is as old as a tick: whether it is a member is for the group to say.
+        self.change(MembershipChange::Remove(id)).await?;
         self.write(String::new(), Action::Leave(id)).await?;
         Ok(())
     }

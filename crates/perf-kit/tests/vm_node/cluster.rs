@@ -210,19 +210,38 @@ impl Cluster {
         panic!("no leader within {START_MAX:?}");
     }
 
+    /// The members as a node lists them, once there are so many and all of them vote: a list is as old as a tick.
+    pub(crate) fn voters(&self, id: u64, count: usize) -> Vec<Value> {
+        let start = Instant::now();
+        loop {
+            let list = self.send(id, "GET", "/members", "").json();
+            let rows = list["members"].as_array().cloned().unwrap_or_default();
+            if rows.len() == count && rows.iter().all(|row| row["role"] == "voter") {
+                return rows;
+            }
+            assert!(start.elapsed() < START_MAX, "{list}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Sends a request with one more header, and no body.
     pub(crate) fn send_with(&self, id: u64, method: &str, path: &str, header: &str) -> Answer {
         let address = self.address(id);
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: {address}\r\n{header}\r\ncontent-length: 0\r\n\r\n"
+        );
+        self.send_bytes(id, head.as_bytes())
+    }
+
+    /// Sends exactly these bytes and reads one answer. The node may stop reading before their end.
+    pub(crate) fn send_bytes(&self, id: u64, bytes: &[u8]) -> Answer {
         let send = || {
-            let mut stream = TcpStream::connect(address)?;
+            let mut stream = TcpStream::connect(self.address(id))?;
             stream.set_read_timeout(Some(ANSWER_MAX))?;
-            write!(
-                stream,
-                "{method} {path} HTTP/1.1\r\nhost: {address}\r\n{header}\r\ncontent-length: 0\r\n\r\n"
-            )?;
+            let _ = stream.write_all(bytes);
             read_answer(BufReader::new(stream))
         };
-        send().unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+        send().unwrap_or_else(|error| panic!("{error}; it said:\n{}", self.words(id)))
     }
 
     /// Sends a request to a node.

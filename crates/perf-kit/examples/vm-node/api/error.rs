@@ -220,6 +220,14 @@ impl From<Outcome> for ApiError {
                     "the request id `{id}` was used for another request: nothing was done; choose a new one"
                 ),
             ),
+            Outcome::TooOld(id) => Self::new(
+                StatusCode::CONFLICT,
+                "too_old",
+                format!(
+                    "the request id `{id}` has a number that is not above the newest one of its client, and its answer is not kept any more: \
+                     nothing was done now; look what became of it, and ask with a higher number"
+                ),
+            ),
             Outcome::Vm(_)
             | Outcome::Host(_)
             | Outcome::HostExists(_)

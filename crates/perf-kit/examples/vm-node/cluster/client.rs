@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
 /// How long an attempt may take.
-const ATTEMPT_MAX: Duration = Duration::from_secs(6);
+pub(super) const ATTEMPT_MAX: Duration = Duration::from_secs(6);
 /// The same for what a node says of itself.
 const LOOK_MAX: Duration = Duration::from_secs(1);
 /// Longest answer that is read: a page of VMs is some hundred kilobytes.
@@ -24,6 +24,7 @@ const PAGE: usize = 1000;
 /// One connection to one node.
 pub(super) struct Client {
     address: String,
+    attempt_max: Duration,
     sender: Option<SendRequest<Full<Bytes>>>,
 }
 
@@ -90,7 +91,16 @@ impl Client {
     pub(super) fn new(address: String) -> Self {
         Self {
             address,
+            attempt_max: ATTEMPT_MAX,
             sender: None,
+        }
+    }
+
+    /// The same with less patience.
+    pub(super) fn with_attempts_of(self, attempt_max: Duration) -> Self {
+        Self {
+            attempt_max,
+            ..self
         }
     }
 
@@ -113,7 +123,8 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<Answer> {
-        let attempt = tokio::time::timeout(ATTEMPT_MAX, self.attempt(method, path, body)).await;
+        let attempt =
+            tokio::time::timeout(self.attempt_max, self.attempt(method, path, body)).await;
         let result = attempt.context("no answer in time").flatten();
         if result.is_err() {
             // Whatever comes on this connection now belongs to nobody.

@@ -38,6 +38,7 @@ pub(super) struct Load {
     addresses: Mutex<Vec<String>>,
     clients: usize,
     seed: u64,
+    attempt_max: Duration,
     began: Instant,
     acknowledged: AtomicU64,
     /// Writes that began from this time on are waited for; 0 for none.
@@ -80,11 +81,17 @@ struct Outcome {
 }
 
 impl Load {
-    pub(super) fn new(addresses: Vec<String>, clients: usize, seed: u64) -> Self {
+    pub(super) fn new(
+        addresses: Vec<String>,
+        clients: usize,
+        seed: u64,
+        attempt_max: Duration,
+    ) -> Self {
         Self {
             addresses: Mutex::new(addresses),
             clients,
             seed,
+            attempt_max,
             began: Instant::now(),
             acknowledged: AtomicU64::new(0),
             watched_from_ns: AtomicU64::new(0),
@@ -107,7 +114,7 @@ impl Load {
             let worker = Worker {
                 load: Arc::clone(self),
                 number,
-                client: Client::new(self.address(number)),
+                client: Client::new(self.address(number)).with_attempts_of(self.attempt_max),
                 random: SmallRng::seed_from_u64(self.seed ^ number as u64),
                 end,
                 requests: 0,
@@ -362,7 +369,7 @@ impl Worker {
     /// Sends a request, and again with the same id, until it is answered or hope is lost.
     async fn request(&mut self, request: Request, name: &str) -> Outcome {
         self.requests += 1;
-        let id = format!("{}.{}", self.number, self.requests);
+        let id = format!("{}#{}", self.number, self.requests);
         let (method, path, body) = match request {
             Request::Create => (
                 Method::POST,
@@ -398,14 +405,18 @@ impl Worker {
                         }
                         None
                     }
+                    // It knows no leader; another node may.
+                    StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+                        self.move_on();
+                        None
+                    }
                     _ => None,
                 };
                 if is_done.is_some() {
                     return self.answered(request, &answer.body, is_done, start, start_ns);
                 }
             } else {
-                let next = self.random.random_range(0..usize::MAX);
-                self.client.move_to(&self.load.address(next));
+                self.move_on();
             }
             if Instant::now() > self.end + GRACE {
                 return Outcome {
@@ -417,6 +428,12 @@ impl Worker {
             }
             tokio::time::sleep(RETRY).await;
         }
+    }
+
+    /// Asks any of the members from now on.
+    fn move_on(&mut self) {
+        let next = self.random.random_range(0..usize::MAX);
+        self.client.move_to(&self.load.address(next));
     }
 
     fn answered(

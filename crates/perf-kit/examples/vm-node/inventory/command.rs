@@ -102,7 +102,7 @@ pub(crate) struct Vm {
 /// What became of a command.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Reply {
-    #[prost(oneof = "Outcome", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Outcome", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub(crate) outcome: Option<Outcome>,
 }
 
@@ -133,6 +133,9 @@ pub(crate) enum Outcome {
     /// The id of the request was used for another request. Nothing was done.
     #[prost(string, tag = "9")]
     Reused(String),
+    /// The number of the request is not above the newest one of its client, and its answer is not kept any more. Nothing was done.
+    #[prost(string, tag = "10")]
+    TooOld(String),
 }
 
 impl Outcome {

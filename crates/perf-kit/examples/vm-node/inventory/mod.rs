@@ -7,12 +7,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message;
 
+mod clients;
 pub(crate) mod command;
 
+use clients::Clients;
 use command::{Action, Command, Create, Host, Outcome, Size, Vm};
 
 /// Answers that are kept for clients that ask again. The oldest goes first. The id of a request counts until this many later
-/// requests with ids were answered; after that it is taken for a new one.
+/// requests with ids were answered. After that it is taken for a new one, or refused as too old if it has a number (see [`clients`]).
 const ANSWERS_MAX: usize = 100_000;
 
 /// VMs there may be at once.
@@ -30,6 +32,7 @@ pub(crate) struct Inventory {
     answers: HashMap<String, Remembered>,
     /// The keys of `answers`, oldest first.
     order: VecDeque<String>,
+    clients: Clients,
     version: u64,
 }
 
@@ -132,6 +135,9 @@ impl Inventory {
                 Outcome::Reused(command.request_id)
             };
             return (outcome, Change::Nothing);
+        }
+        if !self.clients.is_new(&command.request_id) {
+            return (Outcome::TooOld(command.request_id), Change::Nothing);
         }
         let (outcome, change) = self.act(action);
         let known = Remembered {
@@ -352,6 +358,14 @@ impl Inventory {
             answers: answers.collect(),
             version: self.version,
             removed: self.removed.iter().copied().collect(),
+            clients: self
+                .clients
+                .all()
+                .map(|(name, newest)| Client {
+                    name: name.to_owned(),
+                    newest,
+                })
+                .collect(),
         };
         Bytes::from(image.encode_to_vec())
     }
@@ -369,6 +383,9 @@ impl Inventory {
         }
         for vm in image.vms {
             inventory.put_vm(&Arc::new(vm));
+        }
+        for client in image.clients {
+            inventory.clients.put(client.name, client.newest);
         }
         for answer in image.answers {
             if let Some(outcome) = answer.reply.outcome {
@@ -396,6 +413,17 @@ struct Image {
     version: u64,
     #[prost(uint64, repeated, tag = "5")]
     removed: Vec<u64>,
+    /// The longest silent first.
+    #[prost(message, repeated, tag = "6")]
+    clients: Vec<Client>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Client {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(uint64, tag = "2")]
+    newest: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -601,6 +629,28 @@ mod tests {
         assert_eq!(again, Outcome::Exists("a".to_owned()));
         assert_eq!(inventory.answers.len(), ANSWERS_MAX);
         assert_eq!(inventory.order.len(), ANSWERS_MAX);
+    }
+
+    #[test]
+    fn a_numbered_request_is_never_applied_twice_however_late() {
+        let mut inventory = with_host();
+        apply(&mut inventory, "c#1", create("a", 1));
+        apply(&mut inventory, "c#2", Action::Delete("a".to_owned()));
+        for number in 0..ANSWERS_MAX {
+            apply(
+                &mut inventory,
+                &format!("x{number}"),
+                Action::Stop("a".to_owned()),
+            );
+        }
+        let mut copy = Inventory::from_bytes(inventory.to_bytes()).expect("it is a snapshot");
+        for inventory in [&mut inventory, &mut copy] {
+            let (outcome, change) = apply(inventory, "c#1", create("a", 1));
+            assert_eq!(outcome, Outcome::TooOld("c#1".to_owned()));
+            assert_eq!(change, Change::Nothing);
+            let next = apply(inventory, "c#3", create("a", 1)).0;
+            assert!(matches!(next, Outcome::Vm(_)), "{next:?}");
+        }
     }
 
     /// Creates a VM of a group that asks for host 1, and returns where it is.
