@@ -21,6 +21,8 @@ use super::second;
 
 /// One in so many requests goes to a shared name.
 const SHARED_EVERY: u32 = 8;
+/// One in so many reads does not ask the leader.
+const ELSEWHERE_EVERY: u32 = 3;
 /// Shared names at a time, and operations on each before the next one takes its place.
 const SHARED_NAMES: usize = 8;
 const SHARED_OPERATIONS: u64 = 120;
@@ -115,6 +117,7 @@ impl Load {
                 load: Arc::clone(self),
                 number,
                 client: Client::new(self.address(number)).with_attempts_of(self.attempt_max),
+                reader: Client::new(self.address(number + 1)).with_attempts_of(self.attempt_max),
                 random: SmallRng::seed_from_u64(self.seed ^ number as u64),
                 end,
                 requests: 0,
@@ -276,7 +279,10 @@ async fn list(client: &mut Client) -> Result<Vec<VmReply>> {
 struct Worker {
     load: Arc<Load>,
     number: usize,
+    /// Stays with the leader.
     client: Client,
+    /// Stays where it is answered, mostly at a follower, for reads.
+    reader: Client,
     random: SmallRng,
     end: Instant,
     requests: u64,
@@ -366,8 +372,21 @@ impl Worker {
         found.shared.entry(name).or_default().push(operation);
     }
 
-    /// Sends a request, and again with the same id, until it is answered or hope is lost.
+    /// Sends a request, some reads not to the leader, until it is answered or hope is lost.
     async fn request(&mut self, request: Request, name: &str) -> Outcome {
+        let is_elsewhere = request == Request::Get && self.random.random_ratio(1, ELSEWHERE_EVERY);
+        if is_elsewhere {
+            std::mem::swap(&mut self.client, &mut self.reader);
+        }
+        let outcome = self.repeat(request, name).await;
+        if is_elsewhere {
+            std::mem::swap(&mut self.client, &mut self.reader);
+        }
+        outcome
+    }
+
+    /// Sends a request, and again with the same id, until it is answered or hope is lost.
+    async fn repeat(&mut self, request: Request, name: &str) -> Outcome {
         self.requests += 1;
         let id = format!("{}#{}", self.number, self.requests);
         let (method, path, body) = match request {
