@@ -107,7 +107,7 @@ latency percentiles, CPU per request, failover times and a line per node.
   --nodes N      3 without it
   --for SECONDS  how long the load lasts, 10 without it
   --clients C    requests at once, 64 without it
-  --chaos        meanwhile kill, pause, wipe, replace and cut off nodes; then every node must be well again
+  --chaos        meanwhile kill, end, pause, wipe, replace and cut off nodes; then every node must be well again
   --seed N       the faults of an earlier run again, a new seed without it
   --naive        the node the way one writes it first
   --compare      the naive node, then the other one, and the ratios
@@ -497,6 +497,13 @@ mod tests {
             arguments: cluster.into(),
         });
         assert_eq!(parsed("cluster --for 20 --chaos").ok(), Some(cluster));
+        let seeded = ["--chaos", "--seed", "7"].map(OsString::from);
+        let seeded = Command::Cluster(cluster::Options {
+            debug: true,
+            arguments: seeded.into(),
+        });
+        let line = "cluster --debug --chaos --seed 7";
+        assert_eq!(parsed(line).ok(), Some(seeded));
         let dirty = Command::Package { allow_dirty: true };
         assert_eq!(parsed("package --allow-dirty").ok(), Some(dirty));
         let clean = Command::Ci { allow_dirty: false };

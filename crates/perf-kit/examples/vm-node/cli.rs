@@ -33,7 +33,7 @@ cluster       starts a cluster on this machine, puts it under load, checks what 
   --nodes     3 without it
   --for       seconds of load, 10 without it
   --clients   requests at once, 64 without it
-  --chaos     meanwhile kills, pauses, wipes, replaces and cuts off nodes; then every node must be well again
+  --chaos     meanwhile kills, ends, pauses, wipes, replaces and cuts off nodes; then every node must be well again
   --seed      draws the faults of an earlier run again; a new seed without it
   --compare   the naive node and then the other one, and the ratios
   --keep      leaves the data, certificates and logs of the run

@@ -10,7 +10,7 @@ use perf_kit::metrics::{BoundHistogram, NodeMetrics, Registry, prometheus};
 use perf_kit::pool::BufferGuard;
 use perf_kit::raft::{
     ApplyMode, EngineLog, LeaderHint, MemberRole, MembershipChange, ProposeError, RaftHandle,
-    RaftNode, RaftOptions, RaftService, ReadError,
+    RaftNode, RaftOptions, RaftReport, RaftService, ReadError,
 };
 use perf_kit::transport::{Router, Security, Transport};
 use prost::Message as _;
@@ -45,6 +45,7 @@ pub(crate) struct FastNode {
     metrics: NodeMetrics,
     write_us: BoundHistogram<u64>,
     housekeeping: JoinHandle<()>,
+    log: JoinHandle<()>,
 }
 
 impl FastNode {
@@ -99,6 +100,7 @@ impl FastNode {
             Arc::clone(&state),
             options.peers.clone(),
         ));
+        let log = tokio::spawn(log_changes(raft.clone()));
         Ok(Arc::new(Self {
             raft,
             transport,
@@ -109,6 +111,7 @@ impl FastNode {
             metrics,
             write_us,
             housekeeping,
+            log,
         }))
     }
 
@@ -335,6 +338,7 @@ impl FastNode {
     /// Stops, and closes the log.
     pub(crate) async fn shutdown(&self) {
         self.housekeeping.abort();
+        self.log.abort();
         self.raft.shutdown().await;
         self.transport.drain(DRAIN_MAX).await;
         self.transport.shutdown();
@@ -398,6 +402,55 @@ async fn keep_house(raft: RaftHandle, state: Arc<NodeState<Host>>, hosts: Vec<Ho
             term_announced = status.term;
         }
     }
+}
+
+/// Logs what an operator looks for first: who leads, who the members are, and what is the matter, each time that it changes.
+async fn log_changes(raft: RaftHandle) {
+    let id = raft.id();
+    let mut reports = raft.watch();
+    let mut before = RaftReport::default();
+    loop {
+        let now = reports.borrow_and_update().clone();
+        for line in changes(&before, &now) {
+            eprintln!("node {id}: {line}");
+        }
+        before = now;
+        if reports.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn changes(before: &RaftReport, now: &RaftReport) -> Vec<String> {
+    let mut lines = Vec::new();
+    if before.leader_id != now.leader_id {
+        lines.push(match now.leader_id {
+            0 => "no leader is known".to_owned(),
+            leader => format!("node {leader} leads"),
+        });
+    }
+    if before.members != now.members {
+        let member = |member: &perf_kit::raft::Member| {
+            format!("{} ({})", member.id, member_role(member.role))
+        };
+        let members: Vec<String> = now.members.iter().map(member).collect();
+        lines.push(format!("the members are {}", members.join(", ")));
+    }
+    for peer in &now.peers {
+        let old = before.peers.iter().find(|old| old.id == peer.id);
+        if old.is_some_and(|old| old.is_live != peer.is_live) {
+            let what = if peer.is_live {
+                "is heard of again"
+            } else {
+                "is silent"
+            };
+            lines.push(format!("node {} {what}", peer.id));
+        }
+    }
+    let new = now.troubles.iter();
+    let new = new.filter(|trouble| !before.troubles.contains(trouble));
+    lines.extend(new.map(ToString::to_string));
+    lines
 }
 
 impl std::fmt::Debug for FastNode {

@@ -37,6 +37,10 @@ impl<S> Worded<S> {
 
 /// The same answer with a body, if this is a refusal without one. All answers of the routes have one.
 fn worded(head: &[u8]) -> Option<Vec<u8>> {
+    // Nearly all answers are none of these, and are not looked at further.
+    if head.get(9) != Some(&b'4') {
+        return None;
+    }
     let text = std::str::from_utf8(head).ok()?;
     let rest = text
         .strip_prefix("HTTP/1.1 ")

@@ -33,6 +33,8 @@ const LOOK: Duration = Duration::from_millis(50);
 pub(super) enum Kind {
     /// SIGKILL, and started again.
     Kill,
+    /// SIGTERM, and started again.
+    End,
     /// SIGSTOP, and SIGCONT after more than an election timeout.
     Pause,
     /// SIGKILL, its folder removed, and started again under the same id.
@@ -50,8 +52,9 @@ pub(super) enum Kind {
 }
 
 /// All kinds; the naive node does not survive the loss of its folder and has no proxies.
-const ALL: [Kind; 8] = [
+const ALL: [Kind; 9] = [
     Kind::Kill,
+    Kind::End,
     Kind::Pause,
     Kind::Wipe,
     Kind::Replace,
@@ -60,12 +63,13 @@ const ALL: [Kind; 8] = [
     Kind::OneWay,
     Kind::Isolate,
 ];
-const NAIVE: [Kind; 2] = [Kind::Kill, Kind::Pause];
+const NAIVE: [Kind; 3] = [Kind::Kill, Kind::End, Kind::Pause];
 
 impl Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Kill => "killed",
+            Self::End => "ended",
             Self::Pause => "paused",
             Self::Wipe => "wiped",
             Self::Replace => "replaced",
@@ -209,6 +213,12 @@ async fn make(
         Kind::Kill => {
             nodes.kill(node).await?;
             load.watch();
+            tokio::time::sleep(down).await;
+            nodes.restart(node, start).await?;
+        }
+        Kind::End => {
+            load.watch();
+            nodes.end(node).await?;
             tokio::time::sleep(down).await;
             nodes.restart(node, start).await?;
         }

@@ -14,14 +14,14 @@ use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::task::JoinSet;
 
-use super::client::{Client, ErrorReply, VmReply};
+use super::client::{self, Client, ErrorReply, VmReply};
 use super::history::{self, Operation, Request, Verdict};
 use super::nodes::Nodes;
 use super::second;
 
 /// One in so many requests goes to a shared name.
 const SHARED_EVERY: u32 = 8;
-/// One in so many reads does not ask the leader.
+/// One in so many reads under chaos does not ask the leader.
 const ELSEWHERE_EVERY: u32 = 3;
 /// Shared names at a time, and operations on each before the next one takes its place.
 const SHARED_NAMES: usize = 8;
@@ -31,6 +31,9 @@ const KEPT_EVERY: u64 = 4;
 const KEPT_MAX: usize = 20_000;
 /// How long a request is repeated after the end of the load before its outcome counts as unknown.
 const GRACE: Duration = Duration::from_secs(12);
+/// How long clients wait for an answer under chaos: an election timeout. Then they ask another node with the same id, as a paused
+/// leader does not say that it is one no more.
+const IMPATIENCE: Duration = Duration::from_millis(500);
 /// Wait before a request is repeated.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -40,7 +43,7 @@ pub(super) struct Load {
     addresses: Mutex<Vec<String>>,
     clients: usize,
     seed: u64,
-    attempt_max: Duration,
+    is_chaos: bool,
     began: Instant,
     acknowledged: AtomicU64,
     /// Writes that began from this time on are waited for; 0 for none.
@@ -83,17 +86,12 @@ struct Outcome {
 }
 
 impl Load {
-    pub(super) fn new(
-        addresses: Vec<String>,
-        clients: usize,
-        seed: u64,
-        attempt_max: Duration,
-    ) -> Self {
+    pub(super) fn new(addresses: Vec<String>, clients: usize, seed: u64, is_chaos: bool) -> Self {
         Self {
             addresses: Mutex::new(addresses),
             clients,
             seed,
-            attempt_max,
+            is_chaos,
             began: Instant::now(),
             acknowledged: AtomicU64::new(0),
             watched_from_ns: AtomicU64::new(0),
@@ -112,12 +110,17 @@ impl Load {
     /// Starts the clients, which begin no request after `end`.
     pub(super) fn start(self: &Arc<Self>, end: Instant) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
+        let attempt_max = if self.is_chaos {
+            IMPATIENCE
+        } else {
+            client::ATTEMPT_MAX
+        };
         for number in 0..self.clients {
             let worker = Worker {
                 load: Arc::clone(self),
                 number,
-                client: Client::new(self.address(number)).with_attempts_of(self.attempt_max),
-                reader: Client::new(self.address(number + 1)).with_attempts_of(self.attempt_max),
+                client: Client::new(self.address(number)).with_attempts_of(attempt_max),
+                reader: Client::new(self.address(number + 1)).with_attempts_of(attempt_max),
                 random: SmallRng::seed_from_u64(self.seed ^ number as u64),
                 end,
                 requests: 0,
@@ -374,7 +377,9 @@ impl Worker {
 
     /// Sends a request, some reads not to the leader, until it is answered or hope is lost.
     async fn request(&mut self, request: Request, name: &str) -> Outcome {
-        let is_elsewhere = request == Request::Get && self.random.random_ratio(1, ELSEWHERE_EVERY);
+        let is_elsewhere = request == Request::Get
+            && self.load.is_chaos
+            && self.random.random_ratio(1, ELSEWHERE_EVERY);
         if is_elsewhere {
             std::mem::swap(&mut self.client, &mut self.reader);
         }

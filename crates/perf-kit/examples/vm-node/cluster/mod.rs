@@ -39,9 +39,6 @@ pub(crate) struct Options {
 
 /// How long a cluster may take to have a leader.
 const LEADER_MAX: Duration = Duration::from_secs(20);
-/// How long clients wait for an answer under chaos: an election timeout. Then they ask another node with the same id, as a paused
-/// leader does not say that it is one no more.
-const IMPATIENCE: Duration = Duration::from_millis(500);
 /// How long requests that were under way at the end may take.
 const SETTLE_MAX: Duration = Duration::from_secs(20);
 
@@ -96,12 +93,7 @@ async fn run_in(options: &Options, naive: bool, directory: PathBuf) -> Result<Re
         note(&format!("the faults are those of --seed {}", options.seed));
     }
     let addresses = nodes.addresses().await;
-    let attempt_max = if options.chaos {
-        IMPATIENCE
-    } else {
-        client::ATTEMPT_MAX
-    };
-    let load = Load::new(addresses, options.clients, options.seed, attempt_max);
+    let load = Load::new(addresses, options.clients, options.seed, options.chaos);
     let load = Arc::new(load);
     let cpu_before = nodes.cpu().await;
     let start = Instant::now();

@@ -22,6 +22,9 @@ const CLOCK_TICKS: f64 = 100.0;
 /// Ids beyond the first nodes', for nodes that replace others in a run under chaos.
 const SPARES: u64 = 6;
 
+/// How long a node that is asked to end may take.
+const END_MAX: Duration = Duration::from_secs(10);
+
 /// All of them.
 pub(super) struct Nodes {
     directory: PathBuf,
@@ -240,6 +243,35 @@ impl Nodes {
         let mut members = self.members.lock().await;
         if let Some(process) = members.get_mut(&id) {
             end(id, process).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks a node to end, and waits until it has.
+    pub(super) async fn end(&self, id: u64) -> Result<()> {
+        let mut members = self.members.lock().await;
+        let process = members.get_mut(&id);
+        let process = process.with_context(|| format!("there is no node {id}"))?;
+        let Some(child) = &mut process.child else {
+            return Ok(());
+        };
+        process.spent += cpu_of(child);
+        let pid = child.id();
+        let pid = pid.with_context(|| format!("node {id} does not run"))?;
+        signal::end(pid).with_context(|| format!("cannot ask node {id} to end"))?;
+        let ended = tokio::time::timeout(END_MAX, child.wait()).await;
+        let status = ended.with_context(|| {
+            format!(
+                "node {id} was asked to end and runs after {} s",
+                END_MAX.as_secs()
+            )
+        })??;
+        process.child = None;
+        if !status.success() {
+            bail!(
+                "node {id} was asked to end and failed ({status}):\n{}",
+                self.last_words()
+            );
         }
         Ok(())
     }
