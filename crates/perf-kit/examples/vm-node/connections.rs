@@ -47,7 +47,10 @@ const STOP_MAX: Duration = Duration::from_secs(2);
 ///
 /// The limit does not leave enough for the reserve.
 pub(crate) fn bound() -> Result<u64> {
-    let files = files_max();
+    bound_of(files_max())
+}
+
+fn bound_of(files: u64) -> Result<u64> {
     let needed = RESERVE + CONNECTIONS_MIN;
     if files < needed {
         bail!(
@@ -299,5 +302,94 @@ async fn until_idle_for_long(connection: &Connection) {
         if since.is_some_and(|since| since.elapsed() >= IDLE_MAX) {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::sync::oneshot;
+
+    #[test]
+    fn descriptors_are_kept_in_reserve() {
+        assert_eq!(bound_of(1024).ok(), Some(1024 - RESERVE));
+        assert_eq!(bound_of(u64::MAX).ok(), Some(CONNECTIONS_MAX));
+        assert!(bound_of(RESERVE + CONNECTIONS_MIN).is_ok());
+        let refused = bound_of(RESERVE + CONNECTIONS_MIN - 1).expect_err("it is too few");
+        assert!(refused.to_string().contains("ulimit -n"), "{refused}");
+    }
+
+    struct Server {
+        address: std::net::SocketAddr,
+        stop: oneshot::Sender<()>,
+        task: tokio::task::JoinHandle<()>,
+    }
+
+    async fn server(router: Router, bound: u64) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("it is free");
+        let address = listener.local_addr().expect("it is bound");
+        let (stop, stopping) = oneshot::channel();
+        let task = tokio::spawn(serve(listener, router, bound, async move {
+            let _ = stopping.await;
+        }));
+        Server {
+            address,
+            stop,
+            task,
+        }
+    }
+
+    async fn ask(stream: &mut TcpStream) -> String {
+        let request = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+        stream.write_all(request).await.expect("it is open");
+        let mut buffer = vec![0; 1024];
+        let length = stream.read(&mut buffer).await.expect("it is open");
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    }
+
+    #[tokio::test]
+    async fn the_connection_that_is_idle_longest_makes_room() {
+        let router = Router::new().route("/", get(|| async { "here" }));
+        let server = server(router, 2).await;
+        let open = || async {
+            TcpStream::connect(server.address)
+                .await
+                .expect("it listens")
+        };
+        let mut silent = open().await;
+        silent.write_all(b"GET / HT").await.expect("it is open");
+        let mut works = open().await;
+        assert!(ask(&mut works).await.ends_with("here"));
+        let mut third = open().await;
+        assert!(ask(&mut third).await.ends_with("here"));
+        let mut byte = [0];
+        let ended = silent.read(&mut byte).await;
+        assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+        assert!(ask(&mut works).await.ends_with("here"));
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_under_way_is_answered_when_the_node_stops() {
+        let (arrived, arriving) = oneshot::channel();
+        let (go, going) = oneshot::channel::<()>();
+        let once = Arc::new(Mutex::new(Some((arrived, going))));
+        let handler = move || async move {
+            let (arrived, going) = once.lock().take().expect("it is asked once");
+            let _ = arrived.send(());
+            let _ = going.await;
+            "late"
+        };
+        let server = server(Router::new().route("/", get(handler)), 2).await;
+        let mut stream = TcpStream::connect(server.address)
+            .await
+            .expect("it listens");
+        let answer = tokio::spawn(async move { ask(&mut stream).await });
+        arriving.await.expect("the request arrives");
+        server.stop.send(()).expect("it runs");
+        go.send(()).expect("the handler waits");
+        assert!(answer.await.expect("no panic").ends_with("late"));
+        server.task.await.expect("no panic");
     }
 }

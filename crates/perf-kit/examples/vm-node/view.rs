@@ -163,19 +163,45 @@ mod tests {
     use super::*;
     use crate::inventory::command::Size;
 
+    fn vm(number: u64) -> Arc<Vm> {
+        Arc::new(Vm {
+            name: format!("vm-{number:04}"),
+            size: Size::default(),
+            apart: String::new(),
+            host: 1,
+            running: false,
+            version: number,
+        })
+    }
+
+    #[test]
+    fn a_page_is_of_one_moment() {
+        let view = View::new();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for number in (0..2000).rev() {
+                    let vm = vm(number);
+                    view.follow(&Change::Put { vm, old: None });
+                }
+            });
+            // They come from the highest name down, so a page has all above its lowest.
+            loop {
+                let is_done = writer.is_finished();
+                let page = view.page(None, 2000);
+                let lowest = 2000 - page.count as u64;
+                let versions: Vec<u64> = page.vms.iter().map(|vm| vm.version).collect();
+                assert!(versions.into_iter().eq(lowest..2000));
+                if is_done {
+                    assert_eq!(page.count, 2000);
+                    break;
+                }
+            }
+        });
+    }
+
     #[test]
     fn pages_have_each_vm_once_and_in_order() {
         let view = View::new();
-        let vm = |number: u64| {
-            Arc::new(Vm {
-                name: format!("vm-{number:04}"),
-                size: Size::default(),
-                apart: String::new(),
-                host: 1,
-                running: false,
-                version: number,
-            })
-        };
         for number in (0..1000).rev() {
             let vm = vm(number);
             view.follow(&Change::Put { vm, old: None });
