@@ -67,7 +67,7 @@ pub(super) fn is_linearizable(operations: &[Operation], hint: Option<&[usize]>) 
         .spawn(move || {
             let is_right =
                 hint.is_some_and(|hint| follows(&operations, &hint)) || is_consistent(&operations);
-            // If nobody waits any more, the time is over.
+            // The receiver is gone if the time is over.
             let _ = sender.send(is_right);
         });
     search.ok()?;
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_knows_the_outcome_of_may_have_happened() {
+    fn an_unknown_outcome_may_have_happened() {
         let mut unknown = history(1, 0)[0];
         unknown.is_done = None;
         let get = |is_done, start_ns| Operation {

@@ -60,7 +60,7 @@ pub(crate) struct Used {
     pub(crate) disk_gib: u64,
 }
 
-/// What a command changed, for whoever keeps a view of the inventory.
+/// What a command changed, for views of the inventory.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Change {
     Nothing,
