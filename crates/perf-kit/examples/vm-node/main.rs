@@ -17,6 +17,7 @@ mod certificates;
 mod cli;
 mod cluster;
 mod connections;
+mod discovery;
 mod inventory;
 mod machine;
 mod naive;
@@ -47,6 +48,7 @@ fn main() -> Result<()> {
 
 /// Runs a node until Ctrl-C, SIGTERM, or until it stops by itself.
 async fn serve(options: Serve) -> Result<()> {
+    let options = std::sync::Arc::new(options);
     let bound = connections::bound()?;
     let address: SocketAddr = options.own()?.http.parse()?;
     let listener = TcpListener::bind(address)
@@ -102,14 +104,14 @@ fn signals() -> Result<impl Future<Output = &'static str>> {
 type Stopped = std::pin::Pin<Box<dyn Future<Output = String> + Send>>;
 
 /// Starts the node, and returns what resolves when it stops by itself.
-async fn start(options: &Serve) -> Result<(Backend, Stopped)> {
+async fn start(options: &std::sync::Arc<Serve>) -> Result<(Backend, Stopped)> {
     if options.naive {
         let node = naive::NaiveNode::start(options).await?;
         let watched = std::sync::Arc::clone(&node);
         let stopped = Box::pin(async move { watched.stopped().await });
         return Ok((Backend::Naive(node), stopped));
     }
-    let node = node::FastNode::start(options).await?;
+    let node = node::FastNode::start(std::sync::Arc::clone(options)).await?;
     let watched = std::sync::Arc::clone(&node);
     let stopped = Box::pin(async move { watched.stopped().await });
     Ok((Backend::Fast(node), stopped))

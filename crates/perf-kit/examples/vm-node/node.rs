@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use crate::answer::{HostStatus, Member, Members, Refusal, Status, member_role, role_name};
 use crate::certificates::{CLUSTER, Identity};
 use crate::cli::Serve;
+use crate::discovery::find_leaders;
 use crate::inventory::Inventory;
 use crate::inventory::command::{Action, Command, Host, Outcome, Size};
 use crate::machine::Machine;
@@ -46,11 +47,12 @@ pub(crate) struct FastNode {
     write_us: BoundHistogram<u64>,
     housekeeping: JoinHandle<()>,
     log: JoinHandle<()>,
+    discovery: JoinHandle<()>,
 }
 
 impl FastNode {
     /// Starts a node: its connections, its log, its state, in this order.
-    pub(crate) async fn start(options: &Serve) -> Result<Arc<Self>> {
+    pub(crate) async fn start(options: Arc<Serve>) -> Result<Arc<Self>> {
         let own = options.own()?;
         let identity = Identity::read(&options.certificates, options.id)?.transport()?;
         let service = RaftService::new();
@@ -101,6 +103,12 @@ impl FastNode {
             options.peers.clone(),
         ));
         let log = tokio::spawn(log_changes(raft.clone()));
+        let discovery = tokio::spawn(find_leaders(
+            options,
+            raft.clone(),
+            Arc::clone(&state),
+            transport.clone(),
+        ));
         Ok(Arc::new(Self {
             raft,
             transport,
@@ -112,6 +120,7 @@ impl FastNode {
             write_us,
             housekeeping,
             log,
+            discovery,
         }))
     }
 
@@ -318,7 +327,7 @@ impl FastNode {
         let status = self.raft.status();
         if status.is_leader() {
             let report = self.raft.report();
-            // The one that lacks least takes over soonest.
+            // The one that lacks least takes over soonest; any of those that lack nothing.
             let live = report.peers.iter().filter(|peer| peer.is_live);
             let next = live
                 .filter(|peer| {
@@ -327,7 +336,7 @@ impl FastNode {
                         .iter()
                         .any(|member| member.id == peer.id && member.role == MemberRole::Voter)
                 })
-                .min_by_key(|peer| peer.lag);
+                .min_by_key(|peer| (peer.lag, rand::random::<u32>()));
             if let Some(next) = next {
                 // If it fails, the others elect one.
                 let _ = self.raft.transfer_leader(next.id).await;
@@ -339,6 +348,7 @@ impl FastNode {
     pub(crate) async fn shutdown(&self) {
         self.housekeeping.abort();
         self.log.abort();
+        self.discovery.abort();
         self.raft.shutdown().await;
         self.transport.drain(DRAIN_MAX).await;
         self.transport.shutdown();

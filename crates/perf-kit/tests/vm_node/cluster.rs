@@ -224,6 +224,39 @@ impl Cluster {
         }
     }
 
+    /// The leader that a node names, once it names one that says so itself.
+    pub(crate) fn leader_by(&self, id: u64) -> u64 {
+        let start = Instant::now();
+        while start.elapsed() < START_MAX {
+            let named = self.send(id, "GET", "/status", "").json()["leader"]
+                .as_u64()
+                .unwrap_or_default();
+            if named != 0
+                && let Ok(status) = try_send(self.address(named), "GET", "/status", "")
+                && status.json()["role"] == "leader"
+            {
+                return named;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("node {id} names no leader within {START_MAX:?}");
+    }
+
+    /// Waits until a node has applied what another one has now.
+    pub(crate) fn until_applied(&self, id: u64, other: u64) {
+        let applied = |id| self.send(id, "GET", "/status", "").json()["applied_index"].as_u64();
+        let (start, goal) = (Instant::now(), applied(other));
+        while applied(id) < goal {
+            let said = self.words(id);
+            assert!(
+                start.elapsed() < START_MAX,
+                "{:?} of {goal:?}; it said:\n{said}",
+                applied(id)
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Sends a request with one more header, and no body.
     pub(crate) fn send_with(&self, id: u64, method: &str, path: &str, header: &str) -> Answer {
         let address = self.address(id);

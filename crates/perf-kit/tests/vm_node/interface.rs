@@ -370,6 +370,32 @@ fn a_node_that_is_asked_to_end_hands_its_office_over() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn a_node_that_missed_a_new_member_follows_it_when_it_leads() {
+    let mut cluster = Cluster::start();
+    let leader = cluster.leader();
+    let missing = (1..=3).find(|&id| id != leader).expect("there are three");
+    cluster.kill(missing);
+    cluster.restart(4);
+    let member = format!(
+        r#"{{"id":4,"http":"{}","raft":"{}","vcpus":64,"memory_mib":65536,"disk_gib":1024}}"#,
+        cluster.address(4),
+        cluster.raft_address(4)
+    );
+    let added = cluster.send(leader, "POST", "/members", &member);
+    assert_eq!(added.status, 200, "{added:?}");
+    // The office goes round until the new member has it.
+    while cluster.leader_by(4) != 4 {
+        let leader = cluster.leader_by(4);
+        cluster.end_by("TERM", leader);
+        cluster.restart(leader);
+    }
+    // It is started as ever, and has not heard of the fourth.
+    cluster.restart(missing);
+    cluster.until_applied(missing, 4);
+}
+
 #[test]
 fn a_member_is_added_listed_and_removed() {
     let mut cluster = Cluster::start();

@@ -197,7 +197,9 @@ async fn make(
     let down = Duration::from_millis(random.random_range(DOWN_MS));
     let away = Duration::from_millis(random.random_range(AWAY_MS));
     let with_reset = random.random_bool(0.5);
-    let as_founder = random.random_bool(0.5) && nodes.are_founders().await;
+    // A node that kept its folder may be started as ever. One that lost it is told of the present members where they are others.
+    let may_form = kind != Kind::Wipe || nodes.are_founders().await;
+    let as_founder = random.random_bool(0.5) && may_form && nodes.is_founder(node);
     let start = if as_founder {
         Start::Founder
     } else {

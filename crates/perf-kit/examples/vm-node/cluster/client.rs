@@ -22,7 +22,7 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 const PAGE: usize = 1000;
 
 /// One connection to one node.
-pub(super) struct Client {
+pub(crate) struct Client {
     address: String,
     attempt_max: Duration,
     sender: Option<SendRequest<Full<Bytes>>>,
@@ -52,16 +52,17 @@ pub(super) struct StatusReply {
 
 /// The part of `GET /members` that is looked at.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct MembersReply {
+pub(crate) struct MembersReply {
     pub(super) is_changing: bool,
-    pub(super) members: Vec<MemberReply>,
+    pub(crate) members: Vec<MemberReply>,
 }
 
 /// A member in it.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct MemberReply {
-    pub(super) id: u64,
+pub(crate) struct MemberReply {
+    pub(crate) id: u64,
     pub(super) role: String,
+    pub(crate) raft: Option<String>,
 }
 
 /// The part of a VM that is looked at.
@@ -88,7 +89,7 @@ pub(super) struct ErrorReply {
 }
 
 impl Client {
-    pub(super) fn new(address: String) -> Self {
+    pub(crate) fn new(address: String) -> Self {
         Self {
             address,
             attempt_max: ATTEMPT_MAX,
@@ -166,7 +167,7 @@ impl Client {
         self.look("/status").await
     }
 
-    pub(super) async fn members(&mut self) -> Result<MembersReply> {
+    pub(crate) async fn members(&mut self) -> Result<MembersReply> {
         self.look("/members").await
     }
 

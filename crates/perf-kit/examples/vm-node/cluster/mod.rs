@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 mod chaos;
-mod client;
+pub(crate) mod client;
 mod history;
 mod liveness;
 mod load;

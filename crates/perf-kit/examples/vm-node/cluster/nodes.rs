@@ -188,6 +188,11 @@ impl Nodes {
         self.ids().await.into_iter().eq(1..=self.first)
     }
 
+    /// Whether the node is one of those that formed the cluster.
+    pub(super) fn is_founder(&self, id: u64) -> bool {
+        id <= self.first
+    }
+
     /// The proxies between the nodes, where there are any.
     pub(super) fn network(&self) -> Option<&Network> {
         self.network.as_ref()
