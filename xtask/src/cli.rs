@@ -97,7 +97,8 @@ A seed that fails is printed with the command that runs it again.
 ";
 
 const CLUSTER_HELP: &str = "\
-Usage: cargo xtask cluster [--nodes N] [--for SECONDS] [--clients C] [--chaos] [--naive] [--compare] [--keep] [--debug]
+Usage: cargo xtask cluster [--nodes N] [--for SECONDS] [--clients C] [--chaos] [--seed N] [--naive] [--compare]
+                           [--keep] [--debug]
 
 Builds the node of crates/perf-kit/examples/vm-node, starts a cluster of it on this machine, puts it under
 load, and checks that every acknowledged write is there and that all answers have an order. Prints throughput,
@@ -106,7 +107,8 @@ latency percentiles, CPU per request, failover times and a line per node.
   --nodes N      3 without it
   --for SECONDS  how long the load lasts, 10 without it
   --clients C    requests at once, 64 without it
-  --chaos        kill nodes with SIGKILL meanwhile and restart them
+  --chaos        meanwhile kill, end, pause, wipe, replace and cut off nodes; then every node must be well again
+  --seed N       the faults of an earlier run again, a new seed without it
   --naive        the node the way one writes it first
   --compare      the naive node, then the other one, and the ratios
   --keep         leave the data, certificates and logs of the run
@@ -374,7 +376,7 @@ fn parse_cluster(mut parser: lexopt::Parser) -> Result<Command> {
             Long(flag @ ("chaos" | "naive" | "compare" | "keep")) => {
                 arguments.push(format!("--{flag}").into());
             }
-            Long(name @ ("nodes" | "for" | "clients")) => {
+            Long(name @ ("nodes" | "for" | "clients" | "seed")) => {
                 let flag = format!("--{name}");
                 let value: u64 = parser.value()?.parse()?;
                 arguments.push(flag.into());
@@ -495,6 +497,13 @@ mod tests {
             arguments: cluster.into(),
         });
         assert_eq!(parsed("cluster --for 20 --chaos").ok(), Some(cluster));
+        let seeded = ["--chaos", "--seed", "7"].map(OsString::from);
+        let seeded = Command::Cluster(cluster::Options {
+            debug: true,
+            arguments: seeded.into(),
+        });
+        let line = "cluster --debug --chaos --seed 7";
+        assert_eq!(parsed(line).ok(), Some(seeded));
         let dirty = Command::Package { allow_dirty: true };
         assert_eq!(parsed("package --allow-dirty").ok(), Some(dirty));
         let clean = Command::Ci { allow_dirty: false };

@@ -36,6 +36,9 @@ const SPECIAL: [Special; 2] = [
     },
 ];
 
+/// Examples that have unit tests.
+const EXAMPLES: [&str; 1] = ["vm-node"];
+
 pub(crate) fn run() -> Result<()> {
     let start = Instant::now();
     let workspace = Workspace::load()?;
@@ -46,6 +49,7 @@ pub(crate) fn run() -> Result<()> {
     }
     let mut tests = all_tests(&workspace);
     step::run("unit, integration and doc tests", &mut tests)?;
+    step::run("unit tests of examples", &mut example_tests(&workspace))?;
     // Side by side: each builds on all cores, then runs on one.
     step::run_side_by_side(special)?;
     eprintln!(
@@ -58,6 +62,13 @@ pub(crate) fn run() -> Result<()> {
 fn all_tests(workspace: &Workspace) -> Command {
     let mut command = workspace::cargo();
     command.arg("test").args(all_features(workspace));
+    command
+}
+
+/// `cargo test` builds examples for the integration tests that run them, and runs no test that is in them.
+fn example_tests(workspace: &Workspace) -> Command {
+    let mut command = all_tests(workspace);
+    command.args(EXAMPLES.iter().flat_map(|name| ["--example", name]));
     command
 }
 

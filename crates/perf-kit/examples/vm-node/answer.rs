@@ -1,6 +1,7 @@
 //! What a node answers besides outcomes: why not, and how it is.
 
 use perf_kit::atomics::{RaftStatus, Role};
+use perf_kit::raft::MemberRole;
 use serde::Serialize;
 
 use crate::inventory::HostState;
@@ -21,6 +22,46 @@ pub(crate) enum Refusal {
     Stopped(String),
     /// It makes no sense as things are.
     Refused(String),
+    /// There is no member of this id.
+    UnknownMember(u64),
+}
+
+/// What `GET /members` says.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Members {
+    /// 0 while none is known.
+    pub(crate) leader: u64,
+    /// Whether a change of the membership is going on.
+    pub(crate) is_changing: bool,
+    /// Empty on a node that has not joined.
+    pub(crate) members: Vec<Member>,
+    /// What does not mend by itself, in sentences.
+    pub(crate) troubles: Vec<String>,
+}
+
+/// A member in the list.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Member {
+    pub(crate) id: u64,
+    pub(crate) role: &'static str,
+    /// Entries of the log that it lacks; known to the leader alone, and of the others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) lag: Option<u64>,
+    /// Whether the leader heard of it lately.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) is_live: Option<bool>,
+    pub(crate) http: Option<String>,
+    pub(crate) raft: Option<String>,
+}
+
+/// The name of a member's role.
+pub(crate) fn member_role(role: MemberRole) -> &'static str {
+    match role {
+        MemberRole::Voter => "voter",
+        MemberRole::JoiningVoter => "joining_voter",
+        MemberRole::LeavingVoter => "leaving_voter",
+        _ => "learner",
+    }
 }
 
 /// What `GET /status` says.

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use perf_kit::metrics::node::Operation;
 
-use crate::answer::{Refusal, Status};
+use crate::answer::{Members, Refusal, Status};
 use crate::inventory::command::{Action, Host, Outcome, Size, Vm};
 use crate::naive::NaiveNode;
 use crate::node::FastNode;
 use crate::placement::Strategy;
+use crate::view::Page;
 
 /// A node of the cluster.
 #[derive(Clone)]
@@ -56,10 +57,11 @@ impl Backend {
         }
     }
 
-    pub(crate) async fn vms(&self) -> Vec<Arc<Vm>> {
+    /// Up to `limit` VMs by name, those behind `after`.
+    pub(crate) async fn page(&self, after: Option<&str>, limit: usize) -> Page {
         match self {
-            Self::Fast(node) => node.view().vms(),
-            Self::Naive(node) => node.vms().await,
+            Self::Fast(node) => node.view().page(after, limit),
+            Self::Naive(node) => node.page(after, limit).await,
         }
     }
 
@@ -101,4 +103,26 @@ impl Backend {
             Self::Naive(node) => node.add_member(host).await,
         }
     }
+
+    /// Removes a voter from the group, and its host from the inventory.
+    pub(crate) async fn remove_member(&self, id: u64) -> Result<(), Refusal> {
+        match self {
+            Self::Fast(node) => node.remove_member(id).await,
+            Self::Naive(_) => Err(naive_cannot("remove members")),
+        }
+    }
+
+    /// The members of the group, as this node knows them.
+    pub(crate) fn members(&self) -> Result<Members, Refusal> {
+        match self {
+            Self::Fast(node) => Ok(node.members()),
+            Self::Naive(_) => Err(naive_cannot("list members")),
+        }
+    }
+}
+
+fn naive_cannot(what: &str) -> Refusal {
+    Refusal::Refused(format!(
+        "the naive node cannot {what}: start it without --naive"
+    ))
 }

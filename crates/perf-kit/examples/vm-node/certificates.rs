@@ -4,7 +4,7 @@
 //! certificate must say is the same: the DNS name `node-<id>.<cluster>`.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,9 +24,26 @@ pub(crate) fn name(node: u64) -> String {
     node_name(node, CLUSTER)
 }
 
-/// Makes an authority and a certificate for each node, as PEM files in a directory.
+/// Makes an authority and a certificate for each node, as PEM files in a directory that has none.
+///
+/// # Errors
+///
+/// One of the files is there: an authority that is replaced would leave a running cluster without its certificates. Nothing
+/// is written then.
 pub(crate) fn make(directory: &Path, nodes: impl IntoIterator<Item = u64>) -> anyhow::Result<()> {
     fs::create_dir_all(directory)?;
+    let nodes: Vec<u64> = nodes.into_iter().collect();
+    let names = nodes
+        .iter()
+        .flat_map(|node| [format!("node-{node}.pem"), format!("node-{node}.key")]);
+    for name in std::iter::once("authority.pem".to_owned()).chain(names) {
+        let path = directory.join(name);
+        anyhow::ensure!(
+            !path.exists(),
+            "{} is there already, and nothing was written: choose another directory, or remove the files in this one",
+            path.display()
+        );
+    }
     let mut authority = CertificateParams::default();
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
@@ -38,12 +55,19 @@ pub(crate) fn make(directory: &Path, nodes: impl IntoIterator<Item = u64>) -> an
             directory.join(format!("node-{node}.pem")),
             certificate.pem(),
         )?;
-        fs::write(
-            directory.join(format!("node-{node}.key")),
-            key.serialize_pem(),
-        )?;
+        let path = directory.join(format!("node-{node}.key"));
+        write_secret(&path, &key.serialize_pem())?;
     }
     Ok(())
+}
+
+/// Writes a new file that only its owner may read.
+fn write_secret(path: &Path, text: &str) -> io::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)?.write_all(text.as_bytes())
 }
 
 /// A node's files.
@@ -130,4 +154,31 @@ impl Identity {
 
 fn provider() -> Arc<tokio_rustls::rustls::crypto::CryptoProvider> {
     Arc::new(tokio_rustls::rustls::crypto::ring::default_provider())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_with_certificates_is_left_alone() {
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        make(directory.path(), 1..=2).expect("it is empty");
+        let read = |name: &str| fs::read(directory.path().join(name)).expect("it was written");
+        let before = (read("authority.pem"), read("node-2.key"));
+        let again = make(directory.path(), 2..=3).expect_err("node 2 has one");
+        assert!(again.to_string().contains("authority.pem"), "{again}");
+        assert_eq!(before, (read("authority.pem"), read("node-2.key")));
+        assert!(!directory.path().join("node-3.key").exists());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_its_owner_may_read_a_key() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        make(directory.path(), 1..=1).expect("it is empty");
+        let file = fs::metadata(directory.path().join("node-1.key")).expect("it was written");
+        assert_eq!(file.permissions().mode() & 0o777, 0o600);
+    }
 }

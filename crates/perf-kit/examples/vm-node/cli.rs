@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,15 +11,19 @@ use lexopt::prelude::*;
 use crate::cluster;
 use crate::inventory::command::{Host, Size};
 
+/// Certificates that are made at once: as many as a group has members at most.
+const CERTIFICATES_MAX: u64 = 1000;
+
 const HELP: &str = "\
-Usage: vm-node serve --id ID --peer ID=RAFT,HTTP ... --data DIR --certificates DIR [--join] [--naive]
+Usage: vm-node serve --id ID --peer ID=RAFT,HTTP ... --data DIR --certificates DIR [--join] [--via ID=ADDRESS ...] [--naive]
        vm-node certificates DIR --nodes N
-       vm-node cluster [--nodes N] [--for SECONDS] [--clients C] [--chaos] [--naive] [--compare] [--keep]
+       vm-node cluster [--nodes N] [--for SECONDS] [--clients C] [--chaos] [--seed N] [--naive] [--compare] [--keep]
 
 serve         runs one node of a replicated VM inventory
   --peer      a node's id, address for peers and address for clients; once for each node, this one included
   --data      where its log is kept
-  --join      it will be added to a running cluster by `POST /members`
+  --join      it has no part in forming the cluster: it is added by `POST /members`, or it was a member before
+  --via       ID=ADDRESS: where this node connects to that peer, instead of the announced address; for proxies
   --naive     built the way one writes it first: the same interface, the same durability
   --vcpus, --memory-mib, --disk-gib   what each host has; 4096, 16777216 and 1048576 without them
 
@@ -28,7 +33,8 @@ cluster       starts a cluster on this machine, puts it under load, checks what 
   --nodes     3 without it
   --for       seconds of load, 10 without it
   --clients   requests at once, 64 without it
-  --chaos     kills nodes with SIGKILL meanwhile, and restarts them
+  --chaos     meanwhile kills, ends, pauses, wipes, replaces and cuts off nodes; then every node must be well again
+  --seed      draws the faults of an earlier run again; a new seed without it
   --compare   the naive node and then the other one, and the ratios
   --keep      leaves the data, certificates and logs of the run
 ";
@@ -48,6 +54,8 @@ pub(crate) struct Serve {
     pub(crate) data: PathBuf,
     pub(crate) certificates: PathBuf,
     pub(crate) join: bool,
+    /// Peers that are reached at another address than the announced one.
+    pub(crate) via: HashMap<u64, String>,
     pub(crate) naive: bool,
 }
 
@@ -83,6 +91,7 @@ pub(crate) fn parse(parser: lexopt::Parser) -> Result<Command> {
 fn serve(mut parser: lexopt::Parser) -> Result<Command> {
     let (mut id, mut data, mut certificates) = (None, None, None);
     let (mut peers, mut join, mut naive) = (Vec::new(), false, false);
+    let mut via = HashMap::new();
     let mut size = Size {
         vcpus: 4096,
         memory_mib: 16 << 20,
@@ -96,6 +105,10 @@ fn serve(mut parser: lexopt::Parser) -> Result<Command> {
             Long("data") => data = Some(PathBuf::from(parser.value()?)),
             Long("certificates") => certificates = Some(PathBuf::from(parser.value()?)),
             Long("join") => join = true,
+            Long("via") => {
+                let (id, address) = detour(&parser.value()?.string()?)?;
+                via.insert(id, address);
+            }
             Long("naive") => naive = true,
             Long("vcpus") => size.vcpus = parser.value()?.parse()?,
             Long("memory-mib") => size.memory_mib = parser.value()?.parse()?,
@@ -114,6 +127,7 @@ fn serve(mut parser: lexopt::Parser) -> Result<Command> {
         data: data.ok_or_else(|| missing("--data"))?,
         certificates: certificates.ok_or_else(|| missing("--certificates"))?,
         join,
+        via,
         naive,
     };
     options
@@ -134,11 +148,22 @@ fn peer(text: &str) -> Result<Host> {
             raft: raft.to_owned(),
             http: http.to_owned(),
             size: Size::default(),
+            removed: false,
         })
     };
     parse().with_context(|| {
         format!("`{text}` is no peer: a peer is like 1=127.0.0.1:7001,127.0.0.1:8001, with ids from 1 on")
     })
+}
+
+/// `2=127.0.0.1:7102`
+fn detour(text: &str) -> Result<(u64, String)> {
+    let parse = || -> Option<(u64, String)> {
+        let (id, address) = text.split_once('=')?;
+        address.parse::<SocketAddr>().ok()?;
+        Some((id.parse().ok().filter(|&id| id > 0)?, address.to_owned()))
+    };
+    parse().with_context(|| format!("`{text}` is no detour: --via takes one like 2=127.0.0.1:7102"))
 }
 
 fn certificates(mut parser: lexopt::Parser) -> Result<Command> {
@@ -152,6 +177,9 @@ fn certificates(mut parser: lexopt::Parser) -> Result<Command> {
         }
     }
     let directory = directory.ok_or_else(|| anyhow!("`certificates` needs a directory"))?;
+    if !(1..=CERTIFICATES_MAX).contains(&nodes) {
+        bail!("--nodes is {nodes}; it must be from 1 to {CERTIFICATES_MAX}");
+    }
     Ok(Command::Certificates { directory, nodes })
 }
 
@@ -161,6 +189,7 @@ fn cluster_options(mut parser: lexopt::Parser) -> Result<Command> {
         seconds: Duration::from_secs(10),
         clients: 64,
         chaos: false,
+        seed: rand::random(),
         naive: false,
         compare: false,
         keep: false,
@@ -172,6 +201,7 @@ fn cluster_options(mut parser: lexopt::Parser) -> Result<Command> {
             Long("for") => options.seconds = Duration::from_secs(parser.value()?.parse()?),
             Long("clients") => options.clients = parser.value()?.parse()?,
             Long("chaos") => options.chaos = true,
+            Long("seed") => options.seed = parser.value()?.parse()?,
             Long("naive") => options.naive = true,
             Long("compare") => options.compare = true,
             Long("keep") => options.keep = true,

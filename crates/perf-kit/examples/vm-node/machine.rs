@@ -1,5 +1,6 @@
 //! The inventory as the state machine of a Raft group.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,6 +20,8 @@ pub(crate) struct Machine {
     pub(crate) placements: Arc<Placements>,
     pub(crate) state: Arc<NodeState<Host>>,
     pub(crate) transport: Transport,
+    /// Peers that this node reaches at another address than the announced one.
+    pub(crate) via: HashMap<u64, String>,
 }
 
 impl Machine {
@@ -26,10 +29,22 @@ impl Machine {
     fn know(&self, id: u64) {
         if let Some(state) = self.inventory.host(id) {
             let host = state.host.clone();
+            if host.removed {
+                return;
+            }
             if id != self.transport.node() {
-                self.transport.add_peer(id, host.raft.clone());
+                let address = self.via.get(&id).unwrap_or(&host.raft);
+                self.transport.add_peer(id, address.clone());
             }
             self.state.members().insert(id, host);
+        }
+    }
+
+    /// The host is no member any more.
+    fn forget(&self, id: u64) {
+        self.state.members().remove(&id);
+        if id != self.transport.node() {
+            self.transport.remove_peer(id);
         }
     }
 }
@@ -40,8 +55,10 @@ impl StateMachine for Machine {
             let (outcome, change) = self.inventory.apply(&command.data);
             self.view.follow(&change);
             self.placements.follow(&change, &self.inventory);
-            if let Change::Host(id) = change {
-                self.know(id);
+            match change {
+                Change::Host(id) => self.know(id),
+                Change::Left(id) => self.forget(id),
+                _ => {}
             }
             responses.push(outcome.into_bytes());
         }

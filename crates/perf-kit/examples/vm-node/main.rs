@@ -16,12 +16,15 @@ mod backend;
 mod certificates;
 mod cli;
 mod cluster;
+mod connections;
+mod discovery;
 mod inventory;
 mod machine;
 mod naive;
 mod node;
 mod placement;
 mod view;
+mod worded;
 
 use backend::Backend;
 use cli::{Command, Serve};
@@ -43,43 +46,72 @@ fn main() -> Result<()> {
     }
 }
 
-/// Runs a node until Ctrl-C or until it stops by itself.
+/// Runs a node until Ctrl-C, SIGTERM, or until it stops by itself.
 async fn serve(options: Serve) -> Result<()> {
+    let options = std::sync::Arc::new(options);
+    let bound = connections::bound()?;
     let address: SocketAddr = options.own()?.http.parse()?;
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on {address}"))?;
     let (backend, stopped) = start(&options).await?;
+    let asked = signals()?;
     eprintln!("node {} answers on http://{address}/", options.id);
-    let service = axum::serve(
-        axum::serve::ListenerExt::tap_io(listener, |stream| {
-            // Without it an answer waits for the client's acknowledgement of the one before.
-            let _ = stream.set_nodelay(true);
-        }),
-        api::router(backend.clone()),
-    );
+    let (stop, stopping) = tokio::sync::oneshot::channel();
+    let router = api::router(backend.clone());
+    let clients = connections::serve(listener, router, bound, async move {
+        // Either way it is to stop.
+        let _ = stopping.await;
+    });
+    let clients = tokio::spawn(clients);
     tokio::select! {
-        result = service => result.context("the HTTP server failed")?,
         reason = stopped => anyhow::bail!("the node stopped: {reason}"),
-        signal = tokio::signal::ctrl_c() => signal.context("cannot listen for Ctrl-C")?,
+        signal = asked => eprintln!("node {} stops: {signal}", options.id),
     }
+    // Clients are answered until another node leads, and are told which one.
+    if let Backend::Fast(node) = &backend {
+        node.hand_over().await;
+    }
+    let _ = stop.send(());
+    clients.await.context("the HTTP server failed")?;
     if let Backend::Fast(node) = &backend {
         node.shutdown().await;
     }
     Ok(())
 }
 
+/// Resolves with the name of the signal that asks the process to end.
+fn signals() -> Result<impl Future<Output = &'static str>> {
+    #[cfg(unix)]
+    let mut terminate = {
+        use tokio::signal::unix::{SignalKind, signal};
+        signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?
+    };
+    Ok(async move {
+        #[cfg(unix)]
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => "SIGINT",
+            _ = terminate.recv() => "SIGTERM",
+        }
+        #[cfg(not(unix))]
+        {
+            let _ = tokio::signal::ctrl_c().await;
+            "Ctrl-C"
+        }
+    })
+}
+
 type Stopped = std::pin::Pin<Box<dyn Future<Output = String> + Send>>;
 
 /// Starts the node, and returns what resolves when it stops by itself.
-async fn start(options: &Serve) -> Result<(Backend, Stopped)> {
+async fn start(options: &std::sync::Arc<Serve>) -> Result<(Backend, Stopped)> {
     if options.naive {
         let node = naive::NaiveNode::start(options).await?;
         let watched = std::sync::Arc::clone(&node);
         let stopped = Box::pin(async move { watched.stopped().await });
         return Ok((Backend::Naive(node), stopped));
     }
-    let node = node::FastNode::start(options).await?;
+    let node = node::FastNode::start(std::sync::Arc::clone(options)).await?;
     let watched = std::sync::Arc::clone(&node);
     let stopped = Box::pin(async move { watched.stopped().await });
     Ok((Backend::Fast(node), stopped))

@@ -9,16 +9,17 @@ use perf_kit::metrics::node::{Operation, Outcome as Ended};
 use perf_kit::metrics::{BoundHistogram, NodeMetrics, Registry, prometheus};
 use perf_kit::pool::BufferGuard;
 use perf_kit::raft::{
-    ApplyMode, EngineLog, LeaderHint, MembershipChange, ProposeError, RaftHandle, RaftNode,
-    RaftOptions, RaftService, ReadError,
+    ApplyMode, EngineLog, LeaderHint, MemberRole, MembershipChange, ProposeError, RaftHandle,
+    RaftNode, RaftOptions, RaftReport, RaftService, ReadError,
 };
 use perf_kit::transport::{Router, Security, Transport};
 use prost::Message as _;
 use tokio::task::JoinHandle;
 
-use crate::answer::{HostStatus, Refusal, Status, role_name};
+use crate::answer::{HostStatus, Member, Members, Refusal, Status, member_role, role_name};
 use crate::certificates::{CLUSTER, Identity};
 use crate::cli::Serve;
+use crate::discovery::find_leaders;
 use crate::inventory::Inventory;
 use crate::inventory::command::{Action, Command, Host, Outcome, Size};
 use crate::machine::Machine;
@@ -27,6 +28,8 @@ use crate::view::View;
 
 /// How long a client waits for an answer.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// How long a change of the membership may take: a new member gets the log first.
+const CHANGE_MAX: Duration = Duration::from_secs(10);
 /// How often the status is published and a new leader looks at the hosts.
 const HOUSEKEEPING: Duration = Duration::from_millis(20);
 /// How long messages may take to leave at the end.
@@ -43,11 +46,13 @@ pub(crate) struct FastNode {
     metrics: NodeMetrics,
     write_us: BoundHistogram<u64>,
     housekeeping: JoinHandle<()>,
+    log: JoinHandle<()>,
+    discovery: JoinHandle<()>,
 }
 
 impl FastNode {
     /// Starts a node: its connections, its log, its state, in this order.
-    pub(crate) async fn start(options: &Serve) -> Result<Arc<Self>> {
+    pub(crate) async fn start(options: Arc<Serve>) -> Result<Arc<Self>> {
         let own = options.own()?;
         let identity = Identity::read(&options.certificates, options.id)?.transport()?;
         let service = RaftService::new();
@@ -55,7 +60,8 @@ impl FastNode {
             .router(service.register(Router::new()))
             .listen(own.raft.clone());
         for host in options.others() {
-            transport = transport.peer(host.id, host.raft.clone());
+            let address = options.via.get(&host.id).unwrap_or(&host.raft);
+            transport = transport.peer(host.id, address.clone());
         }
         let transport = transport
             .start()
@@ -77,6 +83,7 @@ impl FastNode {
             placements: Arc::clone(&placements),
             state: Arc::clone(&state),
             transport: transport.clone(),
+            via: options.via.clone(),
         };
         let mut raft_options = RaftOptions::default();
         raft_options.lease_reads = true;
@@ -95,6 +102,13 @@ impl FastNode {
             Arc::clone(&state),
             options.peers.clone(),
         ));
+        let log = tokio::spawn(log_changes(raft.clone()));
+        let discovery = tokio::spawn(find_leaders(
+            options,
+            raft.clone(),
+            Arc::clone(&state),
+            transport.clone(),
+        ));
         Ok(Arc::new(Self {
             raft,
             transport,
@@ -105,6 +119,8 @@ impl FastNode {
             metrics,
             write_us,
             housekeeping,
+            log,
+            discovery,
         }))
     }
 
@@ -224,16 +240,80 @@ impl FastNode {
         text
     }
 
+    /// The members of the Raft group with their hosts, and what is the matter, as this node knows them.
+    pub(crate) fn members(&self) -> Members {
+        let report = self.raft.report();
+        let hosts = self.view.hosts();
+        let members = report.members.iter().map(|member| {
+            let peer = report.peers.iter().find(|peer| peer.id == member.id);
+            let host = hosts.iter().find(|state| state.host.id == member.id);
+            Member {
+                id: member.id,
+                role: member_role(member.role),
+                lag: peer.map(|peer| peer.lag),
+                is_live: peer.map(|peer| peer.is_live),
+                http: host.map(|state| state.host.http.clone()),
+                raft: host.map(|state| state.host.raft.clone()),
+            }
+        });
+        Members {
+            leader: report.leader_id,
+            is_changing: report.is_joint,
+            members: members.collect(),
+            troubles: report.troubles.iter().map(ToString::to_string).collect(),
+        }
+    }
+
     pub(crate) async fn add_member(&self, host: Host) -> Result<(), Refusal> {
         let id = host.id;
+        let is_new = self.view.host_http(id).is_none();
         // First the address, on every node; then the vote.
-        self.write(
-            format!("{:032x}", rand::random::<u128>()),
-            Action::Host(host),
-        )
-        .await?;
-        let change = vec![MembershipChange::AddVoter(id)];
-        match tokio::time::timeout(ANSWER_MAX, self.raft.change_membership(change)).await {
+        match self.write(String::new(), Action::Join(host)).await? {
+            Outcome::Host(_) => {}
+            _ => {
+                return Err(Refusal::Refused(format!(
+                    "there is a member {id} with other addresses or another size: choose another id, or remove it first"
+                )));
+            }
+        }
+        let result = self.change(MembershipChange::AddVoter(id)).await;
+        if is_new && matches!(result, Err(Refusal::Refused(_))) {
+            // A refused change leaves no host behind. If this fails, `DELETE /members/{id}` removes it.
+            let _ = self.write(String::new(), Action::Leave(id)).await;
+        }
+        result
+    }
+
+    pub(crate) async fn remove_member(&self, id: u64) -> Result<(), Refusal> {
+        let report = self.raft.report();
+        if id == self.raft.id() && self.raft.status().is_leader() {
+            // The group goes on without a pause if the leader leaves only once another one leads.
+            let voter = |member: &&perf_kit::raft::Member| {
+                member.id != id && member.role == MemberRole::Voter
+            };
+            let Some(next) = report.members.iter().find(voter) else {
+                return Err(Refusal::Refused(
+                    "the last voter cannot be removed: add another member first".to_owned(),
+                ));
+            };
+            if let Err(error) = self.raft.transfer_leader(next.id).await {
+                return Err(self.refusal(error));
+            }
+            return Err(Refusal::NotLeader(self.view.host_http(next.id)));
+        }
+        let is_member = report.members.iter().any(|member| member.id == id);
+        if !is_member && self.view.host_http(id).is_none() {
+            return Err(Refusal::UnknownMember(id));
+        }
+        // The report is as old as a tick: whether it is a member is for the group to say.
+        self.change(MembershipChange::Remove(id)).await?;
+        self.write(String::new(), Action::Leave(id)).await?;
+        Ok(())
+    }
+
+    async fn change(&self, change: MembershipChange) -> Result<(), Refusal> {
+        let change = self.raft.change_membership(vec![change]);
+        match tokio::time::timeout(CHANGE_MAX, change).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(self.refusal(error)),
             Err(_) => Err(Refusal::OutcomeUnknown(
@@ -242,17 +322,33 @@ impl FastNode {
         }
     }
 
-    /// Hands the leadership on, stops, and closes the log.
-    pub(crate) async fn shutdown(&self) {
-        self.housekeeping.abort();
+    /// Hands the leadership on, if this node leads.
+    pub(crate) async fn hand_over(&self) {
         let status = self.raft.status();
         if status.is_leader() {
-            let members = self.state.members().view();
-            if let Some(&next) = members.keys().find(|&&id| id != status.node_id) {
+            let report = self.raft.report();
+            // The one that lacks least takes over soonest; any of those that lack nothing.
+            let live = report.peers.iter().filter(|peer| peer.is_live);
+            let next = live
+                .filter(|peer| {
+                    report
+                        .members
+                        .iter()
+                        .any(|member| member.id == peer.id && member.role == MemberRole::Voter)
+                })
+                .min_by_key(|peer| (peer.lag, rand::random::<u32>()));
+            if let Some(next) = next {
                 // If it fails, the others elect one.
-                let _ = self.raft.transfer_leader(next).await;
+                let _ = self.raft.transfer_leader(next.id).await;
             }
         }
+    }
+
+    /// Stops, and closes the log.
+    pub(crate) async fn shutdown(&self) {
+        self.housekeeping.abort();
+        self.log.abort();
+        self.discovery.abort();
         self.raft.shutdown().await;
         self.transport.drain(DRAIN_MAX).await;
         self.transport.shutdown();
@@ -316,6 +412,55 @@ async fn keep_house(raft: RaftHandle, state: Arc<NodeState<Host>>, hosts: Vec<Ho
             term_announced = status.term;
         }
     }
+}
+
+/// Logs what an operator looks for first: who leads, who the members are, and what is the matter, each time that it changes.
+async fn log_changes(raft: RaftHandle) {
+    let id = raft.id();
+    let mut reports = raft.watch();
+    let mut before = RaftReport::default();
+    loop {
+        let now = reports.borrow_and_update().clone();
+        for line in changes(&before, &now) {
+            eprintln!("node {id}: {line}");
+        }
+        before = now;
+        if reports.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn changes(before: &RaftReport, now: &RaftReport) -> Vec<String> {
+    let mut lines = Vec::new();
+    if before.leader_id != now.leader_id {
+        lines.push(match now.leader_id {
+            0 => "no leader is known".to_owned(),
+            leader => format!("node {leader} leads"),
+        });
+    }
+    if before.members != now.members {
+        let member = |member: &perf_kit::raft::Member| {
+            format!("{} ({})", member.id, member_role(member.role))
+        };
+        let members: Vec<String> = now.members.iter().map(member).collect();
+        lines.push(format!("the members are {}", members.join(", ")));
+    }
+    for peer in &now.peers {
+        let old = before.peers.iter().find(|old| old.id == peer.id);
+        if old.is_some_and(|old| old.is_live != peer.is_live) {
+            let what = if peer.is_live {
+                "is heard of again"
+            } else {
+                "is silent"
+            };
+            lines.push(format!("node {} {what}", peer.id));
+        }
+    }
+    let new = now.troubles.iter();
+    let new = new.filter(|trouble| !before.troubles.contains(trouble));
+    lines.extend(new.map(ToString::to_string));
+    lines
 }
 
 impl std::fmt::Debug for FastNode {

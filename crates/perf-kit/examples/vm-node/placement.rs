@@ -97,11 +97,25 @@ impl Placements {
         match change {
             Change::Nothing | Change::Put { old: Some(_), .. } => {}
             Change::Put { vm, old: None } => self.hosts.write().add(vm),
-            Change::Removed(vm) => self.hosts.write().remove(vm),
+            Change::Removed(vm) => {
+                let mut hosts = self.hosts.write();
+                hosts.remove(vm);
+                // A removed host has no room, whatever was deleted on it.
+                if inventory
+                    .host(vm.host)
+                    .is_none_or(|state| state.host.removed)
+                {
+                    hosts.index.remove(vm.host);
+                }
+            }
             Change::Host(id) => {
                 if let Some(state) = inventory.host(*id) {
                     self.hosts.write().put(state);
                 }
+            }
+            Change::Left(id) => {
+                self.hosts.write().index.remove(*id);
+                self.decisions.forget_node(*id);
             }
         }
     }
@@ -122,6 +136,9 @@ impl Placements {
 
 impl Hosts {
     fn put(&mut self, state: &HostState) {
+        if state.host.removed {
+            return;
+        }
         let free = state.free();
         // An index that is full leaves the host out: it gets no VMs.
         let _ = self.index.update(NodeCapacity {

@@ -20,6 +20,8 @@ pub(crate) struct Cluster {
     directory: tempfile::TempDir,
     peers: Vec<(u64, String, String)>,
     children: Vec<Option<Child>>,
+    /// The limit of a node's open files, where it is not the test's own.
+    files: Option<u64>,
 }
 
 /// An answer.
@@ -54,6 +56,15 @@ fn program() -> PathBuf {
 
 impl Cluster {
     pub(crate) fn start() -> Self {
+        Self::start_limited(None)
+    }
+
+    /// The same with a limit of open files for each node.
+    pub(crate) fn start_with_files(files: u64) -> Self {
+        Self::start_limited(Some(files))
+    }
+
+    fn start_limited(files: Option<u64>) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let addresses = free_addresses(8).expect("loopback has free ports");
         let peers = (1..)
@@ -70,6 +81,7 @@ impl Cluster {
             directory,
             peers,
             children: vec![None, None, None, None],
+            files,
         };
         for id in 1..=3 {
             cluster.spawn(id);
@@ -89,7 +101,15 @@ impl Cluster {
     fn spawn(&mut self, id: u64) {
         let folder = self.directory.path();
         let log = std::fs::File::create(self.log(id)).expect("the folder can be written to");
-        let mut command = Command::new(program());
+        let mut command = match self.files {
+            Some(files) => {
+                let mut shell = Command::new("sh");
+                let limited = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
+                shell.args(["-c", &limited]).arg(program());
+                shell
+            }
+            None => Command::new(program()),
+        };
         command.args(["serve", "--id", &id.to_string()]);
         let known = if id == 4 { 4 } else { 3 };
         for (id, raft, http) in self.peers.iter().take(known) {
@@ -130,7 +150,7 @@ impl Cluster {
     }
 
     /// What a node said since it was last started.
-    fn words(&self, id: u64) -> String {
+    pub(crate) fn words(&self, id: u64) -> String {
         std::fs::read_to_string(self.log(id)).unwrap_or_default()
     }
 
@@ -139,6 +159,18 @@ impl Cluster {
             child.kill().expect("it runs");
             child.wait().expect("it was started here");
         }
+    }
+
+    /// Sends a signal to a node and waits for its end.
+    #[cfg(unix)]
+    pub(crate) fn end_by(&mut self, signal: &str, id: u64) -> std::process::ExitStatus {
+        let mut child = self.children[id as usize - 1].take().expect("it runs");
+        let sent = Command::new("kill")
+            .arg(format!("-{signal}"))
+            .arg(child.id().to_string())
+            .status();
+        assert!(sent.is_ok_and(|status| status.success()));
+        child.wait().expect("it was started here")
     }
 
     /// Where the peers of a node connect to.
@@ -176,6 +208,73 @@ impl Cluster {
             std::thread::sleep(Duration::from_millis(50));
         }
         panic!("no leader within {START_MAX:?}");
+    }
+
+    /// The members as a node lists them, once there are so many and all of them vote: a list is as old as a tick.
+    pub(crate) fn voters(&self, id: u64, count: usize) -> Vec<Value> {
+        let start = Instant::now();
+        loop {
+            let list = self.send(id, "GET", "/members", "").json();
+            let rows = list["members"].as_array().cloned().unwrap_or_default();
+            if rows.len() == count && rows.iter().all(|row| row["role"] == "voter") {
+                return rows;
+            }
+            assert!(start.elapsed() < START_MAX, "{list}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The leader that a node names, once it names one that says so itself.
+    pub(crate) fn leader_by(&self, id: u64) -> u64 {
+        let start = Instant::now();
+        while start.elapsed() < START_MAX {
+            let named = self.send(id, "GET", "/status", "").json()["leader"]
+                .as_u64()
+                .unwrap_or_default();
+            if named != 0
+                && let Ok(status) = try_send(self.address(named), "GET", "/status", "")
+                && status.json()["role"] == "leader"
+            {
+                return named;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("node {id} names no leader within {START_MAX:?}");
+    }
+
+    /// Waits until a node has applied what another one has now.
+    pub(crate) fn until_applied(&self, id: u64, other: u64) {
+        let applied = |id| self.send(id, "GET", "/status", "").json()["applied_index"].as_u64();
+        let (start, goal) = (Instant::now(), applied(other));
+        while applied(id) < goal {
+            let said = self.words(id);
+            assert!(
+                start.elapsed() < START_MAX,
+                "{:?} of {goal:?}; it said:\n{said}",
+                applied(id)
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Sends a request with one more header, and no body.
+    pub(crate) fn send_with(&self, id: u64, method: &str, path: &str, header: &str) -> Answer {
+        let address = self.address(id);
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: {address}\r\n{header}\r\ncontent-length: 0\r\n\r\n"
+        );
+        self.send_bytes(id, head.as_bytes())
+    }
+
+    /// Sends exactly these bytes and reads one answer. The node may stop reading before their end.
+    pub(crate) fn send_bytes(&self, id: u64, bytes: &[u8]) -> Answer {
+        let send = || {
+            let mut stream = TcpStream::connect(self.address(id))?;
+            stream.set_read_timeout(Some(ANSWER_MAX))?;
+            let _ = stream.write_all(bytes);
+            read_answer(BufReader::new(stream))
+        };
+        send().unwrap_or_else(|error| panic!("{error}; it said:\n{}", self.words(id)))
     }
 
     /// Sends a request to a node.

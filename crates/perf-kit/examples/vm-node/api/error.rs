@@ -1,7 +1,9 @@
 //! Errors as clients see them: a status, a code for programs, and a sentence that says what to do.
 
+use std::time::Duration;
+
 use axum::extract::Request;
-use axum::extract::rejection::BytesRejection;
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -76,12 +78,49 @@ impl ApiError {
         )
     }
 
+    pub(super) fn long_target(most: usize) -> Self {
+        Self::new(
+            StatusCode::URI_TOO_LONG,
+            "long_target",
+            format!(
+                "the path with its query is longer than {most} bytes, and no route needs that much"
+            ),
+        )
+    }
+
+    pub(super) fn long_headers(most: usize) -> Self {
+        Self::new(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "long_headers",
+            format!("the headers are longer than {most} bytes, and no request needs that much"),
+        )
+    }
+
+    pub(super) fn slow_body(most: Duration) -> Self {
+        Self::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "slow_body",
+            format!(
+                "the body did not come within {} s: send it at once",
+                most.as_secs()
+            ),
+        )
+    }
+
+    pub(super) fn foreign_origin() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "foreign_origin",
+            "a page of another site asked for a change: only this node's own page may, or a program without the header `Origin`",
+        )
+    }
+
     pub(super) fn no_route() -> Self {
         Self::new(
             StatusCode::NOT_FOUND,
             "no_route",
             "there is nothing here; the routes are /, /vms, /vms/{name}, /vms/{name}/start, /vms/{name}/stop, \
-             /status, /metrics, /healthz and /members",
+             /status, /metrics, /healthz, /members and /members/{id}",
         )
     }
 
@@ -141,6 +180,11 @@ impl From<Refusal> for ApiError {
                 format!("this node has stopped ({why}): ask another one"),
             ),
             Refusal::Refused(why) => Self::new(StatusCode::CONFLICT, "refused", why),
+            Refusal::UnknownMember(id) => Self::new(
+                StatusCode::NOT_FOUND,
+                "unknown_member",
+                format!("there is no member {id}: `GET /members` lists those there are"),
+            ),
         }
     }
 }
@@ -162,19 +206,66 @@ impl From<Outcome> for ApiError {
             Outcome::NoRoom(host) => Self::new(
                 StatusCode::INSUFFICIENT_STORAGE,
                 "no_room",
-                format!("host {host} has no room for it: ask again"),
+                format!("neither host {host} nor another one has room for it"),
             ),
             Outcome::Malformed(why) => Self::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "internal",
                 format!("the log has what this node does not understand ({why}): update it"),
             ),
-            Outcome::Vm(_) | Outcome::Host(_) => Self::new(
+            Outcome::Reused(id) => Self::new(
+                StatusCode::CONFLICT,
+                "reused",
+                format!(
+                    "the request id `{id}` was used for another request: nothing was done; choose a new one"
+                ),
+            ),
+            Outcome::TooOld(id) => Self::new(
+                StatusCode::CONFLICT,
+                "too_old",
+                format!(
+                    "the request id `{id}` has a number that is not above the newest one of its client, and its answer is not kept any more: \
+                     nothing was done now; look what became of it, and ask with a higher number"
+                ),
+            ),
+            Outcome::Vm(_)
+            | Outcome::Host(_)
+            | Outcome::HostExists(_)
+            | Outcome::UnknownHost(_) => Self::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "internal",
                 "the request id was used for another kind of request: choose a new one",
             ),
         }
+    }
+}
+
+impl From<PathRejection> for ApiError {
+    fn from(rejection: PathRejection) -> Self {
+        let text = rejection.body_text();
+        Self::malformed(&format!(
+            "the path is not what was expected: {}",
+            shortened(&text)
+        ))
+    }
+}
+
+impl From<QueryRejection> for ApiError {
+    fn from(rejection: QueryRejection) -> Self {
+        let text = rejection.body_text();
+        Self::malformed(&format!(
+            "the query is not what was expected: {}",
+            shortened(&text)
+        ))
+    }
+}
+
+/// Its beginning: what a client sent may be part of it, and need not be sent back as a whole.
+pub(super) fn shortened(text: &str) -> String {
+    const CHARS_MAX: usize = 200;
+    match text.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{} ...", &text[..end]),
+        None => text.to_owned(),
     }
 }
 

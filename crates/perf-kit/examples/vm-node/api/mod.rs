@@ -1,21 +1,21 @@
 //! The HTTP interface.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
+use axum::body::{Bytes, HttpBody as _};
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use perf_kit::metrics::node::Operation;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
-use crate::inventory::command::{Action, Create, Host, Outcome, Size, Vm};
+use crate::inventory::command::{Action, Create, Host, Outcome, Vm};
 use crate::placement::Strategy;
 
 mod check;
@@ -25,8 +25,14 @@ use error::ApiError;
 
 /// Longest body that is read. The longest request that makes sense is some hundred bytes.
 const BODY_BYTES_MAX: usize = 64 * 1024;
-/// How often a placement is chosen anew when the host is full by the time the command is applied.
-const PLACEMENTS_MAX: usize = 3;
+/// VMs in a page without `limit`, and at most.
+const PAGE_DEFAULT: usize = 100;
+const PAGE_MAX: usize = 1000;
+/// How long a body may take to come.
+const BODY_TIME_MAX: Duration = Duration::from_secs(10);
+/// Bytes of a path with its query, and of all headers. No request needs that much.
+const TARGET_BYTES_MAX: usize = 2048;
+const HEADER_BYTES_MAX: usize = 16 * 1024;
 /// The page.
 const PAGE: &str = include_str!("page.html");
 
@@ -41,27 +47,71 @@ pub(crate) fn router(backend: Backend) -> Router {
         .route("/status", get(status))
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
-        .route("/members", post(add_member))
+        .route("/members", post(add_member).get(list_members))
+        .route("/members/{id}", delete(remove_member))
         .fallback(|| async { ApiError::no_route() })
         .method_not_allowed_fallback(|| async { ApiError::wrong_method() })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn(error::add_location))
         .layer(middleware::from_fn(refuse_long))
+        .layer(middleware::from_fn(refuse_foreign))
         .with_state(Arc::new(backend))
 }
 
-/// Answers a request that announces a long body before the body comes; one that does not say is cut off by the limit.
+/// Refuses changes that a page of another site asks a visitor's browser for. Browsers name the page's site in `Origin`.
+async fn refuse_foreign(request: Request, next: Next) -> Response {
+    if !request.method().is_safe() && is_foreign(request.headers()) {
+        return ApiError::foreign_origin().into_response();
+    }
+    next.run(request).await
+}
+
+fn is_foreign(headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get(header::ORIGIN).map(HeaderValue::as_bytes) else {
+        return false;
+    };
+    let site = origin.strip_prefix(b"http://");
+    let site = site.or_else(|| origin.strip_prefix(b"https://"));
+    site.is_none() || site != headers.get(header::HOST).map(HeaderValue::as_bytes)
+}
+
+/// Answers a request that is too long in any way. One that announces a long body is answered before the body comes; one that does
+/// not say is cut off by the limit, and one that comes too slowly by the time.
 async fn refuse_long(request: Request, next: Next) -> Response {
+    let target = request.uri().path_and_query();
+    if target.is_some_and(|target| target.as_str().len() > TARGET_BYTES_MAX) {
+        return ApiError::long_target(TARGET_BYTES_MAX).into_response();
+    }
+    let headers = request.headers().iter();
+    let header_bytes: usize = headers
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum();
+    if header_bytes > HEADER_BYTES_MAX {
+        return ApiError::long_headers(HEADER_BYTES_MAX).into_response();
+    }
     let length = request.headers().get(header::CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     if length.is_some_and(|length| length > BODY_BYTES_MAX) {
         return ApiError::too_large().into_response();
     }
-    next.run(request).await
+    if request.body().is_end_stream() {
+        return next.run(request).await;
+    }
+    let (head, body) = request.into_parts();
+    let whole = axum::body::to_bytes(body, BODY_BYTES_MAX);
+    match tokio::time::timeout(BODY_TIME_MAX, whole).await {
+        Ok(Ok(body)) => {
+            let request = Request::from_parts(head, axum::body::Body::from(body));
+            next.run(request).await
+        }
+        Ok(Err(_)) => ApiError::too_large().into_response(),
+        Err(_) => ApiError::slow_body(BODY_TIME_MAX).into_response(),
+    }
 }
 
 type Shared = State<Arc<Backend>>;
 type Body = Result<Bytes, BytesRejection>;
+type PathResult<T> = Result<Path<T>, PathRejection>;
 
 /// The body of `POST /vms`.
 #[derive(Debug, Deserialize)]
@@ -100,25 +150,50 @@ struct NewMember {
 
 /// How fresh a read has to be.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 struct Freshness {
     /// `true`: what this node has, which may be old.
     stale: bool,
 }
 
-impl Freshness {
-    async fn wait(&self, backend: &Backend) -> Result<(), ApiError> {
-        if !self.stale {
-            backend.barrier().await?;
+/// Which VMs are asked for, and how fresh they have to be.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct PageQuery {
+    /// As in [`Freshness`].
+    stale: bool,
+    /// How many at most.
+    limit: usize,
+    /// Those behind this name: `next` of the page before.
+    after: Option<String>,
+}
+
+impl Default for PageQuery {
+    fn default() -> Self {
+        Self {
+            stale: false,
+            limit: PAGE_DEFAULT,
+            after: None,
         }
-        Ok(())
     }
 }
 
+/// Waits until this node has what was acknowledged before the call, unless an old state will do.
+async fn wait_unless(stale: bool, backend: &Backend) -> Result<(), ApiError> {
+    if !stale {
+        backend.barrier().await?;
+    }
+    Ok(())
+}
+
+/// A page of VMs by name, as they were at one moment. Pages that follow each other are of different moments.
 #[derive(Debug, Serialize)]
 struct VmList {
+    /// VMs in all.
     count: usize,
     vms: Vec<Arc<Vm>>,
+    /// What to give as `after` for the next page; `null` on the last one.
+    next: Option<String>,
 }
 
 async fn page() -> Response {
@@ -151,33 +226,24 @@ async fn try_create(backend: &Backend, headers: &HeaderMap, body: Body) -> Resul
     if !new.apart.is_empty() {
         check::name("apart", &new.apart)?;
     }
-    for attempt in 0..PLACEMENTS_MAX {
-        let host = backend.place(size, &new.apart, new.strategy).await;
-        let create = Create {
-            name: new.name.clone(),
-            size,
-            apart: new.apart.clone(),
-            host: host.unwrap_or(0),
-        };
-        // Without a host it is proposed as well: an answer from the log tells a repeated request from a new one,
-        // and this node may be behind. Each choice of a host is a request of its own, or the first refusal
-        // would be remembered as the answer to all.
-        let id = match attempt {
-            0 => request_id.clone(),
-            _ => format!("{request_id}/{attempt}"),
-        };
-        match backend.write(id, Action::Create(create)).await? {
-            Outcome::Vm(vm) => return Ok(vm),
-            Outcome::NoRoom(_) => {}
-            other => return Err(other.into()),
-        }
+    let host = backend.place(size, &new.apart, new.strategy).await;
+    let create = Create {
+        name: new.name,
+        size,
+        apart: new.apart,
+        // Without a host it is proposed as well: this node may be behind, and the answer to a repeated request is in the log.
+        host: host.unwrap_or(0),
+    };
+    match backend.write(request_id, Action::Create(create)).await? {
+        Outcome::Vm(vm) => Ok(vm),
+        Outcome::NoRoom(_) => Err(ApiError::no_room(size)),
+        other => Err(other.into()),
     }
-    Err(ApiError::no_room(size))
 }
 
 async fn start_vm(
     backend: Shared,
-    name: Path<String>,
+    name: PathResult<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -194,7 +260,7 @@ async fn start_vm(
 
 async fn stop_vm(
     backend: Shared,
-    name: Path<String>,
+    name: PathResult<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -203,7 +269,7 @@ async fn stop_vm(
 
 async fn delete_vm(
     backend: Shared,
-    name: Path<String>,
+    name: PathResult<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -221,7 +287,7 @@ async fn delete_vm(
 /// A change of one VM.
 async fn change(
     State(backend): Shared,
-    Path(name): Path<String>,
+    name: PathResult<String>,
     headers: &HeaderMap,
     body: Body,
     operation: Operation,
@@ -229,6 +295,7 @@ async fn change(
 ) -> Result<Response, ApiError> {
     let start = Instant::now();
     let result = async {
+        let Path(name) = name?;
         let body = body?;
         let options: Options = match body.is_empty() {
             true => Options::default(),
@@ -248,11 +315,13 @@ async fn change(
 
 async fn get_vm(
     State(backend): Shared,
-    Path(name): Path<String>,
-    Query(freshness): Query<Freshness>,
+    name: PathResult<String>,
+    freshness: Result<Query<Freshness>, QueryRejection>,
 ) -> Result<Response, ApiError> {
+    let Path(name) = name?;
+    let Query(freshness) = freshness?;
     check::name("name", &name)?;
-    freshness.wait(&backend).await?;
+    wait_unless(freshness.stale, &backend).await?;
     match backend.vm(&name).await {
         Some(vm) => Ok(json(StatusCode::OK, &vm)),
         None => Err(Outcome::Unknown(name).into()),
@@ -261,12 +330,27 @@ async fn get_vm(
 
 async fn list_vms(
     State(backend): Shared,
-    Query(freshness): Query<Freshness>,
+    query: Result<Query<PageQuery>, QueryRejection>,
 ) -> Result<Response, ApiError> {
-    freshness.wait(&backend).await?;
-    let vms = backend.vms().await;
-    let count = vms.len();
-    Ok(json(StatusCode::OK, &VmList { count, vms }))
+    let Query(query) = query?;
+    if !(1..=PAGE_MAX).contains(&query.limit) {
+        return Err(ApiError::invalid(&format!(
+            "`limit` is {}; it must be from 1 to {PAGE_MAX}",
+            query.limit
+        )));
+    }
+    if let Some(after) = &query.after {
+        check::name("after", after)?;
+    }
+    wait_unless(query.stale, &backend).await?;
+    let page = backend.page(query.after.as_deref(), query.limit).await;
+    let last = page.vms.last().filter(|_| !page.is_last);
+    let list = VmList {
+        count: page.count,
+        next: last.map(|vm| vm.name.clone()),
+        vms: page.vms,
+    };
+    Ok(json(StatusCode::OK, &list))
 }
 
 /// Of this node alone and at once, for whoever watches; readable by pages that other nodes served.
@@ -303,14 +387,21 @@ async fn add_member(State(backend): Shared, body: Body) -> Result<Response, ApiE
         id: new.id,
         http: new.http,
         raft: new.raft,
-        size: Size {
-            vcpus: new.vcpus,
-            memory_mib: new.memory_mib,
-            disk_gib: new.disk_gib,
-        },
+        size: check::host_size(new.vcpus, new.memory_mib, new.disk_gib)?,
+        removed: false,
     };
     backend.add_member(host.clone()).await?;
     Ok(json(StatusCode::OK, &host))
+}
+
+async fn list_members(State(backend): Shared) -> Result<Response, ApiError> {
+    Ok(json(StatusCode::OK, &backend.members()?))
+}
+
+async fn remove_member(State(backend): Shared, id: PathResult<u64>) -> Result<Response, ApiError> {
+    let Path(id) = id?;
+    backend.remove_member(id).await?;
+    Ok(json(StatusCode::OK, &serde_json::json!({ "removed": id })))
 }
 
 fn json(status: StatusCode, value: &impl Serialize) -> Response {

@@ -9,16 +9,22 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
 /// How long an attempt may take.
-const ATTEMPT_MAX: Duration = Duration::from_secs(6);
-/// Longest answer that is read: a list of some hundred thousand VMs.
-const ANSWER_BYTES_MAX: usize = 256 << 20;
+pub(super) const ATTEMPT_MAX: Duration = Duration::from_secs(6);
+/// The same for what a node says of itself.
+const LOOK_MAX: Duration = Duration::from_secs(1);
+/// Longest answer that is read: a page of VMs is some hundred kilobytes.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// VMs that are asked for at once.
+const PAGE: usize = 1000;
 
 /// One connection to one node.
-pub(super) struct Client {
+pub(crate) struct Client {
     address: String,
+    attempt_max: Duration,
     sender: Option<SendRequest<Full<Bytes>>>,
 }
 
@@ -40,7 +46,23 @@ pub(super) struct StatusReply {
     pub(super) applied_index: u64,
     pub(super) vms: u64,
     pub(super) requests: u64,
+    pub(super) naive: bool,
     pub(super) hosts: Vec<serde_json::Value>,
+}
+
+/// The part of `GET /members` that is looked at.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct MembersReply {
+    pub(super) is_changing: bool,
+    pub(crate) members: Vec<MemberReply>,
+}
+
+/// A member in it.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct MemberReply {
+    pub(crate) id: u64,
+    pub(super) role: String,
+    pub(crate) raft: Option<String>,
 }
 
 /// The part of a VM that is looked at.
@@ -56,6 +78,8 @@ pub(super) struct VmReply {
 #[derive(Debug, Deserialize)]
 pub(super) struct ListReply {
     pub(super) vms: Vec<VmReply>,
+    /// Where the next page begins, if there is one.
+    pub(super) next: Option<String>,
 }
 
 /// The part of an error that is looked at.
@@ -65,10 +89,19 @@ pub(super) struct ErrorReply {
 }
 
 impl Client {
-    pub(super) fn new(address: String) -> Self {
+    pub(crate) fn new(address: String) -> Self {
         Self {
             address,
+            attempt_max: ATTEMPT_MAX,
             sender: None,
+        }
+    }
+
+    /// The same with less patience.
+    pub(super) fn with_attempts_of(self, attempt_max: Duration) -> Self {
+        Self {
+            attempt_max,
+            ..self
         }
     }
 
@@ -91,7 +124,8 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<Answer> {
-        let attempt = tokio::time::timeout(ATTEMPT_MAX, self.attempt(method, path, body)).await;
+        let attempt =
+            tokio::time::timeout(self.attempt_max, self.attempt(method, path, body)).await;
         let result = attempt.context("no answer in time").flatten();
         if result.is_err() {
             // Whatever comes on this connection now belongs to nobody.
@@ -130,22 +164,39 @@ impl Client {
     }
 
     pub(super) async fn status(&mut self) -> Result<StatusReply> {
-        let wait = Duration::from_secs(1);
-        let answer = self.request(Method::GET, "/status", Bytes::new());
-        let answer = tokio::time::timeout(wait, answer).await??;
+        self.look("/status").await
+    }
+
+    pub(crate) async fn members(&mut self) -> Result<MembersReply> {
+        self.look("/members").await
+    }
+
+    /// What a node says of itself, which takes no time.
+    async fn look<T: DeserializeOwned>(&mut self, path: &str) -> Result<T> {
+        let answer = self.request(Method::GET, path, Bytes::new());
+        let answer = tokio::time::timeout(LOOK_MAX, answer).await??;
         Ok(serde_json::from_slice(&answer.body)?)
     }
 
-    /// All VMs, as of now.
+    /// All VMs, page by page.
     pub(super) async fn list(&mut self) -> Result<Vec<VmReply>> {
-        let answer = self.request(Method::GET, "/vms", Bytes::new()).await?;
-        if answer.status != StatusCode::OK {
-            bail!(
-                "{}: {}",
-                answer.status,
-                String::from_utf8_lossy(&answer.body)
-            );
+        let mut all = Vec::new();
+        let mut path = format!("/vms?limit={PAGE}");
+        loop {
+            let answer = self.request(Method::GET, &path, Bytes::new()).await?;
+            if answer.status != StatusCode::OK {
+                bail!(
+                    "{}: {}",
+                    answer.status,
+                    String::from_utf8_lossy(&answer.body)
+                );
+            }
+            let page: ListReply = serde_json::from_slice(&answer.body)?;
+            all.extend(page.vms);
+            let Some(next) = page.next else {
+                return Ok(all);
+            };
+            path = format!("/vms?limit={PAGE}&after={next}");
         }
-        Ok(serde_json::from_slice::<ListReply>(&answer.body)?.vms)
     }
 }

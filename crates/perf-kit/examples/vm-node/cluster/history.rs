@@ -61,19 +61,34 @@ impl Operation {
     }
 }
 
-/// Whether the operations on one name can be put in an order that respects time and explains all answers.
-pub(super) fn is_linearizable(operations: &[Operation]) -> bool {
-    let mut operations = operations.to_vec();
-    operations.sort_by_key(|operation| operation.start_ns);
+/// What a search for an order found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// There is an order that respects time and explains all answers: the places of the operations in it. Operations whose
+    /// outcome nobody knows are left out where they need not have happened.
+    Ordered(Vec<usize>),
+    /// There is none.
+    None,
+    /// The search reached its bound, [`CONFIGURATIONS_MAX`].
+    Undecided,
+}
+
+/// Sets of operations with a state that one search looks at, some 100 bytes each.
+const CONFIGURATIONS_MAX: usize = 1 << 20;
+
+/// Searches for an order of the operations on one name.
+pub(super) fn order(operations: &[Operation]) -> Verdict {
     let all = operations.len();
+    let mut by_start: Vec<usize> = (0..all).collect();
+    by_start.sort_by_key(|&place| operations[place].start_ns);
     let mut seen: HashSet<(Vec<u64>, State)> = HashSet::new();
-    let mut stack = vec![(vec![0_u64; all.div_ceil(64)], State::Absent)];
+    let mut stack = vec![(vec![0_u64; all.div_ceil(64)], State::Absent, Vec::new())];
     let has = |set: &[u64], place: usize| set[place / 64] >> (place % 64) & 1 == 1;
-    while let Some((done, state)) = stack.pop() {
-        let open = || (0..all).filter(|&place| !has(&done, place));
+    while let Some((done, state, order)) = stack.pop() {
+        let open = || by_start.iter().copied().filter(|&place| !has(&done, place));
         // What nobody knows the end of need not have happened.
         if open().all(|place| operations[place].is_done.is_none()) {
-            return true;
+            return Verdict::Ordered(order);
         }
         // The next one in the order must have begun before any open one has ended.
         let first_end = open()
@@ -81,22 +96,36 @@ pub(super) fn is_linearizable(operations: &[Operation]) -> bool {
             .map(|place| operations[place].end_ns)
             .min()
             .unwrap_or(u64::MAX);
+        let mut next = Vec::new();
         for place in open().take_while(|&place| operations[place].start_ns <= first_end) {
             if let Some(after) = operations[place].after(state) {
-                let mut next = done.clone();
-                next[place / 64] |= 1 << (place % 64);
-                if seen.insert((next.clone(), after)) {
-                    stack.push((next, after));
+                let mut set = done.clone();
+                set[place / 64] |= 1 << (place % 64);
+                if seen.insert((set.clone(), after)) {
+                    let mut order = order.clone();
+                    order.push(place);
+                    next.push((set, after, order));
                 }
             }
         }
+        // What began first is tried first.
+        stack.extend(next.into_iter().rev());
+        if seen.len() > CONFIGURATIONS_MAX {
+            return Verdict::Undecided;
+        }
     }
-    false
+    Verdict::None
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn is_linearizable(operations: &[Operation]) -> bool {
+        let verdict = order(operations);
+        assert_ne!(verdict, Verdict::Undecided);
+        verdict != Verdict::None
+    }
 
     fn operation(request: Request, is_done: Option<bool>, from: u64, to: u64) -> Operation {
         Operation {

@@ -14,12 +14,15 @@ use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::task::JoinSet;
 
-use super::client::{Client, ErrorReply, VmReply};
-use super::history::{self, Operation, Request};
+use super::client::{self, Client, ErrorReply, VmReply};
+use super::history::{self, Operation, Request, Verdict};
 use super::nodes::Nodes;
+use super::second;
 
 /// One in so many requests goes to a shared name.
 const SHARED_EVERY: u32 = 8;
+/// One in so many reads under chaos does not ask the leader.
+const ELSEWHERE_EVERY: u32 = 3;
 /// Shared names at a time, and operations on each before the next one takes its place.
 const SHARED_NAMES: usize = 8;
 const SHARED_OPERATIONS: u64 = 120;
@@ -28,13 +31,19 @@ const KEPT_EVERY: u64 = 4;
 const KEPT_MAX: usize = 20_000;
 /// How long a request is repeated after the end of the load before its outcome counts as unknown.
 const GRACE: Duration = Duration::from_secs(12);
+/// How long clients wait for an answer under chaos: an election timeout. Then they ask another node with the same id, as a paused
+/// leader does not say that it is one no more.
+const IMPATIENCE: Duration = Duration::from_millis(500);
 /// Wait before a request is repeated.
 const RETRY: Duration = Duration::from_millis(20);
 
 /// All clients' work.
 pub(super) struct Load {
-    addresses: Vec<String>,
+    /// Where clients look for a leader.
+    addresses: Mutex<Vec<String>>,
     clients: usize,
+    seed: u64,
+    is_chaos: bool,
     began: Instant,
     acknowledged: AtomicU64,
     /// Writes that began from this time on are waited for; 0 for none.
@@ -62,6 +71,8 @@ pub(super) struct Checks {
     pub(super) operations: usize,
     pub(super) expected: usize,
     pub(super) unknown: u64,
+    /// Names whose histories are too entangled to be judged by one of the checkers.
+    pub(super) undecided: usize,
     /// Everything that should not be, in sentences.
     pub(super) wrong: Vec<String>,
 }
@@ -75,10 +86,12 @@ struct Outcome {
 }
 
 impl Load {
-    pub(super) fn new(addresses: Vec<String>, clients: usize) -> Self {
+    pub(super) fn new(addresses: Vec<String>, clients: usize, seed: u64, is_chaos: bool) -> Self {
         Self {
-            addresses,
+            addresses: Mutex::new(addresses),
             clients,
+            seed,
+            is_chaos,
             began: Instant::now(),
             acknowledged: AtomicU64::new(0),
             watched_from_ns: AtomicU64::new(0),
@@ -97,12 +110,18 @@ impl Load {
     /// Starts the clients, which begin no request after `end`.
     pub(super) fn start(self: &Arc<Self>, end: Instant) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
+        let attempt_max = if self.is_chaos {
+            IMPATIENCE
+        } else {
+            client::ATTEMPT_MAX
+        };
         for number in 0..self.clients {
             let worker = Worker {
                 load: Arc::clone(self),
                 number,
-                client: Client::new(self.addresses[number % self.addresses.len()].clone()),
-                random: SmallRng::seed_from_u64(number as u64),
+                client: Client::new(self.address(number)).with_attempts_of(attempt_max),
+                reader: Client::new(self.address(number + 1)).with_attempts_of(attempt_max),
+                random: SmallRng::seed_from_u64(self.seed ^ number as u64),
                 end,
                 requests: 0,
                 latencies: Histogram::new(3).expect("three digits are allowed"),
@@ -118,6 +137,17 @@ impl Load {
             ended.context("a client failed")?;
         }
         Ok(())
+    }
+
+    /// Other nodes are members from now on.
+    pub(super) fn set_addresses(&self, addresses: Vec<String>) {
+        *self.addresses.lock().expect("nobody panics with it") = addresses;
+    }
+
+    /// One of the members' addresses.
+    fn address(&self, number: usize) -> String {
+        let addresses = self.addresses.lock().expect("nobody panics with it");
+        addresses[number % addresses.len()].clone()
     }
 
     pub(super) fn acknowledged(&self) -> u64 {
@@ -169,7 +199,7 @@ impl Load {
     pub(super) async fn check(&self, nodes: &Nodes) -> Result<Checks> {
         let mut checks = Checks::default();
         let mut lists = Vec::new();
-        for (id, address) in nodes.ids().into_iter().zip(nodes.addresses()) {
+        for (id, address) in nodes.ids().await.into_iter().zip(nodes.addresses().await) {
             let mut client = Client::new(address);
             let list = list(&mut client)
                 .await
@@ -182,10 +212,22 @@ impl Load {
         for (name, operations) in &found.shared {
             checks.histories += 1;
             checks.operations += operations.len();
-            if !history::is_linearizable(operations) {
+            let (ours, hint) = match history::order(operations) {
+                Verdict::Ordered(order) => (Some(true), Some(order)),
+                Verdict::None => (Some(false), None),
+                Verdict::Undecided => (None, None),
+            };
+            let theirs = second::is_linearizable(operations, hint.as_deref());
+            checks.undecided += usize::from(ours.is_none() || theirs.is_none());
+            if ours == Some(false) || theirs == Some(false) {
                 checks.wrong.push(format!(
-                    "the {} answers about `{name}` have no order that explains them",
-                    operations.len()
+                    "the {} answers about `{name}` have no order that explains them, say {}",
+                    operations.len(),
+                    match (ours, theirs) {
+                        (Some(false), Some(false)) => "both checkers",
+                        (Some(false), _) => "this project's checker",
+                        _ => "the other checker",
+                    }
                 ));
             }
         }
@@ -240,7 +282,10 @@ async fn list(client: &mut Client) -> Result<Vec<VmReply>> {
 struct Worker {
     load: Arc<Load>,
     number: usize,
+    /// Stays with the leader.
     client: Client,
+    /// Stays where it is answered, mostly at a follower, for reads.
+    reader: Client,
     random: SmallRng,
     end: Instant,
     requests: u64,
@@ -330,10 +375,25 @@ impl Worker {
         found.shared.entry(name).or_default().push(operation);
     }
 
-    /// Sends a request, and again with the same id, until it is answered or hope is lost.
+    /// Sends a request, some reads not to the leader, until it is answered or hope is lost.
     async fn request(&mut self, request: Request, name: &str) -> Outcome {
+        let is_elsewhere = request == Request::Get
+            && self.load.is_chaos
+            && self.random.random_ratio(1, ELSEWHERE_EVERY);
+        if is_elsewhere {
+            std::mem::swap(&mut self.client, &mut self.reader);
+        }
+        let outcome = self.repeat(request, name).await;
+        if is_elsewhere {
+            std::mem::swap(&mut self.client, &mut self.reader);
+        }
+        outcome
+    }
+
+    /// Sends a request, and again with the same id, until it is answered or hope is lost.
+    async fn repeat(&mut self, request: Request, name: &str) -> Outcome {
         self.requests += 1;
-        let id = format!("{}.{}", self.number, self.requests);
+        let id = format!("{}#{}", self.number, self.requests);
         let (method, path, body) = match request {
             Request::Create => (
                 Method::POST,
@@ -369,15 +429,18 @@ impl Worker {
                         }
                         None
                     }
+                    // It knows no leader; another node may.
+                    StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+                        self.move_on();
+                        None
+                    }
                     _ => None,
                 };
                 if is_done.is_some() {
                     return self.answered(request, &answer.body, is_done, start, start_ns);
                 }
             } else {
-                let next = self.random.random_range(0..self.load.addresses.len());
-                let address = self.load.addresses[next].clone();
-                self.client.move_to(&address);
+                self.move_on();
             }
             if Instant::now() > self.end + GRACE {
                 return Outcome {
@@ -389,6 +452,12 @@ impl Worker {
             }
             tokio::time::sleep(RETRY).await;
         }
+    }
+
+    /// Asks any of the members from now on.
+    fn move_on(&mut self) {
+        let next = self.random.random_range(0..usize::MAX);
+        self.client.move_to(&self.load.address(next));
     }
 
     fn answered(

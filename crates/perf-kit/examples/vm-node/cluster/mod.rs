@@ -8,12 +8,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 mod chaos;
-mod client;
+pub(crate) mod client;
 mod history;
+mod liveness;
 mod load;
+mod network;
 mod nodes;
 mod ports;
 mod report;
+mod second;
+mod signal;
 
 use load::Load;
 use nodes::Nodes;
@@ -26,6 +30,8 @@ pub(crate) struct Options {
     pub(crate) seconds: Duration,
     pub(crate) clients: usize,
     pub(crate) chaos: bool,
+    /// Of the faults and of what clients ask for.
+    pub(crate) seed: u64,
     pub(crate) naive: bool,
     pub(crate) compare: bool,
     pub(crate) keep: bool,
@@ -80,30 +86,51 @@ async fn run_in(options: &Options, naive: bool, directory: PathBuf) -> Result<Re
         options.nodes,
         directory.display()
     ));
-    let nodes = Arc::new(Nodes::start(&directory, options.nodes, naive).await?);
+    let nodes = Arc::new(Nodes::start(&directory, options.nodes, naive, options.chaos).await?);
     let first = nodes.wait_for_leader(LEADER_MAX).await?;
     note(&format!("node {first} leads"));
-    let load = Arc::new(Load::new(nodes.addresses(), options.clients));
+    if options.chaos {
+        note(&format!("the faults are those of --seed {}", options.seed));
+    }
+    let addresses = nodes.addresses().await;
+    let load = Load::new(addresses, options.clients, options.seed, options.chaos);
+    let load = Arc::new(load);
     let cpu_before = nodes.cpu().await;
     let start = Instant::now();
     let clients = load.start(start + options.seconds);
-    let kills = async {
+    let faults = async {
         if options.chaos {
-            chaos::run(&nodes, &load, start + options.seconds).await
+            chaos::run(&nodes, &load, options.seed, naive, start + options.seconds).await
         } else {
+            tokio::time::sleep(options.seconds).await;
             Ok(Vec::new())
         }
     };
-    let (kills, ()) = tokio::join!(kills, progress(&load, start, options.seconds));
-    let kills = kills?;
+    let shown = async {
+        progress(&load, start, options.seconds).await;
+        std::future::pending().await
+    };
+    // A cluster that does not mend ends the run at once.
+    let faults = tokio::select! {
+        faults = faults => faults,
+        faults = shown => faults,
+    };
+    let faults = faults.with_context(|| seed_hint(options))?;
     let elapsed = start.elapsed();
     let cpu = nodes.cpu().await.saturating_sub(cpu_before);
     let done = load.acknowledged();
     tokio::time::timeout(SETTLE_MAX, load.finish(clients))
         .await
         .context("requests that were under way did not end")??;
-    note("checking what was answered");
     nodes.wait_for_leader(LEADER_MAX).await?;
+    let live_after = if options.chaos {
+        note("checking that every node works");
+        let live = liveness::check(&nodes).await;
+        Some(live.with_context(|| seed_hint(options))?)
+    } else {
+        None
+    };
+    note("checking what was answered");
     let checks = load.check(&nodes).await?;
     let statuses = nodes.statuses().await;
     let report = Report {
@@ -114,7 +141,9 @@ async fn run_in(options: &Options, naive: bool, directory: PathBuf) -> Result<Re
         done,
         cpu,
         latencies: load.latencies(),
-        kills,
+        seed: options.seed,
+        faults,
+        live_after,
         checks,
         statuses,
     };
@@ -123,6 +152,11 @@ async fn run_in(options: &Options, naive: bool, directory: PathBuf) -> Result<Re
         bail!("nothing was acknowledged in {:.0} s", elapsed.as_secs_f64());
     }
     Ok(report)
+}
+
+/// How to have the same faults again.
+fn seed_hint(options: &Options) -> String {
+    format!("the run with --seed {} failed", options.seed)
 }
 
 /// A bar that fills, where somebody looks; a line every five seconds elsewhere.

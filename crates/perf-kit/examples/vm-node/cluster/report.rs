@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use hdrhistogram::Histogram;
 
-use super::chaos::Kill;
+use super::chaos::Fault;
 use super::client::StatusReply;
 use super::load::Checks;
 
@@ -24,7 +24,10 @@ pub(super) struct Report {
     pub(super) cpu: Duration,
     /// In microseconds.
     pub(super) latencies: Histogram<u64>,
-    pub(super) kills: Vec<Kill>,
+    pub(super) seed: u64,
+    pub(super) faults: Vec<Fault>,
+    /// How long the nodes took to be whole and work after the faults, where there were any.
+    pub(super) live_after: Option<Duration>,
     pub(super) checks: Checks,
     pub(super) statuses: Vec<Option<StatusReply>>,
 }
@@ -51,6 +54,20 @@ impl Report {
                 "{} answers are wrong:\n  {}",
                 wrong.len(),
                 shown.join("\n  ")
+            );
+        }
+        if self.checks.undecided > 0 {
+            bail!(
+                "{} histories were not judged by both checkers: run it again with fewer --clients",
+                self.checks.undecided
+            );
+        }
+        if let Some(fault) = self.faults.iter().find(|fault| fault.outage.is_none()) {
+            bail!(
+                "writes did not go on after node {} was {} (--seed {})",
+                fault.node,
+                fault.kind,
+                self.seed
             );
         }
         Ok(())
@@ -81,26 +98,37 @@ impl Display for Report {
             self.ms(0.999)
         )?;
         writeln!(f, "  CPU of nodes   {:>10.1} us per request", self.cpu_us())?;
-        for kill in &self.kills {
-            let what = if kill.was_leader {
-                "leader"
-            } else {
-                "follower"
-            };
-            match kill.outage {
+        for fault in &self.faults {
+            write!(
+                f,
+                "  {:14} {} {} at {:.1} s: whole after {} ms, ",
+                fault.kind.to_string(),
+                if fault.was_leader {
+                    "leader"
+                } else {
+                    "follower"
+                },
+                fault.node,
+                fault.at.as_secs_f64(),
+                fault.mended.as_millis(),
+            )?;
+            match fault.outage {
                 Some(outage) => writeln!(
                     f,
-                    "  killed         {what} {}: writes went on after {} ms{}",
-                    kill.node,
+                    "writes went on after {} ms{}",
                     outage.as_millis(),
                     if outage > FAILOVER_MAX { " (late)" } else { "" }
                 )?,
-                None => writeln!(
-                    f,
-                    "  killed         {what} {}: writes did not go on",
-                    kill.node
-                )?,
+                None => writeln!(f, "writes did not go on")?,
             }
+        }
+        if let Some(live_after) = self.live_after {
+            writeln!(
+                f,
+                "  after these    every node has caught up, takes writes and answers both kinds of read; {} ms; --seed {}",
+                live_after.as_millis(),
+                self.seed
+            )?;
         }
         writeln!(
             f,
@@ -123,9 +151,16 @@ impl Display for Report {
         let checks = &self.checks;
         writeln!(
             f,
-            "  checked        {} VMs on every node; {} operations on {} shared names for an order; {} outcomes unknown",
+            "  checked        {} VMs on every node; {} operations on {} shared names for an order, by two checkers; {} outcomes unknown",
             checks.expected, checks.operations, checks.histories, checks.unknown
         )?;
+        if checks.undecided > 0 {
+            writeln!(
+                f,
+                "  UNDECIDED      {} histories: a checker reached its bound",
+                checks.undecided
+            )?;
+        }
         match checks.wrong.len() {
             0 => writeln!(
                 f,

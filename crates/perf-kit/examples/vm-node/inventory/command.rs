@@ -7,10 +7,10 @@ use serde::Serialize;
 /// A change of the inventory.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Command {
-    /// Who asks again for the same thing says the same here, and gets the same answer.
+    /// A client that asks again for the same thing says the same here, and gets the same answer.
     #[prost(string, tag = "1")]
     pub(crate) request_id: String,
-    #[prost(oneof = "Action", tags = "2, 3, 4, 5, 6")]
+    #[prost(oneof = "Action", tags = "2, 3, 4, 5, 6, 7, 8")]
     pub(crate) action: Option<Action>,
 }
 
@@ -24,8 +24,15 @@ pub(crate) enum Action {
     Stop(String),
     #[prost(string, tag = "5")]
     Delete(String),
+    /// A leader announces a host from its own list. A host that was removed stays removed.
     #[prost(message, tag = "6")]
     Host(Host),
+    /// An operator adds a host. A known id with other addresses or another size is refused.
+    #[prost(message, tag = "7")]
+    Join(Host),
+    /// An operator removes a host. It gets no VMs any more, and is forgotten with its last one.
+    #[prost(uint64, tag = "8")]
+    Leave(u64),
 }
 
 /// A VM to be made on the host that the leader chose for it.
@@ -35,9 +42,10 @@ pub(crate) struct Create {
     pub(crate) name: String,
     #[prost(message, required, tag = "2")]
     pub(crate) size: Size,
-    /// VMs of one group are not placed on one host while there are others; empty for none.
+    /// VMs of one group are not placed on one host while another one has room; empty for none.
     #[prost(string, tag = "3")]
     pub(crate) apart: String,
+    /// The host that was chosen when the request came; another one is taken where that one will not do. 0 for none.
     #[prost(uint64, tag = "4")]
     pub(crate) host: u64,
 }
@@ -66,6 +74,10 @@ pub(crate) struct Host {
     pub(crate) raft: String,
     #[prost(message, required, tag = "4")]
     pub(crate) size: Size,
+    /// It was removed and still has VMs.
+    #[prost(bool, tag = "5")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) removed: bool,
 }
 
 /// A VM.
@@ -90,7 +102,7 @@ pub(crate) struct Vm {
 /// What became of a command.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Reply {
-    #[prost(oneof = "Outcome", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "Outcome", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub(crate) outcome: Option<Outcome>,
 }
 
@@ -106,12 +118,24 @@ pub(crate) enum Outcome {
     Unknown(String),
     #[prost(string, tag = "4")]
     Exists(String),
-    /// The chosen host has no room any more, or never had.
+    /// No host has room for it. Which host was asked for.
     #[prost(uint64, tag = "5")]
     NoRoom(u64),
     /// The bytes were no command.
     #[prost(string, tag = "6")]
     Malformed(String),
+    /// The id of the new host is that of a host with other addresses or another size.
+    #[prost(uint64, tag = "7")]
+    HostExists(u64),
+    /// There is no host of this id.
+    #[prost(uint64, tag = "8")]
+    UnknownHost(u64),
+    /// The id of the request was used for another request. Nothing was done.
+    #[prost(string, tag = "9")]
+    Reused(String),
+    /// The number of the request is not above the newest one of its client, and its answer is not kept any more. Nothing was done.
+    #[prost(string, tag = "10")]
+    TooOld(String),
 }
 
 impl Outcome {

@@ -1,17 +1,20 @@
 //! The replicated inventory: a function of the commands, the same on every node.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
 
+mod clients;
 pub(crate) mod command;
 
+use clients::Clients;
 use command::{Action, Command, Create, Host, Outcome, Size, Vm};
 
-/// Answers that are kept for those who ask again. The oldest goes first: a client that asks again after so many
-/// other changes is told that the name exists or is unknown, which is true as well.
+/// Answers that are kept for clients that ask again. The oldest goes first. The id of a request counts until this many later
+/// requests with ids were answered. After that it is taken for a new one, or refused as too old if it has a number (see [`clients`]).
 const ANSWERS_MAX: usize = 100_000;
 
 /// VMs there may be at once.
@@ -22,10 +25,23 @@ pub(crate) const VMS_MAX: usize = 1_000_000;
 pub(crate) struct Inventory {
     vms: HashMap<String, Arc<Vm>>,
     hosts: BTreeMap<u64, HostState>,
-    answers: HashMap<String, Outcome>,
+    /// Ids of hosts that an operator removed: no announcement brings them back.
+    removed: BTreeSet<u64>,
+    /// By group: how many of its VMs each host has. Without empty groups.
+    groups: HashMap<String, BTreeMap<u64, u64>>,
+    answers: HashMap<String, Remembered>,
     /// The keys of `answers`, oldest first.
     order: VecDeque<String>,
+    clients: Clients,
     version: u64,
+}
+
+/// An answer that was given, and to what.
+#[derive(Clone, Debug, PartialEq)]
+struct Remembered {
+    /// The action as bytes, without the host that was chosen for it: each attempt chooses anew.
+    request: Bytes,
+    outcome: Outcome,
 }
 
 /// A host and what its VMs take.
@@ -44,7 +60,7 @@ pub(crate) struct Used {
     pub(crate) disk_gib: u64,
 }
 
-/// What a command changed, for whoever keeps a view of the inventory.
+/// What a command changed, for views of the inventory.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Change {
     Nothing,
@@ -55,6 +71,8 @@ pub(crate) enum Change {
     },
     Removed(Arc<Vm>),
     Host(u64),
+    /// An operator removed the host: it is no member any more, though it may still have VMs.
+    Left(u64),
 }
 
 impl Used {
@@ -74,6 +92,9 @@ impl Used {
 impl HostState {
     /// What is left for further VMs.
     pub(crate) fn free(&self) -> Size {
+        if self.host.removed {
+            return Size::default();
+        }
         let left = |all: u32, used: u64| {
             u32::try_from(u64::from(all).saturating_sub(used)).unwrap_or(u32::MAX)
         };
@@ -99,17 +120,31 @@ impl Inventory {
             Ok(command) => command,
             Err(error) => return (Outcome::Malformed(error.to_string()), Change::Nothing),
         };
-        if let Some(outcome) = self.answers.get(&command.request_id) {
-            return (outcome.clone(), Change::Nothing);
-        }
         let Some(action) = command.action else {
             let reason = "the command has no action".to_owned();
             return (Outcome::Malformed(reason), Change::Nothing);
         };
-        let (outcome, change) = self.act(action);
-        if !command.request_id.is_empty() {
-            self.remember(command.request_id, outcome.clone());
+        if command.request_id.is_empty() {
+            return self.act(action);
         }
+        let request = fingerprint(&action);
+        if let Some(known) = self.answers.get(&command.request_id) {
+            let outcome = if known.request == request {
+                known.outcome.clone()
+            } else {
+                Outcome::Reused(command.request_id)
+            };
+            return (outcome, Change::Nothing);
+        }
+        if !self.clients.is_new(&command.request_id) {
+            return (Outcome::TooOld(command.request_id), Change::Nothing);
+        }
+        let (outcome, change) = self.act(action);
+        let known = Remembered {
+            request,
+            outcome: outcome.clone(),
+        };
+        self.remember(command.request_id, known);
         (outcome, change)
     }
 
@@ -119,7 +154,12 @@ impl Inventory {
             Action::Start(name) => self.set_running(&name, true),
             Action::Stop(name) => self.set_running(&name, false),
             Action::Delete(name) => self.delete(name),
+            Action::Host(host) if self.removed.contains(&host.id) => {
+                (Outcome::UnknownHost(host.id), Change::Nothing)
+            }
             Action::Host(host) => self.put_host(host),
+            Action::Join(host) => self.join(host),
+            Action::Leave(id) => self.leave(id),
         }
     }
 
@@ -127,31 +167,78 @@ impl Inventory {
         if self.vms.contains_key(&create.name) {
             return (Outcome::Exists(create.name), Change::Nothing);
         }
-        let is_full = self.vms.len() >= VMS_MAX;
-        let host = self
-            .hosts
-            .get_mut(&create.host)
-            .filter(|host| !is_full && host.has_room(create.size));
-        let Some(host) = host else {
+        let Some(host) = self.host_for(&create) else {
             return (Outcome::NoRoom(create.host), Change::Nothing);
         };
-        host.used.add(create.size);
-        host.vms += 1;
         self.version += 1;
         let vm = Arc::new(Vm {
             name: create.name,
             size: create.size,
             apart: create.apart,
-            host: create.host,
+            host,
             running: false,
             version: self.version,
         });
-        self.vms.insert(vm.name.clone(), Arc::clone(&vm));
+        self.put_vm(&vm);
         let change = Change::Put {
             vm: Arc::clone(&vm),
             old: None,
         };
         (Outcome::Vm(Vm::clone(&vm)), change)
+    }
+
+    /// The host that was asked for, if it has room and no VM of the group; otherwise another one for which that is so; otherwise one
+    /// with room. Here and not where the request came in, since others may have been applied since. Linear in the number
+    /// of hosts where the one that was asked for will not do.
+    fn host_for(&self, create: &Create) -> Option<u64> {
+        if self.vms.len() >= VMS_MAX {
+            return None;
+        }
+        let taken = self.groups.get(&create.apart);
+        let is_apart = |id: u64| taken.is_none_or(|taken| !taken.contains_key(&id));
+        let asked = self.hosts.get(&create.host);
+        let asked = asked.is_some_and(|state| state.has_room(create.size));
+        if asked && is_apart(create.host) {
+            return Some(create.host);
+        }
+        let with_room = self
+            .hosts
+            .iter()
+            .filter(|(_, state)| state.has_room(create.size));
+        let best = with_room.max_by_key(|&(&id, state)| {
+            let is_asked = asked && id == create.host;
+            (is_apart(id), is_asked, state.free().vcpus, Reverse(id))
+        });
+        best.map(|(&id, _)| id)
+    }
+
+    /// Adds a new VM and counts it.
+    fn put_vm(&mut self, vm: &Arc<Vm>) {
+        if let Some(host) = self.hosts.get_mut(&vm.host) {
+            host.used.add(vm.size);
+            host.vms += 1;
+        }
+        if !vm.apart.is_empty() {
+            let group = self.groups.entry(vm.apart.clone()).or_default();
+            *group.entry(vm.host).or_insert(0) += 1;
+        }
+        self.vms.insert(vm.name.clone(), Arc::clone(vm));
+    }
+
+    /// Counts a VM of a group no more.
+    fn leave_group(&mut self, vm: &Vm) {
+        let Some(group) = self.groups.get_mut(&vm.apart) else {
+            return;
+        };
+        if let Some(count) = group.get_mut(&vm.host) {
+            *count -= 1;
+            if *count == 0 {
+                group.remove(&vm.host);
+            }
+        }
+        if group.is_empty() {
+            self.groups.remove(&vm.apart);
+        }
     }
 
     fn set_running(&mut self, name: &str, running: bool) -> (Outcome, Change) {
@@ -176,9 +263,13 @@ impl Inventory {
         let Some(vm) = self.vms.remove(&name) else {
             return (Outcome::Unknown(name), Change::Nothing);
         };
+        self.leave_group(&vm);
         if let Some(host) = self.hosts.get_mut(&vm.host) {
             host.used.remove(vm.size);
             host.vms -= 1;
+            if host.host.removed && host.vms == 0 {
+                self.hosts.remove(&vm.host);
+            }
         }
         self.version += 1;
         (Outcome::Vm(Vm::clone(&vm)), Change::Removed(vm))
@@ -195,14 +286,38 @@ impl Inventory {
         (Outcome::Host(id), Change::Host(id))
     }
 
-    fn remember(&mut self, request_id: String, outcome: Outcome) {
+    fn join(&mut self, host: Host) -> (Outcome, Change) {
+        let id = host.id;
+        match self.hosts.get(&id) {
+            Some(known) if known.host == host => (Outcome::Host(id), Change::Nothing),
+            Some(_) => (Outcome::HostExists(id), Change::Nothing),
+            None => {
+                self.removed.remove(&id);
+                self.put_host(host)
+            }
+        }
+    }
+
+    fn leave(&mut self, id: u64) -> (Outcome, Change) {
+        let Some(state) = self.hosts.get_mut(&id) else {
+            return (Outcome::UnknownHost(id), Change::Nothing);
+        };
+        state.host.removed = true;
+        if state.vms == 0 {
+            self.hosts.remove(&id);
+        }
+        self.removed.insert(id);
+        (Outcome::Host(id), Change::Left(id))
+    }
+
+    fn remember(&mut self, request_id: String, known: Remembered) {
         if self.order.len() >= ANSWERS_MAX
             && let Some(oldest) = self.order.pop_front()
         {
             self.answers.remove(&oldest);
         }
         self.order.push_back(request_id.clone());
-        self.answers.insert(request_id, outcome);
+        self.answers.insert(request_id, known);
     }
 
     pub(crate) fn vm(&self, name: &str) -> Option<&Arc<Vm>> {
@@ -224,11 +339,13 @@ impl Inventory {
     /// Everything as bytes.
     pub(crate) fn to_bytes(&self) -> Bytes {
         let answers = self.order.iter().filter_map(|request_id| {
+            let known = self.answers.get(request_id)?;
             Some(Answer {
                 request_id: request_id.clone(),
                 reply: command::Reply {
-                    outcome: Some(self.answers.get(request_id)?.clone()),
+                    outcome: Some(known.outcome.clone()),
                 },
+                request: known.request.clone(),
             })
         });
         let image = Image {
@@ -240,6 +357,15 @@ impl Inventory {
                 .collect(),
             answers: answers.collect(),
             version: self.version,
+            removed: self.removed.iter().copied().collect(),
+            clients: self
+                .clients
+                .all()
+                .map(|(name, newest)| Client {
+                    name: name.to_owned(),
+                    newest,
+                })
+                .collect(),
         };
         Bytes::from(image.encode_to_vec())
     }
@@ -249,21 +375,25 @@ impl Inventory {
         let image = Image::decode(bytes)?;
         let mut inventory = Self {
             version: image.version,
+            removed: image.removed.into_iter().collect(),
             ..Self::default()
         };
         for host in image.hosts {
             inventory.put_host(host);
         }
         for vm in image.vms {
-            if let Some(host) = inventory.hosts.get_mut(&vm.host) {
-                host.used.add(vm.size);
-                host.vms += 1;
-            }
-            inventory.vms.insert(vm.name.clone(), Arc::new(vm));
+            inventory.put_vm(&Arc::new(vm));
+        }
+        for client in image.clients {
+            inventory.clients.put(client.name, client.newest);
         }
         for answer in image.answers {
             if let Some(outcome) = answer.reply.outcome {
-                inventory.remember(answer.request_id, outcome);
+                let known = Remembered {
+                    request: answer.request,
+                    outcome,
+                };
+                inventory.remember(answer.request_id, known);
             }
         }
         Ok(inventory)
@@ -281,6 +411,19 @@ struct Image {
     answers: Vec<Answer>,
     #[prost(uint64, tag = "4")]
     version: u64,
+    #[prost(uint64, repeated, tag = "5")]
+    removed: Vec<u64>,
+    /// The longest silent first.
+    #[prost(message, repeated, tag = "6")]
+    clients: Vec<Client>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Client {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(uint64, tag = "2")]
+    newest: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -289,6 +432,21 @@ struct Answer {
     request_id: String,
     #[prost(message, required, tag = "2")]
     reply: command::Reply,
+    #[prost(bytes = "bytes", tag = "3")]
+    request: Bytes,
+}
+
+/// What makes a request the same as another one: all but the host that was chosen for it.
+fn fingerprint(action: &Action) -> Bytes {
+    let mut action = action.clone();
+    if let Action::Create(create) = &mut action {
+        create.host = 0;
+    }
+    let command = Command {
+        request_id: String::new(),
+        action: Some(action),
+    };
+    Bytes::from(command.encode_to_vec())
 }
 
 #[cfg(test)]
@@ -320,20 +478,71 @@ mod tests {
         })
     }
 
-    fn with_host() -> Inventory {
-        let mut inventory = Inventory::default();
-        let host = Host {
-            id: 1,
-            http: "127.0.0.1:1".to_owned(),
-            raft: "127.0.0.1:2".to_owned(),
+    fn host(id: u64) -> Host {
+        Host {
+            id,
+            http: format!("127.0.0.1:{}", 1000 + id),
+            raft: format!("127.0.0.1:{}", 2000 + id),
             size: Size {
                 vcpus: 4,
                 memory_mib: 1024,
                 disk_gib: 100,
             },
-        };
-        apply(&mut inventory, "h", Action::Host(host));
+            removed: false,
+        }
+    }
+
+    fn with_host() -> Inventory {
+        let mut inventory = Inventory::default();
+        apply(&mut inventory, "h", Action::Host(host(1)));
         inventory
+    }
+
+    #[test]
+    fn a_host_joins_once_and_its_id_is_not_taken_by_another() {
+        let mut inventory = with_host();
+        let other = Host {
+            raft: "127.0.0.1:9".to_owned(),
+            ..host(1)
+        };
+        assert_eq!(
+            apply(&mut inventory, "1", Action::Join(other)).0,
+            Outcome::HostExists(1)
+        );
+        assert_eq!(inventory.host(1).map(|state| &state.host), Some(&host(1)));
+        for request_id in ["2", "3"] {
+            let joined = apply(&mut inventory, request_id, Action::Join(host(2)));
+            assert_eq!(joined.0, Outcome::Host(2));
+        }
+    }
+
+    #[test]
+    fn a_removed_host_gets_no_vms_and_no_announcement_brings_it_back() {
+        let mut inventory = with_host();
+        apply(&mut inventory, "1", create("a", 1));
+        assert_eq!(
+            apply(&mut inventory, "2", Action::Leave(1)).1,
+            Change::Left(1)
+        );
+        assert_eq!(
+            apply(&mut inventory, "3", create("b", 1)).0,
+            Outcome::NoRoom(1)
+        );
+        // Its VM can still be deleted; it is forgotten with that.
+        let copy = Inventory::from_bytes(inventory.to_bytes()).expect("it is a snapshot");
+        for mut inventory in [copy, inventory] {
+            assert!(inventory.host(1).is_some_and(|state| state.host.removed));
+            apply(&mut inventory, "4", Action::Delete("a".to_owned()));
+            assert_eq!(inventory.host(1), None);
+            apply(&mut inventory, "5", Action::Host(host(1)));
+            assert_eq!(inventory.host(1), None);
+            apply(&mut inventory, "6", Action::Join(host(1)));
+            assert_eq!(inventory.host(1).map(|state| &state.host), Some(&host(1)));
+        }
+        assert_eq!(
+            apply(&mut with_host(), "1", Action::Leave(7)).0,
+            Outcome::UnknownHost(7)
+        );
     }
 
     #[test]
@@ -370,6 +579,134 @@ mod tests {
         let first = apply(&mut inventory, "1", create("a", 3)).0;
         let (again, change) = apply(&mut inventory, "1", create("a", 3));
         assert_eq!((again, change), (first, Change::Nothing));
+    }
+
+    #[test]
+    fn an_id_that_was_used_for_another_request_is_refused() {
+        let mut inventory = with_host();
+        apply(&mut inventory, "1", create("a", 1));
+        let others = [
+            create("b", 1),
+            create("a", 2),
+            Action::Delete("a".to_owned()),
+            Action::Start("a".to_owned()),
+        ];
+        let mut copy = Inventory::from_bytes(inventory.to_bytes()).expect("it is a snapshot");
+        for other in others {
+            for inventory in [&mut inventory, &mut copy] {
+                let (outcome, change) = apply(inventory, "1", other.clone());
+                assert_eq!(outcome, Outcome::Reused("1".to_owned()), "{other:?}");
+                assert_eq!(change, Change::Nothing);
+            }
+        }
+        assert!(inventory.vm("a").is_some_and(|vm| !vm.running));
+        // An attempt that chose another host is the same request.
+        let mut again = create("a", 1);
+        if let Action::Create(create) = &mut again {
+            create.host = 9;
+        }
+        assert!(matches!(
+            apply(&mut inventory, "1", again).0,
+            Outcome::Vm(_)
+        ));
+    }
+
+    #[test]
+    fn an_id_counts_for_as_many_later_requests_as_are_remembered() {
+        let mut inventory = with_host();
+        apply(&mut inventory, "first", create("a", 1));
+        for number in 1..ANSWERS_MAX {
+            apply(
+                &mut inventory,
+                &number.to_string(),
+                Action::Stop("a".to_owned()),
+            );
+        }
+        let again = apply(&mut inventory, "first", create("a", 1)).0;
+        assert!(matches!(again, Outcome::Vm(_)), "{again:?}");
+        apply(&mut inventory, "one more", Action::Stop("a".to_owned()));
+        let again = apply(&mut inventory, "first", create("a", 1)).0;
+        assert_eq!(again, Outcome::Exists("a".to_owned()));
+        assert_eq!(inventory.answers.len(), ANSWERS_MAX);
+        assert_eq!(inventory.order.len(), ANSWERS_MAX);
+    }
+
+    #[test]
+    fn a_numbered_request_is_never_applied_twice_however_late() {
+        let mut inventory = with_host();
+        apply(&mut inventory, "c#1", create("a", 1));
+        apply(&mut inventory, "c#2", Action::Delete("a".to_owned()));
+        for number in 0..ANSWERS_MAX {
+            apply(
+                &mut inventory,
+                &format!("x{number}"),
+                Action::Stop("a".to_owned()),
+            );
+        }
+        let mut copy = Inventory::from_bytes(inventory.to_bytes()).expect("it is a snapshot");
+        for inventory in [&mut inventory, &mut copy] {
+            let (outcome, change) = apply(inventory, "c#1", create("a", 1));
+            assert_eq!(outcome, Outcome::TooOld("c#1".to_owned()));
+            assert_eq!(change, Change::Nothing);
+            let next = apply(inventory, "c#3", create("a", 1)).0;
+            assert!(matches!(next, Outcome::Vm(_)), "{next:?}");
+        }
+    }
+
+    /// Creates a VM of a group that asks for host 1, and returns where it is.
+    fn create_apart(inventory: &mut Inventory, name: &str, apart: &str) -> Option<u64> {
+        let action = Action::Create(Create {
+            name: name.to_owned(),
+            size: size(1),
+            apart: apart.to_owned(),
+            host: 1,
+        });
+        match apply(inventory, name, action).0 {
+            Outcome::Vm(vm) => Some(vm.host),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn vms_of_a_group_are_apart_whatever_host_they_ask_for() {
+        let mut inventory = with_host();
+        for id in 2..=3 {
+            apply(&mut inventory, "", Action::Host(host(id)));
+        }
+        // More groups than any table of labels has places, each of them gone again.
+        for number in 0..5000 {
+            let (one, other) = (format!("a{number}"), format!("b{number}"));
+            let group = format!("g{number}");
+            let first = create_apart(&mut inventory, &one, &group);
+            let second = create_apart(&mut inventory, &other, &group);
+            assert!(first.is_some() && second.is_some() && first != second);
+            apply(&mut inventory, "", Action::Delete(one));
+            apply(&mut inventory, "", Action::Delete(other));
+        }
+        assert!(inventory.groups.is_empty(), "{:?}", inventory.groups);
+        let mut hosts: Vec<_> = (0..3)
+            .filter_map(|n| create_apart(&mut inventory, &format!("vm{n}"), "db"))
+            .collect();
+        hosts.sort_unstable();
+        assert_eq!(hosts, [1, 2, 3]);
+        // A fourth has to share, with the host that was asked for. So it is from a snapshot.
+        let mut copy = Inventory::from_bytes(inventory.to_bytes()).expect("it is a snapshot");
+        for inventory in [&mut inventory, &mut copy] {
+            assert_eq!(create_apart(inventory, "vm3", "db"), Some(1));
+        }
+    }
+
+    #[test]
+    fn a_host_that_has_no_room_is_replaced_by_one_that_has() {
+        let mut inventory = with_host();
+        apply(&mut inventory, "", Action::Host(host(2)));
+        for (name, vcpus, wanted) in [("a", 3, Some(1)), ("b", 3, Some(2)), ("c", 3, None)] {
+            let vm = match apply(&mut inventory, name, create(name, vcpus)).0 {
+                Outcome::Vm(vm) => Some(vm.host),
+                _ => None,
+            };
+            assert_eq!(vm, wanted, "{name}");
+        }
     }
 
     #[test]

@@ -26,6 +26,7 @@ use crate::cli::Serve;
 use crate::inventory::Inventory;
 use crate::inventory::command::{Action, Command, Host, Outcome, Size, Vm};
 use crate::placement::Strategy;
+use crate::view::Page;
 
 mod log;
 mod metrics;
@@ -249,11 +250,20 @@ impl NaiveNode {
         self.shared.read().await.inventory.vm(name).cloned()
     }
 
-    pub(crate) async fn vms(&self) -> Vec<Arc<Vm>> {
+    /// Sorts all of them each time.
+    pub(crate) async fn page(&self, after: Option<&str>, limit: usize) -> Page {
         let shared = self.shared.read().await;
         let mut all: Vec<Arc<Vm>> = shared.inventory.vms().cloned().collect();
         all.sort_by(|one, other| one.name.cmp(&other.name));
-        all
+        let count = all.len();
+        all.retain(|vm| after.is_none_or(|after| vm.name.as_str() > after));
+        let is_last = all.len() <= limit;
+        all.truncate(limit);
+        Page {
+            count,
+            vms: all,
+            is_last,
+        }
     }
 
     pub(crate) async fn status(&self) -> Status {
