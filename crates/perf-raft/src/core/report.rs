@@ -146,7 +146,9 @@ impl<T> Core<T> {
         let mut troubles = Vec::new();
         if self.is_leader() && !self.is_formed() {
             let missing = self.missing_voters();
-            troubles.push(Trouble::NotFormed { missing });
+            if !missing.is_empty() {
+                troubles.push(Trouble::NotFormed { missing });
+            }
         }
         if let (Some((peer, theirs)), Some(now)) = (&self.foreign, self.configuration()) {
             troubles.push(Trouble::ForeignPeer {

@@ -114,6 +114,10 @@ pub(crate) struct Scratch {
     propose: StageStats,
 }
 
+fn is_of_membership(answer: &(Token, Reply)) -> bool {
+    matches!(answer.1, Reply::Membership(_))
+}
+
 impl Driver {
     /// One turn; whether there is more to do at once. Once something failed that is to stop the node, which its task does.
     pub(crate) fn drive(&mut self) -> bool {
@@ -244,11 +248,15 @@ impl Driver {
             if let Some(defect) = self.core.defect() {
                 return Err(StopReason::Core(defect.into()));
             }
-            // Before the frames: whoever learns of a new leader from them finds that its status says so.
+            // Before the frames: a node that learns of a new leader from them finds that its status says so.
             self.publish_status();
             told |= self.send_frames();
             told |= self.write_log()?;
             told |= self.run_apply_jobs()?;
+            if self.scratch.out.replies.iter().any(is_of_membership) {
+                // The caller finds the new membership in the report.
+                self.publish_report();
+            }
             for (token, reply) in self.scratch.out.replies.drain(..) {
                 self.scratch.wakers.extend(token.reply(reply));
             }
