@@ -1,19 +1,31 @@
 //! Where a node keeps its log.
 
 #[cfg(feature = "durable")]
+pub mod disk;
+#[cfg(feature = "durable")]
 mod engine;
 mod memory;
 mod runner;
+#[cfg(feature = "durable")]
+mod segment;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 #[cfg(feature = "durable")]
 pub use engine::{EngineLog, EngineLogOptions};
 pub use memory::MemoryLog;
 pub use runner::run_jobs;
+#[cfg(feature = "durable")]
+pub use segment::{DiskUse, SegmentLog, SegmentLogOptions};
 
 use crate::GroupId;
 use crate::members::{Identity, Members};
 use bytes::Bytes;
 use raft::eraftpb::{Entry, HardState, SnapshotMetadata};
+#[cfg(feature = "durable")]
+use std::io;
+#[cfg(feature = "durable")]
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -126,6 +138,9 @@ impl LogStore for Box<dyn LogStore> {
 }
 
 /// What is wrong with a log.
+///
+/// [`is_damage`](Self::is_damage) tells the errors that the folder is the cause of. A node that is one of several may then give up its log and
+/// rejoin its group under a new incarnation: see [`SegmentLog::set_aside`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LogError {
@@ -160,10 +175,62 @@ pub enum LogError {
         /// What the system says.
         reason: String,
     },
+    /// The log is of a newer version than this program knows. Nothing was changed.
+    #[error(
+        "{file} has format version {version}, and this program knows versions up to {known}: start the newer program"
+    )]
+    Version {
+        /// The file.
+        file: PathBuf,
+        /// Its version.
+        version: u32,
+        /// The newest version that this program knows.
+        known: u32,
+    },
+    /// Another process, or another log of this process, has the folder open.
+    #[error("{folder} is in use: stop the other process, or give each process a folder of its own")]
+    InUse {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// The store is used in a way it does not support.
     #[error("{reason}")]
     Unsupported {
         /// How, and what to do.
         reason: String,
     },
+}
+
+impl LogError {
+    /// Whether the files are damaged or missing: what was durable is not there any more. The log was left as it is.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Corrupted { .. })
+    }
+}
+
+#[cfg(feature = "durable")]
+impl LogError {
+    fn io(file: &Path, action: &'static str, error: &io::Error) -> Self {
+        Self::Io {
+            file: file.to_owned(),
+            action,
+            reason: error.to_string(),
+        }
+    }
+
+    fn sync(file: &Path, error: &io::Error) -> Self {
+        Self::Sync {
+            file: file.to_owned(),
+            reason: error.to_string(),
+        }
+    }
+
+    fn damaged(file: &Path, offset: u64, reason: impl Into<String>) -> Self {
+        Self::Corrupted {
+            file: file.to_owned(),
+            offset,
+            reason: reason.into(),
+        }
+    }
 }

@@ -1,0 +1,44 @@
+//! The segment log on a disk that loses, tears and reorders what was not synced.
+//!
+//! `PERF_SIM_SEEDS` sets how many histories, `PERF_SIM_START` the first.
+#![cfg(feature = "testing")]
+
+mod segments;
+
+use segments::Coverage;
+use std::env;
+
+fn number(name: &str, default: u64) -> u64 {
+    let value = env::var(name).ok();
+    value.map_or(default, |value| {
+        value
+            .parse()
+            .unwrap_or_else(|_| panic!("{name} is no number: {value}"))
+    })
+}
+
+#[test]
+fn what_is_durable_stays_and_what_is_there_was_written() {
+    let start = number("PERF_SIM_START", 0);
+    let default = if cfg!(debug_assertions) {
+        1_000
+    } else {
+        10_000
+    };
+    let seeds = number("PERF_SIM_SEEDS", default);
+    let mut sum = Coverage::default();
+    for seed in start..start + seeds {
+        match segments::run(seed) {
+            Ok(coverage) => sum.add(&coverage),
+            Err(violation) => panic!("seed {seed}: {violation}"),
+        }
+    }
+    println!("{seeds} seeds from {start}: {sum:?}");
+    if seeds >= 1_000 {
+        // A simulation that meets nothing proves nothing.
+        assert!(sum.rotations > 10 * seeds, "{sum:?}");
+        assert!(sum.crashes > seeds && sum.kills > seeds, "{sum:?}");
+        assert!(sum.writes_lost > seeds / 2, "{sum:?}");
+        assert!(sum.faults > seeds && sum.refused > seeds / 2, "{sum:?}");
+    }
+}
