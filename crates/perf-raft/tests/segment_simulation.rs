@@ -3,9 +3,10 @@
 //! `PERF_SIM_SEEDS` sets how many histories, `PERF_SIM_START` the first.
 #![cfg(feature = "testing")]
 
+mod segment_life;
 mod segments;
 
-use segments::Coverage;
+use segment_life::Coverage;
 use std::env;
 
 fn number(name: &str, default: u64) -> u64 {
@@ -28,7 +29,7 @@ fn what_is_durable_stays_and_what_is_there_was_written() {
     let seeds = number("PERF_SIM_SEEDS", default);
     let mut sum = Coverage::default();
     for seed in start..start + seeds {
-        match segments::run(seed) {
+        match segment_life::run(seed) {
             Ok(coverage) => sum.add(&coverage),
             Err(violation) => panic!("seed {seed}: {violation}"),
         }

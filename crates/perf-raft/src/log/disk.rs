@@ -1,5 +1,7 @@
 //! The files under a [`SegmentLog`](super::SegmentLog): a small trait, so that tests can put a disk that fails in the place of the real one.
 
+use super::LogError;
+use crate::primitive::mutant;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
@@ -262,22 +264,24 @@ pub(super) fn read_file(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// Makes a file of this content, whole or not at all: written beside it, synced, renamed, and the name made durable.
-pub(super) fn write_file(
-    disk: &dyn Disk,
-    path: &Path,
-    bytes: &[u8],
-) -> Result<(), super::LogError> {
-    let failed = super::LogError::io;
+pub(super) fn write_file(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), LogError> {
     let part: PathBuf = path.with_extension("tmp");
+    let failed = |action| {
+        let part = &part;
+        move |error| LogError::io(part, action, &error)
+    };
     let file = disk
         .open(&part, Access::Create)
-        .map_err(|error| failed(&part, "making", &error))?;
-    write_all(&*file, bytes, 0).map_err(|error| failed(&part, "writing", &error))?;
-    file.sync()
-        .map_err(|error| super::LogError::sync(&part, &error))?;
-    disk.rename(&part, path)
-        .map_err(|error| failed(path, "renaming", &error))?;
+        .map_err(failed("making a file"))?;
+    write_all(&*file, bytes, 0).map_err(failed("writing"))?;
+    if !mutant::is("snapshot_data_not_synced") {
+        file.sync().map_err(|error| LogError::sync(&part, &error))?;
+    }
+    disk.rename(&part, path).map_err(failed("renaming"))?;
+    if mutant::is("snapshot_folder_not_synced") {
+        return Ok(());
+    }
     let folder = path.parent().unwrap_or(Path::new("."));
     disk.sync_folder(folder)
-        .map_err(|error| super::LogError::sync(folder, &error))
+        .map_err(|error| LogError::sync(folder, &error))
 }

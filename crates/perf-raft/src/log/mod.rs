@@ -17,6 +17,8 @@ pub use memory::MemoryLog;
 pub use runner::run_jobs;
 #[cfg(feature = "durable")]
 pub use segment::{DiskUse, SegmentLog, SegmentLogOptions};
+#[cfg(feature = "cli")]
+pub use segment::{GroupInfo, LogInfo, Repair, SegmentInfo};
 
 use crate::GroupId;
 use crate::members::{Identity, Members};

@@ -3,11 +3,20 @@
 mod folder;
 mod format;
 mod index;
+#[cfg(feature = "cli")]
+mod inspect;
 mod job;
 mod reader;
 mod reclaim;
+#[cfg(feature = "cli")]
+mod repair;
 mod survey;
 mod writer;
+
+#[cfg(feature = "cli")]
+pub use inspect::{GroupInfo, LogInfo, SegmentInfo};
+#[cfg(feature = "cli")]
+pub use repair::Repair;
 
 use super::disk::{self, Access, Disk, RealDisk};
 use super::{LogError, LogJob, LogState, LogStore, StoredSnapshot};
@@ -376,33 +385,11 @@ impl SegmentLog {
         Ok(())
     }
 
-    fn load_snapshot(
-        &self,
-        group: GroupId,
-        record: &SnapshotRecord,
-    ) -> Result<StoredSnapshot, LogError> {
-        let path = folder::snapshot(&self.folder, group, record.number);
-        let data = match disk::read_file(&*self.disk, &path) {
-            Ok(data) => data,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(LogError::damaged(&path, 0, "the snapshot is missing"));
-            }
-            Err(error) => return Err(LogError::io(&path, "reading the snapshot", &error)),
-        };
-        let (bytes, crc) = (data.len() as u64, crc32c::crc32c(&data));
-        if (bytes, crc) != (record.bytes, record.crc) {
-            let reason = format!(
-                "the snapshot has {bytes} bytes with checksum {crc:08x} instead of {} with {:08x}",
-                record.bytes, record.crc
-            );
-            return Err(LogError::damaged(&path, 0, reason));
-        }
-        Ok(record.with_data(data.into()))
-    }
-
     /// Remembers an error: what is durable after it is unknown, so that nothing may be built on it.
     fn poisoned<T>(&mut self, result: Result<T, LogError>) -> Result<T, LogError> {
-        if let Err(error) = &result {
+        if let Err(error) = &result
+            && !mutant::is("segment_error_forgotten")
+        {
             self.poison.get_or_insert_with(|| error.clone());
         }
         result
@@ -419,7 +406,8 @@ impl LogStore for SegmentLog {
             return Ok(None);
         };
         let snapshot = index.snapshot();
-        let snapshot = snapshot.map(|record| self.load_snapshot(group, record));
+        let snapshot =
+            snapshot.map(|record| load_snapshot(&*self.disk, &self.folder, group, record));
         let mut state = LogState {
             hard_state: index.hard_state().cloned().unwrap_or_default(),
             snapshot: snapshot.transpose()?,
@@ -463,6 +451,32 @@ pub struct DiskUse {
     pub bytes: u64,
     /// Bytes of the records that live entries and the groups' states take.
     pub live_bytes: u64,
+}
+
+/// Reads the data of a snapshot, and checks it.
+fn load_snapshot(
+    disk: &dyn Disk,
+    folder: &Path,
+    group: GroupId,
+    record: &SnapshotRecord,
+) -> Result<StoredSnapshot, LogError> {
+    let path = folder::snapshot(folder, group, record.number);
+    let data = match disk::read_file(disk, &path) {
+        Ok(data) => data,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(LogError::damaged(&path, 0, "the snapshot is missing"));
+        }
+        Err(error) => return Err(LogError::io(&path, "reading the snapshot", &error)),
+    };
+    let (bytes, crc) = (data.len() as u64, crc32c::crc32c(&data));
+    if (bytes, crc) != (record.bytes, record.crc) {
+        let reason = format!(
+            "the snapshot has {bytes} bytes with checksum {crc:08x} instead of {} with {:08x}",
+            record.bytes, record.crc
+        );
+        return Err(LogError::damaged(&path, 0, reason));
+    }
+    Ok(record.with_data(data.into()))
 }
 
 /// Makes the folder and takes its lock.

@@ -28,6 +28,7 @@ impl SegmentLog {
         // Each segment is moved once at most; what was moved then is behind the tail of now.
         while let Some(first) = self.index.first_segment()
             && first < tail
+            && !mutant::is("segment_nothing_moved")
             && self.needed_bytes(first) > self.bytes_max()
         {
             self.move_segment(first)?;
@@ -70,6 +71,9 @@ impl SegmentLog {
             .collect();
         let mut moving = Moving::new(MOVED_BYTES_MAX.min(self.options.segment_bytes / 4));
         for state in states {
+            if mutant::is("segment_state_not_moved") {
+                break;
+            }
             moving.add(self, state, &[])?;
         }
         for (group, mut parts) in parts {

@@ -30,9 +30,18 @@ pub(super) struct Unconfirmed {
     pub(super) bytes: Vec<u8>,
 }
 
+/// A place from which on a repair takes the log for empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Cut {
+    pub(super) segment: u64,
+    pub(super) offset: u64,
+}
+
 /// What a folder holds. If it is damaged: what was read up to the damage.
 #[derive(Debug, Default)]
 pub(super) struct Survey {
+    /// Nothing from here on is read.
+    pub(super) cut: Option<Cut>,
     pub(super) names: Names,
     /// The id of the log, 0 for a new one.
     pub(super) log: u64,
@@ -64,6 +73,9 @@ impl Survey {
         self.names = Names::list(disk, folder)?;
         self.names.check(folder)?;
         self.batch = 1;
+        if let Some(cut) = self.cut {
+            self.names.segments.retain(|number| *number <= cut.segment);
+        }
         let Some(&last) = self.names.segments.last() else {
             if self.names.has_id {
                 return Err(LogError::damaged(
@@ -112,7 +124,13 @@ impl Survey {
     ) -> Result<(), LogError> {
         let path = folder::segment(folder, number);
         let failed = |error| LogError::io(&path, "reading", &error);
-        let bytes = disk::read_file(disk, &path).map_err(failed)?;
+        let mut bytes = disk::read_file(disk, &path).map_err(failed)?;
+        if let Some(cut) = self.cut
+            && cut.segment == number
+            && let Some(cut_off) = bytes.get_mut(cut.offset as usize..)
+        {
+            cut_off.fill(0);
+        }
         let header = decode_header(&path, &bytes)?;
         self.check_header(&path, &header, number, bytes.len() as u64)?;
         let place = place(header.log, number);

@@ -67,6 +67,9 @@ impl SegmentLog {
             self.obsolete
                 .extend(replaced.map(|record| (change.group, record.number)));
         }
+        if mutant::is("snapshot_removed_before_sync") {
+            self.remove_obsolete()?;
+        }
         self.put_record(Kind::Jobs)
     }
 
@@ -96,6 +99,10 @@ impl SegmentLog {
             }
             tail.durable = tail.end;
         }
+        self.remove_obsolete()
+    }
+
+    fn remove_obsolete(&mut self) -> Result<(), LogError> {
         for (group, number) in std::mem::take(&mut self.obsolete) {
             let path = folder::snapshot(&self.folder, group, number);
             self.disk
@@ -181,8 +188,10 @@ impl SegmentLog {
                 .map_err(failed("reserving room for a segment"))?;
         }
         disk::write_all(&*file, &header.encode(), 0).map_err(failed("writing"))?;
-        file.sync()
-            .map_err(|error| LogError::sync(&made_as, &error))?;
+        if !mutant::is("segment_header_not_synced") {
+            file.sync()
+                .map_err(|error| LogError::sync(&made_as, &error))?;
+        }
         let path = folder::segment(&self.folder, header.number);
         self.disk
             .rename(&made_as, &path)
