@@ -125,8 +125,8 @@ impl Sample {
 fn written(disk: &SimDisk, path: &Path) -> usize {
     let info = SegmentLog::inspect_on(disk, FOLDER, true).expect("it is readable");
     assert_eq!(info.damage, None);
-    let segments = info.segments.iter();
-    let segment = segments.filter(|segment| segment.file == *path).last();
+    let mut segments = info.segments.iter();
+    let segment = segments.find(|segment| segment.file == *path);
     segment.map_or(0, |segment| {
         segment.end as usize + if segment.is_sealed { 32 } else { 0 }
     })
@@ -141,7 +141,7 @@ fn every_byte_that_flips_is_found_where_it_counts() {
         let bytes = sample.disk.contents(path).expect("it is there");
         let end = written(&sample.disk, path);
         let mut harmless = 0;
-        for at in 0..bytes.len() {
+        for (at, byte) in bytes.iter().enumerate() {
             let is_last = *path == sample.last.0 && (sample.last.1..sample.last.2).contains(&at);
             match sample.flipped(path, at) {
                 Outcome::Refused(file, offset) => {
@@ -156,7 +156,7 @@ fn every_byte_that_flips_is_found_where_it_counts() {
                     panic!("a header's byte {at} does not count")
                 }
                 Outcome::Whole if (RECORDS_START..end).contains(&at) => {
-                    assert_eq!(bytes[at], 0, "{at} of {path:?} is no padding");
+                    assert_eq!(*byte, 0, "{at} of {path:?} is no padding");
                     harmless += 1;
                 }
                 Outcome::Whole => {}
@@ -326,19 +326,17 @@ fn write(log: &mut SegmentLog, seed: u64) -> Result<(), LogError> {
 
 #[test]
 fn errors_say_what_failed_and_stay() {
-    let cases: [(Fault, fn(&LogError) -> bool); 3] = [
-        (Fault::Sync, |error| matches!(error, LogError::Sync { .. })),
-        (Fault::SyncFolder, |error| {
-            matches!(error, LogError::Sync { .. })
-        }),
-        (Fault::Full, |error| matches!(error, LogError::Io { .. })),
+    let cases = [
+        (Fault::Sync, "fsync failed"),
+        (Fault::SyncFolder, "fsync failed"),
+        (Fault::Full, "reserving room for a segment failed"),
     ];
-    for (fault, is_expected) in cases {
+    for (fault, expected) in cases {
         let disk = SimDisk::new(1);
         let mut log = open(&disk, &options(1024)).expect("a new log");
         disk.fail(fault);
         let error = write(&mut log, 1).expect_err("the disk failed");
-        assert!(is_expected(&error), "{fault:?}: {error}");
+        assert!(error.to_string().contains(expected), "{fault:?}: {error}");
         assert_eq!(write(&mut log, 2), Err(error), "{fault:?}");
     }
     let disk = SimDisk::new(1);

@@ -224,6 +224,21 @@ fn show_repair(out: &mut impl Write, repair: &Repair) -> Result<(), Failure> {
         "LOST: what is damaged, and {} records behind it that can still be read; entries that were acknowledged and votes may be among them",
         repair.records_lost
     )?;
+    for (group, index) in &repair.indices_lost {
+        let kept = repair.kept.groups.iter().find(|kept| kept.group == *group);
+        match kept {
+            Some(kept) => writeln!(
+                out,
+                "  group {}: entries up to {index}, of which {} and before are kept",
+                group.0, kept.last_index
+            )?,
+            None => writeln!(
+                out,
+                "  group {}: everything, entries up to {index}",
+                group.0
+            )?,
+        }
+    }
     writeln!(out, "What is kept:")?;
     show(out, &repair.kept)
 }

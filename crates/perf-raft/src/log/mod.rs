@@ -82,8 +82,23 @@ pub struct LogState {
 
 /// Where the logs of one or several groups are kept.
 ///
-/// One thread calls it. Errors of [`save_snapshot`](Self::save_snapshot) and [`write`](Self::write) end the node; neither is called
-/// again after one.
+/// # Contract
+/// What a log holds is what [`LogState::apply`] makes of all jobs that were written, in their order; [`load`](Self::load) returns that.
+///
+/// | | |
+/// |---|---|
+/// | threads | One thread calls it. |
+/// | order | Jobs take effect in the order in which they are given, in one write and from write to write. The parts of one job take effect in the order of its fields. |
+/// | appends | A job's entries are consecutive. They begin at the latest after the last entry, and after what is compacted; entries from the first one's index on go. |
+/// | compaction | Entries up to an index go; index and term of the last one stay, for good. |
+/// | snapshots | The data is saved first, and counts once a job names it. The snapshot of a job that was durable stays readable until another job is. A snapshot that replaces the log takes all entries away; hard state and identity stay. |
+/// | groups | A write may have jobs of several groups. They do not see each other. |
+/// | durability | When [`write`](Self::write) with `sync` returns, all writes up to this one are durable. After a crash the log holds those, and the beginning, job by job, of what followed. |
+/// | errors | Errors of [`save_snapshot`](Self::save_snapshot) and [`write`](Self::write) end the node; neither is called again after one. A failed fsync is an error, and is never repeated: a second one may confirm what the kernel has dropped. |
+/// | torn writes | A write that a crash cut short is cut off, and no error. Damage before it is [`LogError::Corrupted`], and the store changes nothing then. |
+///
+/// `log::testing::conformance` (feature `testing`) holds a store to this, on a simulated disk too. `examples/redb_log` is a
+/// store on a database.
 pub trait LogStore: Send + 'static {
     /// Reads what is there, `None` if nothing was ever written for the group.
     ///
@@ -142,7 +157,7 @@ impl LogStore for Box<dyn LogStore> {
 /// What is wrong with a log.
 ///
 /// [`is_damage`](Self::is_damage) tells the errors that the folder is the cause of. A node that is one of several may then give up its log and
-/// rejoin its group under a new incarnation: see [`SegmentLog::set_aside`].
+/// rejoin its group under a new incarnation: see `SegmentLog::set_aside`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LogError {

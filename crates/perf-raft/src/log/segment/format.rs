@@ -23,6 +23,8 @@ const MAGIC: &[u8; 8] = b"PERFRLOG";
 const HEADER_BYTES: usize = 64;
 const CRC_AT: usize = HEADER_BYTES - 4;
 const HEADER_CRC_AT: usize = RECORD_HEADER_BYTES - 4;
+const PAGE_BYTES: usize = 4096;
+static ZEROS: [u8; PAGE_BYTES + RECORD_HEADER_BYTES] = [0; PAGE_BYTES + RECORD_HEADER_BYTES];
 const CUT_OFF: &str = "a record is cut off";
 
 /// The beginning of a segment.
@@ -217,12 +219,21 @@ impl Place {
         offset: u64,
         wanted: impl Fn(&RecordHeader) -> bool,
     ) -> Option<u64> {
-        let start = usize::try_from(offset).ok()?;
-        let places = (start.next_multiple_of(ALIGNMENT)..bytes.len()).step_by(ALIGNMENT);
-        places.map(|place| place as u64).find(|&place| {
-            let header = self.header(&bytes[place as usize..], place);
-            header.is_ok_and(|header| wanted(&header))
-        })
+        let mut place = usize::try_from(offset).ok()?.next_multiple_of(ALIGNMENT);
+        while place < bytes.len() {
+            // Most of a segment that is being filled is zeros.
+            let end = place + PAGE_BYTES + RECORD_HEADER_BYTES;
+            if bytes.get(place..end) == Some(&ZEROS[..]) {
+                place += PAGE_BYTES;
+                continue;
+            }
+            let header = self.header(&bytes[place..], place as u64);
+            if header.is_ok_and(|header| wanted(&header)) {
+                return Some(place as u64);
+            }
+            place += ALIGNMENT;
+        }
+        None
     }
 }
 

@@ -4,6 +4,7 @@
 use super::job::{Change, SnapshotRecord, Span};
 use crate::GroupId;
 use crate::members::Identity;
+use crate::primitive::mutant;
 use raft::eraftpb::HardState;
 use std::collections::BTreeMap;
 
@@ -227,7 +228,7 @@ struct Account<'a> {
 impl Account<'_> {
     fn put<T>(&mut self, kept: &mut Kept<T>, value: T) {
         kept.value = value;
-        if kept.segment != self.segment {
+        if kept.segment != self.segment && !mutant::is("segment_state_not_moved") {
             if kept.segment != 0 {
                 self.remove(kept.segment, OVERHEAD_BYTES);
             }

@@ -152,7 +152,11 @@ pub(super) fn lock_if_there(
 }
 
 /// Reads every entry and every snapshot that counts.
-fn read_contents(disk: &dyn Disk, folder: &Path, survey: &Survey) -> Result<(), LogError> {
+pub(super) fn read_contents(
+    disk: &dyn Disk,
+    folder: &Path,
+    survey: &Survey,
+) -> Result<(), LogError> {
     let mut reader = Reader::default();
     for (&group, index) in survey.index.groups() {
         if let Some(record) = index.snapshot() {

@@ -1,12 +1,14 @@
 //! Cuts a damaged log at its first damage.
 
 use super::folder;
-use super::format::RECORDS_START;
-use super::inspect::{LogInfo, lock_if_there};
+use super::format::{RECORDS_START, SegmentHeader};
+use super::inspect::{LogInfo, lock_if_there, read_contents};
 use super::survey::{Cut, Survey};
-use super::{SegmentLog, survey};
+use super::{SegmentLog, job, survey};
+use crate::GroupId;
 use crate::log::LogError;
 use crate::log::disk::{self, Access, Disk, RealDisk};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// What a repair does, or did.
@@ -19,6 +21,8 @@ pub struct Repair {
     pub cut: (PathBuf, u64),
     /// Records behind the cut that can still be read. They are lost with it.
     pub records_lost: u64,
+    /// For each group in these records the highest index.
+    pub indices_lost: Vec<(GroupId, u64)>,
     /// Files behind the cut, which are moved to `aside`.
     pub moved: Vec<PathBuf>,
     /// The folder for these, and for a copy of the file that is cut.
@@ -56,12 +60,18 @@ impl SegmentLog {
         if force {
             perform(disk, folder, &plan)?;
         }
-        Ok(Some(plan))
+        Ok(Some(plan.repair))
     }
 }
 
+struct Plan {
+    repair: Repair,
+    /// The header of the segment that is cut. It names no segments that were purged since.
+    header: Option<SegmentHeader>,
+}
+
 /// Cuts ever earlier until what is left is a sound log.
-fn plan(disk: &dyn Disk, folder: &Path) -> Result<Option<Repair>, LogError> {
+fn plan(disk: &dyn Disk, folder: &Path) -> Result<Option<Plan>, LogError> {
     let mut cut: Option<Cut> = None;
     let mut first_damage = None;
     loop {
@@ -74,6 +84,12 @@ fn plan(disk: &dyn Disk, folder: &Path) -> Result<Option<Repair>, LogError> {
                 let (Some(damage), Some(cut)) = (first_damage, cut) else {
                     return Ok(None);
                 };
+                // An older snapshot may count again, whose file is gone.
+                read_contents(disk, folder, &survey).map_err(|error| nothing_left(&error))?;
+                if let Some(group) = incomplete(&survey) {
+                    let reason = format!("group {} lacks its beginning", group.0);
+                    return Err(nothing_left(&LogError::damaged(folder, 0, reason)));
+                }
                 return repair_of(disk, folder, damage, cut, &survey).map(Some);
             }
             Err(error) => error,
@@ -89,6 +105,13 @@ fn plan(disk: &dyn Disk, folder: &Path) -> Result<Option<Repair>, LogError> {
         );
         first_damage.get_or_insert(error);
     }
+}
+
+/// A group whose state was moved to a segment behind the cut, from one that was purged then. Identity and state are always moved together.
+fn incomplete(survey: &Survey) -> Option<GroupId> {
+    let mut groups = survey.index.groups().iter();
+    let found = groups.find(|(_, index)| index.identity().is_none());
+    found.map(|(group, _)| *group)
 }
 
 fn nothing_left(damage: &LogError) -> LogError {
@@ -127,7 +150,7 @@ fn repair_of(
     damage: LogError,
     cut: Cut,
     survey: &Survey,
-) -> Result<Repair, LogError> {
+) -> Result<Plan, LogError> {
     let names = folder::Names::list(disk, folder)?;
     let behind: Vec<u64> = names
         .segments
@@ -138,68 +161,98 @@ fn repair_of(
     // A cut behind all that was written only takes the files after it away.
     let end = survey.segments.get(&cut.segment);
     let offset = end.map_or(cut.offset, |segment| cut.offset.min(segment.end));
-    let mut records_lost = records_from(disk, folder, survey.log, cut.segment, offset)?;
+    let mut lost = Lost::default();
+    lost.read(disk, folder, survey.log, (cut.segment, offset))?;
     for number in &behind {
-        records_lost += records_from(disk, folder, survey.log, *number, RECORDS_START)?;
+        lost.read(disk, folder, survey.log, (*number, RECORDS_START))?;
     }
     let moved = behind.iter().map(|number| folder::segment(folder, *number));
-    Ok(Repair {
+    let header = end.map(|segment| SegmentHeader {
+        first: survey.first,
+        ..segment.header
+    });
+    let repair = Repair {
         damage,
         cut: (folder::segment(folder, cut.segment), offset),
-        records_lost,
+        records_lost: lost.records,
+        indices_lost: lost.indices.into_iter().collect(),
         moved: moved.collect(),
         aside: folder::damaged(folder, names.damaged + 1),
         kept: survey.info(folder, None),
-    })
+    };
+    Ok(Plan { repair, header })
 }
 
-/// How many sound records a segment has from an offset on.
-fn records_from(
-    disk: &dyn Disk,
-    folder: &Path,
-    log: u64,
-    number: u64,
-    offset: u64,
-) -> Result<u64, LogError> {
-    let path = folder::segment(folder, number);
-    let bytes = disk::read_file(disk, &path);
-    let bytes = bytes.map_err(|error| LogError::io(&path, "reading", &error))?;
-    let place = survey::place(log, number);
-    let (mut records, mut offset) = (0, offset);
-    while let Some(found) = place.find(&bytes, offset, |_| true) {
-        let rest = bytes.get(found as usize..).unwrap_or_default();
-        let record = place.read(rest, found);
-        offset = found + record.map_or(8, |record| record.len());
-        records += u64::from(record.is_ok());
+/// What can still be read behind the cut.
+#[derive(Debug, Default)]
+struct Lost {
+    records: u64,
+    /// The highest index of each group.
+    indices: BTreeMap<GroupId, u64>,
+}
+
+impl Lost {
+    /// Adds the sound records of a segment from an offset on.
+    fn read(
+        &mut self,
+        disk: &dyn Disk,
+        folder: &Path,
+        log: u64,
+        (number, mut offset): (u64, u64),
+    ) -> Result<(), LogError> {
+        let path = folder::segment(folder, number);
+        let bytes = disk::read_file(disk, &path);
+        let bytes = bytes.map_err(|error| LogError::io(&path, "reading", &error))?;
+        let place = survey::place(log, number);
+        while let Some(found) = place.find(&bytes, offset, |_| true) {
+            let rest = bytes.get(found as usize..).unwrap_or_default();
+            let Ok(record) = place.read(rest, found) else {
+                offset = found + 1;
+                continue;
+            };
+            offset = found + record.len();
+            self.records += 1;
+            for job in job::decode(record.payload).unwrap_or_default() {
+                let last = job.change.span.map_or(0, |span| span.end() - 1);
+                let known = self.indices.entry(job.change.group).or_default();
+                *known = last.max(*known);
+            }
+        }
+        Ok(())
     }
-    Ok(records)
 }
 
-/// The copy and the files behind the cut are safe before anything is cut.
-fn perform(disk: &dyn Disk, folder: &Path, plan: &Repair) -> Result<(), LogError> {
-    let (path, offset) = &plan.cut;
+/// The copy is safe before anything is cut. Until the files behind the cut are gone the log is a damaged one, so that a repair that is cut
+/// short can be repeated.
+fn perform(disk: &dyn Disk, folder: &Path, plan: &Plan) -> Result<(), LogError> {
+    let Repair {
+        cut: (path, offset),
+        moved,
+        aside,
+        ..
+    } = &plan.repair;
     let failed = |action| move |error| LogError::io(path, action, &error);
-    disk.make_folder(&plan.aside)
-        .map_err(|error| LogError::io(&plan.aside, "making the folder", &error))?;
+    let beside = |file: &Path| aside.join(file.file_name().unwrap_or_default());
+    disk.make_folder(aside)
+        .map_err(|error| LogError::io(aside, "making the folder", &error))?;
     let bytes = disk::read_file(disk, path).map_err(failed("reading"))?;
-    disk::write_file(disk, &aside(plan, path), &bytes)?;
-    // From the last one on: a repair that is cut short can be repeated.
-    for file in plan.moved.iter().rev() {
-        disk.rename(file, &aside(plan, file))
-            .map_err(|error| LogError::io(file, "renaming", &error))?;
-    }
-    for folder in [&plan.aside, folder] {
-        disk.sync_folder(folder)
-            .map_err(|error| LogError::sync(folder, &error))?;
-    }
+    disk::write_file(disk, &beside(path), &bytes)?;
     let file = disk
         .open(path, Access::Write)
         .map_err(failed("opening for writing"))?;
     let zeros = vec![0; bytes.len().saturating_sub(*offset as usize)];
     disk::write_all(&*file, &zeros, *offset).map_err(failed("writing"))?;
-    file.sync().map_err(|error| LogError::sync(path, &error))
-}
-
-fn aside(plan: &Repair, file: &Path) -> PathBuf {
-    plan.aside.join(file.file_name().unwrap_or_default())
+    if let Some(header) = plan.header {
+        disk::write_all(&*file, &header.encode(), 0).map_err(failed("writing"))?;
+    }
+    file.sync().map_err(|error| LogError::sync(path, &error))?;
+    for file in moved.iter().rev() {
+        disk.rename(file, &beside(file))
+            .map_err(|error| LogError::io(file, "renaming", &error))?;
+    }
+    for folder in [aside.as_path(), folder] {
+        disk.sync_folder(folder)
+            .map_err(|error| LogError::sync(folder, &error))?;
+    }
+    Ok(())
 }

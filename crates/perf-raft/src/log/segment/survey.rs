@@ -88,12 +88,18 @@ impl Survey {
         };
         let newest = read_header(disk, folder, last)?;
         (self.log, self.first) = (newest.log, newest.first);
+        if self.cut.is_some() {
+            // Purged since the segment was made that is the newest one after the cut.
+            self.first = self
+                .first
+                .max(self.names.segments.first().copied().unwrap_or(0));
+        }
         let mut due = self.first;
         for &number in self
             .names
             .segments
             .iter()
-            .filter(|number| **number >= newest.first)
+            .filter(|number| **number >= self.first)
         {
             if number != due {
                 return Err(missing(folder, due));
