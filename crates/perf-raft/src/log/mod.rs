@@ -8,6 +8,7 @@ mod memory;
 mod runner;
 #[cfg(feature = "durable")]
 mod segment;
+mod shared;
 #[cfg(feature = "testing")]
 pub mod testing;
 
@@ -19,6 +20,7 @@ pub use runner::run_jobs;
 pub use segment::{DiskUse, SegmentLog, SegmentLogOptions};
 #[cfg(feature = "cli")]
 pub use segment::{GroupInfo, LogInfo, Repair, SegmentInfo};
+pub use shared::SharedLog;
 
 use crate::GroupId;
 use crate::members::{Identity, Members};

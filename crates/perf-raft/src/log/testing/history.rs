@@ -19,6 +19,11 @@ impl Model {
         }
     }
 
+    /// Puts another state in the place of a group's.
+    pub fn set(&mut self, group: GroupId, state: LogState) {
+        self.0.insert(group, state);
+    }
+
     /// What the log holds of a group.
     #[must_use]
     pub fn state(&self, group: GroupId) -> Option<&LogState> {
