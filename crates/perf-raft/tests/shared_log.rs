@@ -103,8 +103,12 @@ fn job(group: u64) -> LogJob {
     }
 }
 
-/// One write is under way, and five more wait; then the gate opens. What the first gets, and the others.
-fn six_writers(outcome: Outcome) -> (Vec<Option<Result<(), LogError>>>, Vec<usize>, SharedLog) {
+/// What a writer gets; `None` for a panic.
+type Answer = Option<Result<(), LogError>>;
+
+/// One write is under way, and five more wait; then the gate opens. Returns what all get, the first one before the others, and how many jobs
+/// each write had.
+fn six_writers(outcome: Outcome) -> (Vec<Answer>, Vec<usize>, SharedLog) {
     let gate = Gate::close();
     let log = SharedLog::new(Gated(Arc::clone(&gate)));
     let write = |group| {

@@ -264,7 +264,11 @@ impl Stored<'_> {
         };
         let memory = Bytes::copy_from_slice(self.entries);
         let mut at = 0;
-        let mut entries = Vec::with_capacity(usize::try_from(span.count).ok()?.min(memory.len()));
+        let mut entries = Vec::with_capacity(
+            usize::try_from(span.count)
+                .ok()?
+                .min(memory.len() / ENTRY_HEADER_BYTES),
+        );
         for index in span.first..span.end() {
             let header = memory.get(at..at + ENTRY_HEADER_BYTES)?;
             let data = at + ENTRY_HEADER_BYTES;
@@ -304,5 +308,107 @@ impl<'a> Reader<'a> {
 
     fn u32(&mut self) -> Option<u32> {
         u32_at(self.part(4)?, 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What the golden files do not have.
+    #[test]
+    fn a_moved_job_has_a_flag_of_its_own() {
+        let mut change = Change {
+            group: GroupId(0x0102),
+            moved: true,
+            ..Change::default()
+        };
+        let entry = Entry {
+            index: 5,
+            term: 6,
+            data: b"x"[..].into(),
+            ..Entry::default()
+        };
+        let mut bytes = Vec::new();
+        change.encode(&[entry], &mut bytes).expect("it is in order");
+        let mut expected = vec![2, 1, 0, 0, 0, 0, 0, 0, 0x48, 0, 0, 0];
+        expected.extend([5, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 21, 0, 0, 0]);
+        expected.extend([
+            6, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, b'x',
+        ]);
+        assert_eq!(bytes, expected);
+    }
+
+    fn changes() -> impl Strategy<Value = (Change, Vec<Entry>)> {
+        let pair = (any::<u64>(), any::<u64>());
+        let state = prop::option::of((any::<u64>(), any::<u64>(), any::<u64>()));
+        let payloads = prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..5);
+        let options = (
+            prop::option::of(pair),
+            prop::option::of(1..99_u64),
+            any::<bool>(),
+        );
+        (any::<u64>(), options, state, payloads, 0..u64::MAX / 2).prop_map(
+            |(group, (compacted, number, moved), state, payloads, first)| {
+                let entry = |(index, data): (u64, Vec<u8>)| Entry {
+                    index,
+                    term: group,
+                    context: data.iter().rev().copied().take(3).collect(),
+                    data: data.into(),
+                    sync_log: moved,
+                    ..Entry::default()
+                };
+                let change = Change {
+                    group: GroupId(group),
+                    snapshot: number.map(|number| SnapshotRecord {
+                        number,
+                        ..SnapshotRecord::default()
+                    }),
+                    replaces_log: number.is_some_and(|number| number > 50),
+                    compacted,
+                    moved,
+                    hard_state: state.map(|(term, vote, commit)| HardState {
+                        term,
+                        vote,
+                        commit,
+                        ..HardState::default()
+                    }),
+                    identity: compacted.map(|(node, incarnation)| Identity { node, incarnation }),
+                    ..Change::default()
+                };
+                let entries = (first..).zip(payloads).map(entry).collect();
+                (change, entries)
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn jobs_are_read_as_written(jobs in prop::collection::vec(changes(), 0..4), cut in any::<prop::sample::Index>(), bit in 0..8_u8) {
+            let (mut payload, mut expected) = (Vec::new(), Vec::new());
+            for (mut change, entries) in jobs {
+                change.encode(&entries, &mut payload).expect("in order");
+                expected.push((change, entries));
+            }
+            let read = decode(&payload).expect("it was written");
+            prop_assert_eq!(read.len(), expected.len());
+            for (job, (change, entries)) in read.iter().zip(expected) {
+                prop_assert_eq!(&job.change, &change);
+                prop_assert_eq!(job.entries(), Some(entries));
+            }
+            // Checksums keep damage away; what gets here all the same does not panic.
+            let place = cut.index(payload.len() + 1);
+            if let Some(byte) = payload.get_mut(place) {
+                *byte ^= 1 << bit;
+            }
+            for job in decode(&payload).unwrap_or_default() {
+                let _ = job.entries();
+            }
+            let cut = cut.index(payload.len() + 1);
+            for job in decode(&payload[..cut]).unwrap_or_default() {
+                let _ = job.entries();
+            }
+        }
     }
 }

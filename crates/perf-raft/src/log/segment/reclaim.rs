@@ -21,18 +21,23 @@ const MOVED_BYTES_MAX: u64 = 1024 * 1024;
 
 impl SegmentLog {
     /// Called when all is durable.
+    ///
+    /// Above three times half of what counts a write moves one segment, so that the work is spread; above twice of it, a write moves as many
+    /// as it takes.
     pub(super) fn reclaim(&mut self) -> Result<(), LogError> {
         let Some(tail) = self.tail.as_ref().map(|tail| tail.header.number) else {
             return Ok(());
         };
+        let mut is_first = true;
         // Each segment is moved once at most; what was moved then is behind the tail of now.
         while let Some(first) = self.index.first_segment()
             && first < tail
+            && self.needed_bytes(first) > self.bytes_max(is_first)
             && !mutant::is("segment_nothing_moved")
-            && self.needed_bytes(first) > self.bytes_max()
         {
             self.move_segment(first)?;
             self.sync()?;
+            is_first = false;
             if self.index.first_segment() == Some(first) {
                 // A defect of this code; better too large a log than a loop without an end.
                 break;
@@ -45,9 +50,14 @@ impl SegmentLog {
         Ok(())
     }
 
-    /// What the segments from `first` on may take.
-    fn bytes_max(&self) -> u64 {
-        2 * self.index.live_bytes() + SLACK_SEGMENTS * self.options.segment_bytes
+    /// What the segments that count may take: before one is moved, or before another one is.
+    fn bytes_max(&self, is_first: bool) -> u64 {
+        let live = self.index.live_bytes();
+        let slack = SLACK_SEGMENTS * self.options.segment_bytes;
+        match is_first {
+            true => live + live / 2 + slack - self.options.segment_bytes,
+            false => 2 * live + slack,
+        }
     }
 
     fn needed_bytes(&self, first: u64) -> u64 {

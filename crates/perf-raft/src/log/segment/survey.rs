@@ -52,8 +52,6 @@ pub(super) struct Survey {
     /// The lowest segment that counts.
     pub(super) first: u64,
     pub(super) unconfirmed: Option<Unconfirmed>,
-    /// Why reading ended in the last segment that is in use: a torn write, or nothing at all.
-    pub(super) end_reason: &'static str,
 }
 
 /// Sees each record with its jobs.
@@ -94,21 +92,7 @@ impl Survey {
                 .first
                 .max(self.names.segments.first().copied().unwrap_or(0));
         }
-        let mut due = self.first;
-        for &number in self
-            .names
-            .segments
-            .iter()
-            .filter(|number| **number >= self.first)
-        {
-            if number != due {
-                return Err(missing(folder, due));
-            }
-            due += 1;
-        }
-        if due == self.first {
-            return Err(missing(folder, due));
-        }
+        self.check_numbers(folder)?;
         let mut ended = None;
         for number in self.first..=last {
             self.read_segment(disk, folder, number, &mut ended, visit)?;
@@ -116,6 +100,22 @@ impl Survey {
         match self.segments.get(&last) {
             Some(segment) if segment.is_sealed => Err(missing(folder, last + 1)),
             _ => self.check_groups(folder),
+        }
+    }
+
+    /// From the first segment that counts on, numbers have no gap.
+    fn check_numbers(&self, folder: &Path) -> Result<(), LogError> {
+        let mut due = self.first;
+        let numbers = self.names.segments.iter();
+        for number in numbers.skip_while(|number| **number < self.first) {
+            if *number != due {
+                return Err(missing(folder, due));
+            }
+            due += 1;
+        }
+        match due > self.first {
+            true => Ok(()),
+            false => Err(missing(folder, due)),
         }
     }
 
@@ -178,7 +178,6 @@ impl Survey {
             let reason = format!("{reason}, and a later record says that it was durable");
             return Err(LogError::damaged(&path, end, reason));
         }
-        self.end_reason = reason;
         let reason = format!("{reason}, and the next segment is in use");
         *ended = Some(LogError::damaged(&path, end, reason));
         Ok(())
