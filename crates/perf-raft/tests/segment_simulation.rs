@@ -43,3 +43,17 @@ fn what_is_durable_stays_and_what_is_there_was_written() {
         assert!(sum.faults > seeds && sum.refused > seeds / 2, "{sum:?}");
     }
 }
+
+/// Disk use and everything else over thousands of segments and a thousand restarts.
+#[test]
+fn a_long_life_is_as_sound_as_a_short_one() {
+    // A debug build takes ten times as long for each.
+    let first = if cfg!(debug_assertions) { 2 } else { 0 };
+    for seed in first..3 {
+        let coverage = segment_life::run_lives(seed, 1_000).unwrap_or_else(|violation| {
+            panic!("seed {seed}: {violation}");
+        });
+        println!("seed {seed}: {coverage:?}");
+        assert!(coverage.rotations > 2_000, "{coverage:?}");
+    }
+}

@@ -148,10 +148,15 @@ fn write_unsynced(log: &mut SegmentLog, jobs: &[LogJob]) -> Result<(), LogError>
     log.write(jobs, false)
 }
 
-/// One history of several lives of a process, each ended by a power failure, a kill or a fault.
+/// One history of eight lives of a process, each ended by a power failure, a kill or a fault.
 pub(crate) fn run(seed: u64) -> Result<Coverage, String> {
+    run_lives(seed, 8)
+}
+
+/// One history of so many lives.
+pub(crate) fn run_lives(seed: u64, lives: u64) -> Result<Coverage, String> {
     let mut world = World::new(seed);
-    for _ in 0..8 {
+    for _ in 0..lives {
         let mut log = world.open()?;
         let operations = 1 + world.random.below(160);
         world.disk.crash_after(operations);

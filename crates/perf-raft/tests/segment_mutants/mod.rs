@@ -1,35 +1,11 @@
 //! Deliberate faults of the segment log, each of which its simulation must find.
-//!
-//! `RUSTFLAGS="--cfg perf_mutants" cargo test -p perf-raft --all-features --release --test log_mutants --target-dir target/mutants`
-#![cfg(all(perf_mutants, feature = "testing"))]
 
-mod segment_life;
-mod segments;
-
-use std::panic::catch_unwind;
-use std::sync::Mutex;
+use crate::{is_caught_within, segment_life};
 
 const SEEDS: u64 = 3000;
 
-/// The switch is the process's: one mutant at a time.
-static TURN: Mutex<()> = Mutex::new(());
-
-/// Runs seeds until one shows the fault.
 fn is_caught(mutant: &'static str) {
-    let _turn = TURN
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    perf_raft::__mutants::set(Some(mutant));
-    let found = (0..SEEDS).find_map(|seed| match catch_unwind(|| segment_life::run(seed)) {
-        Ok(Ok(_)) => None,
-        Ok(Err(violation)) => Some((seed, violation)),
-        Err(_) => Some((seed, "a panic".to_owned())),
-    });
-    perf_raft::__mutants::set(None);
-    let (seed, violation) =
-        found.unwrap_or_else(|| panic!("{mutant}: not found within {SEEDS} seeds"));
-    let violation: String = violation.chars().take(200).collect();
-    println!("{mutant}: seed {seed}: {violation}");
+    is_caught_within(SEEDS, mutant, segment_life::run);
 }
 
 #[test]
