@@ -1,9 +1,15 @@
 //! Deliberate faults of the core and of the way to the log, each of which the simulation must find within 200 seeds,
 //! and a rare path made common, in which it must find nothing.
 //!
-//! `RUSTFLAGS="--cfg perf_mutants" cargo test -p perf-raft --release --test mutants --target-dir target/mutants`
+//! `RUSTFLAGS="--cfg perf_mutants" cargo test -p perf-raft --all-features --release --test mutants --target-dir target/mutants`
 #![cfg(perf_mutants)]
 
+#[cfg(feature = "testing")]
+mod segment_life;
+#[cfg(feature = "testing")]
+mod segment_mutants;
+#[cfg(feature = "testing")]
+mod segments;
 mod small_scope;
 mod world;
 
@@ -23,18 +29,23 @@ static TURN: Mutex<()> = Mutex::new(());
 
 /// Runs seeds until one shows the fault. A panic of raft-rs over what the fault led to shows it too.
 fn is_caught(mutant: &'static str) {
+    is_caught_within(seeds(), mutant, world::run);
+}
+
+fn is_caught_within<T>(seeds: u64, mutant: &'static str, run: fn(u64) -> Result<T, String>) {
     let _turn = TURN
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     perf_raft::__mutants::set(Some(mutant));
-    let found = (0..seeds()).find_map(|seed| match catch_unwind(|| world::run(seed)) {
+    let found = (0..seeds).find_map(|seed| match catch_unwind(|| run(seed)) {
         Ok(Ok(_)) => None,
         Ok(Err(violation)) => Some((seed, violation)),
         Err(_) => Some((seed, "a panic".to_owned())),
     });
     perf_raft::__mutants::set(None);
     let (seed, violation) =
-        found.unwrap_or_else(|| panic!("{mutant}: not found within {} seeds", seeds()));
+        found.unwrap_or_else(|| panic!("{mutant}: not found within {seeds} seeds"));
+    let violation: String = violation.chars().take(300).collect();
     println!("{mutant}: seed {seed}: {violation}");
 }
 

@@ -1,19 +1,35 @@
 //! Where a node keeps its log.
 
 #[cfg(feature = "durable")]
+pub mod disk;
+#[cfg(feature = "durable")]
 mod engine;
 mod memory;
 mod runner;
+#[cfg(feature = "durable")]
+mod segment;
+mod shared;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 #[cfg(feature = "durable")]
 pub use engine::{EngineLog, EngineLogOptions};
 pub use memory::MemoryLog;
 pub use runner::run_jobs;
+#[cfg(feature = "durable")]
+pub use segment::{DiskUse, SegmentLog, SegmentLogOptions};
+#[cfg(feature = "cli")]
+pub use segment::{GroupInfo, LogInfo, Repair, SegmentInfo};
+pub use shared::SharedLog;
 
 use crate::GroupId;
 use crate::members::{Identity, Members};
 use bytes::Bytes;
 use raft::eraftpb::{Entry, HardState, SnapshotMetadata};
+#[cfg(feature = "durable")]
+use std::io;
+#[cfg(feature = "durable")]
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -68,8 +84,23 @@ pub struct LogState {
 
 /// Where the logs of one or several groups are kept.
 ///
-/// One thread calls it. Errors of [`save_snapshot`](Self::save_snapshot) and [`write`](Self::write) end the node; neither is called
-/// again after one.
+/// # Contract
+/// What a log holds is what [`LogState::apply`] makes of all jobs that were written, in their order; [`load`](Self::load) returns that.
+///
+/// | | |
+/// |---|---|
+/// | threads | One thread calls it. |
+/// | order | Jobs take effect in the order in which they are given, in one write and from write to write. The parts of one job take effect in the order of its fields. |
+/// | appends | A job's entries are consecutive. They begin at the latest after the last entry, and after what is compacted; entries from the first one's index on go. |
+/// | compaction | Entries up to an index go; index and term of the last one stay, for good. |
+/// | snapshots | The data is saved first, and counts once a job names it. The snapshot of a job that was durable stays readable until another job is. A snapshot that replaces the log takes all entries away; hard state and identity stay. |
+/// | groups | A write may have jobs of several groups. They do not see each other. |
+/// | durability | When [`write`](Self::write) with `sync` returns, all writes up to this one are durable. After a crash the log holds those, and the beginning, job by job, of what followed. |
+/// | errors | Errors of [`save_snapshot`](Self::save_snapshot) and [`write`](Self::write) end the node; neither is called again after one. A failed fsync is an error, and is never repeated: a second one may confirm what the kernel has dropped. |
+/// | torn writes | A write that a crash cut short is cut off, and no error. Damage before it is [`LogError::Corrupted`], and the store changes nothing then. |
+///
+/// `log::testing::conformance` (feature `testing`) holds a store to this, on a simulated disk too. `examples/redb_log` is a
+/// store on a database.
 pub trait LogStore: Send + 'static {
     /// Reads what is there, `None` if nothing was ever written for the group.
     ///
@@ -126,6 +157,9 @@ impl LogStore for Box<dyn LogStore> {
 }
 
 /// What is wrong with a log.
+///
+/// [`is_damage`](Self::is_damage) tells the errors that the folder is the cause of. A node that is one of several may then give up its log and
+/// rejoin its group under a new incarnation: see `SegmentLog::set_aside`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LogError {
@@ -160,10 +194,62 @@ pub enum LogError {
         /// What the system says.
         reason: String,
     },
+    /// The log is of a newer version than this program knows. Nothing was changed.
+    #[error(
+        "{file} has format version {version}, and this program knows versions up to {known}: start the newer program"
+    )]
+    Version {
+        /// The file.
+        file: PathBuf,
+        /// Its version.
+        version: u32,
+        /// The newest version that this program knows.
+        known: u32,
+    },
+    /// Another process, or another log of this process, has the folder open.
+    #[error("{folder} is in use: stop the other process, or give each process a folder of its own")]
+    InUse {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// The store is used in a way it does not support.
     #[error("{reason}")]
     Unsupported {
         /// How, and what to do.
         reason: String,
     },
+}
+
+impl LogError {
+    /// Whether the files are damaged or missing: what was durable is not there any more. The log was left as it is.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Corrupted { .. })
+    }
+}
+
+#[cfg(feature = "durable")]
+impl LogError {
+    fn io(file: &Path, action: &'static str, error: &io::Error) -> Self {
+        Self::Io {
+            file: file.to_owned(),
+            action,
+            reason: error.to_string(),
+        }
+    }
+
+    fn sync(file: &Path, error: &io::Error) -> Self {
+        Self::Sync {
+            file: file.to_owned(),
+            reason: error.to_string(),
+        }
+    }
+
+    fn damaged(file: &Path, offset: u64, reason: impl Into<String>) -> Self {
+        Self::Corrupted {
+            file: file.to_owned(),
+            offset,
+            reason: reason.into(),
+        }
+    }
 }

@@ -70,6 +70,8 @@ struct Kept {
     hard_state: HardState,
     snapshot_file: Option<PathBuf>,
     identity: Option<Identity>,
+    /// The index up to which entries are gone. What is gone stays gone.
+    compacted: u64,
 }
 
 /// A log on disk, kept by [raft-engine](https://docs.rs/raft-engine) in a folder of its own. Snapshots are files beside it.
@@ -292,7 +294,8 @@ impl<F: FileSystem> EngineLog<F> {
 
     fn add(&mut self, job: &LogJob, obsolete: &mut Vec<PathBuf>) -> Result<(), LogError> {
         let group = job.group;
-        let mut compacted = job.compacted;
+        let known = self.kept.entry(group).or_default().compacted;
+        let mut compacted = job.compacted.filter(|(index, _)| *index > known);
         if let Some(snapshot) = &job.snapshot {
             let metadata = &snapshot.metadata;
             if job.replaces_log {
@@ -332,6 +335,7 @@ impl<F: FileSystem> EngineLog<F> {
             obsolete.extend(before.filter(|before| *before != path));
         }
         if let Some((index, term)) = compacted {
+            self.kept.entry(group).or_default().compacted = index;
             self.put(group, KEY_COMPACTED, &Compacted { index, term })?;
             if !job.replaces_log {
                 self.batch
@@ -404,6 +408,7 @@ impl<F: FileSystem + 'static> LogStore for EngineLog<F> {
                 hard_state: state.hard_state.clone(),
                 snapshot_file: path,
                 identity,
+                compacted: compacted.index,
             },
         );
         Ok(Some(state))

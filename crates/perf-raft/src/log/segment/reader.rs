@@ -1,0 +1,82 @@
+//! Reads single records back, and checks each.
+
+use super::folder;
+use super::format::{Place, RECORD_HEADER_BYTES, u32_at};
+use super::index::{At, Run};
+use super::job;
+use crate::GroupId;
+use crate::log::LogError;
+use crate::log::disk::{self, Access, Disk, DiskFile};
+use raft::eraftpb::Entry;
+use std::path::Path;
+
+/// Keeps the file and the record that were read last: the next ones are mostly there.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    file: Option<(u64, Box<dyn DiskFile>)>,
+    record: Option<(At, Vec<u8>)>,
+}
+
+impl Reader {
+    /// The entries of a run, from its first index on.
+    pub(super) fn entries(
+        &mut self,
+        disk: &dyn Disk,
+        folder: &Path,
+        place: Place,
+        (group, first, run): (GroupId, u64, Run),
+    ) -> Result<Vec<Entry>, LogError> {
+        let path = folder::segment(folder, run.at.segment);
+        let damaged = |reason: &str| LogError::damaged(&path, run.at.offset, reason);
+        self.load(disk, &path, run.at)?;
+        let bytes = self.record.as_ref().map_or(&[][..], |(_, bytes)| bytes);
+        let record = place.read(bytes, run.at.offset).map_err(damaged)?;
+        let jobs = job::decode(record.payload)
+            .ok_or_else(|| damaged("a sound record holds what is no list of jobs"))?;
+        // A later job of the record takes the place of what an earlier one appended.
+        let job = jobs.iter().rev().find(|job| {
+            let span = job.change.span.filter(|_| job.change.group == group);
+            span.is_some_and(|span| span.first <= first && first < span.end())
+        });
+        let entries = job
+            .and_then(job::Stored::entries)
+            .ok_or_else(|| damaged("a record has not the entries that it had"))?;
+        let skipped = first - entries.first().map_or(first, |entry| entry.index);
+        let wanted: Vec<Entry> = entries
+            .into_iter()
+            .skip(usize::try_from(skipped).unwrap_or(usize::MAX))
+            .take(usize::try_from(run.count).unwrap_or(usize::MAX))
+            .collect();
+        if wanted.len() as u64 != run.count {
+            return Err(damaged("a record has fewer entries than it had"));
+        }
+        Ok(wanted)
+    }
+
+    /// Files of segments before `first` are gone or have become others.
+    pub(super) fn forget_before(&mut self, first: u64) {
+        self.file = self.file.take().filter(|(number, _)| *number >= first);
+        self.record = self.record.take().filter(|(at, _)| at.segment >= first);
+    }
+
+    fn load(&mut self, disk: &dyn Disk, path: &Path, at: At) -> Result<(), LogError> {
+        if self.record.as_ref().is_some_and(|(of, _)| *of == at) {
+            return Ok(());
+        }
+        let failed = |error| LogError::io(path, "reading", &error);
+        self.record = None;
+        let file = match self.file.take() {
+            Some((number, file)) if number == at.segment => file,
+            _ => disk.open(path, Access::Read).map_err(failed)?,
+        };
+        let header = disk::read_up_to(&*file, at.offset, RECORD_HEADER_BYTES).map_err(failed)?;
+        // The length is checked with the record; until then it may be anything, but not more than the file has.
+        let payload_bytes = u32_at(&header, 4).unwrap_or(0);
+        let left = file.len().map_err(failed)?.saturating_sub(at.offset);
+        let record_bytes = (RECORD_HEADER_BYTES as u64 + u64::from(payload_bytes)).min(left);
+        let bytes = disk::read_up_to(&*file, at.offset, record_bytes as usize).map_err(failed)?;
+        self.file = Some((at.segment, file));
+        self.record = Some((at, bytes));
+        Ok(())
+    }
+}

@@ -1,0 +1,537 @@
+//! What a [`LogStore`] has to do, as tests that an implementer runs.
+
+use super::{Fault, History, Model, Random, SimDisk};
+use crate::GroupId;
+use crate::log::{LogError, LogJob, LogStore, StoredSnapshot, run_jobs};
+use crate::members::Identity;
+use raft::eraftpb::{Entry, HardState};
+use std::fmt;
+
+/// Random histories, and how many writes each has.
+const HISTORIES: u64 = 12;
+const HISTORY_WRITES: u64 = 60;
+
+/// Random histories with power failures.
+const POWER_FAILURES: u64 = 200;
+
+const GROUP: GroupId = GroupId(1);
+const OTHER: GroupId = GroupId(2);
+
+/// A store that the suite opens again and again. A new value is a store that was never written.
+pub trait Subject {
+    /// The store.
+    type Store: LogStore;
+
+    /// Opens the store. The one that was opened before is dropped by then.
+    ///
+    /// # Errors
+    /// As the store's.
+    fn open(&mut self) -> Result<Self::Store, LogError>;
+
+    /// The disk that the store is on, if it is on a simulated one. Only then are power failures and errors tested.
+    fn disk(&self) -> Option<&SimDisk> {
+        None
+    }
+}
+
+/// What the suite found out about a store that conforms. Displays as one line for each case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// Cases that passed.
+    pub passed: Vec<&'static str>,
+    /// Cases that need a [`SimDisk`].
+    pub skipped: Vec<&'static str>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for case in &self.passed {
+            writeln!(f, "{case}: ok")?;
+        }
+        for case in &self.skipped {
+            writeln!(f, "{case}: skipped, the store is not on a simulated disk")?;
+        }
+        Ok(())
+    }
+}
+
+/// How a store breaks the contract.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{case}: {reason}")]
+#[non_exhaustive]
+pub struct Violation {
+    /// The case.
+    pub case: &'static str,
+    /// What the store did, and what it should have done.
+    pub reason: String,
+}
+
+type Outcome = Result<(), String>;
+type Case<S> = (&'static str, fn(&mut Bench<S>) -> Outcome);
+
+/// Runs all cases, each on a store of its own that `make` makes.
+///
+/// ```
+/// use perf_raft::log::testing::{conformance, Subject};
+/// use perf_raft::{LogError, MemoryLog};
+///
+/// struct Memory(MemoryLog);
+///
+/// impl Subject for Memory {
+///     type Store = MemoryLog;
+///     fn open(&mut self) -> Result<MemoryLog, LogError> {
+///         Ok(self.0.clone())
+///     }
+/// }
+///
+/// let report = conformance(|| Memory(MemoryLog::restartable()))?;
+/// println!("{report}");
+/// # Ok::<(), perf_raft::log::testing::Violation>(())
+/// ```
+///
+/// # Errors
+/// The first [`Violation`].
+pub fn conformance<S: Subject>(mut make: impl FnMut() -> S) -> Result<Report, Violation> {
+    let cases: [Case<S>; 10] = [
+        ("a new store is empty", new_store),
+        ("jobs take effect in their order", order),
+        ("entries take the place of a tail", overwriting),
+        ("compacted entries are gone", compaction),
+        ("a snapshot counts once a job names it", snapshots),
+        ("a snapshot replaces the log", replacing),
+        ("groups do not see each other", groups),
+        ("a lone part of a job is kept", lone_parts),
+        ("a job that is not durable is there or not", unsynced),
+        ("random histories are read as written", histories),
+    ];
+    let on_a_disk: [Case<S>; 3] = [
+        ("a power failure loses nothing durable", power_failures),
+        ("a failed fsync is an error", failed_fsync),
+        ("a full disk is an error", full_disk),
+    ];
+    let mut report = Report {
+        passed: Vec::new(),
+        skipped: Vec::new(),
+    };
+    let has_disk = make().disk().is_some();
+    for (place, (case, run)) in cases.iter().chain(&on_a_disk).enumerate() {
+        if place >= cases.len() && !has_disk {
+            report.skipped.push(case);
+            continue;
+        }
+        // Power failures differ from store to store.
+        let rounds = if *case == on_a_disk[0].0 {
+            POWER_FAILURES
+        } else {
+            1
+        };
+        for round in 0..rounds {
+            let done = Bench::new(make(), round).and_then(|mut bench| run(&mut bench));
+            done.map_err(|reason| Violation { case, reason })?;
+        }
+        report.passed.push(case);
+    }
+    Ok(report)
+}
+
+/// A store under test beside the model.
+struct Bench<S: Subject> {
+    subject: S,
+    store: Option<S::Store>,
+    model: Model,
+    seed: u64,
+}
+
+impl<S: Subject> Bench<S> {
+    fn new(subject: S, seed: u64) -> Result<Self, String> {
+        let mut bench = Self {
+            subject,
+            store: None,
+            model: Model::default(),
+            seed,
+        };
+        bench.reopen()?;
+        Ok(bench)
+    }
+
+    fn reopen(&mut self) -> Outcome {
+        self.store = None;
+        let opened = self.subject.open();
+        self.store = Some(opened.map_err(|error| format!("it does not open: {error}"))?);
+        Ok(())
+    }
+
+    fn store(&mut self) -> Result<&mut S::Store, String> {
+        self.store.as_mut().ok_or_else(|| "it is closed".to_owned())
+    }
+
+    /// Writes as a node does, durably, and compares.
+    fn write(&mut self, jobs: Vec<LogJob>) -> Outcome {
+        let mut done = jobs.clone();
+        let last = jobs.iter().map(|job| job.sequence).max().unwrap_or(0);
+        let durable = run_jobs(self.store()?, &mut done)
+            .map_err(|error| format!("a write failed: {error}"))?;
+        if durable != last {
+            return Err(format!("{durable} is durable instead of {last}"));
+        }
+        self.model.apply(&jobs);
+        Ok(())
+    }
+
+    /// The store holds what the model does, now and after it is opened again.
+    fn check(&mut self) -> Outcome {
+        self.compare()?;
+        self.reopen()?;
+        self.compare()
+            .map_err(|reason| format!("after opening again, {reason}"))
+    }
+
+    fn compare(&mut self) -> Outcome {
+        let model = std::mem::take(&mut self.model);
+        let difference = self.difference(&model);
+        self.model = model;
+        difference?.map_or(Ok(()), Err)
+    }
+
+    fn difference(&mut self, model: &Model) -> Result<Option<String>, String> {
+        let store = self.store()?;
+        let failed = |error: LogError| format!("it cannot be read: {error}");
+        for group in model.groups() {
+            let loaded = store.load(group).map_err(failed)?;
+            if loaded.as_ref() != model.state(group) {
+                return Ok(Some(format!(
+                    "group {} is {loaded:?} instead of {:?}",
+                    group.0,
+                    model.state(group)
+                )));
+            }
+        }
+        let mut groups = store.groups().map_err(failed)?;
+        groups.sort_unstable();
+        let expected: Vec<GroupId> = model.groups().collect();
+        Ok((groups != expected)
+            .then(|| format!("`groups` says {groups:?} instead of {expected:?}")))
+    }
+}
+
+fn entries(indices: std::ops::RangeInclusive<u64>, term: u64) -> std::sync::Arc<Vec<Entry>> {
+    let entry = |index| Entry {
+        index,
+        term,
+        data: format!("entry {index} of term {term}").into_bytes().into(),
+        ..Entry::default()
+    };
+    indices.map(entry).collect::<Vec<_>>().into()
+}
+
+fn append(indices: std::ops::RangeInclusive<u64>, term: u64) -> LogJob {
+    LogJob {
+        sequence: *indices.end(),
+        group: GROUP,
+        entries: entries(indices, term),
+        hard_state: Some(hard_state(term)),
+        ..LogJob::default()
+    }
+}
+
+fn hard_state(term: u64) -> HardState {
+    HardState {
+        term,
+        vote: 2,
+        commit: 1,
+        ..HardState::default()
+    }
+}
+
+fn snapshot(index: u64, term: u64, data: &'static str) -> StoredSnapshot {
+    let mut snapshot = StoredSnapshot {
+        data: data.into(),
+        ..StoredSnapshot::default()
+    };
+    snapshot.members.founders = vec![1, 2, 3];
+    (snapshot.metadata.index, snapshot.metadata.term) = (index, term);
+    snapshot.metadata.mut_conf_state().voters = vec![1, 2, 3];
+    snapshot.metadata.mut_conf_state().learners = vec![4];
+    snapshot
+}
+
+fn record(index: u64, term: u64, data: &'static str) -> LogJob {
+    LogJob {
+        group: GROUP,
+        snapshot: Some(snapshot(index, term, data)),
+        ..LogJob::default()
+    }
+}
+
+fn compact(index: u64, term: u64) -> LogJob {
+    LogJob {
+        group: GROUP,
+        compacted: Some((index, term)),
+        ..LogJob::default()
+    }
+}
+
+fn identity() -> LogJob {
+    LogJob {
+        group: GROUP,
+        identity: Some(Identity {
+            node: 3,
+            incarnation: 77,
+        }),
+        ..LogJob::default()
+    }
+}
+
+fn new_store<S: Subject>(bench: &mut Bench<S>) -> Outcome {
+    for _ in 0..2 {
+        let loaded = bench.store()?.load(GROUP);
+        if loaded != Ok(None) {
+            return Err(format!("a group that was never written is {loaded:?}"));
+        }
+        bench.check()?;
+    }
+    Ok(())
+}
+
+fn order<S: Subject>(bench: &mut Bench<S>) -> Outcome {
+    bench.write(vec![append(1..=3, 1), append(4..=6, 1)])?;
+    bench.check()?;
+    // Each of these undoes a part of the one before.
+    bench.write(vec![append(7..=9, 1), append(8..=8, 2), append(8..=10, 3)])?;
+    bench.check()?;
+    bench.write(vec![append(11..=14, 3), compact(12, 3), append(13..=13, 4)])?;
+    bench.check()
+}
+
+fn overwriting<S: Subject>(bench: &mut Bench<S>) -> Outcome {
+    bench.write(vec![append(1..=8, 1)])?;
+    for (first, term) in [(8, 2), (5, 3), (2, 4), (1, 5)] {
+        bench.write(vec![append(first..=first + 1, term)])?;
+        bench.check()?;
+        bench.write(vec![append(first + 2..=first + 3, term)])?;
+    }
+    bench.check()
+}
+
+fn compaction<S: Subject>(bench: &mut Bench<S>) -> Outcome {
+    bench.write(vec![identity(), append(1..=8, 1)])?;
+    bench.write(vec![compact(3, 1)])?;
+    bench.check()?;
+    // What is gone stays gone.
+    bench.write(vec![compact(2, 1)])?;
+    bench.check()?;
+    bench.write(vec![compact(8, 1)])?;
+    bench.check()?;
+    bench.write(vec![append(9..=10, 2)])?;
+    bench.check()
+}
+
+fn snapshots<S: Subject>(bench: &mut Bench<S>) -> Outcome {
+    bench.write(vec![identity(), append(1..=8, 1), record(4, 1, "first")])?;
+    bench.check()?;
+    // Not named by a job: the other one counts, although it has the same index.
+    let stray = snapshot(4, 1, "stray");
+    let saved = bench.store()?.save_snapshot(GROUP, &stray);
+    saved.map_err(|error| format!("a snapshot cannot be saved: {error}"))?;
+    bench.check()?;
+    bench.write(vec![record(4, 1, "third")])?;
+    bench.check()?;
+    bench.write(vec![record(5, 1, ""), record(6, 1, "last"), compact(6, 1)])?;
+    bench.check()
+}
+
+fn replacing<S: Subject>(bench: &mut Bench<S>) -> Outcome {
+    bench.write(vec![identity(), append(1..=8, 3)])?;
+    for index in [20, 30] {
+        let replace = LogJob {
+            replaces_log: true,
+            ..record(index, 4, "of the leader")
+        };
+        bench.write(vec![replace])?;
+        bench.check()?;
+        bench.write(vec![append(index + 1..=index + 3, 4)])?;
+        bench.check()?;
+    }
+    // All in one, in the order of the fields; entries beyond the snapshot go too.
+    let replace = LogJob {
+        replaces_log: true,
+        entries: entries(33..=34, 5),
+        hard_state: Some(hard_state(5)),
+        ..record(32, 5, "of the next leader")
+    };
+    bench.write(vec![append(34..=40, 4), replace])?;
+    bench.check()
+}
+
+fn groups<S: Subject>(bench: &mut Bench<S>) -> Outcome {
+    let of_the_other = |job: LogJob| LogJob {
+        group: OTHER,
+        ..job
+    };
+    bench.write(vec![append(1..=5, 1), of_the_other(append(1..=2, 7))])?;
+    bench.check()?;
+    bench.write(vec![
+        compact(2, 1),
+        of_the_other(append(3..=9, 7)),
+        of_the_other(record(3, 7, "the other's")),
+        record(4, 1, "its own"),
+    ])?;
+    bench.check()?;
+    let loaded = bench.store()?.load(GroupId(3));
+    match loaded {
+        Ok(None) => Ok(()),
+        loaded => Err(format!("a group that was never written is {loaded:?}")),
+    }
+}
+
+fn lone_parts<S: Subject>(bench: &mut Bench<S>) -> Outcome {
+    bench.write(vec![identity()])?;
+    bench.check()?;
+    let vote = LogJob {
+        group: GROUP,
+        hard_state: Some(hard_state(9)),
+        ..LogJob::default()
+    };
+    bench.write(vec![vote])?;
+    bench.check()?;
+    let mut special = Entry {
+        index: 1,
+        term: 9,
+        context: b"context"[..].into(),
+        sync_log: true,
+        ..Entry::default()
+    };
+    special.set_entry_type(raft::eraftpb::EntryType::EntryConfChangeV2);
+    let empty = Entry {
+        index: 2,
+        term: 9,
+        ..Entry::default()
+    };
+    let entries = LogJob {
+        group: GROUP,
+        entries: vec![special, empty].into(),
+        ..LogJob::default()
+    };
+    bench.write(vec![entries])?;
+    bench.check()
+}
+
+fn unsynced<S: Subject>(bench: &mut Bench<S>) -> Outcome {
+    bench.write(vec![append(1..=3, 1)])?;
+    let jobs = [append(4..=5, 1), append(5..=6, 2)];
+    let written = bench.store()?.write(&jobs, false);
+    written.map_err(|error| format!("a write failed: {error}"))?;
+    bench.model.apply(&jobs);
+    bench.compare()?;
+    bench.write(vec![append(7..=8, 2)])?;
+    bench.check()
+}
+
+fn histories<S: Subject>(bench: &mut Bench<S>) -> Outcome {
+    // One store for all: each group of a history continues what the one before left.
+    for seed in 0..HISTORIES {
+        let mut history = History::new(seed, 4, 120);
+        for write in 0..HISTORY_WRITES {
+            let jobs = history.next_jobs(&bench.model);
+            bench.write(jobs)?;
+            if write % 20 == 19 {
+                bench
+                    .check()
+                    .map_err(|reason| format!("history {seed}, write {write}: {reason}"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The power fails at a random moment, some times in a row. Writes that were durable are there, and of the one under way all or nothing
+/// or the first jobs.
+fn power_failures<S: Subject>(bench: &mut Bench<S>) -> Outcome {
+    let mut random = Random::new(bench.seed);
+    let mut history = History::new(bench.seed, 2, 120);
+    for _ in 0..4 {
+        let disk = bench.subject.disk().cloned();
+        let disk = disk.ok_or("there is no simulated disk")?;
+        disk.crash_after(1 + random.below(60));
+        let mut under_way = Vec::new();
+        // A store that never touches its disk would go on for ever.
+        for _ in 0..10_000 {
+            let jobs = history.next_jobs(&bench.model);
+            let mut done = jobs.clone();
+            if run_jobs(bench.store()?, &mut done).is_err() {
+                under_way = jobs;
+                break;
+            }
+            if disk.is_off() {
+                return Err("a write succeeds although the power is off".to_owned());
+            }
+            bench.model.apply(&jobs);
+        }
+        if under_way.is_empty() {
+            return Err("it writes nothing to its disk".to_owned());
+        }
+        bench.store = None;
+        disk.crash();
+        bench.reopen()?;
+        bench.settle(&under_way)?;
+    }
+    Ok(())
+}
+
+impl<S: Subject> Bench<S> {
+    /// Finds out how much of a write that failed is there.
+    fn settle(&mut self, under_way: &[LogJob]) -> Outcome {
+        let mut model = self.model.clone();
+        let mut first = None;
+        for jobs in 0..=under_way.len() {
+            if jobs > 0 {
+                model.apply(&under_way[jobs - 1..jobs]);
+            }
+            match self.difference(&model)? {
+                None => {
+                    self.model = model;
+                    return Ok(());
+                }
+                Some(difference) => first = first.or(Some(difference)),
+            }
+        }
+        Err(format!(
+            "after a power failure, {}",
+            first.unwrap_or_default()
+        ))
+    }
+
+    /// A fault makes a write fail, and what was durable before is there after a power failure.
+    fn fail(&mut self, fault: Fault) -> Outcome {
+        let mut history = History::new(5, 2, 120);
+        for _ in 0..10 {
+            let jobs = history.next_jobs(&self.model);
+            self.write(jobs)?;
+        }
+        let disk = self.subject.disk().cloned();
+        let disk = disk.ok_or("there is no simulated disk")?;
+        let before = self.model.clone();
+        disk.fail(fault);
+        let jobs = history.next_jobs(&self.model);
+        let mut done = jobs.clone();
+        if run_jobs(self.store()?, &mut done).is_ok() {
+            return Err(format!(
+                "a write succeeds although the disk fails: {fault:?}"
+            ));
+        }
+        self.store = None;
+        disk.crash();
+        self.model = before;
+        self.reopen()?;
+        self.settle(&jobs)
+    }
+}
+
+fn failed_fsync<S: Subject>(bench: &mut Bench<S>) -> Outcome {
+    bench.fail(Fault::Sync)
+}
+
+fn full_disk<S: Subject>(bench: &mut Bench<S>) -> Outcome {
+    bench.fail(Fault::Full)
+}
