@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use perf_raft::{
-    ChannelNetwork, Command, EngineLog, ProposeError, RaftHandle, RaftNode, RaftOptions,
+    ChannelNetwork, Command, ProposeError, RaftHandle, RaftNode, RaftOptions, SegmentLog,
     StateMachine, StateMachineError,
 };
 use std::collections::BTreeMap;
@@ -89,7 +89,7 @@ fn start(id: u64, folder: &Path, network: &ChannelNetwork) -> Result<Node, Box<d
     let kv = Kv::default();
     let mut options = RaftOptions::default();
     options.tick = Duration::from_millis(20);
-    let log = EngineLog::open(folder.join(id.to_string()))?;
+    let log = SegmentLog::open(folder.join(id.to_string()))?;
     let node = RaftNode::builder(id)
         .log_store(log)
         .transport(network.transport(id))

@@ -1,10 +1,10 @@
-//! What a durable write costs: `SegmentLog`, `EngineLog`, and a bare file with `pwrite` and `fdatasync`; `none` makes the jobs and keeps nothing.
+//! What a durable write costs: `SegmentLog` and a bare file with `pwrite` and `fdatasync`; `none` makes the jobs and keeps nothing.
 //!
 //! `cargo run --release -p perf-raft --example log_cost -- segment 2000 256 128` makes 2000 writes of 256 entries of 128 bytes each, in jobs of 16
 //! entries, and prints the time of one. For instructions: `perf stat -e instructions:u` of this and of a run with twice as many writes.
 
 use perf_raft::log::{LogJob, LogStore, SegmentLog, run_jobs};
-use perf_raft::{EngineLog, GroupId, LogError, MemoryLog};
+use perf_raft::{GroupId, LogError, MemoryLog};
 use raft::eraftpb::{Entry, HardState};
 use std::error::Error;
 use std::fs::File;
@@ -21,9 +21,7 @@ const WRITES_PER_COMPACTION: u64 = 100;
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [kind, numbers @ ..] = &arguments[..] else {
-        return Err(
-            "say `segment`, `engine`, `wal` or `none`, then writes, entries and bytes".into(),
-        );
+        return Err("say `segment`, `wal` or `none`, then writes, entries and bytes".into());
     };
     let number = |place: usize, default: u64| -> Result<u64, std::num::ParseIntError> {
         numbers.get(place).map_or(Ok(default), |text| text.parse())
@@ -32,16 +30,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
     let mut log: Box<dyn LogStore> = match kind.as_str() {
         "segment" => Box::new(SegmentLog::open(folder.path())?),
-        "engine" => Box::new(EngineLog::open(folder.path())?),
         "none" => Box::new(MemoryLog::new()),
         "wal" => {
             let all = writes * entries * bytes;
             return wal(&folder.path().join("wal"), all, writes, entries * bytes);
         }
         _ => {
-            return Err(
-                format!("there is no `{kind}`: `segment`, `engine`, `wal` or `none`").into(),
-            );
+            return Err(format!("there is no `{kind}`: `segment`, `wal` or `none`").into());
         }
     };
     let start = Instant::now();

@@ -22,9 +22,13 @@ mod transport;
 
 pub use crate::core::{MembershipChange, Peer, RaftReport, Trouble};
 pub use error::{LeaderHint, ProposeError, ReadError, StartError, StopReason};
+pub use log::{LogError, LogStore, MemoryLog, SharedLog};
 #[cfg(feature = "durable")]
-pub use log::{EngineLog, EngineLogOptions};
-pub use log::{LogError, LogStore, MemoryLog};
+pub use log::{OnDamage, SegmentLog, SegmentLogOptions};
+/// The former name of the log on disk.
+#[cfg(feature = "durable")]
+#[doc(hidden)]
+pub use log::{SegmentLog as EngineLog, SegmentLogOptions as EngineLogOptions};
 pub use members::{Identity, Member, MemberRole, Members};
 #[cfg(feature = "metrics")]
 pub use metrics::{RaftMetrics, Stage};

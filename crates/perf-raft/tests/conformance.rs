@@ -6,7 +6,7 @@ mod redb_store;
 
 use perf_raft::log::testing::{Report, SimDisk, Subject, Violation, conformance};
 use perf_raft::log::{LogJob, LogState, SegmentLog, SegmentLogOptions, StoredSnapshot};
-use perf_raft::{EngineLog, GroupId, LogError, LogStore, MemoryLog};
+use perf_raft::{GroupId, LogError, LogStore, MemoryLog};
 use redb_store::RedbLog;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,16 +19,6 @@ impl Subject for Memory {
 
     fn open(&mut self) -> Result<MemoryLog, LogError> {
         Ok(self.0.clone())
-    }
-}
-
-struct Engine(TempDir);
-
-impl Subject for Engine {
-    type Store = EngineLog;
-
-    fn open(&mut self) -> Result<EngineLog, LogError> {
-        EngineLog::open(self.0.path())
     }
 }
 
@@ -94,11 +84,6 @@ fn passes(report: Result<Report, Violation>, has_disk: bool) {
 #[test]
 fn the_log_in_memory_conforms() {
     passes(conformance(|| Memory(MemoryLog::restartable())), false);
-}
-
-#[test]
-fn the_log_by_raft_engine_conforms() {
-    passes(conformance(|| Engine(folder())), false);
 }
 
 #[test]

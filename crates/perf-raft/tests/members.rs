@@ -6,8 +6,9 @@ mod common;
 use bytes::Bytes;
 use common::{Cluster, Map, options};
 use perf_raft::{
-    ChannelNetwork, EngineLog, GroupId, LogStore, Member, MemberRole, MembershipChange, MemoryLog,
-    ProposeError, RaftHandle, RaftNode, StartError, Trouble,
+    ChannelNetwork, GroupId, LogError, LogStore, Member, MemberRole, MembershipChange, MemoryLog,
+    OnDamage, ProposeError, RaftHandle, RaftNode, SegmentLog, SegmentLogOptions, StartError,
+    Trouble,
 };
 use std::path::Path;
 use std::time::Duration;
@@ -31,8 +32,8 @@ async fn start(
     Ok((node, map))
 }
 
-fn folder(root: &Path, id: u64) -> EngineLog {
-    EngineLog::open(root.join(id.to_string())).expect("a sound log")
+fn folder(root: &Path, id: u64) -> SegmentLog {
+    SegmentLog::open(root.join(id.to_string())).expect("a sound log")
 }
 
 async fn leader<'a>(nodes: &[&'a RaftHandle]) -> &'a RaftHandle {
@@ -363,4 +364,107 @@ async fn members_learn_where_the_others_are_and_that_one_has_moved() {
         too_long,
         Err(StartError::Options { option: "address", reason }) if reason.contains("261") && reason.contains("260")
     ));
+}
+
+/// Flips a byte of the log's first record.
+fn damage(folder: &Path) {
+    let segments = std::fs::read_dir(folder).expect("the log's folder");
+    let segment = segments
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|name| name == "segment"))
+        .expect("there is one");
+    let mut bytes = std::fs::read(&segment).expect("a file");
+    bytes[512 + 40] ^= 1;
+    std::fs::write(&segment, bytes).expect("a file");
+}
+
+fn rejoining(folder: &Path) -> Result<SegmentLog, LogError> {
+    let mut options = SegmentLogOptions::default();
+    options.segment_bytes = 1024 * 1024;
+    options.on_damage = OnDamage::Rejoin;
+    SegmentLog::open_with(folder, &options)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_log_is_damaged_says_so_and_joins_again() {
+    let root = TempDir::new().expect("a folder");
+    let network = ChannelNetwork::new();
+    let voters = [1, 2, 3];
+    let mut nodes = Vec::new();
+    for id in voters {
+        let log = folder(root.path(), id);
+        nodes.push(start(id, &network, log, &voters).await.expect("it starts"));
+    }
+    let handles: Vec<&RaftHandle> = nodes.iter().map(|(node, _)| node).collect();
+    let first = leader(&handles).await;
+    for number in 0..20 {
+        let command = Bytes::from(format!("k{number} v"));
+        first.propose(command).await.expect("all are there");
+    }
+    let victim = if first.id() == 2 { 3 } else { 2 };
+    let old = first.membership()[victim as usize - 1].incarnation;
+    nodes[victim as usize - 1].0.shutdown().await;
+    let its_folder = root.path().join(victim.to_string());
+    damage(&its_folder);
+
+    let refused = SegmentLog::open(&its_folder).expect_err("it is damaged");
+    assert!(refused.is_damage(), "{refused}");
+    let log = rejoining(&its_folder).expect("it begins anew");
+    let healed = log.healed().expect("it was damaged");
+    assert_eq!(healed.damage, refused);
+    assert!(healed.aside.is_dir());
+    let (node, map) = start(victim, &network, log, &voters)
+        .await
+        .expect("it starts");
+    let says_so = |node: &RaftHandle| {
+        let troubles = node.report().troubles;
+        troubles
+            .iter()
+            .any(|trouble| matches!(trouble, Trouble::LogBegunAnew { damage } if damage.contains("damaged-1")))
+    };
+    until("it says what it found", || says_so(&node)).await;
+    until("it votes again as another", || {
+        node.membership().iter().any(|member| {
+            member.id == victim && member.role == MemberRole::Voter && member.incarnation != old
+        })
+    })
+    .await;
+    until("it has everything", || has(&map, "k19")).await;
+    until("it is well", || node.report().troubles.is_empty()).await;
+    nodes[victim as usize - 1] = (node, map);
+    for (node, _) in &nodes {
+        node.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_log_of_a_group_of_one_is_never_given_up() {
+    let root = TempDir::new().expect("a folder");
+    let network = ChannelNetwork::new();
+    let (node, _) = start(1, &network, folder(root.path(), 1), &[1])
+        .await
+        .expect("it starts");
+    leader(&[&node]).await;
+    for number in 0..20 {
+        let command = Bytes::from(format!("k{number} v"));
+        node.propose(command).await.expect("it is alone");
+    }
+    node.snapshot().await.expect("it makes one");
+    for number in 0..20 {
+        let command = Bytes::from(format!("k{number} w"));
+        node.propose(command).await.expect("it is alone");
+    }
+    node.shutdown().await;
+    let its_folder = root.path().join("1");
+    let segment = its_folder.join("0000000000000001.segment");
+    let mut bytes = std::fs::read(&segment).expect("a file");
+    let end = bytes
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .expect("it is used");
+    bytes[end - 400] ^= 1;
+    std::fs::write(&segment, bytes).expect("a file");
+    let refused = rejoining(&its_folder).expect_err("nobody could take it in again");
+    assert!(refused.is_damage(), "{refused}");
+    assert!(!its_folder.join("damaged-1").exists());
 }

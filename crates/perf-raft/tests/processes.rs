@@ -5,8 +5,8 @@
 
 use bytes::Bytes;
 use perf_raft::{
-    Command, DeliverError, EngineLog, Inbox, OutboundMessage, ProposeError, RaftHandle, RaftNode,
-    RaftOptions, SendError, StateMachine, StateMachineError, Transport,
+    Command, DeliverError, Inbox, OutboundMessage, ProposeError, RaftHandle, RaftNode, RaftOptions,
+    SegmentLog, SendError, StateMachine, StateMachineError, Transport,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::env;
@@ -162,7 +162,7 @@ fn node_process() {
         options.tick = Duration::from_millis(20);
         options.snapshot_entries = 500;
         options.log_entries_kept = 50;
-        let log = EngineLog::open(Path::new(&folder).join(id.to_string())).expect("a sound log");
+        let log = SegmentLog::open(Path::new(&folder).join(id.to_string())).expect("a sound log");
         let handle = RaftNode::builder(id)
             .log_store(log)
             .transport(Tcp::new(id, &ports))

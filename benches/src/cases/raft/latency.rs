@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use perf_raft::{EngineLog, RaftHandle};
+use perf_raft::{SegmentLog, RaftHandle};
 use tempfile::TempDir;
 
 use super::ours::{cluster, leader, options};
@@ -80,7 +80,7 @@ async fn run(clients: u64, time: Duration) -> Result<Outcome, String> {
     let folder = TempDir::new().map_err(|error| error.to_string())?;
     let options = options();
     let nodes = cluster(&options, |id| {
-        Box::new(EngineLog::open(folder.path().join(id.to_string())).expect("a fresh folder"))
+        Box::new(SegmentLog::open(folder.path().join(id.to_string())).expect("a fresh folder"))
     });
     let nodes = nodes.await;
     let leader = leader(&nodes).await;

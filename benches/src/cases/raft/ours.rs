@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use perf_raft::{
-    ApplyMode, ChannelNetwork, Command, EngineLog, LogStore, MemoryLog, RaftHandle, RaftNode,
+    ApplyMode, ChannelNetwork, Command, SegmentLog, LogStore, MemoryLog, RaftHandle, RaftNode,
     RaftOptions, StateMachine, StateMachineError,
 };
 use tempfile::TempDir;
@@ -113,7 +113,7 @@ pub(super) fn memory<const CLIENTS: u64>() -> Run {
 pub(super) fn durable<const CLIENTS: u64>() -> Run {
     let folder = TempDir::new().expect("a temporary folder");
     let mut run = prepare(CLIENTS, |id| {
-        Box::new(EngineLog::open(folder.path().join(id.to_string())).expect("a fresh folder"))
+        Box::new(SegmentLog::open(folder.path().join(id.to_string())).expect("a fresh folder"))
     });
     // The folder lives as long as the path.
     Box::new(move |iters| {

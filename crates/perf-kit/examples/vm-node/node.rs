@@ -9,7 +9,7 @@ use perf_kit::metrics::node::{Operation, Outcome as Ended};
 use perf_kit::metrics::{BoundHistogram, NodeMetrics, Registry, prometheus};
 use perf_kit::pool::BufferGuard;
 use perf_kit::raft::{
-    ApplyMode, EngineLog, LeaderHint, MemberRole, MembershipChange, ProposeError, RaftHandle,
+    ApplyMode, SegmentLog, LeaderHint, MemberRole, MembershipChange, ProposeError, RaftHandle,
     RaftNode, RaftOptions, RaftReport, RaftService, ReadError,
 };
 use perf_kit::transport::{Router, Security, Transport};
@@ -89,7 +89,7 @@ impl FastNode {
         raft_options.lease_reads = true;
         raft_options.apply = ApplyMode::Inline;
         let mut builder = RaftNode::builder(options.id)
-            .log_store(EngineLog::open(&options.data)?)
+            .log_store(SegmentLog::open(&options.data)?)
             .transport(service.transport(transport.clone()))
             .state_machine(machine)
             .options(raft_options);

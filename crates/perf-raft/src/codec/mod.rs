@@ -120,13 +120,6 @@ pub(crate) fn entry_len_max(entry: &Entry) -> usize {
     44 + entry.data.len() + entry.context.len()
 }
 
-/// Appends an entry to `bytes`, as raft's codec writes it.
-#[cfg(feature = "durable")]
-pub(crate) fn encode_entry(entry: &Entry, bytes: &mut Vec<u8>) {
-    bytes.reserve(encode::entry_len(entry));
-    encode::put_entry(&mut Writer::new(bytes), entry);
-}
-
 /// Appends the message to `buf`: one copy of each payload, no allocation of its own.
 ///
 /// Fields that raft's codec would not know are not written.

@@ -118,18 +118,6 @@ pub(crate) struct ConfChange {
     pub(crate) id: u64,
 }
 
-/// What `EngineLog` keeps beside the entries.
-#[cfg(feature = "durable")]
-#[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct HardState {
-    #[prost(uint64, tag = "1")]
-    pub(crate) term: u64,
-    #[prost(uint64, tag = "2")]
-    pub(crate) vote: u64,
-    #[prost(uint64, tag = "3")]
-    pub(crate) commit: u64,
-}
-
 /// A part of a snapshot on its way to a peer.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct SnapshotChunk {

@@ -232,6 +232,7 @@ pub struct Core<T> {
     /// The index of the snapshot that the state machine is being restored from.
     restoring: Option<u64>,
     incarnation: u64,
+    log_damage: Option<Arc<str>>,
     /// Memberships by the index they hold from.
     configurations: VecDeque<Configuration>,
     /// The first table of members and its index, once it is in the log and as long as it is not applied.
@@ -400,6 +401,7 @@ impl<T> Core<T> {
             restoring: None,
             defect: None,
             incarnation,
+            log_damage: None,
             configurations: configuration.into_iter().collect(),
             first_table: None,
             cluster_now: 0,

@@ -70,6 +70,11 @@ pub enum Trouble {
         /// Bytes that the peer takes.
         limit: usize,
     },
+    /// The log was damaged when the node started, and began anew. It stays until the leader has taken the node in again.
+    LogBegunAnew {
+        /// What was found, and where the files are.
+        damage: Arc<str>,
+    },
     /// The state machine makes no snapshot, so the log grows.
     NoSnapshot {
         /// Why.
@@ -95,6 +100,10 @@ impl fmt::Display for Trouble {
             Self::FrameTooLong { peer, bytes, limit } => write!(
                 f,
                 "node {peer} takes frames of {limit} bytes and needs an entry in one of {bytes}: raise its transport's bound to that of the others and restart it"
+            ),
+            Self::LogBegunAnew { damage } => write!(
+                f,
+                "the log was damaged and began anew, until the leader has taken this node in again: {damage}"
             ),
             Self::NoSnapshot { reason } => write!(f, "no snapshot can be made, so the log grows: {reason}"),
         }
@@ -142,6 +151,19 @@ impl<T> Core<T> {
         peers.sort_unstable_by_key(|peer| peer.id);
     }
 
+    /// Says in the report that the log was damaged and began anew.
+    pub fn set_log_damage(&mut self, damage: String) {
+        self.log_damage = Some(damage.into());
+    }
+
+    /// Whether the group knows this node as what it is, and lets it vote.
+    fn is_taken_in(&self) -> bool {
+        self.configuration().is_some_and(|now| {
+            now.state.voters.contains(&self.id)
+                && now.members.incarnation(self.id) == Some(self.incarnation)
+        })
+    }
+
     fn troubles(&self) -> Vec<Trouble> {
         let mut troubles = Vec::new();
         if self.is_leader() && !self.is_formed() {
@@ -169,6 +191,11 @@ impl<T> Core<T> {
                 .filter(|_| self.is_leader())
                 .map(|(peer, bytes, limit)| Trouble::FrameTooLong { peer, bytes, limit }),
         );
+        if let Some(damage) = self.log_damage.as_ref().filter(|_| !self.is_taken_in()) {
+            troubles.push(Trouble::LogBegunAnew {
+                damage: Arc::clone(damage),
+            });
+        }
         if let Some(reason) = self.snapshot_failure() {
             troubles.push(Trouble::NoSnapshot {
                 reason: Arc::clone(reason),

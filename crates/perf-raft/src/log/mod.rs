@@ -2,8 +2,6 @@
 
 #[cfg(feature = "durable")]
 pub mod disk;
-#[cfg(feature = "durable")]
-mod engine;
 mod memory;
 mod runner;
 #[cfg(feature = "durable")]
@@ -12,12 +10,10 @@ mod shared;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-#[cfg(feature = "durable")]
-pub use engine::{EngineLog, EngineLogOptions};
 pub use memory::MemoryLog;
 pub use runner::run_jobs;
 #[cfg(feature = "durable")]
-pub use segment::{DiskUse, SegmentLog, SegmentLogOptions};
+pub use segment::{DiskUse, Healed, OnDamage, SegmentLog, SegmentLogOptions};
 #[cfg(feature = "cli")]
 pub use segment::{GroupInfo, LogInfo, Repair, SegmentInfo};
 pub use shared::SharedLog;
@@ -132,6 +128,11 @@ pub trait LogStore: Send + 'static {
     fn is_volatile(&self) -> bool {
         false
     }
+
+    /// Damage for which the store began anew, in words: a node on it joins its group again, and says why in its report.
+    fn damage(&self) -> Option<String> {
+        None
+    }
 }
 
 impl LogStore for Box<dyn LogStore> {
@@ -153,6 +154,10 @@ impl LogStore for Box<dyn LogStore> {
 
     fn is_volatile(&self) -> bool {
         self.as_ref().is_volatile()
+    }
+
+    fn damage(&self) -> Option<String> {
+        self.as_ref().damage()
     }
 }
 

@@ -154,4 +154,8 @@ impl LogStore for SharedLog {
     fn is_volatile(&self) -> bool {
         self.shared.is_volatile
     }
+
+    fn damage(&self) -> Option<String> {
+        self.shared.store.lock().damage()
+    }
 }

@@ -225,6 +225,9 @@ impl RaftNodeBuilder {
         };
         let mut core = Core::new(config, state)?;
         core.set_address(self.address);
+        if let Some(damage) = log.damage() {
+            core.set_log_damage(damage);
+        }
         let mailbox = Arc::new(Mailbox::new(id, group, &options));
         let shared = Arc::new(NodeShared::new(Arc::clone(&mailbox)));
         let inbox = Inbox {

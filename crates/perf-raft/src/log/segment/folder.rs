@@ -80,7 +80,7 @@ impl Names {
             None => Ok(()),
             Some(name) => Err(LogError::Unsupported {
                 reason: format!(
-                    "{} holds a log of raft-engine ({name}): open it with `EngineLog`, or choose another folder",
+                    "{} holds a log of raft-engine ({name}), which this version does not read: choose another folder, and the node joins its group again",
                     folder.display()
                 ),
             }),

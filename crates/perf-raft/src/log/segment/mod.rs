@@ -2,6 +2,7 @@
 
 mod folder;
 mod format;
+mod heal;
 mod index;
 #[cfg(feature = "cli")]
 mod inspect;
@@ -13,6 +14,7 @@ mod repair;
 mod survey;
 mod writer;
 
+pub use heal::{Healed, OnDamage};
 #[cfg(feature = "cli")]
 pub use inspect::{GroupInfo, LogInfo, SegmentInfo};
 #[cfg(feature = "cli")]
@@ -52,12 +54,15 @@ pub struct SegmentLogOptions {
     ///
     /// The log takes at most twice the bytes that count and nine segments.
     pub segment_bytes: u64,
+    /// What happens if the log is damaged: [`OnDamage::Refuse`] by default.
+    pub on_damage: OnDamage,
 }
 
 impl Default for SegmentLogOptions {
     fn default() -> Self {
         Self {
             segment_bytes: 32 * 1024 * 1024,
+            on_damage: OnDamage::Refuse,
         }
     }
 }
@@ -106,6 +111,7 @@ pub struct SegmentLog {
     /// Files of snapshots that do not count once all is durable.
     obsolete: Vec<(GroupId, u64)>,
     poison: Option<LogError>,
+    healed: Option<Healed>,
     _lock: Box<dyn Send>,
 }
 
@@ -158,7 +164,14 @@ impl SegmentLog {
         let folder = folder.as_ref().to_owned();
         let lock = lock(&*disk, &folder)?;
         let mut survey = Survey::default();
-        survey.read(&*disk, &folder, &mut |_, _, _| {})?;
+        let mut read = survey.read(&*disk, &folder, &mut |_, _, _| {});
+        if options.on_damage == OnDamage::Rejoin {
+            read = read.and_then(|()| Self::check_snapshots(&*disk, &folder, &survey));
+        }
+        if let Err(damage) = read {
+            drop(lock);
+            return Self::begin_anew(disk, &folder, options, damage, &survey);
+        }
         let mut log = Self {
             disk,
             folder,
@@ -178,6 +191,7 @@ impl SegmentLog {
             saved: Vec::new(),
             obsolete: Vec::new(),
             poison: None,
+            healed: None,
             _lock: lock,
         };
         if let Some(unconfirmed) = &survey.unconfirmed {
@@ -440,6 +454,15 @@ impl LogStore for SegmentLog {
 
     fn groups(&mut self) -> Result<Vec<GroupId>, LogError> {
         Ok(self.index.groups().keys().copied().collect())
+    }
+
+    fn damage(&self) -> Option<String> {
+        let healed = self.healed.as_ref()?;
+        Some(format!(
+            "{} (its files are in {})",
+            healed.damage,
+            healed.aside.display()
+        ))
     }
 }
 
