@@ -1,31 +1,109 @@
-//! A disk that loses what was not synced.
+//! A disk that loses what was not synced: a model of a log, or the real log on a simulated disk.
 
 use super::random::Random;
 use bytes::Bytes;
+#[cfg(feature = "testing")]
+use perf_raft::log::SegmentLog;
+#[cfg(feature = "testing")]
+use perf_raft::log::testing;
 use perf_raft::log::{LogJob, LogState, StoredSnapshot};
 use perf_raft::{GroupId, Identity, LogError, LogStore};
 use std::collections::BTreeMap;
 
-/// What is durable, and what was written since the last sync.
-pub(crate) struct SimDisk {
-    durable: LogState,
-    snapshots: BTreeMap<(u64, u64), Bytes>,
-    unsynced: Vec<LogJob>,
-    pub(crate) fail_next_sync: bool,
+/// A node's disk with its log.
+pub(crate) enum SimDisk {
+    Model(ModelDisk),
+    #[cfg(feature = "testing")]
+    Real(RealLog),
 }
 
 impl SimDisk {
-    /// A new disk, of a node that was never there.
-    pub(crate) fn new(state: LogState, identity: Identity) -> Self {
+    /// A new disk, of a node that was never there. With `real_seed` the real log, on a disk with that seed, if it is compiled in.
+    pub(crate) fn new(state: LogState, identity: Identity, real_seed: Option<u64>) -> Self {
         let state = LogState {
             identity: Some(identity),
             ..state
         };
+        match real_seed {
+            #[cfg(feature = "testing")]
+            Some(seed) => Self::Real(RealLog::new(state, seed)),
+            _ => Self::Model(ModelDisk::new(state)),
+        }
+    }
+
+    pub(crate) fn write_unsynced(&mut self, jobs: &[LogJob]) {
+        match self {
+            Self::Model(disk) => disk.write_unsynced(jobs),
+            #[cfg(feature = "testing")]
+            Self::Real(log) => log.write_unsynced(jobs),
+        }
+    }
+
+    /// The power fails. Returns how many jobs were lost, as far as that is known.
+    pub(crate) fn crash(&mut self, chance: u64) -> u64 {
+        match self {
+            Self::Model(disk) => disk.crash(chance),
+            #[cfg(feature = "testing")]
+            Self::Real(log) => log.crash(),
+        }
+    }
+
+    /// Which node it is of.
+    pub(crate) fn incarnation(&self) -> u64 {
+        let identity = match self {
+            Self::Model(disk) => disk.durable.identity,
+            #[cfg(feature = "testing")]
+            Self::Real(log) => Some(log.identity),
+        };
+        identity.map_or(0, |identity| identity.incarnation)
+    }
+
+    pub(crate) fn fail_next_sync(&mut self) {
+        match self {
+            Self::Model(disk) => disk.fails_next_sync = true,
+            #[cfg(feature = "testing")]
+            Self::Real(log) => log.disk.fail(testing::Fault::Sync),
+        }
+    }
+
+    fn store(&mut self) -> &mut dyn LogStore {
+        match self {
+            Self::Model(disk) => disk,
+            #[cfg(feature = "testing")]
+            Self::Real(log) => log,
+        }
+    }
+}
+
+impl LogStore for SimDisk {
+    fn load(&mut self, group: GroupId) -> Result<Option<LogState>, LogError> {
+        self.store().load(group)
+    }
+
+    fn save_snapshot(&mut self, group: GroupId, snapshot: &StoredSnapshot) -> Result<(), LogError> {
+        self.store().save_snapshot(group, snapshot)
+    }
+
+    fn write(&mut self, jobs: &[LogJob], sync: bool) -> Result<(), LogError> {
+        self.store().write(jobs, sync)
+    }
+}
+
+/// What is durable, and what was written since the last sync.
+pub(crate) struct ModelDisk {
+    durable: LogState,
+    snapshots: BTreeMap<(u64, u64), Bytes>,
+    unsynced: Vec<LogJob>,
+    fails_next_sync: bool,
+}
+
+impl ModelDisk {
+    fn new(state: LogState) -> Self {
         let mut disk = Self {
             durable: LogState::default(),
             snapshots: BTreeMap::new(),
             unsynced: Vec::new(),
-            fail_next_sync: false,
+            fails_next_sync: false,
         };
         if let Some(snapshot) = &state.snapshot {
             disk.keep(snapshot);
@@ -39,7 +117,7 @@ impl SimDisk {
         self.snapshots.insert(place, snapshot.data.clone());
     }
 
-    pub(crate) fn write_unsynced(&mut self, jobs: &[LogJob]) {
+    fn write_unsynced(&mut self, jobs: &[LogJob]) {
         for job in jobs {
             // Its data is made durable before the record is written.
             if let Some(snapshot) = &job.snapshot {
@@ -49,20 +127,13 @@ impl SimDisk {
         self.unsynced.extend(jobs.iter().cloned());
     }
 
-    /// The power fails: some of what was not synced is there, from the start on, the rest is gone. Returns how many jobs were lost.
-    pub(crate) fn crash(&mut self, chance: u64) -> u64 {
+    /// Some of what was not synced is there, from the start on, the rest is gone.
+    fn crash(&mut self, chance: u64) -> u64 {
         let mut random = Random::new(chance);
         let kept = random.index(self.unsynced.len() + 1);
         let lost = self.unsynced.split_off(kept);
         self.sync();
         lost.len() as u64
-    }
-
-    /// Which node it is of.
-    pub(crate) fn incarnation(&self) -> u64 {
-        self.durable
-            .identity
-            .map_or(0, |identity| identity.incarnation)
     }
 
     fn sync(&mut self) {
@@ -72,7 +143,7 @@ impl SimDisk {
     }
 }
 
-impl LogStore for SimDisk {
+impl LogStore for ModelDisk {
     fn load(&mut self, _: GroupId) -> Result<Option<LogState>, LogError> {
         let mut state = self.durable.clone();
         if let Some(snapshot) = &mut state.snapshot {
@@ -100,7 +171,8 @@ impl LogStore for SimDisk {
 
     fn write(&mut self, jobs: &[LogJob], sync: bool) -> Result<(), LogError> {
         self.unsynced.extend(jobs.iter().cloned());
-        if sync && self.fail_next_sync {
+        if sync && self.fails_next_sync {
+            self.fails_next_sync = false;
             return Err(LogError::Sync {
                 file: "log".into(),
                 reason: "simulated".to_owned(),
@@ -110,5 +182,81 @@ impl LogStore for SimDisk {
             self.sync();
         }
         Ok(())
+    }
+}
+
+/// The real log, with segments of a few entries: it rotates, moves and purges all the time.
+#[cfg(feature = "testing")]
+pub(crate) struct RealLog {
+    disk: testing::SimDisk,
+    log: Option<SegmentLog>,
+    identity: Identity,
+}
+
+#[cfg(feature = "testing")]
+impl RealLog {
+    fn new(state: LogState, seed: u64) -> Self {
+        let mut disk = Self {
+            disk: testing::SimDisk::new(seed),
+            log: None,
+            identity: state.identity.unwrap_or_default(),
+        };
+        let mut jobs = [LogJob {
+            sequence: 1,
+            group: super::GROUP,
+            replaces_log: state.snapshot.is_some(),
+            snapshot: state.snapshot,
+            hard_state: Some(state.hard_state),
+            identity: state.identity,
+            ..LogJob::default()
+        }];
+        perf_raft::log::run_jobs(&mut disk, &mut jobs).expect("nothing fails yet");
+        disk
+    }
+
+    fn open(&mut self) -> Result<&mut SegmentLog, LogError> {
+        let log = match self.log.take() {
+            Some(log) => log,
+            None => {
+                let mut options = perf_raft::log::SegmentLogOptions::default();
+                options.segment_bytes = 2048;
+                SegmentLog::open_on(std::sync::Arc::new(self.disk.clone()), "log", &options)?
+            }
+        };
+        Ok(self.log.insert(log))
+    }
+
+    fn write_unsynced(&mut self, jobs: &[LogJob]) {
+        let Ok(log) = self.open() else {
+            return;
+        };
+        for job in jobs {
+            if let Some(snapshot) = &job.snapshot {
+                // It is about to lose its power: whatever fails, fails.
+                let _ = log.save_snapshot(job.group, snapshot);
+            }
+        }
+        let _ = log.write(jobs, false);
+    }
+
+    fn crash(&mut self) -> u64 {
+        self.log = None;
+        self.disk.crash();
+        0
+    }
+}
+
+#[cfg(feature = "testing")]
+impl LogStore for RealLog {
+    fn load(&mut self, group: GroupId) -> Result<Option<LogState>, LogError> {
+        self.open()?.load(group)
+    }
+
+    fn save_snapshot(&mut self, group: GroupId, snapshot: &StoredSnapshot) -> Result<(), LogError> {
+        self.open()?.save_snapshot(group, snapshot)
+    }
+
+    fn write(&mut self, jobs: &[LogJob], sync: bool) -> Result<(), LogError> {
+        self.open()?.write(jobs, sync)
     }
 }

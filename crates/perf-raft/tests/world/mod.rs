@@ -145,6 +145,8 @@ pub(crate) struct World {
     wiped: Option<u64>,
     /// In half of the histories. In the others disks are lost at any time.
     membership_changes: bool,
+    /// Logs are those of production, on simulated disks.
+    has_real_logs: bool,
     last_change: u64,
     /// Why the last write was refused after the world healed.
     last_refusal: String,
@@ -262,12 +264,17 @@ impl World {
             .one_in(4)
             .then(|| (1 + random.below(count), options.proposal_bytes_max + 512));
         let state = bootstrap_state(&voters, Machine::default().snapshot());
+        let has_real_logs = random.one_in(2);
         let mut nodes = BTreeMap::new();
         for &id in &voters {
             let node = Node {
                 core: None,
                 run: 0,
-                disk: SimDisk::new(state.clone(), identity(&mut random, id)),
+                disk: SimDisk::new(
+                    state.clone(),
+                    identity(&mut random, id),
+                    has_real_logs.then(|| random.next()),
+                ),
                 machine: Machine::default(),
                 log_jobs: Vec::new(),
                 log_busy: None,
@@ -306,6 +313,7 @@ impl World {
             founders: (1..=count).collect(),
             wiped: None,
             membership_changes,
+            has_real_logs,
             last_change: 0,
             last_refusal: String::new(),
             fillers: BTreeMap::new(),
@@ -672,7 +680,9 @@ impl World {
         let Some(mut jobs) = node.log_busy.take() else {
             return;
         };
-        node.disk.fail_next_sync = fails;
+        if fails {
+            node.disk.fail_next_sync();
+        }
         match run_jobs(&mut node.disk, &mut jobs) {
             Ok(sequence) => {
                 self.with_core(id, |core, _| core.persisted(sequence));
@@ -1059,10 +1069,11 @@ impl World {
             false => LogState::default(),
         };
         let identity = identity(&mut self.random, id);
+        let real_seed = self.has_real_logs.then(|| self.random.next());
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
         };
-        node.disk = SimDisk::new(state, identity);
+        node.disk = SimDisk::new(state, identity, real_seed);
         self.wiped = Some(id);
         self.coverage.disks_replaced += 1;
     }
