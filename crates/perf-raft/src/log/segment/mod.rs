@@ -102,6 +102,8 @@ pub struct SegmentLog {
     batch: u64,
     /// The record that is being written.
     buffer: Vec<u8>,
+    /// What the record changes.
+    changes: Vec<Change>,
     /// Holds the record's place while a seal is written.
     sealing: Vec<u8>,
     reader: Reader,
@@ -185,6 +187,7 @@ impl SegmentLog {
             spares: Vec::new(),
             batch: survey.batch,
             buffer: Vec::new(),
+            changes: Vec::new(),
             sealing: Vec::new(),
             reader: Reader::default(),
             snapshots_saved: 0,
@@ -370,7 +373,9 @@ impl SegmentLog {
     fn write_jobs(&mut self, jobs: &[LogJob], sync: bool) -> Result<(), LogError> {
         if !jobs.is_empty() {
             format::begin_record(&mut self.buffer);
-            let mut changes = Vec::with_capacity(jobs.len());
+            // Used again for each write.
+            let mut changes = std::mem::take(&mut self.changes);
+            changes.clear();
             for job in jobs {
                 let snapshot = job.snapshot.as_ref();
                 let record = snapshot.map(|snapshot| self.take_saved(job.group, snapshot));
@@ -381,6 +386,7 @@ impl SegmentLog {
                 changes.push(change);
             }
             self.append(&changes)?;
+            self.changes = changes;
         }
         if sync {
             self.sync()?;
