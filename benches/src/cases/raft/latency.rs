@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use perf_raft::{SegmentLog, RaftHandle};
+use perf_raft::{RaftHandle, SegmentLog};
 use tempfile::TempDir;
 
 use super::ours::{cluster, leader, options};

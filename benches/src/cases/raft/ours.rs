@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use perf_raft::{
-    ApplyMode, ChannelNetwork, Command, SegmentLog, LogStore, MemoryLog, RaftHandle, RaftNode,
-    RaftOptions, StateMachine, StateMachineError,
+    ApplyMode, ChannelNetwork, Command, LogStore, MemoryLog, RaftHandle, RaftNode, RaftOptions,
+    SegmentLog, StateMachine, StateMachineError,
 };
 use tempfile::TempDir;
 

@@ -9,8 +9,8 @@ use perf_kit::metrics::node::{Operation, Outcome as Ended};
 use perf_kit::metrics::{BoundHistogram, NodeMetrics, Registry, prometheus};
 use perf_kit::pool::BufferGuard;
 use perf_kit::raft::{
-    ApplyMode, SegmentLog, LeaderHint, MemberRole, MembershipChange, ProposeError, RaftHandle,
-    RaftNode, RaftOptions, RaftReport, RaftService, ReadError,
+    ApplyMode, LeaderHint, MemberRole, MembershipChange, ProposeError, RaftHandle, RaftNode,
+    RaftOptions, RaftReport, RaftService, ReadError, SegmentLog,
 };
 use perf_kit::transport::{Router, Security, Transport};
 use prost::Message as _;

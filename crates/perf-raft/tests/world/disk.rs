@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 pub(crate) enum SimDisk {
     Model(ModelDisk),
     #[cfg(feature = "testing")]
-    Real(RealLog),
+    Real(Box<RealLog>),
 }
 
 impl SimDisk {
@@ -26,7 +26,7 @@ impl SimDisk {
         };
         match real_seed {
             #[cfg(feature = "testing")]
-            Some(seed) => Self::Real(RealLog::new(state, seed)),
+            Some(seed) => Self::Real(Box::new(RealLog::new(state, seed))),
             _ => Self::Model(ModelDisk::new(state)),
         }
     }
@@ -70,7 +70,7 @@ impl SimDisk {
         match self {
             Self::Model(disk) => disk,
             #[cfg(feature = "testing")]
-            Self::Real(log) => log,
+            Self::Real(log) => &mut **log,
         }
     }
 }
