@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 /// A node's disk with its log.
 pub(crate) enum SimDisk {
-    Model(ModelDisk),
+    Model(Box<ModelDisk>),
     #[cfg(feature = "testing")]
     Real(Box<RealLog>),
 }
@@ -27,7 +27,7 @@ impl SimDisk {
         match real_seed {
             #[cfg(feature = "testing")]
             Some(seed) => Self::Real(Box::new(RealLog::new(state, seed))),
-            _ => Self::Model(ModelDisk::new(state)),
+            _ => Self::Model(Box::new(ModelDisk::new(state))),
         }
     }
 
@@ -68,7 +68,7 @@ impl SimDisk {
 
     fn store(&mut self) -> &mut dyn LogStore {
         match self {
-            Self::Model(disk) => disk,
+            Self::Model(disk) => &mut **disk,
             #[cfg(feature = "testing")]
             Self::Real(log) => &mut **log,
         }
