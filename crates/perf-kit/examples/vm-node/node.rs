@@ -9,8 +9,8 @@ use perf_kit::metrics::node::{Operation, Outcome as Ended};
 use perf_kit::metrics::{BoundHistogram, NodeMetrics, Registry, prometheus};
 use perf_kit::pool::BufferGuard;
 use perf_kit::raft::{
-    ApplyMode, LeaderHint, MemberRole, MembershipChange, ProposeError, RaftHandle, RaftNode,
-    RaftOptions, RaftReport, RaftService, ReadError, SegmentLog,
+    ApplyMode, LeaderHint, MemberRole, MembershipChange, OnDamage, ProposeError, RaftHandle,
+    RaftNode, RaftOptions, RaftReport, RaftService, ReadError, SegmentLog, SegmentLogOptions,
 };
 use perf_kit::transport::{Router, Security, Transport};
 use prost::Message as _;
@@ -88,8 +88,12 @@ impl FastNode {
         let mut raft_options = RaftOptions::default();
         raft_options.lease_reads = true;
         raft_options.apply = ApplyMode::Inline;
+        // A node whose log is damaged joins again by itself; a cluster of one is refused.
+        let mut log_options = SegmentLogOptions::default();
+        log_options.on_damage = OnDamage::Rejoin;
         let mut builder = RaftNode::builder(options.id)
-            .log_store(SegmentLog::open(&options.data)?)
+            .address(own.raft.clone())
+            .log_store(SegmentLog::open_with(&options.data, &log_options)?)
             .transport(service.transport(transport.clone()))
             .state_machine(machine)
             .options(raft_options);
