@@ -1,7 +1,8 @@
 //! What a durable write costs: `SegmentLog` and a bare file with `pwrite` and `fdatasync`; `none` makes the jobs and keeps nothing.
 //!
 //! `cargo run --release -p perf-raft --example log_cost -- segment 2000 256 128` makes 2000 writes of 256 entries of 128 bytes each, in jobs of 16
-//! entries, and prints the time of one. For instructions: `perf stat -e instructions:u` of this and of a run with twice as many writes.
+//! entries, and prints the time of one, and of opening and reading the log again. A fifth number says after how many writes the log is compacted
+//! (100; 0 for never). For instructions: `perf stat -e instructions:u` of this and of a run with twice as many writes.
 
 use perf_raft::log::{LogJob, LogStore, SegmentLog, run_jobs};
 use perf_raft::{GroupId, LogError, MemoryLog};
@@ -15,9 +16,6 @@ use std::time::Instant;
 
 const ENTRIES_PER_JOB: u64 = 16;
 
-/// Writes between two compactions of all that is there.
-const WRITES_PER_COMPACTION: u64 = 100;
-
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [kind, numbers @ ..] = &arguments[..] else {
@@ -28,20 +26,32 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let (writes, entries, bytes) = (number(0, 1000)?, number(1, 256)?, number(2, 128)?);
     let folder = tempfile::tempdir()?;
-    let mut log: Box<dyn LogStore> = match kind.as_str() {
-        "segment" => Box::new(SegmentLog::open(folder.path())?),
-        "none" => Box::new(MemoryLog::new()),
-        "wal" => {
-            let all = writes * entries * bytes;
-            return wal(&folder.path().join("wal"), all, writes, entries * bytes);
-        }
-        _ => {
-            return Err(format!("there is no `{kind}`: `segment`, `wal` or `none`").into());
-        }
+    if kind == "wal" {
+        let all = writes * entries * bytes;
+        return wal(&folder.path().join("wal"), all, writes, entries * bytes);
+    }
+    let open = || -> Result<Box<dyn LogStore>, Box<dyn Error>> {
+        Ok(match kind.as_str() {
+            "segment" => Box::new(SegmentLog::open(folder.path())?),
+            "none" => Box::new(MemoryLog::new()),
+            _ => {
+                let reason = format!("there is no `{kind}`: `segment`, `wal` or `none`");
+                return Err(reason.into());
+            }
+        })
     };
+    let mut log = open()?;
     let start = Instant::now();
-    write(log.as_mut(), writes, entries, bytes)?;
+    write(log.as_mut(), writes, entries, bytes, number(3, 100)?)?;
     show(kind, start, writes);
+    drop(log);
+    let start = Instant::now();
+    let mut log = open()?;
+    let opened = start.elapsed();
+    let state = log.load(GroupId(1))?.unwrap_or_default();
+    let held = state.entries.len();
+    let all = start.elapsed();
+    println!("{kind}: opened in {opened:.1?}, and its {held} entries read after {all:.1?}");
     Ok(())
 }
 
@@ -50,10 +60,16 @@ fn show(kind: &str, start: Instant, writes: u64) {
     println!("{kind}: {each:.1} us for a durable write");
 }
 
-fn write(log: &mut dyn LogStore, writes: u64, entries: u64, bytes: u64) -> Result<(), LogError> {
+fn write(
+    log: &mut dyn LogStore,
+    writes: u64,
+    entries: u64,
+    bytes: u64,
+    writes_per_compaction: u64,
+) -> Result<(), LogError> {
     let data = bytes::Bytes::from(vec![7; bytes as usize]);
     let mut next = 1;
-    for write in 0..writes {
+    for write in 1..=writes {
         let mut jobs = Vec::new();
         let end = next + entries;
         while next < end {
@@ -79,7 +95,7 @@ fn write(log: &mut dyn LogStore, writes: u64, entries: u64, bytes: u64) -> Resul
                 ..LogJob::default()
             });
         }
-        if write % WRITES_PER_COMPACTION == WRITES_PER_COMPACTION - 1 {
+        if writes_per_compaction > 0 && write.is_multiple_of(writes_per_compaction) {
             jobs.push(LogJob {
                 group: GroupId(1),
                 compacted: Some((next - 1, 1)),

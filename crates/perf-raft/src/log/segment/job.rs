@@ -196,7 +196,8 @@ fn encode_entries(first: u64, entries: &[Entry], out: &mut Vec<u8>) -> Result<Sp
 #[derive(Clone, Debug)]
 pub(super) struct Stored<'a> {
     pub(super) change: Change,
-    entries: &'a [u8],
+    /// The bytes of the entries.
+    pub(super) entries: &'a [u8],
 }
 
 /// Reads the jobs of a record's payload. `None` if it is no list of jobs, which a sound record always is.
@@ -256,39 +257,42 @@ fn decode_job<'a>(reader: &mut Reader<'a>) -> Option<Stored<'a>> {
     Some(Stored { change, entries })
 }
 
-impl Stored<'_> {
-    /// The entries, copied out of the record into one allocation. `None` if they are not what the job announces.
-    pub(super) fn entries(&self) -> Option<Vec<Entry>> {
-        let Some(span) = self.change.span else {
-            return Some(Vec::new());
-        };
-        let memory = Bytes::copy_from_slice(self.entries);
-        let mut at = 0;
-        let mut entries = Vec::with_capacity(
-            usize::try_from(span.count)
-                .ok()?
-                .min(memory.len() / ENTRY_HEADER_BYTES),
-        );
-        for index in span.first..span.end() {
-            let header = memory.get(at..at + ENTRY_HEADER_BYTES)?;
-            let data = at + ENTRY_HEADER_BYTES;
-            let context = data.checked_add(u32_at(header, 8)? as usize)?;
-            let end = context.checked_add(u32_at(header, 12)? as usize)?;
-            if end > memory.len() {
-                return None;
-            }
-            entries.push(Entry {
-                entry_type: convert::entry_type(i32::from(header[16])).ok()?,
-                term: u64_at(header, 0)?,
-                index,
-                data: memory.slice(data..context),
-                context: memory.slice(context..end),
-                sync_log: header[17] != 0,
-                ..Default::default()
-            });
-            at = end;
+/// Entries of a record, copied out of it into one allocation. `None` if the bytes are not the entries that are announced.
+pub(super) fn read_entries(span: Span, bytes: &[u8]) -> Option<Vec<Entry>> {
+    let memory = Bytes::copy_from_slice(bytes);
+    let mut at = 0;
+    let mut entries = Vec::with_capacity(
+        usize::try_from(span.count)
+            .ok()?
+            .min(memory.len() / ENTRY_HEADER_BYTES),
+    );
+    for index in span.first..span.end() {
+        let header = memory.get(at..at + ENTRY_HEADER_BYTES)?;
+        let data = at + ENTRY_HEADER_BYTES;
+        let context = data.checked_add(u32_at(header, 8)? as usize)?;
+        let end = context.checked_add(u32_at(header, 12)? as usize)?;
+        if end > memory.len() {
+            return None;
         }
-        (at == memory.len()).then_some(entries)
+        entries.push(Entry {
+            entry_type: convert::entry_type(i32::from(header[16])).ok()?,
+            term: u64_at(header, 0)?,
+            index,
+            data: memory.slice(data..context),
+            context: memory.slice(context..end),
+            sync_log: header[17] != 0,
+            ..Default::default()
+        });
+        at = end;
+    }
+    (at == memory.len()).then_some(entries)
+}
+
+#[cfg(test)]
+impl Stored<'_> {
+    fn entries(&self) -> Option<Vec<Entry>> {
+        let span = self.change.span;
+        span.map_or(Some(Vec::new()), |span| read_entries(span, self.entries))
     }
 }
 
