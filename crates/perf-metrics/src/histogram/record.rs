@@ -8,6 +8,7 @@ use super::layout::{Layout, Shape};
 use super::snapshot::HistogramSnapshot;
 use super::steps::{Domain, Steps};
 use crate::MetricsError;
+use crate::exemplar::{Exemplar, ExemplarSource, Exemplars};
 use crate::number::{Number, Value};
 use parking_lot::Mutex;
 use perf_atomics::slab::{self, CellHandle, Cells, WideRange};
@@ -107,6 +108,7 @@ impl HistogramNumber for f64 {
 /// `f64`: not-a-number and infinities are rejected and counted as such ([`HistogramSnapshot::rejected`]), as they would spoil the sum
 /// for good. Negative values have buckets of their own. The sum of `u64` wraps at `2^64`.
 pub struct BoundHistogram<T = u64> {
+    /// Of no cells if there are exemplars, so that every record takes the slow way.
     handle: CellHandle<true>,
     layout: Arc<Layout>,
     shared: Arc<Shared>,
@@ -116,6 +118,7 @@ pub struct BoundHistogram<T = u64> {
 #[derive(Debug)]
 pub(crate) struct Shared {
     range: WideRange,
+    exemplars: Option<Exemplars>,
     /// What readers know of the extremes; no recorder comes here.
     extremes: Mutex<Extremes>,
 }
@@ -154,26 +157,35 @@ struct Extremes {
 }
 
 impl<T: HistogramNumber> BoundHistogram<T> {
-    pub(crate) fn new(name: &str, layout: &Arc<Layout>) -> Result<Self, MetricsError> {
+    pub(crate) fn new(
+        name: &str,
+        layout: &Arc<Layout>,
+        source: Option<&ExemplarSource>,
+    ) -> Result<Self, MetricsError> {
         let len = HEADER_CELLS + layout.shape.cells();
         let range = slab::reserve_wide(len).map_err(|source| MetricsError::NoCells {
             name: name.to_owned(),
             source,
         })?;
-        Ok(Self::of(range, layout))
+        Ok(Self::of(range, layout, source))
     }
 
     /// What is recorded is lost.
     pub(crate) fn detached(layout: &Arc<Layout>) -> Self {
-        Self::of(WideRange::detached(), layout)
+        Self::of(WideRange::detached(), layout, None)
     }
 
-    fn of(range: WideRange, layout: &Arc<Layout>) -> Self {
+    fn of(range: WideRange, layout: &Arc<Layout>, source: Option<&ExemplarSource>) -> Self {
+        let handle = match source {
+            Some(_) => WideRange::detached().handle(),
+            None => range.handle(),
+        };
         Self {
-            handle: range.handle(),
+            handle,
             layout: Arc::clone(layout),
             shared: Arc::new(Shared {
                 range,
+                exemplars: source.map(|source| Exemplars::new(source, layout.shape.cells())),
                 extremes: Mutex::default(),
             }),
             _number: PhantomData,
@@ -196,13 +208,17 @@ impl<T: HistogramNumber> BoundHistogram<T> {
         self.record_slow(value);
     }
 
-    /// The first record of a thread, threads that share their cells, and values that have no step.
+    /// The first record of a thread, threads that share their cells, values that have no step, and every record of a series with
+    /// exemplars.
     #[cold]
     #[inline(never)]
     fn record_slow(&self, value: T) {
         let bucket = value
             .bucket(&StepsRef(&self.layout.steps))
             .or_else(|| value.bucket_slow(&ShapeRef(&self.layout.shape)));
+        if let (Some(exemplars), Some(bucket)) = (&self.shared.exemplars, bucket) {
+            exemplars.offer(bucket as usize, value);
+        }
         self.shared.range.record(|cells| match bucket {
             Some(bucket) => record_in(cells, HEADER_CELLS + bucket as usize, value),
             None => cells.add(REJECTED, 1),
@@ -247,6 +263,12 @@ impl<T: HistogramNumber> BoundHistogram<T> {
             ever.values::<T>(),
             since.map(Extreme::values::<T>),
         );
+    }
+
+    pub(crate) fn read_exemplars(&self, out: &mut Vec<Exemplar>) {
+        if let Some(exemplars) = &self.shared.exemplars {
+            exemplars.read::<T>(out);
+        }
     }
 
     /// The only buckets that can hold something, in up to two parts: those from the smallest to the largest value. An extreme is raised
