@@ -119,13 +119,25 @@ fn subtract_series(
     // A series that has left may have been told or known then.
     let mut told = then.map_or(&[][..], |then| &then.series).iter().peekable();
     let mut left = then.map_or(&[][..], |then| &then.left).iter().peekable();
-    let mut merge = Merge::new(&mut out.left);
-    for series in &metric.left {
-        merge.next(series.id, || series.clone_without_point());
-    }
-    merge.finish();
-    let mut merge = Merge::new(&mut out.series);
-    for series in &metric.series {
+    let InstrumentSnapshot {
+        series: out_told,
+        left: out_left,
+        ..
+    } = out;
+    let (mut out_told, mut out_left) = (Merge::new(out_told), Merge::new(out_left));
+    let (mut now, mut now_left) = (metric.series.iter().peekable(), metric.left.iter());
+    let mut next_left = now_left.next();
+    loop {
+        // In the order of their ids, from both lists.
+        let id = next_left.map_or(u64::MAX, |left| left.id);
+        let (series, has_left) = match (now.next_if(|series| series.id < id), next_left) {
+            (Some(series), _) => (series, false),
+            (None, Some(series)) => {
+                next_left = now_left.next();
+                (series, true)
+            }
+            (None, None) => break,
+        };
         let mut earlier = &Point::Nothing;
         for list in [&mut told, &mut left] {
             while list.next_if(|then| then.id < series.id).is_some() {}
@@ -133,7 +145,15 @@ fn subtract_series(
                 earlier = &then.point;
             }
         }
-        let out = merge.next(series.id, || series.clone_without_point());
+        // What a thread recorded between the check that nothing was and the reading of a series that has left is told all the same.
+        let is_told = !has_left
+            || matches!(kind, InstrumentKind::Counter | InstrumentKind::Histogram)
+                && !series.point.is_same(earlier);
+        if !is_told {
+            out_left.next(series.id, || series.clone_without_point());
+            continue;
+        }
+        let out = out_told.next(series.id, || series.clone_without_point());
         match (&series.point, earlier) {
             (Point::Number(now), Point::Number(then)) if kind == InstrumentKind::Counter => {
                 out.point.set(Some(now.since(*then)))
@@ -166,7 +186,8 @@ fn subtract_series(
             _ => out.point.is_something(false),
         };
     }
-    merge.finish();
+    out_told.finish();
+    out_left.finish();
 }
 
 impl SeriesSnapshot {

@@ -254,6 +254,15 @@ impl Point {
         }
     }
 
+    /// Whether both hold the same sum and count.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let sum = |point: &Self| match point {
+            Self::Histogram(histogram) => histogram.sum().bits(),
+            _ => 0,
+        };
+        (self.fingerprint(), sum(self)) == (other.fingerprint(), sum(other))
+    }
+
     /// Whether there is something that is not zero.
     pub(crate) fn is_something(&self, is_gauge: bool) -> bool {
         match self {

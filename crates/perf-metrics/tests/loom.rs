@@ -154,12 +154,13 @@ fn removal_is_exact() {
         .build()
         .unwrap();
     let set = || [KeyValue::new("n", 1)];
-    counter.add(1, &set());
-    let mut reader = registry.reader(Temporality::Delta).unwrap();
-    let recorder = {
+    let record = || {
         let counter = counter.clone();
         thread::spawn(move || counter.add(1, &set()))
     };
+    record().join().unwrap();
+    let mut reader = registry.reader(Temporality::Delta).unwrap();
+    let recorder = record();
     let collect = |reader: &mut Reader| -> u64 {
         let snapshot = reader.collect();
         let series = snapshot.metric("c").unwrap().series().iter();
