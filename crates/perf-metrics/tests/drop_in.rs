@@ -17,8 +17,6 @@ mod meter_provider {
             0 => vec![],
             1 => vec![a, b],
             2 => vec![b, a],
-            // Of a repeated key the last value counts.
-            3 => vec![KeyValue::new("b", 1), a, b],
             _ => vec![KeyValue::new("a", String::from("owned"))],
         }
     }
@@ -136,7 +134,7 @@ mod meter_provider {
 
         #[test]
         fn a_program_of_the_api_counts_what_the_sdk_counts(
-            ops in proptest::collection::vec((0u8..6, 0u8..200, 0usize..5), 0..80)
+            ops in proptest::collection::vec((0u8..6, 0u8..200, 0usize..4), 0..80)
         ) {
             let exporter = InMemoryMetricExporter::default();
             let reader = PeriodicReader::builder(exporter.clone()).build();
@@ -158,6 +156,21 @@ mod meter_provider {
             }
             prop_assert_eq!(ours, theirs);
         }
+    }
+
+    /// As the specification has it; the SDK sorts in no stable order and keeps either.
+    #[test]
+    fn of_a_repeated_key_the_last_value_counts() {
+        let registry = Registry::new();
+        let meter = RegistryMeterProvider::new(&registry).meter("lib");
+        let counter = meter.u64_counter("c").build();
+        let [first, other, last] = [("k", 1), ("a", 2), ("k", 3)].map(|(k, v)| KeyValue::new(k, v));
+        counter.add(1, &[first.clone(), other.clone(), last.clone()]);
+        counter.bind(&[last.clone(), other.clone()]).add(2);
+        counter.bind(&[first, last.clone(), other.clone()]).add(4);
+        let snapshot = registry.collect();
+        let found = snapshot.metric("c").unwrap().find(&[other, last]);
+        assert_eq!(found.unwrap().value(), Some(Value::U64(7)));
     }
 
     #[test]

@@ -202,7 +202,7 @@ fn callbacks_end_with_their_handle_unless_they_are_kept() {
         "what the callback owned is gone"
     );
     assert_eq!(value(&registry.collect(), "c", &[]), None);
-    registry.collect();
+    let _ = registry.collect();
     assert!(registry.collect().metric("c").is_none());
     let (sum, observed) = counter(&registry);
     observed.keep();
