@@ -107,16 +107,15 @@ impl<C> Table<C> {
             // The number of slots is a power of two, and some of them stay empty.
             let slot = slots.get(place & (slots.len() - 1))?;
             // Acquire: the series was put there before the tag.
-            match slot.tag.load(Ordering::Acquire) {
-                EMPTY => return None,
-                other if other == tag => {
-                    if let Some(series) = slot.series.get()
-                        && is_it(series)
-                    {
-                        return Some(series);
-                    }
-                }
-                _ => {}
+            let other = slot.tag.load(Ordering::Acquire);
+            if other == tag
+                && let Some(series) = slot.series.get()
+                && is_it(series)
+            {
+                return Some(series);
+            }
+            if other == EMPTY {
+                return None;
             }
             place = place.wrapping_add(1);
         }
@@ -250,7 +249,11 @@ impl<C: SeriesCell> Dynamic<C> {
     #[inline]
     fn find<'a>(&self, table: &'a Table<C>, attributes: &[KeyValue]) -> Option<&'a Series<C>> {
         let found = if let Ok(two) = <&[KeyValue; 2]>::try_from(attributes) {
-            self.find_places(table, two)
+            let found = self.find_places(table, two);
+            if found.is_some() {
+                return found;
+            }
+            None
         } else if let Ok(one) = <&[KeyValue; 1]>::try_from(attributes) {
             self.find_places(table, one)
         } else {

@@ -343,10 +343,10 @@ impl<H> Cache<H> {
     #[inline]
     fn find(&self, recorder: u64, hash: u64, key: &Key) -> Option<Arc<H>> {
         let slot = self.0.get(hash as usize & (CACHE_SLOTS - 1))?.as_ref()?;
-        if slot.recorder != recorder || slot.key != *key {
-            return None;
+        if slot.recorder == recorder && (is_in_place(&slot.key, key) || slot.key == *key) {
+            return slot.handle.upgrade();
         }
-        slot.handle.upgrade()
+        None
     }
 
     fn put(&mut self, recorder: u64, key: &Key, handle: &Arc<H>) {
@@ -389,6 +389,18 @@ fn hash_of(key: &Key) -> u64 {
     let mut hasher = PassThrough::default();
     key.hash(&mut hasher);
     hasher.finish()
+}
+
+/// Whether both keys are made of the same memory, as those of constants are: then they say the same, as the one that is kept keeps it as
+/// it is.
+#[inline]
+fn is_in_place(kept: &Key, key: &Key) -> bool {
+    let labels = |key: &Key| {
+        let labels = key.labels();
+        (labels.as_slice().as_ptr() as usize, labels.len())
+    };
+    let name = |key: &Key| (key.name().as_ptr() as usize, key.name().len());
+    labels(kept) == labels(key) && name(kept) == name(key)
 }
 
 /// All series of one kind.

@@ -4,9 +4,9 @@
 //! sum, and compares with the extremes, all in this thread's copy of the cells: see [`Cells`] for what the orderings
 //! rely on. The count is the sum of the buckets, so it is not counted.
 
+use super::bucket_table::{BucketTable, Domain};
 use super::layout::{Layout, Shape};
 use super::snapshot::HistogramSnapshot;
-use super::steps::{Domain, Steps};
 use crate::MetricsError;
 use crate::exemplar::{Exemplar, ExemplarSource, Exemplars};
 use crate::number::{Number, Value};
@@ -34,7 +34,7 @@ pub trait HistogramNumber: Number {
     fn from_key(key: u64) -> Self;
     /// The bucket, if the table has a step for the value.
     #[doc(hidden)]
-    fn bucket(self, steps: &StepsRef<'_>) -> Option<u32>;
+    fn bucket(self, table: &BucketTableRef<'_>) -> Option<u32>;
     /// The bucket without the table; `None` if the value cannot be recorded.
     #[doc(hidden)]
     fn bucket_slow(self, shape: &ShapeRef<'_>) -> Option<u32>;
@@ -43,7 +43,7 @@ pub trait HistogramNumber: Number {
 /// Keeps private types out of a public trait's signature.
 #[doc(hidden)]
 #[derive(Debug)]
-pub struct StepsRef<'a>(&'a Steps);
+pub struct BucketTableRef<'a>(&'a BucketTable);
 
 /// Keeps private types out of a public trait's signature.
 #[doc(hidden)]
@@ -69,8 +69,8 @@ impl HistogramNumber for u64 {
     }
 
     #[inline]
-    fn bucket(self, steps: &StepsRef<'_>) -> Option<u32> {
-        steps.0.bucket_u64(self)
+    fn bucket(self, table: &BucketTableRef<'_>) -> Option<u32> {
+        table.0.bucket_u64(self)
     }
 
     fn bucket_slow(self, shape: &ShapeRef<'_>) -> Option<u32> {
@@ -94,8 +94,8 @@ impl HistogramNumber for f64 {
     }
 
     #[inline]
-    fn bucket(self, steps: &StepsRef<'_>) -> Option<u32> {
-        steps.0.bucket_f64(self)
+    fn bucket(self, table: &BucketTableRef<'_>) -> Option<u32> {
+        table.0.bucket_f64(self)
     }
 
     fn bucket_slow(self, shape: &ShapeRef<'_>) -> Option<u32> {
@@ -195,7 +195,7 @@ impl<T: HistogramNumber> BoundHistogram<T> {
     /// Records a value.
     #[inline]
     pub fn record(&self, value: T) {
-        if let Some(bucket) = value.bucket(&StepsRef(&self.layout.steps)) {
+        if let Some(bucket) = value.bucket(&BucketTableRef(&self.layout.table)) {
             // The bucket is the last of the cells asked for, so that one check covers all of them.
             let cell = HEADER_CELLS + bucket as usize;
             let recorded = self
@@ -214,7 +214,7 @@ impl<T: HistogramNumber> BoundHistogram<T> {
     #[inline(never)]
     fn record_slow(&self, value: T) {
         let bucket = value
-            .bucket(&StepsRef(&self.layout.steps))
+            .bucket(&BucketTableRef(&self.layout.table))
             .or_else(|| value.bucket_slow(&ShapeRef(&self.layout.shape)));
         if let (Some(exemplars), Some(bucket)) = (&self.shared.exemplars, bucket) {
             exemplars.offer(bucket as usize, value);
