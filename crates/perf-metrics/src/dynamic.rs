@@ -107,15 +107,16 @@ impl<C> Table<C> {
             // The number of slots is a power of two, and some of them stay empty.
             let slot = slots.get(place & (slots.len() - 1))?;
             // Acquire: the series was put there before the tag.
-            let other = slot.tag.load(Ordering::Acquire);
-            if other == tag
-                && let Some(series) = slot.series.get()
-                && is_it(series)
-            {
-                return Some(series);
-            }
-            if other == EMPTY {
-                return None;
+            match slot.tag.load(Ordering::Acquire) {
+                EMPTY => return None,
+                other if other == tag => {
+                    if let Some(series) = slot.series.get()
+                        && is_it(series)
+                    {
+                        return Some(series);
+                    }
+                }
+                _ => {}
             }
             place = place.wrapping_add(1);
         }
@@ -226,7 +227,12 @@ impl<C: SeriesCell> Dynamic<C> {
     ) -> R {
         match self.replaced.get() {
             None => {
-                if let Some(series) = self.find_first(attributes) {
+                // Two are the most common, and their number is often known where they are recorded.
+                let found = match <&[KeyValue; 2]>::try_from(attributes) {
+                    Ok(two) => self.find_first_two(two),
+                    Err(_) => self.find_first(attributes),
+                };
+                if let Some(series) = found.or_else(|| self.find_first_set(attributes)) {
                     return run(&series.cell);
                 }
             }
@@ -239,29 +245,41 @@ impl<C: SeriesCell> Dynamic<C> {
         run(&self.get_slow(name, spec, attributes, is_record).cell)
     }
 
-    /// Not inlined: it would be large at each place that records.
+    /// Not inlined, as the two that follow: they would be large at each place that records.
+    #[inline(never)]
+    fn find_first_two(&self, attributes: &[KeyValue; 2]) -> Option<&Series<C>> {
+        self.find_places(self.first.get()?, attributes)
+    }
+
     #[inline(never)]
     fn find_first(&self, attributes: &[KeyValue]) -> Option<&Series<C>> {
-        self.find(self.first.get()?, attributes)
+        self.find_by_places(self.first.get()?, attributes)
+    }
+
+    #[inline(never)]
+    fn find_first_set(&self, attributes: &[KeyValue]) -> Option<&Series<C>> {
+        self.find_set(self.first.get()?, attributes)
+            .map(|series| &**series)
     }
 
     /// Most attributes are constants: where their texts are identifies them at half the cost of what they say.
-    #[inline]
     fn find<'a>(&self, table: &'a Table<C>, attributes: &[KeyValue]) -> Option<&'a Series<C>> {
-        let found = if let Ok(two) = <&[KeyValue; 2]>::try_from(attributes) {
-            let found = self.find_places(table, two);
-            if found.is_some() {
-                return found;
-            }
-            None
-        } else if let Ok(one) = <&[KeyValue; 1]>::try_from(attributes) {
+        let by_places = self.find_by_places(table, attributes);
+        by_places.or_else(|| self.find_set(table, attributes).map(|series| &**series))
+    }
+
+    #[inline]
+    fn find_by_places<'a>(
+        &self,
+        table: &'a Table<C>,
+        attributes: &[KeyValue],
+    ) -> Option<&'a Series<C>> {
+        if let Ok(one) = <&[KeyValue; 1]>::try_from(attributes) {
             self.find_places(table, one)
+        } else if let Ok(two) = <&[KeyValue; 2]>::try_from(attributes) {
+            self.find_places(table, two)
         } else {
             self.find_many_places(table, attributes)
-        };
-        match found {
-            Some(series) => Some(series),
-            None => self.find_set(table, attributes).map(|series| &**series),
         }
     }
 

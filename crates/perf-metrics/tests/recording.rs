@@ -442,6 +442,9 @@ fn quantile_of(sorted: &[f64], q: f64) -> f64 {
 }
 
 proptest! {
+    // Each case makes layouts of buckets, which takes long where nothing is optimised.
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 64 } else { 256 }))]
+
     #[test]
     fn quantiles_are_within_their_stated_error(
         mut values in proptest::collection::vec(prop_oneof![1e-6..1e6f64, -1e3..1e3f64, Just(0.0)], 1..300),
