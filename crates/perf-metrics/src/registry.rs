@@ -389,7 +389,7 @@ impl Registry {
                 source.stay();
                 got
             };
-            let has_conflict = match found.iter().find_map(|source| get(source)) {
+            let has_conflict = match found.iter().find_map(get) {
                 Some(got) => return Ok(got),
                 None => !found.is_empty(),
             };
