@@ -57,7 +57,7 @@ impl RegistryMeterProvider {
     }
 
     /// Gives exponential buckets of scale 3 to histograms for which no boundaries are asked, in the place of
-    /// [`DEFAULT_BOUNDARIES`](crate::DEFAULT_BOUNDARIES).
+    /// [`DEFAULT_BOUNDARIES`].
     #[must_use]
     pub fn with_exponential_histograms(mut self) -> Self {
         self.is_exponential = true;
