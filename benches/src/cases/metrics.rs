@@ -17,8 +17,11 @@ use perf_metrics::{EMPTY_ATTRS, MetricsSnapshot, NodeMetrics, Registry};
 
 use super::shared;
 use crate::case::{Case, Goal, Path, Prepare, summed};
+use crate::experiment::Experiment;
 use crate::team::pair;
 
+mod drop_in;
+mod lasting;
 #[cfg(feature = "peers")]
 mod peers;
 
@@ -35,8 +38,17 @@ pub fn cases() -> Vec<Case> {
         histogram_u64(),
         histogram_f64(),
         dynamic_attrs(),
+        drop_in::otel(),
+        drop_in::by_macro(),
+        drop_in::by_handle(),
         collect(),
     ]
+}
+
+/// The experiments of `perf-metrics`.
+#[must_use]
+pub fn experiments() -> Vec<Experiment> {
+    lasting::experiments().into()
 }
 
 /// A case with a goal for its instructions too.
@@ -292,7 +304,8 @@ fn collect() -> Case {
             },
             || {
                 let registry = registry();
-                let counter = registry.u64_counter("events").build().expect(MADE);
+                // Kept: an instrument that is dropped leaves.
+                let counter = shared(registry.u64_counter("events").build().expect(MADE));
                 (0..SERIES).for_each(|n| counter.add(1, &[KeyValue::new("n", n as i64)]));
                 let mut snapshot = MetricsSnapshot::new();
                 let mut place = 0;

@@ -45,6 +45,7 @@ pub fn all() -> Vec<Case> {
 #[must_use]
 pub fn experiments() -> Vec<Experiment> {
     let mut experiments = Vec::new();
+    experiments.extend(metrics::experiments());
     experiments.extend(cache::experiments());
     experiments.extend(transport::experiments());
     experiments.extend(raft::experiments());

@@ -216,3 +216,38 @@ fn a_maximum_is_taken_once_and_never_lost() {
 fn a_maximum_that_is_taken_by_load_and_store_is_caught() {
     assert_caught("slab_take_by_store", maximum_is_taken_once);
 }
+
+/// Of wide cells one thread has a copy in a model; it and two others record at once, while a reader sums, which has none.
+fn wide_cells_are_exact() {
+    let cells = Arc::new(slab::reserve_wide(2).unwrap());
+    let record = |amount: u64| {
+        let cells = Arc::clone(&cells);
+        thread::spawn(move || {
+            cells.record(|own| {
+                own.raise_until_taken(0, amount);
+                own.add(1, amount);
+            });
+        })
+    };
+    let recorders = [record(1), record(2), record(4)];
+    let taken = cells.take_max(0);
+    for recorder in recorders {
+        recorder.join().unwrap();
+    }
+    assert_eq!(cells.sum(1), 7, "a shared copy lost something");
+    assert_eq!(
+        cells.take_max(0).max(taken),
+        4,
+        "the largest value was lost"
+    );
+}
+
+#[test]
+fn wide_cells_that_threads_share_are_exact() {
+    assert_holds(THREE_SWITCHES, wide_cells_are_exact);
+}
+
+#[test]
+fn shared_cells_that_are_changed_by_load_and_store_are_caught() {
+    assert_caught("slab_shared_by_store", wide_cells_are_exact);
+}

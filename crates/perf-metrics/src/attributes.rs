@@ -92,7 +92,7 @@ pub(crate) fn repeats_keys(attributes: &[KeyValue]) -> bool {
     attributes.iter().enumerate().any(repeats)
 }
 
-/// A set without repeated keys, of which the last value counts, in the order of the keys: as the SDK does it.
+/// A set without repeated keys, of which the last value counts, in the order of the keys.
 pub(crate) fn normalize(attributes: &[KeyValue]) -> Vec<KeyValue> {
     let mut normal = attributes.to_vec();
     normal.reverse();

@@ -1,8 +1,9 @@
 //! How instruments are made.
 
 use crate::MetricsError;
-use crate::cells::{BoundCounter, BoundUpDownCounter};
+use crate::cells::{BoundCounter, BoundUpDownCounter, SumSpec};
 use crate::descriptor::{Descriptor, InstrumentKind, NumberKind};
+use crate::exemplar::ExemplarSource;
 use crate::gauge::BoundGauge;
 use crate::histogram::{BoundHistogram, Buckets, Domain, HistogramNumber, Layout};
 use crate::instruments::{Counter, Gauge, Histogram, UpDownCounter};
@@ -36,6 +37,7 @@ pub trait Instrument: Sized + sealed::Sealed {
     fn spec(
         name: &str,
         buckets: Option<&Buckets>,
+        source: Option<ExemplarSource>,
     ) -> Result<<Self::Bound as SeriesCell>::Spec, MetricsError>;
     #[doc(hidden)]
     fn default_spec() -> <Self::Bound as SeriesCell>::Spec;
@@ -62,17 +64,25 @@ mod sealed {
 }
 
 macro_rules! simple {
-    ($Instrument:ident, $Bound:ident) => {
+    ($Instrument:ident, $Bound:ident, $Spec:ty, $spec:expr) => {
         impl<T: Number> Instrument for $Instrument<T> {
             type Bound = $Bound<T>;
             const KIND: InstrumentKind = InstrumentKind::$Instrument;
             const NUMBER: NumberKind = T::KIND;
 
-            fn spec(_name: &str, _buckets: Option<&Buckets>) -> Result<(), MetricsError> {
-                Ok(())
+            fn spec(
+                _name: &str,
+                _buckets: Option<&Buckets>,
+                source: Option<ExemplarSource>,
+            ) -> Result<$Spec, MetricsError> {
+                let spec: fn(Option<ExemplarSource>) -> $Spec = $spec;
+                Ok(spec(source))
             }
 
-            fn default_spec() {}
+            fn default_spec() -> $Spec {
+                let spec: fn(Option<ExemplarSource>) -> $Spec = $spec;
+                spec(None)
+            }
 
             fn from_core(made: Made<$Bound<T>>) -> Self {
                 Self::from_parts(made.plain, made.core)
@@ -81,9 +91,9 @@ macro_rules! simple {
     };
 }
 
-simple!(Counter, BoundCounter);
-simple!(UpDownCounter, BoundUpDownCounter);
-simple!(Gauge, BoundGauge);
+simple!(Counter, BoundCounter, SumSpec, SumSpec);
+simple!(UpDownCounter, BoundUpDownCounter, SumSpec, SumSpec);
+simple!(Gauge, BoundGauge, (), |_| ());
 
 impl<T: HistogramNumber> Instrument for Histogram<T> {
     type Bound = BoundHistogram<T>;
@@ -91,17 +101,24 @@ impl<T: HistogramNumber> Instrument for Histogram<T> {
     const NUMBER: NumberKind = T::KIND;
     const SERIES_MAX: usize = HISTOGRAM_SERIES_MAX_DEFAULT;
 
-    fn spec(name: &str, buckets: Option<&Buckets>) -> Result<HistogramSpec, MetricsError> {
+    fn spec(
+        name: &str,
+        buckets: Option<&Buckets>,
+        source: Option<ExemplarSource>,
+    ) -> Result<HistogramSpec, MetricsError> {
         let domain = T::DOMAIN.0;
         let layout = match buckets {
             Some(buckets) => Arc::new(Layout::new(name, buckets, domain)?),
             None => Layout::shared_default(domain),
         };
-        Ok(HistogramSpec(layout))
+        Ok(HistogramSpec { layout, source })
     }
 
     fn default_spec() -> HistogramSpec {
-        HistogramSpec(Layout::shared_default(T::DOMAIN.0))
+        HistogramSpec {
+            layout: Layout::shared_default(T::DOMAIN.0),
+            source: None,
+        }
     }
 
     fn from_core(made: Made<BoundHistogram<T>>) -> Self {
@@ -120,6 +137,7 @@ pub struct InstrumentBuilder<I> {
     series_max: Option<usize>,
     retention: Option<Duration>,
     buckets: Option<Buckets>,
+    is_beside_others: bool,
     _instrument: PhantomData<fn() -> I>,
 }
 
@@ -133,6 +151,7 @@ impl<I: Instrument> InstrumentBuilder<I> {
             series_max: None,
             retention: None,
             buckets: None,
+            is_beside_others: false,
             _instrument: PhantomData,
         }
     }
@@ -176,6 +195,19 @@ impl<I: Instrument> InstrumentBuilder<I> {
         Ok(descriptor.in_scope(self.registry.scope()))
     }
 
+    fn spec(&self) -> Result<<I::Bound as SeriesCell>::Spec, MetricsError> {
+        let source = self.registry.exemplar_source();
+        I::spec(&self.name, self.buckets.as_ref(), source)
+    }
+
+    /// Lets instruments that differ in kind, number or unit have the name too: exporters then meet both. An instrument that differs in
+    /// less is the one that there is.
+    #[cfg(any(feature = "meter-provider", feature = "recorder"))]
+    pub(crate) fn beside_others(mut self) -> Self {
+        self.is_beside_others = true;
+        self
+    }
+
     /// The instrument: the registry's, if it has one of this name, kind, number, unit, description and buckets, whatever its limits;
     /// otherwise a new one. Takes locks, allocates.
     ///
@@ -183,15 +215,15 @@ impl<I: Instrument> InstrumentBuilder<I> {
     /// [`MetricsError`]: name, unit or buckets are not valid, another instrument has the name, or something is full.
     pub fn build(self) -> Result<I, MetricsError> {
         let descriptor = self.descriptor()?;
-        let spec = I::spec(&self.name, self.buckets.as_ref())?;
+        let spec = self.spec()?;
         let got = |source: Arc<dyn Source>| {
             let core = source.into_any().downcast::<Core<I::Bound>>().ok()?;
             let plain = core
                 .plain_cell()
-                .filter(|_| I::Bound::is_same_spec(&core.spec, &spec))?;
+                .filter(|_| self.is_beside_others || I::Bound::is_same_spec(&core.spec, &spec))?;
             Some(I::from_core(Made { plain, core }))
         };
-        let spec_of_new = I::spec(&self.name, self.buckets.as_ref())?;
+        let spec_of_new = self.spec()?;
         let make = || {
             let limit = self.series_max.unwrap_or(I::SERIES_MAX);
             let core = Core::plain(
@@ -209,7 +241,8 @@ impl<I: Instrument> InstrumentBuilder<I> {
             let source: Arc<dyn Source> = Arc::clone(&core) as _;
             Ok((I::from_core(Made { plain, core }), source))
         };
-        self.registry.get_or_make(&descriptor, got, make)
+        self.registry
+            .get_or_make(&descriptor, self.is_beside_others, got, make)
     }
 
     /// [`build`](Self::build) for code that must go on: where that fails, the problem is told to
@@ -250,8 +283,8 @@ impl<I: Instrument> InstrumentBuilder<I> {
     /// The same as [`build`](Self::build).
     pub fn build_table<L: Labels>(self) -> Result<L::Table<I::Bound>, MetricsError> {
         let descriptor = self.descriptor()?;
-        let spec = I::spec(&self.name, self.buckets.as_ref())?;
-        let spec_of_new = I::spec(&self.name, self.buckets.as_ref())?;
+        let spec = self.spec()?;
+        let spec_of_new = self.spec()?;
         let got = |source: Arc<dyn Source>| {
             let core = source.into_any().downcast::<Core<I::Bound>>().ok()?;
             if !I::Bound::is_same_spec(&core.spec, &spec) {
@@ -272,7 +305,7 @@ impl<I: Instrument> InstrumentBuilder<I> {
             let table = L::make(&mut Vec::new(), &mut |attributes| core.push(attributes))?;
             Ok((table, Arc::new(core) as Arc<dyn Source>))
         };
-        self.registry.get_or_make(&descriptor, got, make)
+        self.registry.get_or_make(&descriptor, false, got, make)
     }
 }
 

@@ -1,6 +1,7 @@
 //! One series of a sum: the hot path of counters.
 
 use crate::MetricsError;
+use crate::exemplar::{Exemplar, ExemplarSource, Exemplars};
 use crate::number::{Number, Value};
 use perf_atomics::slab::{self, CellHandle, CellRange};
 use std::fmt;
@@ -9,45 +10,79 @@ use std::sync::Arc;
 
 /// A cell that each thread adds to in a copy of its own, and its handle beside the reference that keeps it.
 pub(crate) struct SumCell<T> {
+    /// Of no cell if there are exemplars, so that every record takes the slow way.
     handle: CellHandle,
-    range: Arc<CellRange>,
+    shared: Arc<Shared>,
     _number: PhantomData<fn(T)>,
 }
 
+#[derive(Debug)]
+struct Shared {
+    range: CellRange,
+    exemplars: Option<Exemplars>,
+}
+
+/// What all series of a sum share. Keeps a private type out of a public trait's signature.
+#[doc(hidden)]
+#[derive(Clone, Debug)]
+pub struct SumSpec(pub(crate) Option<ExemplarSource>);
+
 impl<T: Number> SumCell<T> {
-    pub(crate) fn new(name: &str) -> Result<Self, MetricsError> {
+    pub(crate) fn new(name: &str, spec: &SumSpec) -> Result<Self, MetricsError> {
         let range = slab::reserve(1).map_err(|source| MetricsError::NoCells {
             name: name.to_owned(),
             source,
         })?;
-        Ok(Self {
-            handle: range.handle(),
-            range: Arc::new(range),
-            _number: PhantomData,
-        })
+        Ok(Self::of(range, spec.0.as_ref()))
     }
 
     pub(crate) fn detached() -> Self {
-        let range = CellRange::detached();
+        Self::of(CellRange::detached(), None)
+    }
+
+    fn of(range: CellRange, source: Option<&ExemplarSource>) -> Self {
+        let handle = match source {
+            Some(_) => CellRange::detached().handle(),
+            None => range.handle(),
+        };
+        let exemplars = source.map(|source| Exemplars::new(source, 1));
         Self {
-            handle: range.handle(),
-            range: Arc::new(range),
+            handle,
+            shared: Arc::new(Shared { range, exemplars }),
             _number: PhantomData,
         }
     }
 
     #[inline]
     pub(crate) fn add(&self, amount: T) {
-        amount.add_to_handle(self.handle);
+        if !amount.add_to_own(self.handle) {
+            self.add_slow(amount);
+        }
+    }
+
+    /// The first record of a thread, and every record of a series with exemplars.
+    #[cold]
+    #[inline(never)]
+    fn add_slow(&self, amount: T) {
+        if let Some(exemplars) = &self.shared.exemplars {
+            exemplars.offer(0, amount);
+        }
+        self.shared.range.record(|cells| amount.add_to(cells, 0));
     }
 
     pub(crate) fn sum(&self) -> Value {
-        T::sum(&self.range, 0)
+        T::sum(&self.shared.range, 0)
+    }
+
+    pub(crate) fn read_exemplars(&self, out: &mut Vec<Exemplar>) {
+        if let Some(exemplars) = &self.shared.exemplars {
+            exemplars.read::<T>(out);
+        }
     }
 
     /// Whether there is another handle than this one.
     pub(crate) fn is_held(&self) -> bool {
-        Arc::strong_count(&self.range) > 1
+        Arc::strong_count(&self.shared) > 1
     }
 }
 
@@ -55,7 +90,7 @@ impl<T> Clone for SumCell<T> {
     fn clone(&self) -> Self {
         Self {
             handle: self.handle,
-            range: Arc::clone(&self.range),
+            shared: Arc::clone(&self.shared),
             _number: PhantomData,
         }
     }

@@ -102,6 +102,7 @@ pub struct Descriptor {
     description: Cow<'static, str>,
     kind: InstrumentKind,
     number: NumberKind,
+    is_observable: bool,
     scope: Option<Arc<Scope>>,
 }
 
@@ -135,6 +136,7 @@ impl Descriptor {
             description,
             kind,
             number,
+            is_observable: false,
             scope: None,
         })
     }
@@ -147,6 +149,7 @@ impl Descriptor {
             description: Cow::Borrowed(""),
             kind,
             number,
+            is_observable: false,
             scope: None,
         }
     }
@@ -154,6 +157,25 @@ impl Descriptor {
     pub(crate) fn in_scope(mut self, scope: Option<Arc<Scope>>) -> Self {
         self.scope = scope;
         self
+    }
+
+    /// Whether both are of the same name, kind, number and unit and, if it matters, of the same description.
+    pub(crate) fn is_same(&self, other: &Self, description_matters: bool) -> bool {
+        self.name.eq_ignore_ascii_case(&other.name)
+            && (self.kind, self.number, self.is_observable, &self.unit)
+                == (other.kind, other.number, other.is_observable, &other.unit)
+            && (!description_matters || self.description == other.description)
+    }
+
+    pub(crate) fn observable(mut self) -> Self {
+        self.is_observable = true;
+        self
+    }
+
+    /// Whether its values are observed by callbacks at collection.
+    #[must_use]
+    pub fn is_observable(&self) -> bool {
+        self.is_observable
     }
 
     /// The scope of the registry handle that made it, if it has one.

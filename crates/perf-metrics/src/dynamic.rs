@@ -13,11 +13,11 @@
 //! `arc-swap`, which costs some 20 ns more.
 
 use crate::attributes::{KeyValue, hash_set, normalize, repeats_keys, same_set};
-use crate::places::{self, Place};
+use crate::places::{self, Place, ValuePlace};
+use crate::primitive::{Mutex, mutant};
 use crate::series::{Leaving, Liveness, SeriesCell, next_id};
 use arc_swap::ArcSwap;
 use foldhash::fast::RandomState;
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::hash::BuildHasher;
 use std::ops::Bound;
@@ -168,6 +168,8 @@ impl<C> Table<C> {
 struct Made<C> {
     live: BTreeMap<u64, Arc<Series<C>>>,
     leaving: Vec<Arc<Series<C>>>,
+    /// Those of `leaving` that a handle binds, as far as known: their ids with their attributes.
+    held: Vec<(u64, Arc<[KeyValue]>)>,
 }
 
 #[derive(Debug)]
@@ -207,6 +209,7 @@ impl<C: SeriesCell> Dynamic<C> {
             made: Mutex::new(Made {
                 live: BTreeMap::new(),
                 leaving: Vec::new(),
+                held: Vec::new(),
             }),
         }
     }
@@ -224,28 +227,86 @@ impl<C: SeriesCell> Dynamic<C> {
     ) -> R {
         match self.replaced.get() {
             None => {
-                if let Some(table) = self.first.get() {
-                    // Most attributes are constants: where their texts are identifies them at half the cost of what they say.
-                    if let Some(series) = table.find(places::tag(self.seed, attributes), |series| {
-                        places::match_all(&series.places, attributes)
-                    }) {
-                        return run(&series.cell);
-                    }
-                    if let Some(series) = self.find_set(table, attributes) {
-                        return run(&series.cell);
-                    }
+                // Two are the most common, and their number is often known where they are recorded.
+                let found = match <&[KeyValue; 2]>::try_from(attributes) {
+                    Ok(two) => self.find_first_two(two),
+                    Err(_) => self.find_first(attributes),
+                };
+                if let Some(series) = found.or_else(|| self.find_first_set(attributes)) {
+                    return run(&series.cell);
                 }
             }
             Some(table) => {
-                let table = table.load();
-                let tag = places::tag(self.seed, attributes);
-                let found = table.find(tag, |series| places::match_all(&series.places, attributes));
-                if let Some(series) = found.or_else(|| self.find_set(&table, attributes)) {
+                if let Some(series) = self.find(&table.load(), attributes) {
                     return run(&series.cell);
                 }
             }
         }
         run(&self.get_slow(name, spec, attributes, is_record).cell)
+    }
+
+    /// Not inlined, as the two that follow: they would be large at each place that records.
+    #[inline(never)]
+    fn find_first_two(&self, attributes: &[KeyValue; 2]) -> Option<&Series<C>> {
+        self.find_places(self.first.get()?, attributes)
+    }
+
+    #[inline(never)]
+    fn find_first(&self, attributes: &[KeyValue]) -> Option<&Series<C>> {
+        self.find_by_places(self.first.get()?, attributes)
+    }
+
+    #[inline(never)]
+    fn find_first_set(&self, attributes: &[KeyValue]) -> Option<&Series<C>> {
+        self.find_set(self.first.get()?, attributes)
+            .map(|series| &**series)
+    }
+
+    /// Most attributes are constants: where their texts are identifies them at half the cost of what they say.
+    fn find<'a>(&self, table: &'a Table<C>, attributes: &[KeyValue]) -> Option<&'a Series<C>> {
+        let by_places = self.find_by_places(table, attributes);
+        by_places.or_else(|| self.find_set(table, attributes).map(|series| &**series))
+    }
+
+    #[inline]
+    fn find_by_places<'a>(
+        &self,
+        table: &'a Table<C>,
+        attributes: &[KeyValue],
+    ) -> Option<&'a Series<C>> {
+        if let Ok(one) = <&[KeyValue; 1]>::try_from(attributes) {
+            self.find_places(table, one)
+        } else if let Ok(two) = <&[KeyValue; 2]>::try_from(attributes) {
+            self.find_places(table, two)
+        } else {
+            self.find_many_places(table, attributes)
+        }
+    }
+
+    /// Of so few attributes that the places of their values fit into registers.
+    #[inline]
+    fn find_places<'a, const N: usize>(
+        &self,
+        table: &'a Table<C>,
+        attributes: &[KeyValue; N],
+    ) -> Option<&'a Series<C>> {
+        let values = attributes.each_ref().map(ValuePlace::of);
+        let tag = places::tag(self.seed, values.iter().copied());
+        let found = table.find(tag, |series| {
+            places::are_in(&series.places, attributes, &values)
+        });
+        found.map(|series| &**series)
+    }
+
+    #[inline(never)]
+    fn find_many_places<'a>(
+        &self,
+        table: &'a Table<C>,
+        attributes: &[KeyValue],
+    ) -> Option<&'a Series<C>> {
+        let tag = places::tag(self.seed, attributes.iter().map(ValuePlace::of));
+        let found = table.find(tag, |series| places::match_all(&series.places, attributes));
+        found.map(|series| &**series)
     }
 
     #[inline(never)]
@@ -307,6 +368,9 @@ impl<C: SeriesCell> Dynamic<C> {
         if is_closed() {
             return overflow();
         }
+        if let Some(series) = self.come_back(&normal, &mut made) {
+            return series;
+        }
         let returns = C::returns();
         let is_allowed = made.live.len() < SERIES_GUARANTEED || C::has_spare_cells();
         // The process may be out of cells before this instrument is at its limit.
@@ -323,7 +387,7 @@ impl<C: SeriesCell> Dynamic<C> {
                 if places.is_empty() {
                     EMPTY
                 } else {
-                    places::tag(self.seed, attributes)
+                    places::tag(self.seed, attributes.iter().map(ValuePlace::of))
                 },
             ],
             places,
@@ -336,6 +400,22 @@ impl<C: SeriesCell> Dynamic<C> {
         self.is_full
             .store(made.live.len() >= self.limit, Ordering::Relaxed);
         series
+    }
+
+    /// The series of these attributes that is leaving but bound by a handle: there are not to be two that are recorded to.
+    fn come_back(&self, normal: &[KeyValue], made: &mut Made<C>) -> Option<Arc<Series<C>>> {
+        let Made { leaving, held, .. } = &mut *made;
+        let id = held.iter().find(|(_, set)| same_set(set, normal))?.0;
+        held.retain(|(other, _)| *other != id);
+        let is_it = |series: &Arc<Series<C>>| series.id == id && series.cell.is_held();
+        let place = leaving.iter().position(is_it)?;
+        let series = leaving.swap_remove(place);
+        series.liveness.stay();
+        made.live.insert(series.id, Arc::clone(&series));
+        self.put(&series, made);
+        self.is_full
+            .store(made.live.len() >= self.limit, Ordering::Relaxed);
+        Some(series)
     }
 
     /// `made` has the series already.
@@ -385,6 +465,10 @@ impl<C: SeriesCell> Dynamic<C> {
         }
         if let Some(table) = self.replaced.get() {
             table.load().bury(series);
+        }
+        series.liveness.retire();
+        if series.cell.is_held() {
+            made.held.push((series.id, Arc::clone(&series.attributes)));
         }
         made.leaving.push(Arc::clone(series));
         self.is_full
@@ -440,7 +524,9 @@ impl<C: SeriesCell> Dynamic<C> {
         let mut left: Vec<(Arc<Series<C>>, bool)> = Vec::new();
         for series in leaving {
             // One reference is the list's, one ours: nobody can record to it any more, if nobody has the cell either.
-            let is_last = Arc::strong_count(&series) == 2 && !series.cell.is_held();
+            let is_last = (Arc::strong_count(&series) == 2
+                || mutant::is("series_gone_while_found"))
+                && !series.cell.is_held();
             std::sync::atomic::fence(Ordering::Acquire);
             match series
                 .liveness
@@ -449,11 +535,12 @@ impl<C: SeriesCell> Dynamic<C> {
                 Leaving::Tell => left.push((series, true)),
                 // Stays in the reader's snapshot, so that what may come is told from there.
                 Leaving::Known => left.push((series, false)),
-                Leaving::Gone => self
-                    .made
-                    .lock()
-                    .leaving
-                    .retain(|other| !Arc::ptr_eq(other, &series)),
+                // Our reference is the last to be dropped, without the lock.
+                Leaving::Gone => {
+                    let mut made = self.made.lock();
+                    made.leaving.retain(|other| !Arc::ptr_eq(other, &series));
+                    made.held.retain(|(id, _)| *id != series.id);
+                }
             }
         }
         left.sort_by_key(|(series, _)| series.id);

@@ -46,6 +46,11 @@ pub enum MetricsError {
         /// How many there can be.
         instruments_max: usize,
     },
+    /// A callback of an observable instrument panicked.
+    CallbackPanicked {
+        /// The instrument.
+        name: String,
+    },
     /// The registry serves all readers it can.
     TooManyReaders {
         /// How many there can be at once.
@@ -81,6 +86,10 @@ impl fmt::Display for MetricsError {
                 f,
                 "instrument `{name}`: the registry holds {instruments_max} instruments already; use attributes instead of \
                  instruments whose names are made at run time, or another registry"
+            ),
+            Self::CallbackPanicked { name } => write!(
+                f,
+                "a callback of instrument `{name}` panicked: what it observed is left out until it returns normally; mend the callback"
             ),
             Self::TooManyReaders { readers_max } => write!(
                 f,

@@ -12,6 +12,7 @@ mod cells;
 mod descriptor;
 mod dynamic;
 mod error;
+mod exemplar;
 mod gauge;
 pub mod helpers;
 mod histogram;
@@ -19,8 +20,10 @@ mod instruments;
 mod labels;
 pub mod node;
 mod number;
+mod observable;
 mod origin;
 mod places;
+mod primitive;
 mod reader;
 mod registry;
 mod series;
@@ -29,10 +32,15 @@ mod snapshot;
 #[cfg(feature = "otel")]
 pub mod otel;
 
+#[cfg(feature = "meter-provider")]
+pub mod meter_provider;
 #[cfg(feature = "otlp")]
 pub mod otlp;
 #[cfg(feature = "prometheus")]
 pub mod prometheus;
+#[cfg(feature = "recorder")]
+pub mod recorder;
+pub mod runtime;
 
 pub use attributes::{AttributeValue, EMPTY_ATTRS, Key, KeyValue};
 pub use builder::{
@@ -42,6 +50,7 @@ pub use cells::{BoundCounter, BoundUpDownCounter};
 pub use descriptor::{Descriptor, InstrumentKind, NumberKind, Scope};
 pub use dynamic::ATTRIBUTES_MAX;
 pub use error::MetricsError;
+pub use exemplar::{EXEMPLARS_MAX, Exemplar, TraceContext};
 pub use gauge::BoundGauge;
 pub use histogram::{
     BOUNDARIES_MAX, BoundHistogram, Buckets, CELLS_PER_SERIES_MAX, DEFAULT_BOUNDARIES,
@@ -51,6 +60,7 @@ pub use instruments::{Counter, Gauge, Histogram, Timer, UpDownCounter};
 pub use labels::{LabelSet, Labels, Row};
 pub use node::NodeMetrics;
 pub use number::{Number, Value};
+pub use observable::{Observable, ObservableBuilder, Observer};
 pub use origin::{
     create_node_id_attr, create_operation_attr, create_service_attr, record_vm_operation,
     string_constants,

@@ -12,7 +12,7 @@ pub trait Number:
     #[doc(hidden)]
     fn add_to(self, cells: Cells<'_>, offset: usize);
     #[doc(hidden)]
-    fn add_to_handle(self, handle: CellHandle);
+    fn add_to_own(self, handle: CellHandle) -> bool;
     #[doc(hidden)]
     fn sum<const WIDE: bool>(range: &CellRange<WIDE>, offset: usize) -> Value;
     #[doc(hidden)]
@@ -105,8 +105,8 @@ macro_rules! integer {
             }
 
             #[inline]
-            fn add_to_handle(self, handle: CellHandle) {
-                handle.add(self as u64);
+            fn add_to_own(self, handle: CellHandle) -> bool {
+                handle.add_own(self as u64)
             }
 
             fn sum<const WIDE: bool>(range: &CellRange<WIDE>, offset: usize) -> Value {
@@ -155,8 +155,8 @@ impl Number for f64 {
     }
 
     #[inline]
-    fn add_to_handle(self, handle: CellHandle) {
-        handle.add_f64(self);
+    fn add_to_own(self, handle: CellHandle) -> bool {
+        handle.add_f64_own(self)
     }
 
     fn sum<const WIDE: bool>(range: &CellRange<WIDE>, offset: usize) -> Value {

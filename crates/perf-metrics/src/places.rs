@@ -6,93 +6,125 @@
 
 use crate::attributes::{AttributeValue, KeyValue};
 
-/// A hash of the numbers among the values and of where the others are; never zero. Keys are left out: an instrument mostly
-/// has the same. The seed is secret, so that nobody can choose numbers that all meet in one slot.
-#[inline]
-pub(crate) fn tag(seed: u64, attributes: &[KeyValue]) -> u64 {
-    // An odd constant spreads the bits: the fraction of the golden ratio. Both halves of the product are used, as every bit
-    // of the word reaches one of them (folded multiplication, as in wyhash and foldhash).
-    const SPREAD: u128 = 0x9e37_79b9_7f4a_7c15;
-    let mix = |sum: u64, attribute: &KeyValue| {
-        let word = match &attribute.value {
-            AttributeValue::String(value) => value.as_str().as_ptr() as u64,
-            AttributeValue::I64(number) => *number as u64,
-            AttributeValue::Bool(flag) => u64::from(*flag),
-            AttributeValue::F64(number) => number.to_bits(),
-            _ => 0,
-        };
-        let product = u128::from(sum ^ word) * SPREAD;
-        (product as u64) ^ (product >> 64) as u64
-    };
-    attributes.iter().fold(seed, mix) | 1
-}
-
 /// Where an attribute's texts are, or its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
-    key: (usize, usize),
-    value: (u64, usize),
-    /// What `value` is.
-    kind: u8,
+    key: usize,
+    key_len: usize,
+    /// The address of a text, or a number.
+    value: u64,
+    /// The length of a text, or one of the numbers below, which are longer than any text.
+    what: usize,
+}
+
+/// What is identified by its contents only.
+const UNKNOWN: usize = usize::MAX;
+const I64: usize = usize::MAX - 1;
+const BOOL: usize = usize::MAX - 2;
+const F64: usize = usize::MAX - 3;
+
+/// Where a value's text is and how long, or the number and what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ValuePlace(u64, usize);
+
+impl ValuePlace {
+    #[inline]
+    pub(crate) fn of(attribute: &KeyValue) -> Self {
+        match &attribute.value {
+            AttributeValue::String(value) => {
+                let text = value.as_str();
+                Self(text.as_ptr() as u64, text.len())
+            }
+            other => Self::of_number(other),
+        }
+    }
+
+    /// Apart, as a jump by a table costs texts more than a comparison.
+    #[inline(never)]
+    fn of_number(value: &AttributeValue) -> Self {
+        match value {
+            AttributeValue::I64(number) => Self(*number as u64, I64),
+            AttributeValue::Bool(flag) => Self(u64::from(*flag), BOOL),
+            AttributeValue::F64(number) => Self(number.to_bits(), F64),
+            _ => Self(0, UNKNOWN),
+        }
+    }
 }
 
 impl Place {
-    /// `None` for what is identified by its contents only.
-    #[inline]
-    pub(crate) fn of(attribute: &KeyValue) -> Option<Self> {
-        let text = |text: &str| (text.as_ptr() as usize, text.len());
-        let (kind, value) = match &attribute.value {
-            AttributeValue::String(value) => {
-                (1, (value.as_str().as_ptr() as u64, value.as_str().len()))
-            }
-            AttributeValue::I64(number) => (2, (*number as u64, 0)),
-            AttributeValue::Bool(flag) => (3, (u64::from(*flag), 0)),
-            AttributeValue::F64(number) => (4, (number.to_bits(), 0)),
-            _ => return None,
-        };
-        Some(Self {
-            key: text(attribute.key.as_str()),
+    fn of(attribute: &KeyValue) -> Self {
+        let key = attribute.key.as_str();
+        let ValuePlace(value, what) = ValuePlace::of(attribute);
+        Self {
+            key: key.as_ptr() as usize,
+            key_len: key.len(),
             value,
-            kind,
-        })
+            what,
+        }
     }
 
-    /// Whether [`of`](Self::of) would say this of the attribute.
+    fn is_known(&self) -> bool {
+        self.what != UNKNOWN
+    }
+
+    /// Whether this is the place of an attribute whose value has that place.
     #[inline]
-    fn matches(&self, attribute: &KeyValue) -> bool {
+    fn is(&self, attribute: &KeyValue, value: &ValuePlace) -> bool {
         let key = attribute.key.as_str();
-        let is_value = match &attribute.value {
-            AttributeValue::String(value) => {
-                let text = value.as_str();
-                self.kind == 1 && self.value.0 == text.as_ptr() as u64 && self.value.1 == text.len()
-            }
-            AttributeValue::I64(number) => self.kind == 2 && self.value.0 == *number as u64,
-            AttributeValue::Bool(flag) => self.kind == 3 && self.value.0 == u64::from(*flag),
-            AttributeValue::F64(number) => self.kind == 4 && self.value.0 == number.to_bits(),
-            _ => false,
-        };
-        is_value && self.key.0 == key.as_ptr() as usize && self.key.1 == key.len()
+        self.value == value.0
+            && self.what == value.1
+            && self.key == key.as_ptr() as usize
+            && self.key_len == key.len()
     }
 }
 
-/// Whether each attribute is in its place. A set that has no places matches nothing: there is at least one attribute.
+/// A hash of the numbers among the values and of where the others are; never zero. Keys are left out: an instrument mostly
+/// has the same. The seed is secret, so that nobody can choose numbers that all meet in one slot.
 #[inline]
+pub(crate) fn tag(seed: u64, values: impl Iterator<Item = ValuePlace>) -> u64 {
+    // An odd constant spreads the bits: the fraction of the golden ratio. Both halves of the product are used, as every bit
+    // of the word reaches one of them (folded multiplication, as in wyhash and foldhash).
+    const SPREAD: u128 = 0x9e37_79b9_7f4a_7c15;
+    let mix = |sum: u64, value: ValuePlace| {
+        let product = u128::from(sum ^ value.0) * SPREAD;
+        (product as u64) ^ (product >> 64) as u64
+    };
+    values.fold(seed, mix) | 1
+}
+
+/// Whether the attributes, whose values have these places, are in these places. A set that has no places matches nothing: there is at
+/// least one attribute.
+#[inline]
+pub(crate) fn are_in<const N: usize>(
+    places: &[Place],
+    attributes: &[KeyValue; N],
+    values: &[ValuePlace; N],
+) -> bool {
+    match <&[Place; N]>::try_from(places) {
+        Ok(places) => (0..N).all(|n| places[n].is(&attributes[n], &values[n])),
+        Err(_) => false,
+    }
+}
+
+/// The same for any number of attributes.
 pub(crate) fn match_all(places: &[Place], attributes: &[KeyValue]) -> bool {
+    let mut both = places.iter().zip(attributes);
     places.len() == attributes.len()
-        && places
-            .iter()
-            .zip(attributes)
-            .all(|(place, attribute)| place.matches(attribute))
+        && both.all(|(place, attribute)| place.is(attribute, &ValuePlace::of(attribute)))
 }
 
 /// The places of `attributes` if `kept`, their copy, has all of them; otherwise none.
 pub(crate) fn of_constants(attributes: &[KeyValue], kept: &[KeyValue]) -> Box<[Place]> {
-    let is_kept = |place: &Place| kept.iter().any(|other| Place::of(other) == Some(*place));
-    let places: Option<Box<[Place]>> = attributes
+    let is_kept = |place: &Place| kept.iter().any(|other| Place::of(other) == *place);
+    let places: Box<[Place]> = attributes.iter().map(Place::of).collect();
+    let are_constants = places
         .iter()
-        .map(|attribute| Place::of(attribute).filter(is_kept))
-        .collect();
-    places.unwrap_or_default()
+        .all(|place| place.is_known() && is_kept(place));
+    if are_constants {
+        places
+    } else {
+        Box::default()
+    }
 }
 
 #[cfg(test)]
@@ -109,15 +141,18 @@ mod tests {
         let copy = constants.to_vec();
         let places = of_constants(&constants, &copy);
         assert!(match_all(&places, &copy) && match_all(&places, &constants));
-        assert_eq!(tag(7, &copy), tag(7, &constants));
-        assert_ne!(tag(7, &copy), tag(8, &copy));
+        let values = |set: &[KeyValue; 3]| set.each_ref().map(ValuePlace::of);
+        assert!(are_in(&places, &constants, &values(&constants)));
+        let tag_of = |seed, set: &[KeyValue]| tag(seed, set.iter().map(ValuePlace::of));
+        assert_eq!(tag_of(7, &copy), tag_of(7, &constants));
+        assert_ne!(tag_of(7, &copy), tag_of(8, &copy));
         assert!(!match_all(&places, &copy[..2]) && !match_all(&[], &copy));
         let other = [
             KeyValue::new("a", "x"),
             KeyValue::new("b", 1),
             KeyValue::new("c", 0.25),
         ];
-        assert!(!match_all(&places, &other));
+        assert!(!match_all(&places, &other) && !are_in(&places, &other, &values(&other)));
         let owned = [KeyValue::new("a", String::from("x"))];
         let copy = owned.to_vec();
         assert!(of_constants(&owned, &copy).is_empty());

@@ -1,8 +1,9 @@
 //! A reader of a registry that remembers what it has read.
 
 use crate::descriptor::InstrumentKind;
+use crate::exemplar::Exemplar;
 use crate::registry::Registry;
-use crate::snapshot::{InstrumentSnapshot, MetricsSnapshot, Point, SeriesSnapshot};
+use crate::snapshot::{InstrumentSnapshot, Merge, MetricsSnapshot, Point, SeriesSnapshot};
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -98,44 +99,61 @@ fn subtract(now: &MetricsSnapshot, then: &MetricsSnapshot, out: &mut MetricsSnap
             .count();
         out.metrics.drain(place..place + gone);
         if out.metrics.get(place).is_none_or(|old| old.id != metric.id) {
-            let new = InstrumentSnapshot {
-                id: metric.id,
-                descriptor: Arc::clone(&metric.descriptor),
-                series: Vec::new(),
-            };
+            let new = InstrumentSnapshot::new(metric.id, &metric.descriptor);
             out.metrics.insert(place, new);
         }
         while earlier.next_if(|earlier| earlier.id < metric.id).is_some() {}
-        let earlier = earlier
-            .next_if(|earlier| earlier.id == metric.id)
-            .map_or(&[][..], |metric| &metric.series);
-        subtract_series(metric, earlier, then.time, &mut out.metrics[place].series);
+        let earlier = earlier.next_if(|earlier| earlier.id == metric.id);
+        subtract_series(metric, earlier, then.time, &mut out.metrics[place]);
     }
     out.metrics.truncate(now.metrics.len());
 }
 
 fn subtract_series(
     metric: &InstrumentSnapshot,
-    then: &[SeriesSnapshot],
+    then: Option<&InstrumentSnapshot>,
     then_time: Option<SystemTime>,
-    out: &mut Vec<SeriesSnapshot>,
+    out: &mut InstrumentSnapshot,
 ) {
     let kind = metric.descriptor.kind();
-    let mut then = then.iter().peekable();
-    for (place, series) in metric.series.iter().enumerate() {
-        let gone = out[place..]
-            .iter()
-            .take_while(|old| old.id < series.id)
-            .count();
-        out.drain(place..place + gone);
-        if out.get(place).is_none_or(|old| old.id != series.id) {
-            out.insert(place, series.clone_without_point());
+    // A series that has left may have been told or known then.
+    let mut told = then.map_or(&[][..], |then| &then.series).iter().peekable();
+    let mut left = then.map_or(&[][..], |then| &then.left).iter().peekable();
+    let InstrumentSnapshot {
+        series: out_told,
+        left: out_left,
+        ..
+    } = out;
+    let (mut out_told, mut out_left) = (Merge::new(out_told), Merge::new(out_left));
+    let (mut now, mut now_left) = (metric.series.iter().peekable(), metric.left.iter());
+    let mut next_left = now_left.next();
+    loop {
+        // In the order of their ids, from both lists.
+        let id = next_left.map_or(u64::MAX, |left| left.id);
+        let (series, has_left) = match (now.next_if(|series| series.id < id), next_left) {
+            (Some(series), _) => (series, false),
+            (None, Some(series)) => {
+                next_left = now_left.next();
+                (series, true)
+            }
+            (None, None) => break,
+        };
+        let mut earlier = &Point::Nothing;
+        for list in [&mut told, &mut left] {
+            while list.next_if(|then| then.id < series.id).is_some() {}
+            if let Some(then) = list.next_if(|then| then.id == series.id) {
+                earlier = &then.point;
+            }
         }
-        while then.next_if(|then| then.id < series.id).is_some() {}
-        let earlier = then
-            .next_if(|then| then.id == series.id)
-            .map_or(&Point::Nothing, |then| &then.point);
-        let out = &mut out[place];
+        // What a thread recorded between the check that nothing was and the reading of a series that has left is told all the same.
+        let is_told = !has_left
+            || matches!(kind, InstrumentKind::Counter | InstrumentKind::Histogram)
+                && !series.point.is_same(earlier);
+        if !is_told {
+            out_left.next(series.id, || series.clone_without_point());
+            continue;
+        }
+        let out = out_told.next(series.id, || series.clone_without_point());
         match (&series.point, earlier) {
             (Point::Number(now), Point::Number(then)) if kind == InstrumentKind::Counter => {
                 out.point.set(Some(now.since(*then)))
@@ -150,6 +168,11 @@ fn subtract_series(
             (Point::Number(now), _) => out.point.set(Some(*now)),
             (Point::Nothing, _) => out.point = Point::Nothing,
         }
+        let is_since = |exemplar: &&Exemplar| then_time.is_none_or(|then| exemplar.time() > then);
+        out.exemplars.clear();
+        out.exemplars
+            .extend(series.exemplars.iter().filter(is_since));
+        out.end = series.end;
         let is_delta = matches!(kind, InstrumentKind::Counter | InstrumentKind::Histogram);
         out.start = if is_delta {
             series.start.max(then_time)
@@ -157,12 +180,14 @@ fn subtract_series(
             series.start
         };
         out.is_recorded = match kind {
-            InstrumentKind::UpDownCounter => series.is_recorded,
-            InstrumentKind::Gauge => series.is_recorded,
+            InstrumentKind::UpDownCounter | InstrumentKind::Gauge => series.is_recorded,
+            // What was observed is told, also if it is the same as before.
+            _ if metric.descriptor.is_observable() => series.is_recorded,
             _ => out.point.is_something(false),
         };
     }
-    out.truncate(metric.series.len());
+    out_told.finish();
+    out_left.finish();
 }
 
 impl SeriesSnapshot {
@@ -171,7 +196,9 @@ impl SeriesSnapshot {
             id: self.id,
             attributes: Arc::clone(&self.attributes),
             start: self.start,
+            end: self.end,
             point: Point::Nothing,
+            exemplars: Vec::new(),
             is_recorded: false,
             is_declared: self.is_declared,
         }

@@ -3,8 +3,10 @@
 use crate::MetricsError;
 use crate::attributes::{KeyValue, normalize};
 use crate::builder::InstrumentBuilder;
-use crate::descriptor::{Descriptor, Scope};
+use crate::descriptor::{Descriptor, InstrumentKind, Scope};
+use crate::exemplar::{ExemplarSource, TraceContext};
 use crate::instruments::{Counter, Gauge, Histogram, UpDownCounter};
+use crate::observable::ObservableBuilder;
 use crate::reader::{Reader, Temporality};
 use crate::series::{ANONYMOUS, Leaving, Source};
 use crate::snapshot::{InstrumentSnapshot, MetricsSnapshot};
@@ -26,6 +28,12 @@ pub const READERS_MAX: usize = 8;
 /// Is told of instruments that are made after it came.
 pub(crate) trait Listener: Send + Sync {
     fn on_instrument(&self, source: &Arc<dyn Source>);
+}
+
+/// Is called before each collection.
+#[cfg(feature = "recorder")]
+pub(crate) trait BeforeCollection: Send + Sync {
+    fn before_collection(&self);
 }
 
 /// A set of instruments. Clones are the same registry.
@@ -61,10 +69,13 @@ struct Inner {
     sources: RwLock<Sources>,
     resource: RwLock<Arc<[KeyValue]>>,
     on_error: RwLock<Option<OnError>>,
+    exemplar_source: RwLock<Option<ExemplarSource>>,
     readers: Mutex<[bool; READERS_MAX]>,
     /// A collection was made that belongs to no reader.
     is_anonymous_read: AtomicBool,
     listeners: Mutex<Vec<Weak<dyn Listener>>>,
+    #[cfg(feature = "recorder")]
+    before: Mutex<Vec<Weak<dyn BeforeCollection>>>,
 }
 
 #[derive(Default)]
@@ -76,11 +87,15 @@ struct Sources {
 }
 
 impl Sources {
-    fn find(&self, descriptor: &Descriptor) -> Option<&Arc<dyn Source>> {
-        let named = self.names.get(&descriptor.name().to_ascii_lowercase())?;
+    /// Those of the same name and scope.
+    fn find(&self, descriptor: &Descriptor) -> Vec<Arc<dyn Source>> {
+        let named = self.names.get(&descriptor.name().to_ascii_lowercase());
         named
-            .iter()
-            .find(|source| source.descriptor().scope() == descriptor.scope())
+            .into_iter()
+            .flatten()
+            .filter(|source| source.descriptor().scope() == descriptor.scope())
+            .cloned()
+            .collect()
     }
 
     fn insert(&mut self, source: &Arc<dyn Source>) {
@@ -101,6 +116,19 @@ impl Sources {
     }
 }
 
+/// A registry that may be gone.
+#[derive(Clone)]
+pub(crate) struct WeakRegistry(Weak<Inner>);
+
+impl WeakRegistry {
+    /// Tells the registry's error handler, if it is there.
+    pub(crate) fn report(&self, error: &MetricsError) {
+        if let Some(inner) = self.0.upgrade() {
+            Registry { inner, scope: None }.report(error);
+        }
+    }
+}
+
 impl Registry {
     /// An empty registry.
     #[must_use]
@@ -113,9 +141,12 @@ impl Registry {
                 sources: RwLock::default(),
                 resource: RwLock::new(Arc::new([])),
                 on_error: RwLock::default(),
+                exemplar_source: RwLock::default(),
                 is_anonymous_read: AtomicBool::new(false),
                 readers: Mutex::default(),
                 listeners: Mutex::default(),
+                #[cfg(feature = "recorder")]
+                before: Mutex::default(),
             }),
             scope: None,
         }
@@ -136,6 +167,24 @@ impl Registry {
     pub fn set_resource(&self, attributes: impl IntoIterator<Item = KeyValue>) {
         let attributes: Vec<_> = attributes.into_iter().collect();
         *self.inner.resource.write() = normalize(&attributes).into();
+    }
+
+    /// Instruments of this registry that are made from now on keep exemplars: measurements with the trace they were made in, of which
+    /// exporters send some. `source` tells the trace of the calling thread, `None` for measurements that are no exemplars, such as those
+    /// outside of a sampled trace. It is called at each record and must not record to this registry. Gauges have no exemplars.
+    ///
+    /// Recording to these instruments costs the call of `source` and a few nanoseconds more, with the clock's reading for what becomes an
+    /// exemplar; it still takes no lock and allocates nothing. Instruments made before, and those of registries without a source, cost
+    /// what they did.
+    pub fn set_exemplar_source(
+        &self,
+        source: impl Fn() -> Option<TraceContext> + Send + Sync + 'static,
+    ) {
+        *self.inner.exemplar_source.write() = Some(ExemplarSource::new(source));
+    }
+
+    pub(crate) fn exemplar_source(&self) -> Option<ExemplarSource> {
+        self.inner.exemplar_source.read().clone()
     }
 
     pub(crate) fn scope(&self) -> Option<Arc<Scope>> {
@@ -173,6 +222,8 @@ impl Registry {
         takes_extremes: bool,
         snapshot: &mut MetricsSnapshot,
     ) {
+        #[cfg(feature = "recorder")]
+        self.run_before();
         if snapshot.registry != self.inner.id {
             snapshot.metrics.clear();
             snapshot.registry = self.inner.id;
@@ -218,11 +269,7 @@ impl Registry {
                 .get(place)
                 .is_none_or(|old| old.id != after)
             {
-                let new = InstrumentSnapshot {
-                    id: after,
-                    descriptor: Arc::clone(source.descriptor()),
-                    series: Vec::new(),
-                };
+                let new = InstrumentSnapshot::new(after, source.descriptor());
                 snapshot.metrics.insert(place, new);
             }
             let extremes = takes_extremes.then_some(reader);
@@ -232,10 +279,35 @@ impl Registry {
         snapshot.metrics.truncate(place);
     }
 
-    /// Who is told of instruments that [`build_or_detached`](crate::InstrumentBuilder::build_or_detached) could not make, in the thread that
-    /// asked for them. Unless set, they are written to the standard error.
+    /// Sets the error handler. It is told of instruments that [`build_or_detached`](crate::InstrumentBuilder::build_or_detached) could not
+    /// make and of callbacks that panic, in the thread where that happens. Default: print to standard error.
     pub fn set_error_handler(&self, on_error: impl Fn(&MetricsError) + Send + Sync + 'static) {
         *self.inner.on_error.write() = Some(Arc::new(on_error));
+    }
+
+    #[cfg(feature = "recorder")]
+    pub(crate) fn before_collection(&self, hook: &Arc<dyn BeforeCollection>) {
+        let mut before = self.inner.before.lock();
+        before.retain(|other| other.strong_count() > 0);
+        before.push(Arc::downgrade(hook));
+    }
+
+    #[cfg(feature = "recorder")]
+    fn run_before(&self) {
+        let mut place = 0;
+        // Without the lock, and without a list that would be allocated.
+        loop {
+            let hook = self.inner.before.lock().get(place).cloned();
+            let Some(hook) = hook else { break };
+            if let Some(hook) = hook.upgrade() {
+                hook.before_collection();
+            }
+            place += 1;
+        }
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakRegistry {
+        WeakRegistry(Arc::downgrade(&self.inner))
     }
 
     pub(crate) fn report(&self, error: &MetricsError) {
@@ -293,39 +365,36 @@ impl Registry {
     }
 
     /// The instrument of this name and scope, if `get` takes it for what is asked for; otherwise a new one, which `make` makes.
+    /// `is_beside_others` lets the new one have a name that another has; the description then does not matter, and the conflict is
+    /// reported.
     pub(crate) fn get_or_make<R>(
         &self,
         descriptor: &Descriptor,
-        get: impl FnOnce(Arc<dyn Source>) -> Option<R>,
+        is_beside_others: bool,
+        get: impl Fn(Arc<dyn Source>) -> Option<R>,
         make: impl FnOnce() -> Result<(R, Arc<dyn Source>), MetricsError>,
     ) -> Result<R, MetricsError> {
+        let duplicate = || MetricsError::DuplicateName {
+            name: descriptor.name().to_owned(),
+        };
         let name = descriptor.name();
-        let (made, source) = {
+        let (made, source, has_conflict) = {
             let mut sources = self.inner.sources.write();
-            if let Some(source) = sources.find(descriptor) {
-                let found = source.descriptor();
-                let is_same = (
-                    found.kind(),
-                    found.number(),
-                    found.unit(),
-                    found.description(),
-                ) == (
-                    descriptor.kind(),
-                    descriptor.number(),
-                    descriptor.unit(),
-                    descriptor.description(),
-                );
-                let got = if is_same {
-                    get(Arc::clone(source))
-                } else {
-                    None
-                };
-                if got.is_some() {
-                    source.stay();
-                }
-                return got.ok_or_else(|| MetricsError::DuplicateName {
-                    name: name.to_owned(),
-                });
+            let found = sources.find(descriptor);
+            let get = |source: &Arc<dyn Source>| {
+                let got = source
+                    .descriptor()
+                    .is_same(descriptor, !is_beside_others)
+                    .then(|| get(Arc::clone(source)))?;
+                source.stay();
+                got
+            };
+            let has_conflict = match found.iter().find_map(get) {
+                Some(got) => return Ok(got),
+                None => !found.is_empty(),
+            };
+            if has_conflict && !is_beside_others {
+                return Err(duplicate());
             }
             if sources.list.len() >= INSTRUMENTS_MAX {
                 return Err(MetricsError::TooManyInstruments {
@@ -335,8 +404,11 @@ impl Registry {
             }
             let (made, source) = make()?;
             sources.insert(&source);
-            (made, source)
+            (made, source, has_conflict)
         };
+        if has_conflict {
+            self.report(&duplicate());
+        }
         // Told without a lock: a listener makes instruments of its own.
         let listeners: Vec<_> = self
             .inner
@@ -445,6 +517,62 @@ impl Registry {
         name: impl Into<Cow<'static, str>>,
     ) -> InstrumentBuilder<Histogram<f64>> {
         InstrumentBuilder::new(self, name.into())
+    }
+
+    /// A sum of integers that only grows and is kept elsewhere: bytes that the system has read. See [`ObservableBuilder::with_callback`].
+    pub fn u64_observable_counter(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> ObservableBuilder<u64> {
+        ObservableBuilder::new(self, name.into(), InstrumentKind::Counter)
+    }
+
+    /// A sum of fractions that only grows and is kept elsewhere: seconds of CPU time. See [`ObservableBuilder::with_callback`].
+    pub fn f64_observable_counter(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> ObservableBuilder<f64> {
+        ObservableBuilder::new(self, name.into(), InstrumentKind::Counter)
+    }
+
+    /// A sum of integers that goes up and down and is kept elsewhere: open files. See [`ObservableBuilder::with_callback`].
+    pub fn i64_observable_up_down_counter(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> ObservableBuilder<i64> {
+        ObservableBuilder::new(self, name.into(), InstrumentKind::UpDownCounter)
+    }
+
+    /// A sum of fractions that goes up and down and is kept elsewhere. See [`ObservableBuilder::with_callback`].
+    pub fn f64_observable_up_down_counter(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> ObservableBuilder<f64> {
+        ObservableBuilder::new(self, name.into(), InstrumentKind::UpDownCounter)
+    }
+
+    /// A value that is asked for: the length of a queue. See [`ObservableBuilder::with_callback`].
+    pub fn u64_observable_gauge(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> ObservableBuilder<u64> {
+        ObservableBuilder::new(self, name.into(), InstrumentKind::Gauge)
+    }
+
+    /// A signed value that is asked for. See [`ObservableBuilder::with_callback`].
+    pub fn i64_observable_gauge(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> ObservableBuilder<i64> {
+        ObservableBuilder::new(self, name.into(), InstrumentKind::Gauge)
+    }
+
+    /// A fraction that is asked for: a temperature. See [`ObservableBuilder::with_callback`].
+    pub fn f64_observable_gauge(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> ObservableBuilder<f64> {
+        ObservableBuilder::new(self, name.into(), InstrumentKind::Gauge)
     }
 }
 

@@ -2,14 +2,15 @@
 
 use crate::MetricsError;
 use crate::attributes::{EMPTY_ATTRS, KeyValue, same_set};
-use crate::cells::{BoundCounter, BoundUpDownCounter, SumCell};
+use crate::cells::{BoundCounter, BoundUpDownCounter, SumCell, SumSpec};
 use crate::descriptor::{Descriptor, InstrumentKind};
 use crate::dynamic::{Dynamic, Series};
+use crate::exemplar::{Exemplar, ExemplarSource};
 use crate::gauge::BoundGauge;
 use crate::histogram::{BoundHistogram, HistogramNumber, Layout, Shape};
 use crate::number::Number;
 use crate::registry::READERS_MAX;
-use crate::snapshot::{InstrumentSnapshot, Point, SeriesSnapshot};
+use crate::snapshot::{InstrumentSnapshot, Merge, Point, SeriesSnapshot};
 use parking_lot::Mutex;
 use perf_atomics::slab;
 use std::any::Any;
@@ -39,6 +40,9 @@ pub trait SeriesCell: Clone + Debug + Send + Sync + 'static {
     fn detached(spec: &Self::Spec) -> Self;
     #[doc(hidden)]
     fn read(&self, reader: Option<usize>, out: &mut Point);
+    /// Replaces what is in `out`; leaves it alone if the series has no exemplars.
+    #[doc(hidden)]
+    fn read_exemplars(&self, _out: &mut Vec<Exemplar>) {}
     #[doc(hidden)]
     fn forget(&self, _reader: usize) {}
     #[doc(hidden)]
@@ -76,14 +80,18 @@ pub trait SeriesCell: Clone + Debug + Send + Sync + 'static {
 macro_rules! sum {
     ($Bound:ident) => {
         impl<T: Number> SeriesCell for $Bound<T> {
-            type Spec = ();
+            type Spec = SumSpec;
 
-            fn new(name: &str, (): &()) -> Result<Self, MetricsError> {
-                SumCell::new(name).map(Self)
+            fn new(name: &str, spec: &SumSpec) -> Result<Self, MetricsError> {
+                SumCell::new(name, spec).map(Self)
             }
 
-            fn detached((): &()) -> Self {
+            fn detached(_spec: &SumSpec) -> Self {
                 Self(SumCell::detached())
+            }
+
+            fn read_exemplars(&self, out: &mut Vec<Exemplar>) {
+                self.0.read_exemplars(out);
             }
 
             fn read(&self, _reader: Option<usize>, out: &mut Point) {
@@ -143,17 +151,24 @@ impl<T: Number> SeriesCell for BoundGauge<T> {
 /// Keeps a private type out of a public trait's signature.
 #[doc(hidden)]
 #[derive(Clone, Debug)]
-pub struct HistogramSpec(pub(crate) Arc<Layout>);
+pub struct HistogramSpec {
+    pub(crate) layout: Arc<Layout>,
+    pub(crate) source: Option<ExemplarSource>,
+}
 
 impl<T: HistogramNumber> SeriesCell for BoundHistogram<T> {
     type Spec = HistogramSpec;
 
     fn new(name: &str, spec: &HistogramSpec) -> Result<Self, MetricsError> {
-        Self::new(name, &spec.0)
+        Self::new(name, &spec.layout, spec.source.as_ref())
     }
 
     fn detached(spec: &HistogramSpec) -> Self {
-        Self::detached(&spec.0)
+        Self::detached(&spec.layout)
+    }
+
+    fn read_exemplars(&self, out: &mut Vec<Exemplar>) {
+        self.read_exemplars(out);
     }
 
     fn read(&self, reader: Option<usize>, out: &mut Point) {
@@ -165,14 +180,14 @@ impl<T: HistogramNumber> SeriesCell for BoundHistogram<T> {
     }
 
     fn boundaries(spec: &HistogramSpec) -> Option<&[f64]> {
-        match &spec.0.shape {
+        match &spec.layout.shape {
             Shape::Explicit(bounds) => Some(bounds),
             Shape::Exponential(_) => None,
         }
     }
 
     fn is_same_spec(one: &HistogramSpec, other: &HistogramSpec) -> bool {
-        Arc::ptr_eq(&one.0, &other.0) || one.0.shape == other.0.shape
+        Arc::ptr_eq(&one.layout, &other.layout) || one.layout.shape == other.layout.shape
     }
 
     fn is_held(&self) -> bool {
@@ -220,6 +235,8 @@ struct State {
     idle_since: Option<Instant>,
     /// A bit for each reader that has the value of this fingerprint, once the series leaves.
     told: u16,
+    /// When the series was removed.
+    end: Option<SystemTime>,
 }
 
 impl Liveness {
@@ -231,6 +248,7 @@ impl Liveness {
                 fingerprint: 0,
                 idle_since: None,
                 told: 0,
+                end: None,
             }),
         }
     }
@@ -285,9 +303,22 @@ impl Liveness {
         }
     }
 
-    /// Begins to leave: all readers are to be told of it.
-    fn stay(&self) {
-        self.state.lock().told = 0;
+    /// Begins to leave, now.
+    pub(crate) fn retire(&self) {
+        self.state.lock().end = Some(SystemTime::now());
+    }
+
+    /// When it was removed.
+    pub(crate) fn end(&self) -> Option<SystemTime> {
+        self.state.lock().end
+    }
+
+    /// Does not leave after all: should it begin to later, all readers are to be told of it.
+    pub(crate) fn stay(&self) {
+        let mut state = self.state.lock();
+        state.told = 0;
+        state.end = None;
+        state.idle_since = None;
     }
 }
 
@@ -482,38 +513,36 @@ impl<C: SeriesCell> Source for Core<C> {
                     .is_idle(cell.fingerprint(), cell.take_touched(), now, idle)
             });
         }
-        let mut place = 0;
+        let is_declared = is_table && self.descriptor.kind() != InstrumentKind::Histogram;
+        let InstrumentSnapshot { series, left, .. } = out;
+        let (mut told, mut left) = (Merge::new(series), Merge::new(left));
         let mut visit = |series: &Series<C>, is_told: bool| {
-            // Both are in ascending order; what is in the snapshot alone has left.
-            let gone = out.series[place..]
-                .iter()
-                .take_while(|old| old.id < series.id)
-                .count();
-            out.series.drain(place..place + gone);
-            if out.series.get(place).is_none_or(|old| old.id != series.id) {
-                let new = SeriesSnapshot {
-                    id: series.id,
-                    attributes: Arc::clone(&series.attributes),
-                    start: Some(series.liveness.start),
-                    point: Point::Nothing,
-                    is_recorded: false,
-                    is_declared: is_table && self.descriptor.kind() != InstrumentKind::Histogram,
-                };
-                out.series.insert(place, new);
-            }
-            let snapshot = &mut out.series[place];
+            let to = if is_told { &mut told } else { &mut left };
+            let snapshot = to.next(series.id, || SeriesSnapshot {
+                id: series.id,
+                attributes: Arc::clone(&series.attributes),
+                start: Some(series.liveness.start),
+                end: None,
+                point: Point::Nothing,
+                exemplars: Vec::new(),
+                is_recorded: false,
+                is_declared,
+            });
             series.cell.read(extremes, &mut snapshot.point);
+            series.cell.read_exemplars(&mut snapshot.exemplars);
+            // What a handle binds is not at its end.
+            snapshot.end = series.liveness.end().filter(|_| !series.cell.is_held());
             snapshot.is_recorded = series
                 .liveness
                 .is_recorded(snapshot.point.is_something(is_gauge))
                 && is_told;
-            place += 1;
         };
         self.fixed.iter().for_each(|series| visit(series, true));
         if let Some(dynamic) = &self.dynamic {
             dynamic.for_each(reader, readers, &mut visit);
         }
-        out.series.truncate(place);
+        told.finish();
+        left.finish();
     }
 
     fn forget(&self, reader: usize) {

@@ -2,6 +2,7 @@
 
 use crate::attributes::KeyValue;
 use crate::descriptor::Descriptor;
+use crate::exemplar::Exemplar;
 use crate::histogram::HistogramSnapshot;
 use crate::number::Value;
 use std::sync::Arc;
@@ -66,9 +67,56 @@ pub struct InstrumentSnapshot {
     pub(crate) id: u64,
     pub(crate) descriptor: Arc<Descriptor>,
     pub(crate) series: Vec<SeriesSnapshot>,
+    /// Series that were removed and whose last value this reader has: what may yet be recorded to them counts from there.
+    pub(crate) left: Vec<SeriesSnapshot>,
+}
+
+/// Brings the series of a list up to date, in the order of their ids, so that the memory of those that stay is reused.
+pub(crate) struct Merge<'a> {
+    list: &'a mut Vec<SeriesSnapshot>,
+    place: usize,
+}
+
+impl<'a> Merge<'a> {
+    pub(crate) fn new(list: &'a mut Vec<SeriesSnapshot>) -> Self {
+        Self { list, place: 0 }
+    }
+
+    /// The series of this id, which is greater than that of the last call; made if it is not there.
+    pub(crate) fn next(
+        &mut self,
+        id: u64,
+        make: impl FnOnce() -> SeriesSnapshot,
+    ) -> &mut SeriesSnapshot {
+        let place = self.place;
+        let gone = self.list[place..]
+            .iter()
+            .take_while(|old| old.id < id)
+            .count();
+        self.list.drain(place..place + gone);
+        if self.list.get(place).is_none_or(|old| old.id != id) {
+            self.list.insert(place, make());
+        }
+        self.place += 1;
+        &mut self.list[place]
+    }
+
+    /// Takes out what is behind the last.
+    pub(crate) fn finish(self) {
+        self.list.truncate(self.place);
+    }
 }
 
 impl InstrumentSnapshot {
+    pub(crate) fn new(id: u64, descriptor: &Arc<Descriptor>) -> Self {
+        Self {
+            id,
+            descriptor: Arc::clone(descriptor),
+            series: Vec::new(),
+            left: Vec::new(),
+        }
+    }
+
     /// What the instrument is called.
     #[must_use]
     pub fn descriptor(&self) -> &Descriptor {
@@ -81,18 +129,13 @@ impl InstrumentSnapshot {
         &self.series
     }
 
-    /// The series with exactly these attributes, in any order.
+    /// The series with exactly these attributes, in any order. Of a series that was removed since the last collection and the one that
+    /// has followed it, the latter.
     #[must_use]
     pub fn find(&self, attributes: &[KeyValue]) -> Option<&SeriesSnapshot> {
-        let all = || {
-            self.series
-                .iter()
-                .filter(|series| crate::attributes::same_set(&series.attributes, attributes))
-        };
-        // What has left is kept for its baseline, and is not recorded.
-        all()
-            .find(|series| series.is_recorded)
-            .or_else(|| all().next_back())
+        self.series
+            .iter()
+            .rfind(|series| crate::attributes::same_set(&series.attributes, attributes))
     }
 }
 
@@ -103,7 +146,9 @@ pub struct SeriesSnapshot {
     pub(crate) id: u64,
     pub(crate) attributes: Arc<[KeyValue]>,
     pub(crate) start: Option<SystemTime>,
+    pub(crate) end: Option<SystemTime>,
     pub(crate) point: Point,
+    pub(crate) exemplars: Vec<Exemplar>,
     pub(crate) is_recorded: bool,
     /// It was there before it was recorded to, by its maker's will.
     pub(crate) is_declared: bool,
@@ -159,6 +204,20 @@ impl SeriesSnapshot {
         self.start
     }
 
+    /// When it was removed; `None` if it is still there. This is then the last value of the series, and another series with the same
+    /// attributes may follow it.
+    #[must_use]
+    pub fn end(&self) -> Option<SystemTime> {
+        self.end
+    }
+
+    /// Measurements with the traces they were made in, of instruments made after
+    /// [`Registry::set_exemplar_source`](crate::Registry::set_exemplar_source); in a delta, those made since the last collection.
+    #[must_use]
+    pub fn exemplars(&self) -> &[Exemplar] {
+        &self.exemplars
+    }
+
     /// Whether it was ever recorded to, as far as collections have seen; in a delta, whether it was since the last. Exporters leave out
     /// what was not, as the SDK does.
     #[must_use]
@@ -193,6 +252,15 @@ impl Point {
             Self::Number(value) => value.bits(),
             Self::Histogram(histogram) => histogram.fingerprint(),
         }
+    }
+
+    /// Whether both hold the same sum and count.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let sum = |point: &Self| match point {
+            Self::Histogram(histogram) => histogram.sum().bits(),
+            _ => 0,
+        };
+        (self.fingerprint(), sum(self)) == (other.fingerprint(), sum(other))
     }
 
     /// Whether there is something that is not zero.

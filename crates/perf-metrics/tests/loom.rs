@@ -6,7 +6,7 @@
 #![cfg(perf_loom)]
 
 use loom::thread;
-use perf_metrics::{__loom, Reader, Registry, Temporality, Value};
+use perf_metrics::{__loom, KeyValue, Reader, Registry, Temporality, Value};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -143,4 +143,47 @@ fn a_histogram_loses_neither_counts_nor_extremes() {
 #[test]
 fn extremes_that_are_taken_by_load_and_store_are_caught() {
     assert_caught("slab_take_by_store", histogram_is_exact);
+}
+
+/// A series is removed and told while a thread that has found it records to it.
+fn removal_is_exact() {
+    let registry = Registry::new();
+    let counter = registry
+        .u64_counter("c")
+        .with_cardinality_limit(1)
+        .build()
+        .unwrap();
+    let set = || [KeyValue::new("n", 1)];
+    let record = || {
+        let counter = counter.clone();
+        thread::spawn(move || counter.add(1, &set()))
+    };
+    record().join().unwrap();
+    let mut reader = registry.reader(Temporality::Delta).unwrap();
+    let recorder = record();
+    let collect = |reader: &mut Reader| -> u64 {
+        let snapshot = reader.collect();
+        let series = snapshot.metric("c").unwrap().series().iter();
+        series
+            .filter_map(|series| match series.value() {
+                Some(Value::U64(count)) if series.is_recorded() => Some(count),
+                _ => None,
+            })
+            .sum()
+    };
+    counter.remove(&set());
+    let mut total = collect(&mut reader) + collect(&mut reader);
+    recorder.join().unwrap();
+    total += collect(&mut reader) + collect(&mut reader);
+    assert_eq!(total, 2, "a record was lost or counted twice");
+}
+
+#[test]
+fn what_is_recorded_to_a_series_that_leaves_is_told() {
+    assert_holds(removal_is_exact);
+}
+
+#[test]
+fn a_series_that_goes_while_a_recorder_has_it_is_caught() {
+    assert_caught("series_gone_while_found", removal_is_exact);
 }

@@ -196,6 +196,61 @@ fn counters_whose_names_become_the_same_are_one_family() {
     assert!(samples.iter().all(|(name, ..)| name == "a_b_total"));
 }
 
+/// <https://opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetrics/>, its sections on resources and scopes.
+#[test]
+fn the_resource_is_target_info_and_scopes_are_labels() {
+    let registry = Registry::new();
+    registry.set_resource([KeyValue::new("service.name", "node"), KeyValue::new("n", 1)]);
+    let scope = perf_metrics::Scope::new("lib")
+        .with_version("1.2")
+        .with_schema_url("https://example.com/1")
+        .with_attributes([KeyValue::new("a.b", "c")]);
+    let scoped = registry.with_scope(scope).u64_counter("c").build().unwrap();
+    scoped.add(1, &[KeyValue::new("k", "v")]);
+    registry
+        .u64_counter("plain")
+        .build()
+        .unwrap()
+        .add(1, EMPTY_ATTRS);
+    let mut text = String::new();
+    prometheus::write(&registry.collect(), &mut text);
+    let samples: BTreeMap<String, BTreeMap<String, String>> = parse(&text)
+        .into_iter()
+        .map(|(name, labels, _)| (name, labels))
+        .collect();
+    let of = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+        let pairs = pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        pairs.collect()
+    };
+    assert_eq!(
+        samples["target_info"],
+        of(&[("service_name", "node"), ("n", "1")])
+    );
+    let expected = of(&[
+        ("k", "v"),
+        ("otel_scope_name", "lib"),
+        ("otel_scope_version", "1.2"),
+        ("otel_scope_schema_url", "https://example.com/1"),
+        ("otel_scope_a_b", "c"),
+    ]);
+    assert_eq!(samples["c_total"], expected);
+    assert_eq!(samples["plain_total"], of(&[]));
+    let mut open = Vec::new();
+    prometheus::expose(
+        &registry.collect(),
+        prometheus::Format::OpenMetrics,
+        &mut open,
+    );
+    let open = String::from_utf8(open).unwrap();
+    assert!(
+        open.contains("# TYPE target info\n") && open.contains("\ntarget_info{"),
+        "{open}"
+    );
+    assert!(open.ends_with("# EOF\n"));
+}
+
 #[cfg(feature = "http")]
 mod http {
     use super::*;

@@ -5,7 +5,7 @@
 //! thread pointer; `LEASE` has one, and is touched only when a chunk is taken.
 
 use super::core::{CELLS_MAX, Chunk, Slab, WIDE_CELLS_MAX};
-use crate::primitive::{AtomicU64, Ordering};
+use crate::primitive::{AtomicU64, Ordering, mutant};
 use std::cell::Cell;
 
 #[cfg(not(perf_loom))]
@@ -60,9 +60,18 @@ use statics::{CHUNK, LEASE, WIDE_CHUNK, WIDE_LEASE, WIDE_SHARED};
 
 /// How many threads have wide cells of their own, at least and at most; between these twice the number of cores. Other threads share a
 /// copy: so many that the cores are busy without it, so few that the memory does not grow with the threads.
+#[cfg(not(perf_loom))]
 const WIDE_OWNERS: std::ops::RangeInclusive<u32> = 4..=64;
 
 /// See [`WIDE_OWNERS`].
+#[cfg(perf_loom)]
+pub(super) fn wide_owners_max() -> u32 {
+    // So few that a model of two threads already shares.
+    1
+}
+
+/// See [`WIDE_OWNERS`].
+#[cfg(not(perf_loom))]
 pub(super) fn wide_owners_max() -> u32 {
     static MAX: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
     *MAX.get_or_init(|| {
@@ -186,6 +195,9 @@ pub(crate) fn change_own(cell: &AtomicU64, change: impl Fn(u64) -> u64) {
 /// Changes a cell that other threads write too.
 #[inline]
 pub(crate) fn change_shared(cell: &AtomicU64, change: impl Fn(u64) -> u64) {
+    if mutant::is("slab_shared_by_store") {
+        return change_own(cell, change);
+    }
     let mut seen = cell.load(Ordering::Relaxed);
     while let Err(newer) =
         cell.compare_exchange_weak(seen, change(seen), Ordering::Relaxed, Ordering::Relaxed)

@@ -287,6 +287,30 @@ impl CellHandle {
     }
 }
 
+impl CellHandle {
+    /// Adds to the first cell of this thread's copy, wrapping, if this thread has that copy; otherwise says `false` and adds nothing:
+    /// [`CellRange::add`] is then the way.
+    #[inline]
+    #[must_use]
+    pub fn add_own(self, amount: u64) -> bool {
+        self.change_own(|value| value.wrapping_add(amount))
+    }
+
+    /// The same of a cell that holds the bits of an `f64`.
+    #[inline]
+    #[must_use]
+    pub fn add_f64_own(self, amount: f64) -> bool {
+        self.change_own(|value| (f64::from_bits(value) + amount).to_bits())
+    }
+
+    #[inline]
+    fn change_own(self, change: impl Fn(u64) -> u64) -> bool {
+        local::cell(self.start)
+            .map(|cell| change_own(cell, change))
+            .is_some()
+    }
+}
+
 impl<const WIDE: bool> CellHandle<WIDE> {
     /// Runs `record` with the first `len` cells of this thread's copy, if this thread has them; otherwise says `None` and
     /// runs nothing: [`CellRange::record`] is then the way. `len` is at most the range's. What the compiler knows of `len` saves

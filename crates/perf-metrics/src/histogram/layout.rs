@@ -1,7 +1,7 @@
 //! How a histogram's cells are divided into buckets.
 
+use super::bucket_table::{BucketTable, Domain};
 use super::scale::{self, SCALE_MAX};
-use super::steps::{Domain, Steps};
 use crate::MetricsError;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, OnceLock};
@@ -64,7 +64,7 @@ impl Buckets {
 #[derive(Debug)]
 pub(crate) struct Layout {
     pub(crate) shape: Shape,
-    pub(crate) steps: Steps,
+    pub(crate) table: BucketTable,
 }
 
 #[derive(Debug, PartialEq)]
@@ -102,7 +102,7 @@ impl Layout {
                         "allowed are at most 1024 finite boundaries in ascending order",
                     ));
                 }
-                Ok(Self::with_steps(
+                Ok(Self::with_table(
                     Shape::Explicit(bounds.as_slice().into()),
                     domain,
                     explicit_scales(bounds),
@@ -150,7 +150,7 @@ impl Layout {
                     scale::lower_bound(first, scale),
                     scale::lower_bound(last + 1, scale),
                 );
-                Ok(Self::with_steps(
+                Ok(Self::with_table(
                     Shape::Exponential(shape),
                     domain,
                     (range, scale..=scale),
@@ -160,7 +160,7 @@ impl Layout {
     }
 
     /// The first scale of `scales` at which no step holds more than one bound.
-    fn with_steps(
+    fn with_table(
         shape: Shape,
         domain: Domain,
         (range, scales): ((f64, f64), RangeInclusive<u8>),
@@ -177,11 +177,11 @@ impl Layout {
             Domain::U64 => shape.bucket_u64(bits),
             Domain::F64 => shape.bucket_f64(f64::from_bits(bits)),
         };
-        let steps = scales
-            .filter_map(|scale| Steps::new(domain, scale, bits, bucket))
+        let table = scales
+            .filter_map(|scale| BucketTable::new(domain, scale, bits, bucket))
             .next();
         Self {
-            steps: steps.unwrap_or_else(Steps::none),
+            table: table.unwrap_or_else(BucketTable::none),
             shape,
         }
     }

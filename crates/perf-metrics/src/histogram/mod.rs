@@ -1,15 +1,15 @@
 //! Distributions: layouts of buckets, recording, and what a snapshot tells of them.
 
+mod bucket_table;
 mod layout;
 mod record;
 mod scale;
 mod snapshot;
-mod steps;
 
+pub(crate) use bucket_table::Domain;
 pub use layout::{
     BOUNDARIES_MAX, Buckets, CELLS_PER_SERIES_MAX, DEFAULT_BOUNDARIES, DEFAULT_SCALE,
 };
 pub(crate) use layout::{Layout, Shape};
 pub use record::{BoundHistogram, HistogramNumber};
 pub use snapshot::{ExponentialBuckets, HistogramSnapshot, Quantile};
-pub(crate) use steps::Domain;

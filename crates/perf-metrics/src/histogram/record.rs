@@ -4,10 +4,11 @@
 //! sum, and compares with the extremes, all in this thread's copy of the cells: see [`Cells`] for what the orderings
 //! rely on. The count is the sum of the buckets, so it is not counted.
 
+use super::bucket_table::{BucketTable, Domain};
 use super::layout::{Layout, Shape};
 use super::snapshot::HistogramSnapshot;
-use super::steps::{Domain, Steps};
 use crate::MetricsError;
+use crate::exemplar::{Exemplar, ExemplarSource, Exemplars};
 use crate::number::{Number, Value};
 use parking_lot::Mutex;
 use perf_atomics::slab::{self, CellHandle, Cells, WideRange};
@@ -33,7 +34,7 @@ pub trait HistogramNumber: Number {
     fn from_key(key: u64) -> Self;
     /// The bucket, if the table has a step for the value.
     #[doc(hidden)]
-    fn bucket(self, steps: &StepsRef<'_>) -> Option<u32>;
+    fn bucket(self, table: &BucketTableRef<'_>) -> Option<u32>;
     /// The bucket without the table; `None` if the value cannot be recorded.
     #[doc(hidden)]
     fn bucket_slow(self, shape: &ShapeRef<'_>) -> Option<u32>;
@@ -42,7 +43,7 @@ pub trait HistogramNumber: Number {
 /// Keeps private types out of a public trait's signature.
 #[doc(hidden)]
 #[derive(Debug)]
-pub struct StepsRef<'a>(&'a Steps);
+pub struct BucketTableRef<'a>(&'a BucketTable);
 
 /// Keeps private types out of a public trait's signature.
 #[doc(hidden)]
@@ -68,8 +69,8 @@ impl HistogramNumber for u64 {
     }
 
     #[inline]
-    fn bucket(self, steps: &StepsRef<'_>) -> Option<u32> {
-        steps.0.bucket_u64(self)
+    fn bucket(self, table: &BucketTableRef<'_>) -> Option<u32> {
+        table.0.bucket_u64(self)
     }
 
     fn bucket_slow(self, shape: &ShapeRef<'_>) -> Option<u32> {
@@ -93,8 +94,8 @@ impl HistogramNumber for f64 {
     }
 
     #[inline]
-    fn bucket(self, steps: &StepsRef<'_>) -> Option<u32> {
-        steps.0.bucket_f64(self)
+    fn bucket(self, table: &BucketTableRef<'_>) -> Option<u32> {
+        table.0.bucket_f64(self)
     }
 
     fn bucket_slow(self, shape: &ShapeRef<'_>) -> Option<u32> {
@@ -107,6 +108,7 @@ impl HistogramNumber for f64 {
 /// `f64`: not-a-number and infinities are rejected and counted as such ([`HistogramSnapshot::rejected`]), as they would spoil the sum
 /// for good. Negative values have buckets of their own. The sum of `u64` wraps at `2^64`.
 pub struct BoundHistogram<T = u64> {
+    /// Of no cells if there are exemplars, so that every record takes the slow way.
     handle: CellHandle<true>,
     layout: Arc<Layout>,
     shared: Arc<Shared>,
@@ -116,6 +118,7 @@ pub struct BoundHistogram<T = u64> {
 #[derive(Debug)]
 pub(crate) struct Shared {
     range: WideRange,
+    exemplars: Option<Exemplars>,
     /// What readers know of the extremes; no recorder comes here.
     extremes: Mutex<Extremes>,
 }
@@ -154,26 +157,35 @@ struct Extremes {
 }
 
 impl<T: HistogramNumber> BoundHistogram<T> {
-    pub(crate) fn new(name: &str, layout: &Arc<Layout>) -> Result<Self, MetricsError> {
+    pub(crate) fn new(
+        name: &str,
+        layout: &Arc<Layout>,
+        source: Option<&ExemplarSource>,
+    ) -> Result<Self, MetricsError> {
         let len = HEADER_CELLS + layout.shape.cells();
         let range = slab::reserve_wide(len).map_err(|source| MetricsError::NoCells {
             name: name.to_owned(),
             source,
         })?;
-        Ok(Self::of(range, layout))
+        Ok(Self::of(range, layout, source))
     }
 
     /// What is recorded is lost.
     pub(crate) fn detached(layout: &Arc<Layout>) -> Self {
-        Self::of(WideRange::detached(), layout)
+        Self::of(WideRange::detached(), layout, None)
     }
 
-    fn of(range: WideRange, layout: &Arc<Layout>) -> Self {
+    fn of(range: WideRange, layout: &Arc<Layout>, source: Option<&ExemplarSource>) -> Self {
+        let handle = match source {
+            Some(_) => WideRange::detached().handle(),
+            None => range.handle(),
+        };
         Self {
-            handle: range.handle(),
+            handle,
             layout: Arc::clone(layout),
             shared: Arc::new(Shared {
                 range,
+                exemplars: source.map(|source| Exemplars::new(source, layout.shape.cells())),
                 extremes: Mutex::default(),
             }),
             _number: PhantomData,
@@ -183,7 +195,7 @@ impl<T: HistogramNumber> BoundHistogram<T> {
     /// Records a value.
     #[inline]
     pub fn record(&self, value: T) {
-        if let Some(bucket) = value.bucket(&StepsRef(&self.layout.steps)) {
+        if let Some(bucket) = value.bucket(&BucketTableRef(&self.layout.table)) {
             // The bucket is the last of the cells asked for, so that one check covers all of them.
             let cell = HEADER_CELLS + bucket as usize;
             let recorded = self
@@ -196,13 +208,17 @@ impl<T: HistogramNumber> BoundHistogram<T> {
         self.record_slow(value);
     }
 
-    /// The first record of a thread, threads that share their cells, and values that have no step.
+    /// The first record of a thread, threads that share their cells, values that have no step, and every record of a series with
+    /// exemplars.
     #[cold]
     #[inline(never)]
     fn record_slow(&self, value: T) {
         let bucket = value
-            .bucket(&StepsRef(&self.layout.steps))
+            .bucket(&BucketTableRef(&self.layout.table))
             .or_else(|| value.bucket_slow(&ShapeRef(&self.layout.shape)));
+        if let (Some(exemplars), Some(bucket)) = (&self.shared.exemplars, bucket) {
+            exemplars.offer(bucket as usize, value);
+        }
         self.shared.range.record(|cells| match bucket {
             Some(bucket) => record_in(cells, HEADER_CELLS + bucket as usize, value),
             None => cells.add(REJECTED, 1),
@@ -247,6 +263,12 @@ impl<T: HistogramNumber> BoundHistogram<T> {
             ever.values::<T>(),
             since.map(Extreme::values::<T>),
         );
+    }
+
+    pub(crate) fn read_exemplars(&self, out: &mut Vec<Exemplar>) {
+        if let Some(exemplars) = &self.shared.exemplars {
+            exemplars.read::<T>(out);
+        }
     }
 
     /// The only buckets that can hold something, in up to two parts: those from the smallest to the largest value. An extreme is raised

@@ -4,7 +4,7 @@
 //! <https://opentelemetry.io/docs/specs/otel/metrics/data-model/#exponentialhistogram>. For `v = 2^e * m` with `1 <= m < 2`
 //! the index is `e * 2^s + ceil(log2(m) * 2^s) - 1`. A logarithm in floating point is wrong beside
 //! the bounds, so [`index_exact`] squares `m` instead: each squaring shows one more binary digit of its
-//! logarithm. Recording looks into [`Steps`](super::steps::Steps), which are made with it.
+//! logarithm. Recording looks into [`BucketTable`](super::bucket_table::BucketTable), which are made with it.
 
 /// The largest scale: `2^20` buckets an octave.
 pub(crate) const SCALE_MAX: u8 = 20;

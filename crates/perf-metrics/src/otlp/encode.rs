@@ -2,6 +2,7 @@
 
 use crate::attributes::{AttributeValue, KeyValue};
 use crate::descriptor::{InstrumentKind, Scope};
+use crate::exemplar::Exemplar;
 use crate::histogram::{ExponentialBuckets, HistogramSnapshot};
 use crate::number::Value;
 use crate::reader::Temporality;
@@ -113,9 +114,12 @@ fn encode(
         start: if descriptor.kind() == InstrumentKind::Gauge {
             0
         } else {
-            nanos(series.start()).min(end)
+            nanos(series.start())
+                .min(series.end().map_or(end, |time| nanos(Some(time))))
+                .min(end)
         },
-        end,
+        // What was removed ends before that which may follow it begins.
+        end: series.end().map_or(end, |time| nanos(Some(time)).min(end)),
     };
     let numbers = || {
         series
@@ -193,6 +197,7 @@ fn number(series: &SeriesSnapshot, times: &Times) -> Option<proto::NumberDataPoi
         start_time_unix_nano: times.start,
         time_unix_nano: times.end,
         value: Some(value),
+        exemplars: exemplars(series),
         ..Default::default()
     })
 }
@@ -209,6 +214,7 @@ fn explicit(series: &SeriesSnapshot, times: &Times) -> Option<proto::HistogramDa
         explicit_bounds: histogram.boundaries()?.to_vec(),
         min: histogram.min().map(Value::as_f64),
         max: histogram.max().map(Value::as_f64),
+        exemplars: exemplars(series),
         ..Default::default()
     })
 }
@@ -238,8 +244,27 @@ fn exponential(
         negative: side(negative),
         min: histogram.min().map(Value::as_f64),
         max: histogram.max().map(Value::as_f64),
+        exemplars: exemplars(series),
         ..Default::default()
     })
+}
+
+fn exemplars(series: &SeriesSnapshot) -> Vec<proto::Exemplar> {
+    let encode = |exemplar: &Exemplar| proto::Exemplar {
+        time_unix_nano: nanos(Some(exemplar.time())),
+        span_id: exemplar.trace().span_id.to_vec(),
+        trace_id: exemplar.trace().trace_id.to_vec(),
+        value: Some(match exemplar.value() {
+            Value::I64(value) => proto::exemplar::Value::AsInt(value),
+            Value::U64(value) => match i64::try_from(value) {
+                Ok(value) => proto::exemplar::Value::AsInt(value),
+                Err(_) => proto::exemplar::Value::AsDouble(value as f64),
+            },
+            Value::F64(value) => proto::exemplar::Value::AsDouble(value),
+        }),
+        ..Default::default()
+    };
+    series.exemplars().iter().map(encode).collect()
 }
 
 fn attributes(set: &[KeyValue]) -> Vec<common::KeyValue> {

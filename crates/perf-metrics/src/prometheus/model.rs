@@ -2,11 +2,12 @@
 
 use super::names::{self, FamilyName};
 use crate::descriptor::{Descriptor, InstrumentKind, Scope};
+use crate::exemplar::Exemplar;
 use crate::histogram::{ExponentialBuckets, HistogramSnapshot};
 use crate::number::Value;
 use crate::snapshot::{InstrumentSnapshot, MetricsSnapshot, Point};
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;
 
 /// The most classic buckets that are written of an exponential histogram.
@@ -39,6 +40,19 @@ pub(super) struct Series {
     pub(super) labels: Labels,
     pub(super) sample: Sample,
     pub(super) start: Option<SystemTime>,
+    pub(super) exemplars: Vec<Exemplar>,
+}
+
+impl Series {
+    /// The newest exemplar whose value is above `low` and at most `high`.
+    pub(super) fn exemplar(&self, low: f64, high: f64) -> Option<&Exemplar> {
+        let is_within = |exemplar: &&Exemplar| {
+            let value = exemplar.value().as_f64();
+            low < value && value <= high
+        };
+        let within = self.exemplars.iter().filter(is_within);
+        within.max_by_key(|exemplar| exemplar.time())
+    }
 }
 
 #[derive(Debug)]
@@ -91,7 +105,7 @@ pub(super) fn families(snapshot: &MetricsSnapshot) -> (Vec<Family>, Vec<LeftOut>
             Kind::Info,
         );
         let labels = names::labels(snapshot.resource(), "", &[]);
-        family.add(labels, Sample::Number(Value::U64(1)), None);
+        family.add(labels, Sample::Number(Value::U64(1)));
         claim(&mut claimed, &family, 0);
         families.push(family);
     }
@@ -155,7 +169,7 @@ pub(super) fn families(snapshot: &MetricsSnapshot) -> (Vec<Family>, Vec<LeftOut>
                     ("instrument".to_owned(), instrument.clone()),
                     ("reason".to_owned(), reason.clone()),
                 ];
-                family.add(labels, Sample::Number(Value::U64(1)), None);
+                family.add(labels, Sample::Number(Value::U64(1)));
             }
             families.push(family);
         }
@@ -180,6 +194,9 @@ fn add_all(family: &mut Family, metric: &InstrumentSnapshot, descriptor: &Descri
     };
     let scope = descriptor.scope().map(scope_labels).unwrap_or_default();
     let mut conflicts = 0;
+    // Labels of series that were removed. What follows them is exposed from the next time on: the sum of both, and then the second
+    // alone, would look as if the second had been counted twice.
+    let mut ended: HashSet<Labels> = HashSet::new();
     for series in metric.series().iter().filter(|series| series.is_exposed()) {
         let mut labels = names::labels(series.attributes(), "", own);
         for (key, value) in &scope {
@@ -193,8 +210,20 @@ fn add_all(family: &mut Family, metric: &InstrumentSnapshot, descriptor: &Descri
             Point::Histogram(histogram) => Sample::Histogram(Distribution::new(histogram)),
             Point::Nothing => continue,
         };
+        if ended.contains(&labels) {
+            continue;
+        }
+        if series.end().is_some() {
+            ended.insert(labels.clone());
+        }
+        let new = Series {
+            labels,
+            sample,
+            start: series.start(),
+            exemplars: series.exemplars().to_vec(),
+        };
         let is_gauge = descriptor.kind() == InstrumentKind::Gauge;
-        conflicts += usize::from(!family.merge(labels, sample, series.start(), is_gauge));
+        conflicts += usize::from(!family.merge(new, is_gauge));
     }
     conflicts
 }
@@ -244,32 +273,22 @@ impl Family {
         }
     }
 
-    fn add(&mut self, labels: Labels, sample: Sample, start: Option<SystemTime>) {
+    fn add(&mut self, labels: Labels, sample: Sample) {
         self.places.insert(labels.clone(), self.series.len());
         self.series.push(Series {
             labels,
             sample,
-            start,
+            start: None,
+            exemplars: Vec::new(),
         });
     }
 
     /// Adds a series, or its values to those of the series that has its labels; `false` if that cannot be done.
-    fn merge(
-        &mut self,
-        labels: Labels,
-        sample: Sample,
-        start: Option<SystemTime>,
-        is_gauge: bool,
-    ) -> bool {
-        let place = match self.places.entry(labels) {
+    fn merge(&mut self, new: Series, is_gauge: bool) -> bool {
+        let place = match self.places.entry(new.labels.clone()) {
             Entry::Vacant(place) => {
-                let labels = place.key().clone();
                 place.insert(self.series.len());
-                self.series.push(Series {
-                    labels,
-                    sample,
-                    start,
-                });
+                self.series.push(new);
                 return true;
             }
             Entry::Occupied(place) => *place.get(),
@@ -278,8 +297,9 @@ impl Family {
             return false;
         };
         // Of what has counted since different times the sum has since the earlier.
-        first.start = first.start.min(start);
-        match (&mut first.sample, sample) {
+        first.start = first.start.min(new.start);
+        first.exemplars.extend(new.exemplars);
+        match (&mut first.sample, new.sample) {
             (Sample::Number(first), Sample::Number(value)) if !is_gauge => {
                 *first = first.plus(value);
                 true

@@ -53,10 +53,22 @@ struct Gauge {
     value: Option<f64>,
 }
 
-#[derive(Clone, Copy, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message)]
+struct Exemplar {
+    #[prost(message, repeated, tag = "1")]
+    label: Vec<LabelPair>,
+    #[prost(double, optional, tag = "2")]
+    value: Option<f64>,
+    #[prost(message, optional, tag = "3")]
+    timestamp: Option<Timestamp>,
+}
+
+#[derive(Clone, PartialEq, Message)]
 struct Counter {
     #[prost(double, optional, tag = "1")]
     value: Option<f64>,
+    #[prost(message, optional, tag = "2")]
+    exemplar: Option<Exemplar>,
     #[prost(message, optional, tag = "3")]
     created: Option<Timestamp>,
 }
@@ -93,14 +105,19 @@ struct Histogram {
     positive_span: Vec<Span>,
     #[prost(sint64, repeated, tag = "13")]
     positive_delta: Vec<i64>,
+    /// Of native histograms.
+    #[prost(message, repeated, tag = "16")]
+    exemplars: Vec<Exemplar>,
 }
 
-#[derive(Clone, Copy, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message)]
 struct Bucket {
     #[prost(uint64, optional, tag = "1")]
     cumulative_count: Option<u64>,
     #[prost(double, optional, tag = "2")]
     upper_bound: Option<f64>,
+    #[prost(message, optional, tag = "3")]
+    exemplar: Option<Exemplar>,
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -137,23 +154,43 @@ pub(super) fn write(families: &[Family], out: &mut Vec<u8>) {
     }
 }
 
+fn label(name: &str, value: String) -> LabelPair {
+    LabelPair {
+        name: Some(name.to_owned()),
+        value: Some(value),
+    }
+}
+
+fn exemplar(exemplar: &crate::exemplar::Exemplar) -> Exemplar {
+    let (trace, span) = exemplar.trace().to_hex();
+    let (seconds, nanos) = since_epoch(exemplar.time());
+    Exemplar {
+        label: vec![label("trace_id", trace), label("span_id", span)],
+        value: Some(exemplar.value().as_f64()),
+        timestamp: Some(Timestamp { seconds, nanos }),
+    }
+}
+
 fn metric(series: &Series, kind: Kind) -> Metric {
-    let label = |(name, value): &(String, String)| LabelPair {
-        name: Some(name.clone()),
-        value: Some(value.clone()),
-    };
     let created = series
         .start
         .map(since_epoch)
         .map(|(seconds, nanos)| Timestamp { seconds, nanos });
     let mut metric = Metric {
-        label: series.labels.iter().map(label).collect(),
+        label: series
+            .labels
+            .iter()
+            .map(|(name, value)| label(name, value.clone()))
+            .collect(),
         ..Metric::default()
     };
     match &series.sample {
         Sample::Number(value) if kind == Kind::Counter => {
             metric.counter = Some(Counter {
                 value: Some(value.as_f64()),
+                exemplar: series
+                    .exemplar(f64::NEG_INFINITY, f64::INFINITY)
+                    .map(exemplar),
                 created,
             });
         }
@@ -163,14 +200,14 @@ fn metric(series: &Series, kind: Kind) -> Metric {
             });
         }
         Sample::Histogram(histogram) => {
-            metric.histogram = Some(self::histogram(histogram, created))
+            metric.histogram = Some(self::histogram(histogram, series, created))
         }
     }
     metric
 }
 
-fn histogram(histogram: &Distribution, created: Option<Timestamp>) -> Histogram {
-    let mut count = 0u64;
+fn histogram(histogram: &Distribution, series: &Series, created: Option<Timestamp>) -> Histogram {
+    let (mut count, mut low) = (0u64, f64::NEG_INFINITY);
     let mut bucket: Vec<Bucket> = histogram
         .classic
         .iter()
@@ -179,12 +216,16 @@ fn histogram(histogram: &Distribution, created: Option<Timestamp>) -> Histogram 
             Bucket {
                 cumulative_count: Some(count),
                 upper_bound: Some(*bound),
+                exemplar: series
+                    .exemplar(std::mem::replace(&mut low, *bound), *bound)
+                    .map(exemplar),
             }
         })
         .collect();
     bucket.push(Bucket {
         cumulative_count: Some(histogram.count),
         upper_bound: Some(f64::INFINITY),
+        exemplar: series.exemplar(low, f64::INFINITY).map(exemplar),
     });
     let mut message = Histogram {
         count: Some(histogram.count),
@@ -194,6 +235,7 @@ fn histogram(histogram: &Distribution, created: Option<Timestamp>) -> Histogram 
         ..Histogram::default()
     };
     if let Some(native) = &histogram.native {
+        message.exemplars = series.exemplars.iter().map(exemplar).collect();
         add_native(native, &mut message);
     }
     message

@@ -1,6 +1,7 @@
 //! The text formats.
 
-use super::model::{Distribution, Family, Kind, Labels, Sample};
+use super::model::{Distribution, Family, Kind, Labels, Sample, Series};
+use crate::exemplar::Exemplar;
 use crate::number::Value;
 use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -57,9 +58,13 @@ fn write_family(family: &Family, dialect: Dialect, out: &mut String) {
                     ""
                 };
                 sample(out, (&family.name, suffix), labels, None, *value);
+                if is_open && family.kind == Kind::Counter {
+                    exemplar(out, series.exemplar(f64::NEG_INFINITY, f64::INFINITY));
+                }
+                out.push('\n');
             }
             Sample::Histogram(histogram) => {
-                write_histogram(histogram, &family.name, labels, is_open, out)
+                write_histogram(histogram, series, &family.name, is_open, out)
             }
         }
         let has_start = is_open && matches!(family.kind, Kind::Counter | Kind::Histogram);
@@ -72,35 +77,41 @@ fn write_family(family: &Family, dialect: Dialect, out: &mut String) {
                 None,
                 Value::F64(since.as_secs_f64()),
             );
+            out.push('\n');
         }
     }
 }
 
 fn write_histogram(
     histogram: &Distribution,
+    series: &Series,
     name: &str,
-    labels: &Labels,
     is_open: bool,
     out: &mut String,
 ) {
-    let mut count = 0u64;
-    for (bound, n) in &histogram.classic {
-        count = count.wrapping_add(*n);
+    let labels = &series.labels;
+    let (mut count, mut low) = (0u64, f64::NEG_INFINITY);
+    let all = histogram.classic.iter().copied();
+    for (bound, n) in all.chain([(f64::INFINITY, 0)]) {
+        count = count.wrapping_add(n);
+        let up_to = if bound == f64::INFINITY {
+            histogram.count
+        } else {
+            count
+        };
         sample(
             out,
             (name, "_bucket"),
             labels,
-            Some(*bound),
-            Value::U64(count),
+            Some(bound),
+            Value::U64(up_to),
         );
+        if is_open {
+            exemplar(out, series.exemplar(low, bound));
+        }
+        out.push('\n');
+        low = bound;
     }
-    sample(
-        out,
-        (name, "_bucket"),
-        labels,
-        Some(f64::INFINITY),
-        Value::U64(histogram.count),
-    );
     // OpenMetrics allows no sum where values can be negative; exponential histograms know.
     let is_negative = histogram
         .native
@@ -112,6 +123,7 @@ fn write_histogram(
             .is_some_and(|(bound, count)| *bound <= 0.0 && *count > 0);
     if !(is_open && is_negative) {
         sample(out, (name, "_sum"), labels, None, histogram.sum);
+        out.push('\n');
         sample(
             out,
             (name, "_count"),
@@ -119,9 +131,23 @@ fn write_histogram(
             None,
             Value::U64(histogram.count),
         );
+        out.push('\n');
     }
 }
 
+/// Behind a sample, on its line.
+fn exemplar(out: &mut String, exemplar: Option<&Exemplar>) {
+    let Some(exemplar) = exemplar else {
+        return;
+    };
+    let (trace, span) = exemplar.trace().to_hex();
+    let _ = write!(out, " # {{trace_id=\"{trace}\",span_id=\"{span}\"}} ");
+    number(out, exemplar.value());
+    let since = exemplar.time().duration_since(UNIX_EPOCH);
+    let _ = write!(out, " {:.3}", since.unwrap_or_default().as_secs_f64());
+}
+
+/// Without the end of the line.
 fn sample(
     out: &mut String,
     (name, suffix): (&str, &str),
@@ -153,12 +179,15 @@ fn sample(
         out.push('}');
     }
     out.push(' ');
+    number(out, value);
+}
+
+fn number(out: &mut String, value: Value) {
     match value {
         Value::U64(value) => drop(write!(out, "{value}")),
         Value::I64(value) => drop(write!(out, "{value}")),
         Value::F64(value) => float(out, value),
     }
-    out.push('\n');
 }
 
 fn escape(out: &mut String, text: &str, with_quotes: bool) {

@@ -20,7 +20,7 @@ struct Step {
 
 /// Values for which there is no step take a slower way, which gives the same answer.
 #[derive(Debug)]
-pub(crate) struct Steps {
+pub(crate) struct BucketTable {
     steps: Box<[Step]>,
     /// How far the bits of a float are shifted, so that `scale + 1` of its fraction are left.
     shift: u32,
@@ -28,7 +28,7 @@ pub(crate) struct Steps {
     first: u64,
 }
 
-impl Steps {
+impl BucketTable {
     /// The steps of the bits `low..=high`, which are all of positive normal floats or all of integers. `bucket` ascends with the bits
     /// by at most one within a step; `None` if it does not.
     pub(crate) fn new(
@@ -159,7 +159,7 @@ mod tests {
                     bucket_of(index_u64(bits, scale), first)
                 }
             };
-            let steps = Steps::new(Domain::U64, scale, (0, i64::MAX as u64), bucket).unwrap();
+            let steps = BucketTable::new(Domain::U64, scale, (0, i64::MAX as u64), bucket).unwrap();
             assert_eq!(steps.bucket_u64(0), Some(0));
             let bounds = (0..=last).map(|index| lower_bound(index, scale) as u64);
             let powers = (0..64).map(|bit| 1u64 << bit);
@@ -197,7 +197,7 @@ mod tests {
                 lower_bound(last + 1, scale),
             ];
             let bucket = |bits: u64| bucket_of(index_f64(f64::from_bits(bits), scale), first - 1);
-            let steps = Steps::new(
+            let steps = BucketTable::new(
                 Domain::F64,
                 scale,
                 (bounds[0].to_bits(), bounds[1].to_bits()),

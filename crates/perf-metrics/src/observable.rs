@@ -1,0 +1,521 @@
+//! Instruments whose values are asked for when they are collected.
+
+use crate::MetricsError;
+use crate::attributes::{KeyValue, hash_set, normalize, same_set};
+use crate::builder::SERIES_MAX_DEFAULT;
+use crate::descriptor::{Descriptor, InstrumentKind};
+use crate::number::Number;
+use crate::registry::{Registry, WeakRegistry};
+use crate::series::{Leaving, Liveness, Source, next_id};
+use crate::snapshot::{InstrumentSnapshot, Merge, Point, SeriesSnapshot};
+use foldhash::fast::RandomState;
+use parking_lot::Mutex;
+use std::any::Any;
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
+
+thread_local! {
+    /// This thread runs a callback.
+    static IS_OBSERVING: Cell<bool> = const { Cell::new(false) };
+}
+
+type Callback<T> = Arc<dyn Fn(&mut Observer<'_, T>) + Send + Sync>;
+
+/// Takes what a callback observes.
+pub struct Observer<'a, T> {
+    observed: &'a mut Vec<(Vec<KeyValue>, T)>,
+    kind: InstrumentKind,
+}
+
+impl<T: Number> Observer<'_, T> {
+    /// Says the value of these attributes: for counters and up-down counters the sum so far, not what was added to it. Of the same
+    /// attributes the last counts. Negative sums of counters and sums that are not finite are ignored.
+    pub fn observe(&mut self, value: T, attributes: &[KeyValue]) {
+        let is_valid = match self.kind {
+            InstrumentKind::Counter => value.is_growth(),
+            InstrumentKind::UpDownCounter => value.is_countable(),
+            InstrumentKind::Gauge | InstrumentKind::Histogram => true,
+        };
+        if is_valid {
+            self.observed.push((normalize(attributes), value));
+        }
+    }
+}
+
+impl<T> fmt::Debug for Observer<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Observer")
+            .field("observed", &self.observed.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Describes an instrument that is observed, and makes it.
+#[must_use = "an instrument exists once it is built"]
+pub struct ObservableBuilder<T> {
+    registry: Registry,
+    name: Cow<'static, str>,
+    unit: Cow<'static, str>,
+    description: Cow<'static, str>,
+    kind: InstrumentKind,
+    series_max: usize,
+    is_beside_others: bool,
+    callbacks: Vec<Callback<T>>,
+}
+
+impl<T: Number> ObservableBuilder<T> {
+    pub(crate) fn new(registry: &Registry, name: Cow<'static, str>, kind: InstrumentKind) -> Self {
+        Self {
+            registry: registry.clone(),
+            name,
+            unit: Cow::Borrowed(""),
+            description: Cow::Borrowed(""),
+            kind,
+            series_max: SERIES_MAX_DEFAULT,
+            is_beside_others: false,
+            callbacks: Vec::new(),
+        }
+    }
+
+    /// The unit in UCUM notation: `s`, `By`, `{request}`.
+    pub fn with_unit(mut self, unit: impl Into<Cow<'static, str>>) -> Self {
+        self.unit = unit.into();
+        self
+    }
+
+    /// One sentence for the reader of a dashboard.
+    pub fn with_description(mut self, description: impl Into<Cow<'static, str>>) -> Self {
+        self.description = description.into();
+        self
+    }
+
+    /// How many sets of attributes are told apart, [`SERIES_MAX_DEFAULT`] unless said here. Sets that were observed before and are
+    /// not any more make room for new ones. What exceeds the limit is in one series with the attribute `otel.metric.overflow = true`:
+    /// the sum of the others, of gauges the last.
+    pub fn with_cardinality_limit(mut self, series_max: usize) -> Self {
+        self.series_max = series_max;
+        self
+    }
+
+    /// Calls `callback` at each collection, in the thread that collects. It should be quick, and it may record to instruments and
+    /// make some. If it collects a registry itself, that collection calls no callbacks. If it panics, what it observed at that
+    /// collection is lost, and the registry's error handler is told of the first of several panics in a row.
+    pub fn with_callback(
+        mut self,
+        callback: impl Fn(&mut Observer<'_, T>) + Send + Sync + 'static,
+    ) -> Self {
+        self.callbacks.push(Arc::new(callback));
+        self
+    }
+
+    #[cfg(feature = "meter-provider")]
+    pub(crate) fn beside_others(mut self) -> Self {
+        self.is_beside_others = true;
+        self
+    }
+
+    /// Makes the instrument, or adds the callbacks to the registry's instrument of this description.
+    ///
+    /// # Errors
+    /// [`MetricsError`]: name or unit are not valid, another instrument has the name, or the registry is full.
+    pub fn build(self) -> Result<Observable, MetricsError> {
+        let descriptor = Descriptor::new(
+            self.name.clone(),
+            self.unit.clone(),
+            self.description.clone(),
+            self.kind,
+            T::KIND,
+        )?;
+        let descriptor = descriptor.in_scope(self.registry.scope()).observable();
+        let handle = |core: Arc<Core<T>>| {
+            let id = next_id();
+            let callbacks = self.callbacks.iter().cloned();
+            core.callbacks
+                .lock()
+                .extend(callbacks.map(|callback| (id, callback)));
+            Observable {
+                core: Some(core),
+                id,
+            }
+        };
+        let get = |source: Arc<dyn Source>| source.into_any().downcast().ok().map(handle);
+        let make = || {
+            let start = SystemTime::now();
+            let core = Arc::new(Core {
+                id: next_id(),
+                descriptor: Arc::new(descriptor.clone()),
+                registry: self.registry.downgrade(),
+                series_max: self.series_max,
+                callbacks: Mutex::default(),
+                liveness: Liveness::new(start, false),
+                hash: RandomState::default(),
+                state: Mutex::new(State {
+                    series: BTreeMap::new(),
+                    ids: HashMap::new(),
+                    overflow: None,
+                    last: start,
+                    round: 0,
+                }),
+                has_panicked: AtomicBool::new(false),
+            });
+            Ok((handle(Arc::clone(&core)), core as Arc<dyn Source>))
+        };
+        self.registry
+            .get_or_make(&descriptor, self.is_beside_others, get, make)
+    }
+}
+
+impl<T> fmt::Debug for ObservableBuilder<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ObservableBuilder")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Keeps the callbacks of an instrument. They are called until it is dropped; a call in progress then ends as usual.
+///
+/// ```
+/// use perf_metrics::Registry;
+///
+/// let registry = Registry::new();
+/// let uptime = std::time::Instant::now();
+/// let observed = registry
+///     .f64_observable_counter("process.uptime")
+///     .with_unit("s")
+///     .with_callback(move |observer| observer.observe(uptime.elapsed().as_secs_f64(), &[]))
+///     .build()?;
+/// assert!(registry.collect().metric("process.uptime").is_some());
+/// // Observed for as long as the registry is there.
+/// observed.keep();
+/// # Ok::<(), perf_metrics::MetricsError>(())
+/// ```
+#[must_use = "dropping it ends the callbacks; `keep` lets them run as long as the registry"]
+pub struct Observable {
+    core: Option<Arc<dyn Callbacks>>,
+    id: u64,
+}
+
+impl Observable {
+    /// Lets the callbacks run as long as the registry is there.
+    pub fn keep(mut self) {
+        self.core = None;
+    }
+}
+
+impl Drop for Observable {
+    fn drop(&mut self) {
+        if let Some(core) = &self.core {
+            core.end(self.id);
+        }
+    }
+}
+
+impl fmt::Debug for Observable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Observable").finish_non_exhaustive()
+    }
+}
+
+trait Callbacks: Send + Sync {
+    fn end(&self, id: u64);
+}
+
+struct Core<T> {
+    id: u64,
+    descriptor: Arc<Descriptor>,
+    registry: WeakRegistry,
+    series_max: usize,
+    /// With the id of the handle that keeps them. Not locked while they run.
+    callbacks: Mutex<Vec<(u64, Callback<T>)>>,
+    liveness: Liveness,
+    hash: RandomState,
+    /// Locked while callbacks run, so that what is observed first is also kept first.
+    state: Mutex<State<T>>,
+    has_panicked: AtomicBool,
+}
+
+struct State<T> {
+    /// By id. Series that are not observed any more stay, so that deltas go on where they were, until others need the room.
+    series: BTreeMap<u64, Series<T>>,
+    /// The hash of the attributes to the ids.
+    ids: HashMap<u64, Vec<u64>>,
+    overflow: Option<Series<T>>,
+    /// When callbacks last ran.
+    last: SystemTime,
+    round: u64,
+}
+
+struct Series<T> {
+    id: u64,
+    hash: u64,
+    attributes: Arc<[KeyValue]>,
+    start: SystemTime,
+    value: T,
+    /// The round in which it was last observed.
+    round: u64,
+}
+
+impl<T: Number> Callbacks for Core<T> {
+    fn end(&self, id: u64) {
+        let ended: Vec<_> = {
+            let mut callbacks = self.callbacks.lock();
+            let (ended, others) = callbacks.drain(..).partition(|(other, _)| *other == id);
+            *callbacks = others;
+            ended
+        };
+        // Dropped without the lock: what they own may drop other handles.
+        drop(ended);
+    }
+}
+
+impl<T: Number> Core<T> {
+    fn run_callbacks(&self) -> Vec<(Vec<KeyValue>, T)> {
+        let callbacks: Vec<_> = {
+            let callbacks = self.callbacks.lock();
+            callbacks.iter().map(|(_, call)| Arc::clone(call)).collect()
+        };
+        let mut observed = Vec::new();
+        let mut has_panicked = false;
+        let set = |is| IS_OBSERVING.try_with(|observing| observing.set(is));
+        let _ = set(true);
+        for callback in callbacks {
+            let before = observed.len();
+            let mut observer = Observer {
+                observed: &mut observed,
+                kind: self.descriptor.kind(),
+            };
+            if catch_unwind(AssertUnwindSafe(|| callback(&mut observer))).is_err() {
+                observed.truncate(before);
+                has_panicked = true;
+            }
+        }
+        let _ = set(false);
+        if has_panicked && !self.has_panicked.swap(has_panicked, Ordering::Relaxed) {
+            self.registry.report(&MetricsError::CallbackPanicked {
+                name: self.descriptor.name().to_owned(),
+            });
+        }
+        self.has_panicked.store(has_panicked, Ordering::Relaxed);
+        observed
+    }
+}
+
+impl<T: Number> State<T> {
+    fn find(&self, hash: u64, attributes: &[KeyValue]) -> Option<u64> {
+        let ids = self.ids.get(&hash)?;
+        ids.iter().copied().find(|id| {
+            self.series
+                .get(id)
+                .is_some_and(|series| same_set(&series.attributes, attributes))
+        })
+    }
+
+    fn remove(&mut self, id: u64) {
+        let Some(series) = self.series.remove(&id) else {
+            return;
+        };
+        if let Some(ids) = self.ids.get_mut(&series.hash) {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.ids.remove(&series.hash);
+            }
+        }
+    }
+
+    fn insert(&mut self, series: Series<T>) {
+        self.ids.entry(series.hash).or_default().push(series.id);
+        self.series.insert(series.id, series);
+    }
+
+    fn add(
+        &mut self,
+        (hash, attributes): (u64, Vec<KeyValue>),
+        value: T,
+        kind: InstrumentKind,
+        (series_max, now): (usize, SystemTime),
+    ) {
+        let round = self.round;
+        let mut start = self.last;
+        if let Some(id) = self.find(hash, &attributes) {
+            if let Some(series) = self.series.get_mut(&id)
+                && (kind != InstrumentKind::Counter || value >= series.value)
+            {
+                (series.value, series.round) = (value, round);
+                return;
+            }
+            // A counter that has become less was begun again: so is the series.
+            self.remove(id);
+            start = now;
+        } else if self.series.len() >= series_max {
+            let unobserved = self.series.values().filter(|series| series.round < round);
+            match unobserved.min_by_key(|series| series.round).map(|s| s.id) {
+                Some(id) => self.remove(id),
+                None => return self.add_to_overflow(value, kind),
+            }
+        }
+        self.insert(Series {
+            id: next_id(),
+            hash,
+            attributes: attributes.into(),
+            start,
+            value,
+            round,
+        });
+    }
+
+    fn add_to_overflow(&mut self, value: T, kind: InstrumentKind) {
+        let (round, start) = (self.round, self.last);
+        let overflow = self.overflow.get_or_insert_with(|| Series {
+            id: next_id(),
+            hash: 0,
+            attributes: Arc::new([KeyValue::new("otel.metric.overflow", true)]),
+            start,
+            value,
+            round: 0,
+        });
+        overflow.value = if overflow.round == round && kind != InstrumentKind::Gauge {
+            overflow.value.plus(value)
+        } else {
+            value
+        };
+        overflow.round = round;
+    }
+}
+
+impl<T: Number> Source for Core<T> {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn descriptor(&self) -> &Arc<Descriptor> {
+        &self.descriptor
+    }
+
+    fn collect(
+        &self,
+        _reader: usize,
+        _extremes: Option<usize>,
+        _readers: u16,
+        out: &mut InstrumentSnapshot,
+    ) {
+        // A collection within a callback: another one may hold the lock and wait for it.
+        if IS_OBSERVING.try_with(Cell::get).unwrap_or(true) {
+            out.series.clear();
+            return;
+        }
+        let mut state = self.state.lock();
+        state.round += 1;
+        let (observed, now) = (self.run_callbacks(), SystemTime::now());
+        let kind = self.descriptor.kind();
+        for (attributes, value) in observed {
+            let hash = hash_set(&self.hash, &attributes);
+            state.add((hash, attributes), value, kind, (self.series_max, now));
+        }
+        state.last = now;
+        let InstrumentSnapshot { series, left, .. } = out;
+        let (mut told, mut left) = (Merge::new(series), Merge::new(left));
+        // In the order of their ids: the overflow is among the others.
+        let mut overflow = state.overflow.iter().peekable();
+        let mut visit = |series: &Series<T>| {
+            let is_told = series.round == state.round;
+            let to = if is_told { &mut told } else { &mut left };
+            let snapshot = to.next(series.id, || SeriesSnapshot {
+                id: series.id,
+                attributes: Arc::clone(&series.attributes),
+                start: Some(series.start),
+                end: None,
+                point: Point::Nothing,
+                exemplars: Vec::new(),
+                is_recorded: false,
+                is_declared: false,
+            });
+            snapshot.is_recorded = is_told;
+            snapshot.point = Point::Number(series.value.to_value());
+        };
+        for series in state.series.values() {
+            if let Some(overflow) = overflow.next_if(|overflow| overflow.id < series.id) {
+                visit(overflow);
+            }
+            visit(series);
+        }
+        overflow.for_each(visit);
+        told.finish();
+        left.finish();
+    }
+
+    fn forget(&self, _reader: usize) {}
+
+    #[cfg(feature = "otel")]
+    fn boundaries(&self) -> Option<&[f64]> {
+        None
+    }
+
+    fn hold(&self, run: &mut dyn FnMut()) {
+        run();
+    }
+
+    fn is_held(&self) -> bool {
+        !self.callbacks.lock().is_empty()
+    }
+
+    fn leave(&self, reader: usize, readers: u16) -> Leaving {
+        self.liveness.leave(reader, readers, true, 0)
+    }
+
+    fn stay(&self) {
+        self.liveness.stay();
+    }
+
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+}
+
+impl<T: Number> fmt::Debug for Core<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core")
+            .field("name", &self.descriptor.name())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::number::Value;
+
+    #[test]
+    fn series_that_are_not_observed_any_more_make_room() {
+        let registry = Registry::new();
+        let round = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let seen = Arc::clone(&round);
+        let _observed = registry
+            .u64_observable_counter("c")
+            .with_cardinality_limit(2)
+            .with_callback(move |observer| {
+                let n = seen.load(Ordering::Relaxed) as i64;
+                for key in [n, n + 1] {
+                    observer.observe(5, &[KeyValue::new("n", key)]);
+                }
+            })
+            .build()
+            .unwrap();
+        for n in 0..20 {
+            round.store(n, Ordering::Relaxed);
+            let snapshot = registry.collect();
+            let metric = snapshot.metric("c").unwrap();
+            for key in [n as i64, n as i64 + 1] {
+                let found = metric.find(&[KeyValue::new("n", key)]).unwrap();
+                assert_eq!(found.value(), Some(Value::U64(5)));
+            }
+            assert_eq!(metric.series().len(), 2);
+        }
+    }
+}
