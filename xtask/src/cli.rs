@@ -21,6 +21,7 @@ Commands:
   test      unit, integration, doc and loom tests, and the mutants of the simulations
   sim       a crate's simulation over many seeds
   cluster   nodes built on all crates, under load, killed and checked
+  soak      the same for minutes: every fault again and again, memory and disk as a curve
   lint      formatting, clippy, docs, and this workspace's own rules
   features  build every crate with no feature, each feature alone, and all
   package   what would be published: file lists and a dry run
@@ -94,6 +95,18 @@ A seed that fails is printed with the command that runs it again.
 
   --seeds N     how many seeds, 1000 without it
   --start SEED  the first of them, 0 without it
+";
+
+const SOAK_HELP: &str = "\
+Usage: cargo xtask soak [--minutes N] [--seed N] [--debug]
+
+A cluster of three nodes under load and every fault of `cluster --chaos`, for so many minutes (10 without it): nodes are killed, ended, paused, wiped,
+replaced and cut off, and their logs are written past many purges. Prints memory and disk of the largest node as a curve, and fails when
+anything acknowledged is missing or wrong, a node does not start again, or one does not catch up.
+
+  --minutes N    how long the load lasts
+  --seed N       the faults of an earlier run again
+  --debug        the tests' debug build of the node, instead of a release build
 ";
 
 const CLUSTER_HELP: &str = "\
@@ -239,6 +252,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
         "release" => parse_release(parser),
         "sim" => parse_sim(parser),
         "cluster" => parse_cluster(parser),
+        "soak" => parse_soak(parser),
         "lint" => parse_flags(parser, LINT_HELP, None, |_| Command::Lint),
         "features" => parse_flags(parser, FEATURES_HELP, Some("measure"), |measure| {
             Command::Features { measure }
@@ -388,6 +402,28 @@ fn parse_cluster(mut parser: lexopt::Parser) -> Result<Command> {
     Ok(Command::Cluster(cluster::Options { debug, arguments }))
 }
 
+fn parse_soak(mut parser: lexopt::Parser) -> Result<Command> {
+    let (mut debug, mut minutes, mut arguments) = (false, 10_u64, Vec::new());
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Short('h') | Long("help") => return Ok(Command::Help(SOAK_HELP)),
+            Long("debug") => debug = true,
+            Long("minutes") => minutes = parser.value()?.parse()?,
+            Long("seed") => {
+                let seed: u64 = parser.value()?.parse()?;
+                arguments.extend(["--seed".into(), seed.to_string().into()]);
+            }
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    if minutes == 0 {
+        bail!("--minutes must be at least 1");
+    }
+    let seconds = minutes.saturating_mul(60).to_string();
+    arguments.extend(["--chaos".into(), "--for".into(), seconds.into()]);
+    Ok(Command::Cluster(cluster::Options { debug, arguments }))
+}
+
 /// Parses the arguments of a command that takes one flag or nothing.
 fn parse_flags(
     mut parser: lexopt::Parser,
@@ -504,6 +540,13 @@ mod tests {
         });
         let line = "cluster --debug --chaos --seed 7";
         assert_eq!(parsed(line).ok(), Some(seeded));
+        let soak = ["--seed", "7", "--chaos", "--for", "120"].map(OsString::from);
+        let soak = Command::Cluster(cluster::Options {
+            debug: true,
+            arguments: soak.into(),
+        });
+        assert_eq!(parsed("soak --minutes 2 --debug --seed 7").ok(), Some(soak));
+        assert!(parsed("soak --minutes 0").is_err());
         let dirty = Command::Package { allow_dirty: true };
         assert_eq!(parsed("package --allow-dirty").ok(), Some(dirty));
         let clean = Command::Ci { allow_dirty: false };

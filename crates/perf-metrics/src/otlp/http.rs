@@ -30,6 +30,7 @@ pub(super) struct Endpoint {
     authority: HeaderValue,
     /// The path, with the query if there is one.
     path: Uri,
+    #[cfg(feature = "otlp-tls")]
     is_tls: bool,
     shown: String,
 }
@@ -43,9 +44,11 @@ impl Endpoint {
         let uri: Uri = endpoint
             .parse()
             .map_err(|_| invalid("it is no URL; allowed is `http://HOST[:PORT][/PATH]`"))?;
-        let is_tls = match uri.scheme_str() {
-            Some("http") => false,
-            Some("https") if cfg!(feature = "otlp-tls") => true,
+        #[cfg(feature = "otlp-tls")]
+        let is_tls = uri.scheme_str() == Some("https");
+        match uri.scheme_str() {
+            Some("http") => {}
+            Some("https") if cfg!(feature = "otlp-tls") => {}
             Some("https") => {
                 return Err(invalid("TLS needs the feature `otlp-tls` of perf-metrics"));
             }
@@ -54,7 +57,7 @@ impl Endpoint {
                     "allowed is `http://HOST[:PORT][/PATH]`, and `https`",
                 ));
             }
-        };
+        }
         let authority = uri.authority().ok_or_else(|| invalid("it has no host"))?;
         let host = uri.host().unwrap_or_default();
         if host.is_empty() || authority.as_str().contains('@') {
@@ -79,6 +82,7 @@ impl Endpoint {
             authority: HeaderValue::from_str(authority.as_str())
                 .map_err(|_| invalid("its host has characters that are not allowed there"))?,
             path: path.parse().map_err(|_| invalid("its path is not valid"))?,
+            #[cfg(feature = "otlp-tls")]
             is_tls,
             shown: endpoint.to_owned(),
         })

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 mod chaos;
 pub(crate) mod client;
+mod footprint;
 mod history;
 mod liveness;
 mod load;
@@ -19,6 +20,7 @@ mod report;
 mod second;
 mod signal;
 
+use footprint::Curve;
 use load::Load;
 use nodes::Nodes;
 use report::Report;
@@ -106,8 +108,12 @@ async fn run_in(options: &Options, naive: bool, directory: PathBuf) -> Result<Re
             Ok(Vec::new())
         }
     };
+    let mut curve = Curve::default();
     let shown = async {
-        progress(&load, start, options.seconds).await;
+        tokio::join!(
+            progress(&load, start, options.seconds),
+            curve.watch(&nodes, start, options.seconds)
+        );
         std::future::pending().await
     };
     // A cluster that does not mend ends the run at once.
@@ -141,6 +147,7 @@ async fn run_in(options: &Options, naive: bool, directory: PathBuf) -> Result<Re
         done,
         cpu,
         latencies: load.latencies(),
+        curve,
         seed: options.seed,
         faults,
         live_after,

@@ -11,6 +11,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 
 use super::client::{Client, StatusReply};
+use super::footprint::{Footprint, disk_of, memory_of};
 use super::network::Network;
 use super::ports::free_addresses;
 use super::signal;
@@ -368,6 +369,20 @@ impl Nodes {
             .values()
             .map(|process| process.spent + process.child.as_ref().map_or(Duration::ZERO, cpu_of))
             .sum()
+    }
+
+    /// What each node takes now.
+    pub(super) async fn footprints(&self) -> Vec<Footprint> {
+        let members = self.members.lock().await;
+        let of = |(&id, process): (&u64, &Process)| Footprint {
+            memory: process
+                .child
+                .as_ref()
+                .and_then(Child::id)
+                .map_or(0, memory_of),
+            disk: disk_of(&self.data(id)),
+        };
+        members.iter().map(of).collect()
     }
 
     /// Ends all nodes.

@@ -8,6 +8,7 @@ use hdrhistogram::Histogram;
 
 use super::chaos::Fault;
 use super::client::StatusReply;
+use super::footprint::Curve;
 use super::load::Checks;
 
 /// Three election timeouts of 500 ms: when writes should go on after the leader's death.
@@ -24,6 +25,7 @@ pub(super) struct Report {
     pub(super) cpu: Duration,
     /// In microseconds.
     pub(super) latencies: Histogram<u64>,
+    pub(super) curve: Curve,
     pub(super) seed: u64,
     pub(super) faults: Vec<Fault>,
     /// How long the nodes took to be whole and work after the faults, where there were any.
@@ -98,6 +100,7 @@ impl Display for Report {
             self.ms(0.999)
         )?;
         writeln!(f, "  CPU of nodes   {:>10.1} us per request", self.cpu_us())?;
+        write!(f, "{}", self.curve)?;
         for fault in &self.faults {
             write!(
                 f,
