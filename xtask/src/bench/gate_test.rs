@@ -27,6 +27,9 @@ const BUDGET: Budget = Budget {
 };
 
 pub(crate) fn run(options: &GateTestOptions) -> Result<()> {
+    if let Some(filter) = &options.filter {
+        super::sources::check(filter)?;
+    }
     let binaries = Binaries::build(false)?;
     let mut worker = Worker::of(&binaries.system)?;
     let listing = worker.list()?;

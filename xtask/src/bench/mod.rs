@@ -35,6 +35,7 @@ mod progress;
 mod readme;
 mod report;
 mod run;
+mod sources;
 mod stats;
 mod table;
 mod units;
@@ -69,6 +70,9 @@ pub(crate) enum Outcome {
 
 pub(crate) fn run(options: &BenchOptions) -> Result<Outcome> {
     // What can be wrong with the request is found out before anything takes time.
+    if let Some(filter) = &options.filter {
+        sources::check(filter)?;
+    }
     let target = Workspace::load()?.target;
     let json = options.json.as_deref().map(JsonFile::claim).transpose()?;
     let page = page(options, &target).map(Page::claim).transpose()?;

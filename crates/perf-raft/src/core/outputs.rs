@@ -46,7 +46,7 @@ pub enum Reply {
 #[derive(Debug)]
 pub struct Outputs<T> {
     /// Frames to send, each to the node in its header. What cannot be sent may be dropped; tell
-    /// [`Core::unreachable`](super::Core::unreachable).
+    /// [`Core::not_sent`](super::Core::not_sent).
     pub frames: Vec<Frame>,
     /// Jobs for the log, to be done in order; then [`Core::persisted`](super::Core::persisted).
     pub log_jobs: Vec<LogJob>,
