@@ -4,8 +4,8 @@
 //! moment at which the whole map is moved. Buckets are shared between copies until one of them changes. A change copies the list
 //! of buckets and one or two buckets; with about as many buckets as members in a bucket, that is the square root of the map.
 
-use hashbrown::HashTable;
 use std::borrow::Borrow;
+use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
@@ -13,13 +13,11 @@ use std::sync::Arc;
 /// A map with fewer members than this has no buckets.
 const BUCKET_LEN_MIN: usize = 16;
 
-type Table<K, V> = HashTable<(K, V)>;
-
-/// A map like [`HashMap`](std::collections::HashMap), cheap to copy and to change after a copy.
+/// A map like [`HashMap`], cheap to copy and to change after a copy.
 ///
 /// | | cost |
 /// |---|---|
-/// | [`get`](Self::get), [`contains_key`](Self::contains_key) | those of a `HashMap`, and two loads from 16 members on |
+/// | [`get`](Self::get), [`contains_key`](Self::contains_key) | those of a `HashMap`; from 16 members on two loads and a second hash |
 /// | [`clone`](Clone::clone) | a reference count for each of about `sqrt(len)` buckets |
 /// | [`insert`](Self::insert), [`remove`](Self::remove) | after a copy, copies of two buckets of about `sqrt(len)` members at most |
 /// | [`iter`](Self::iter), [`retain`](Self::retain) | linear |
@@ -27,18 +25,17 @@ type Table<K, V> = HashTable<(K, V)>;
 /// The order of members is arbitrary.
 #[derive(Clone)]
 pub struct MemberMap<K, V, S> {
-    hasher: S,
     /// The members of a small map, as long as there are no buckets.
-    small: Table<K, V>,
+    small: HashMap<K, V, S>,
     /// Never a single one.
-    buckets: Vec<Arc<Table<K, V>>>,
+    buckets: Vec<Arc<HashMap<K, V, S>>>,
     /// The least power of two that is not below the number of buckets, minus one.
     mask: usize,
     len: usize,
 }
 
-/// The bits of a hash that choose a bucket: not those that a table uses. A hash that does not spread there makes one bucket of all, which
-/// changes no answer and makes changes linear.
+/// The bits of a hash that choose a bucket: not the lowest ones, which choose a place in it. A hash that does not spread there makes one bucket of
+/// all, which changes no answer and makes changes linear.
 #[inline]
 fn bucket_bits(hash: u64) -> usize {
     (hash >> 32) as usize
@@ -59,8 +56,7 @@ impl<K, V, S> MemberMap<K, V, S> {
     /// An empty map.
     pub fn with_hasher(hasher: S) -> Self {
         Self {
-            hasher,
-            small: HashTable::new(),
+            small: HashMap::with_hasher(hasher),
             buckets: Vec::new(),
             mask: 0,
             len: 0,
@@ -91,8 +87,7 @@ impl<K, V, S> MemberMap<K, V, S> {
     /// All members, in an arbitrary order.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         let buckets = self.buckets.iter().flat_map(|bucket| bucket.iter());
-        let members = self.small.iter().chain(buckets);
-        members.map(|(key, value)| (key, value))
+        self.small.iter().chain(buckets)
     }
 
     /// All keys, in an arbitrary order.
@@ -104,11 +99,13 @@ impl<K, V, S> MemberMap<K, V, S> {
     pub fn values(&self) -> impl Iterator<Item = &V> {
         self.iter().map(|(_, value)| value)
     }
+}
 
-    /// The bucket of a hash, where there are any.
+impl<K: Eq + Hash, V, S: BuildHasher> MemberMap<K, V, S> {
+    /// The bucket of a key, where there are any.
     #[inline]
-    fn place(&self, hash: u64) -> usize {
-        let place = bucket_bits(hash) & self.mask;
+    fn place<Q: ?Sized + Hash>(&self, key: &Q) -> usize {
+        let place = bucket_bits(self.small.hasher().hash_one(key)) & self.mask;
         // Buckets beyond the last one have not been split off yet.
         if place < self.buckets.len() {
             place
@@ -116,23 +113,17 @@ impl<K, V, S> MemberMap<K, V, S> {
             place & (self.mask >> 1)
         }
     }
-}
 
-impl<K: Eq + Hash, V, S: BuildHasher> MemberMap<K, V, S> {
     /// What is stored for `key`.
     #[inline]
     pub fn get<Q: ?Sized + Eq + Hash>(&self, key: &Q) -> Option<&V>
     where
         K: Borrow<Q>,
     {
-        let hash = self.hasher.hash_one(key);
-        let table = if self.buckets.is_empty() {
-            &self.small
-        } else {
-            &**self.buckets.get(self.place(hash))?
-        };
-        let found = table.find(hash, |(other, _)| other.borrow() == key);
-        found.map(|(_, value)| value)
+        if self.buckets.is_empty() {
+            return self.small.get(key);
+        }
+        self.buckets.get(self.place(key))?.get(key)
     }
 
     /// Whether `key` is a member.
@@ -145,14 +136,14 @@ impl<K: Eq + Hash, V, S: BuildHasher> MemberMap<K, V, S> {
     }
 }
 
-impl<K: Clone + Eq + Hash, V: Clone, S: BuildHasher> MemberMap<K, V, S> {
-    /// The table of a hash, for this map alone, and the hasher.
-    fn table_mut(&mut self, hash: u64) -> (&mut Table<K, V>, &S) {
+impl<K: Clone + Eq + Hash, V: Clone, S: BuildHasher + Clone> MemberMap<K, V, S> {
+    /// The table of a key, for this map alone.
+    fn table_mut<Q: ?Sized + Hash>(&mut self, key: &Q) -> &mut HashMap<K, V, S> {
         if self.buckets.is_empty() {
-            return (&mut self.small, &self.hasher);
+            return &mut self.small;
         }
-        let place = self.place(hash);
-        (Arc::make_mut(&mut self.buckets[place]), &self.hasher)
+        let place = self.place(key);
+        Arc::make_mut(&mut self.buckets[place])
     }
 
     /// What is stored for `key`, to be changed.
@@ -163,10 +154,7 @@ impl<K: Clone + Eq + Hash, V: Clone, S: BuildHasher> MemberMap<K, V, S> {
         if !self.contains_key(key) {
             return None;
         }
-        let hash = self.hasher.hash_one(key);
-        let (table, _) = self.table_mut(hash);
-        let found = table.find_mut(hash, |(other, _)| other.borrow() == key);
-        found.map(|(_, value)| value)
+        self.table_mut(key).get_mut(key)
     }
 
     /// Adds or replaces a member and returns what was stored for it.
@@ -177,11 +165,8 @@ impl<K: Clone + Eq + Hash, V: Clone, S: BuildHasher> MemberMap<K, V, S> {
         if self.buckets.len() < buckets_for(self.len + 1) {
             self.split_next();
         }
-        let hash = self.hasher.hash_one(&key);
         self.len += 1;
-        let (table, hasher) = self.table_mut(hash);
-        table.insert_unique(hash, (key, value), |(key, _)| hasher.hash_one(key));
-        None
+        self.table_mut(&key).insert(key, value)
     }
 
     /// Takes a member away and returns what was stored for it.
@@ -192,57 +177,56 @@ impl<K: Clone + Eq + Hash, V: Clone, S: BuildHasher> MemberMap<K, V, S> {
         if !self.contains_key(key) {
             return None;
         }
-        let hash = self.hasher.hash_one(key);
-        let (table, _) = self.table_mut(hash);
-        let found = table.find_entry(hash, |(other, _)| other.borrow() == key);
-        let ((_, value), _) = found.ok()?.remove();
+        let value = self.table_mut(key).remove(key);
         self.len -= 1;
         // Not at the same length at which it grows: a map that changes back and forth there would split and merge each time.
         if self.buckets.len() > 2 * buckets_for(2 * self.len) {
             self.merge_last();
         }
-        Some(value)
+        value
     }
 
     /// Keeps the members of which `keep` is true.
     pub fn retain(&mut self, mut keep: impl FnMut(&K, &mut V) -> bool) {
-        let gone: Vec<K> = {
-            let mut gone = Vec::new();
-            let buckets = self.buckets.iter_mut().map(Arc::make_mut);
-            for table in std::iter::once(&mut self.small).chain(buckets) {
-                for (key, value) in table.iter_mut() {
-                    if !keep(key, value) {
-                        gone.push(key.clone());
-                    }
+        let mut gone: Vec<K> = Vec::new();
+        let buckets = self.buckets.iter_mut().map(Arc::make_mut);
+        for table in std::iter::once(&mut self.small).chain(buckets) {
+            for (key, value) in table.iter_mut() {
+                if !keep(key, value) {
+                    gone.push(key.clone());
                 }
             }
-            gone
-        };
+        }
         for key in gone {
             self.remove(&key);
         }
     }
 
+    fn empty_table(&self) -> HashMap<K, V, S> {
+        HashMap::with_hasher(self.small.hasher().clone())
+    }
+
     /// One more bucket, with the members of an earlier one that belong there.
     fn split_next(&mut self) {
         if self.buckets.is_empty() {
-            self.buckets.push(Arc::new(std::mem::take(&mut self.small)));
+            let empty = self.empty_table();
+            self.buckets
+                .push(Arc::new(std::mem::replace(&mut self.small, empty)));
         }
         let new = self.buckets.len();
         if new > self.mask {
             self.mask = 2 * self.mask + 1;
         }
         let source = new & (self.mask >> 1);
-        let hasher = &self.hasher;
-        let (mut stay, mut go) = (HashTable::new(), HashTable::new());
-        for member in self.buckets[source].iter() {
-            let hash = hasher.hash_one(&member.0);
+        let (mut stay, mut go) = (self.empty_table(), self.empty_table());
+        for (key, value) in self.buckets[source].iter() {
+            let hash = self.small.hasher().hash_one(key);
             let half = if bucket_bits(hash) & self.mask == new {
                 &mut go
             } else {
                 &mut stay
             };
-            half.insert_unique(hash, member.clone(), |(key, _)| hasher.hash_one(key));
+            half.insert(key.clone(), value.clone());
         }
         self.buckets[source] = Arc::new(stay);
         self.buckets.push(Arc::new(go));
@@ -250,29 +234,28 @@ impl<K: Clone + Eq + Hash, V: Clone, S: BuildHasher> MemberMap<K, V, S> {
 
     /// One bucket less: the last one's members go back to where they were split off.
     fn merge_last(&mut self) {
-        let last = self.buckets.len() - 1;
-        let target = last & (self.mask >> 1);
         let Some(bucket) = self.buckets.pop() else {
             return;
         };
+        let last = self.buckets.len();
+        let target = last & (self.mask >> 1);
         if last.is_power_of_two() {
             self.mask >>= 1;
         }
-        let hasher = &self.hasher;
-        let is_last = self.buckets.len() == 1;
         let table = Arc::make_mut(&mut self.buckets[target]);
-        for member in bucket.iter() {
-            let hash = hasher.hash_one(&member.0);
-            table.insert_unique(hash, member.clone(), |(key, _)| hasher.hash_one(key));
-        }
-        if is_last {
-            self.small = std::mem::take(table);
+        table.extend(
+            bucket
+                .iter()
+                .map(|(key, value)| (key.clone(), value.clone())),
+        );
+        if last == 1 {
+            std::mem::swap(&mut self.small, table);
             self.buckets.clear();
         }
     }
 }
 
-impl<K: Clone + Eq + Hash, V: Clone, S: BuildHasher> Extend<(K, V)> for MemberMap<K, V, S> {
+impl<K: Clone + Eq + Hash, V: Clone, S: BuildHasher + Clone> Extend<(K, V)> for MemberMap<K, V, S> {
     fn extend<I: IntoIterator<Item = (K, V)>>(&mut self, members: I) {
         for (key, value) in members {
             self.insert(key, value);
@@ -280,7 +263,7 @@ impl<K: Clone + Eq + Hash, V: Clone, S: BuildHasher> Extend<(K, V)> for MemberMa
     }
 }
 
-impl<K: Clone + Eq + Hash, V: Clone, S: BuildHasher + Default> FromIterator<(K, V)>
+impl<K: Clone + Eq + Hash, V: Clone, S: BuildHasher + Clone + Default> FromIterator<(K, V)>
     for MemberMap<K, V, S>
 {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(members: I) -> Self {
@@ -299,7 +282,6 @@ impl<K: fmt::Debug, V: fmt::Debug, S> fmt::Debug for MemberMap<K, V, S> {
 #[cfg(all(test, not(perf_loom)))]
 mod tests {
     use super::*;
-    use std::collections::HashMap;
     use std::hash::{BuildHasherDefault, DefaultHasher, Hasher};
 
     type Map<S> = MemberMap<u64, u64, S>;

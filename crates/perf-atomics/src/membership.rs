@@ -106,7 +106,7 @@ impl<K, V, S: Default> Membership<K, V, S> {
     where
         K: Clone + Eq + Hash,
         V: Clone,
-        S: BuildHasher,
+        S: BuildHasher + Clone,
     {
         Self::of(map.into_iter().collect())
     }
