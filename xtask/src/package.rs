@@ -21,7 +21,7 @@ const FILES: [&str; 4] = [
 ];
 
 /// Directories whose files belong into a package.
-const DIRECTORIES: [&str; 4] = ["src/", "tests/", "examples/", "benches/"];
+const DIRECTORIES: [&str; 5] = ["src/", "tests/", "examples/", "benches/", "dashboards/"];
 
 pub(crate) fn run(allow_dirty: bool) -> Result<()> {
     let workspace = Workspace::load()?;
