@@ -7,8 +7,8 @@
 //! - The word names the start of the peer that it is for (its session). Another start does not obey.
 //! - A peer that has seen a later heartbeat of the same leader does not obey.
 //!
-//! Once the peer has answered a heartbeat that was sent after the word, in the leader's term, it has not obeyed and never will. The same holds once it
-//! answers as another start.
+//! Once the peer has answered a heartbeat that was sent after the word, in the leader's term, it has not obeyed and never will, whichever start of it
+//! answered: an earlier start cannot answer a later heartbeat.
 
 use crate::codec::FrameHeader;
 use crate::primitive::mutant;
@@ -17,7 +17,6 @@ use crate::primitive::mutant;
 #[derive(Clone, Copy, Debug)]
 struct Word {
     to: u64,
-    session: u64,
     /// The last round of reads before it.
     round: u64,
 }
@@ -27,19 +26,19 @@ struct Word {
 pub(super) struct Handover {
     term: u64,
     words: Vec<Word>,
-    /// Session and sequence of the latest heartbeat from a leader.
+    /// Session and sequence of the latest heartbeat from the leader of the highest term.
     heartbeat: (u64, u64),
 }
 
 impl Handover {
     /// A leader tells a peer to campaign.
-    pub(super) fn told(&mut self, to: u64, session: u64, term: u64, round: u64) {
+    pub(super) fn told(&mut self, to: u64, term: u64, round: u64) {
         if self.term != term {
             self.words.clear();
             self.term = term;
         }
         self.words.retain(|word| word.to != to);
-        self.words.push(Word { to, session, round });
+        self.words.push(Word { to, round });
     }
 
     /// Whether a peer may still obey a word of this term.
@@ -47,16 +46,13 @@ impl Handover {
         self.term == term && !self.words.is_empty()
     }
 
-    /// A peer answered a heartbeat of the present term: of this round of reads, if of any.
-    pub(super) fn answered(&mut self, header: &FrameHeader, round: Option<u64>) {
-        self.words.retain(|word| {
-            let is_new_start = word.session != header.session;
-            let is_later = round.is_some_and(|round| round > word.round);
-            word.to != header.from || !(is_new_start || is_later)
-        });
+    /// A peer answered a heartbeat of the present term, of this round of reads.
+    pub(super) fn answered(&mut self, from: u64, round: u64) {
+        self.words
+            .retain(|word| word.to != from || round <= word.round);
     }
 
-    /// A heartbeat arrived.
+    /// A heartbeat arrived, of no lower term than this node's: a late one of a former leader must not erase what is known of the present one.
     pub(super) fn heartbeat(&mut self, header: &FrameHeader) {
         let (session, sequence) = self.heartbeat;
         if session != header.session || sequence < header.sequence {

@@ -163,7 +163,7 @@ impl<T> Core<T> {
         if leads {
             self.note_answer(header, is_stranger, counted == Some(0));
             if !is_stranger {
-                self.note_lease_answer(message, header);
+                self.note_lease_answer(message);
             }
         }
         if is_stranger {

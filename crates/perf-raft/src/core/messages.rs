@@ -125,7 +125,9 @@ impl<T> Core<T> {
         if !self.counts(&message, header) {
             return;
         }
-        if message.get_msg_type() == MessageType::MsgHeartbeat {
+        if message.get_msg_type() == MessageType::MsgHeartbeat
+            && message.term >= self.node.raft.term
+        {
             self.handover.heartbeat(header);
         }
         self.tell_removed(&message);
@@ -356,8 +358,7 @@ impl<T> Core<T> {
             let session = self.session_of(message.to);
             message.context = Bytes::copy_from_slice(&session.to_le_bytes());
             let last_round = self.reads.last_round();
-            self.handover
-                .told(message.to, session, message.term, last_round);
+            self.handover.told(message.to, message.term, last_round);
         }
         if message.get_msg_type() == MessageType::MsgSnapshot {
             self.begin_transfer(message);

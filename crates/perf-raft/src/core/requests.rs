@@ -2,7 +2,6 @@
 
 use super::{Change, ChangeKind, Core, Making, Reply, read_reply};
 use crate::batch::ProposalBatch;
-use crate::codec::FrameHeader;
 use crate::error::{ProposeError, ReadError};
 use crate::primitive::mutant;
 use bytes::Bytes;
@@ -321,12 +320,12 @@ impl<T> Core<T> {
     }
 
     /// An answer to a heartbeat, of this term, may end what stood against the lease.
-    pub(super) fn note_lease_answer(&mut self, message: &Message, header: &FrameHeader) {
+    pub(super) fn note_lease_answer(&mut self, message: &Message) {
         if self.handover.may_happen(message.term)
             && message.get_msg_type() == MessageType::MsgHeartbeatResponse
+            && let Some(round) = self.round_of(&message.context)
         {
-            let round = self.round_of(&message.context);
-            self.handover.answered(header, round);
+            self.handover.answered(message.from, round);
         }
     }
 
