@@ -96,7 +96,8 @@ pub enum ReadError {
         /// Who leads, as far as this node knows.
         hint: LeaderHint,
     },
-    /// The leader did not confirm the read within some election timeouts.
+    /// The leader did not confirm the read within some election timeouts: its quorum is silent, or the group is new and not all first voters are
+    /// there yet, which [`RaftReport::troubles`](crate::RaftReport::troubles) says.
     #[error("no quorum confirmed the read in time: try again")]
     TimedOut,
     /// This node holds no lease now. A read by [`read_index`](crate::RaftHandle::read_index) may still go ahead.

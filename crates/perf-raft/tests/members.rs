@@ -7,8 +7,8 @@ use bytes::Bytes;
 use common::{Cluster, Map, options};
 use perf_raft::{
     ChannelNetwork, GroupId, LogError, LogStore, Member, MemberRole, MembershipChange, MemoryLog,
-    OnDamage, ProposeError, RaftHandle, RaftNode, SegmentLog, SegmentLogOptions, StartError,
-    Trouble,
+    OnDamage, ProposeError, RaftHandle, RaftNode, ReadError, SegmentLog, SegmentLogOptions,
+    StartError, Trouble,
 };
 use std::path::Path;
 use std::time::Duration;
@@ -151,6 +151,11 @@ async fn nodes_with_other_lists_of_first_voters_never_both_acknowledge() {
     let other = leader(&[&two, &three]).await;
     let refused = other.propose(Bytes::from_static(b"b 1")).await;
     assert_eq!(refused, Err(ProposeError::NotFormed { missing: vec![1] }));
+    // They would miss what node 1 has acknowledged.
+    for node in [&two, &three] {
+        assert_eq!(node.read_index().await, Err(ReadError::TimedOut));
+        assert_eq!(node.lease_read().await, Err(ReadError::NoLease));
+    }
     let names_both = |trouble: &Trouble| {
         let text = trouble.to_string();
         text.contains("[1]") && text.contains("[1, 2, 3]")

@@ -100,6 +100,36 @@ fn a_late_word_to_campaign_that_is_obeyed_is_found() {
 }
 
 #[test]
+fn an_answer_to_an_earlier_round_that_gives_a_lease_back_is_found() {
+    is_caught("early_answer_counts");
+}
+
+#[test]
+fn a_heartbeat_of_a_former_leader_that_counts_is_found() {
+    is_caught("former_heartbeat_counts");
+}
+
+#[test]
+fn frames_of_a_group_with_other_founders_that_count_are_found() {
+    is_caught("foreign_counts");
+}
+
+#[test]
+fn a_read_before_the_group_is_formed_is_found() {
+    is_caught("read_before_formed");
+}
+
+#[test]
+fn a_start_on_the_log_of_another_node_is_found() {
+    is_caught("log_of_another_node");
+}
+
+#[test]
+fn a_start_on_the_log_of_another_group_is_found() {
+    is_caught("log_of_another_group");
+}
+
+#[test]
 fn a_late_rejection_that_takes_a_peer_back_is_found() {
     is_caught("late_rejection");
 }
@@ -153,7 +183,8 @@ fn appends_in_parts_are_as_good_as_whole_ones() {
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     perf_raft::__mutants::set(Some("short_appends"));
-    let violation = (0..SEEDS).find_map(|seed| world::run(seed).err().map(|error| (seed, error)));
+    let run = |seed| world::run_at_pace(seed, true).err();
+    let violation = (0..SEEDS).find_map(|seed| run(seed).map(|error| (seed, error)));
     perf_raft::__mutants::set(None);
     assert_eq!(violation, None);
 }

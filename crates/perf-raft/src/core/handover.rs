@@ -48,8 +48,9 @@ impl Handover {
 
     /// A peer answered a heartbeat of the present term, of this round of reads.
     pub(super) fn answered(&mut self, from: u64, round: u64) {
+        let is_any_round = mutant::is("early_answer_counts");
         self.words
-            .retain(|word| word.to != from || round <= word.round);
+            .retain(|word| word.to != from || round <= word.round && !is_any_round);
     }
 
     /// A heartbeat arrived, of no lower term than this node's: a late one of a former leader must not erase what is known of the present one.

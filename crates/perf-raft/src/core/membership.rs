@@ -6,7 +6,7 @@
 //!   entry, another one says so. Before that, nothing is acknowledged. From then on whoever may be elected has the table, so a voter that
 //!   lost its disk counts for nothing until it has joined again.
 //! - A member that answers as another incarnation than the table's is *replaced*: it becomes a learner of its new incarnation, and a voter
-//!   again once it has caught up.
+//!   again once it has caught up. This holds from the moment the incarnations are pinned.
 //! - A new voter is a learner first. It is *promoted* once a round of the log reached it within an election timeout (Ongaro's thesis, 4.2.1).
 
 use super::{Change, ChangeKind, Core, Reply};
@@ -256,8 +256,12 @@ impl<T> Core<T> {
                 || self.finish_change()
                 || self.promote_learner()
                 || self.enter_address();
-        } else if !self.finish_change() {
-            self.form_group();
+        } else {
+            // A first voter may lose its disk once the table is pinned: the group would wait for its former self for ever.
+            let is_pinned = !now.members.rows.is_empty();
+            if !(is_pinned && self.replace_stranger()) && !self.finish_change() {
+                self.form_group();
+            }
         }
     }
 

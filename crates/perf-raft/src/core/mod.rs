@@ -11,6 +11,7 @@
 //! - jobs for the state machine are done in order.
 
 mod addresses;
+mod beginning;
 mod handover;
 mod log_segments;
 mod membership;
@@ -28,6 +29,7 @@ mod view;
 
 pub use crate::transport::encode_frames;
 pub(crate) use addresses::ADDRESS_BYTES_MAX;
+pub use beginning::{bootstrap_state, open_log};
 pub use membership::MembershipChange;
 pub use outputs::{ApplyJob, Outputs, Reply};
 pub use report::{Peer, RaftReport, Trouble};
@@ -37,7 +39,7 @@ use crate::codec::Frame;
 use crate::dedup::MessageDedup;
 use crate::error::{LeaderHint, ProposeError, ReadError, StartError, StopReason};
 use crate::log::{LogJob, LogState, StoredSnapshot};
-use crate::members::{Members, Row};
+use crate::members::Row;
 use crate::options::RaftOptions;
 use crate::primitive::mutant;
 use crate::transport::SendError;
@@ -284,36 +286,6 @@ impl<T> std::fmt::Debug for Core<T> {
             .field("group", &self.group)
             .field("status", &self.status())
             .finish_non_exhaustive()
-    }
-}
-
-/// The state of a group's first members, before anything happened: entry 1 counts as applied and holds the membership.
-///
-/// All first members must start from the same voters and the same snapshot of the empty state machine.
-#[must_use]
-pub fn bootstrap_state(voters: &[u64], empty_state_machine: Bytes) -> LogState {
-    let mut metadata = SnapshotMetadata {
-        index: 1,
-        term: 1,
-        ..Default::default()
-    };
-    let mut voters = voters.to_vec();
-    voters.sort_unstable();
-    voters.dedup();
-    metadata.mut_conf_state().voters.clone_from(&voters);
-    LogState {
-        hard_state: raft::eraftpb::HardState {
-            term: 1,
-            commit: 1,
-            ..Default::default()
-        },
-        snapshot: Some(StoredSnapshot {
-            metadata,
-            data: empty_state_machine,
-            members: Members::of_founders(voters.as_slice()),
-        }),
-        compacted: (1, 1),
-        ..Default::default()
     }
 }
 

@@ -279,6 +279,11 @@ impl<T> Core<T> {
         }
     }
 
+    /// Whether this leader may confirm reads: its group is formed, so no other group acknowledges writes under the same number.
+    pub(super) fn may_answer(&self) -> bool {
+        self.formed_now || mutant::is("read_before_formed")
+    }
+
     /// Begins rounds for reads that wait, and renews the lease.
     pub(super) fn begin_reads(&mut self) {
         let raft = &self.node.raft;
@@ -290,8 +295,8 @@ impl<T> Core<T> {
         if !renew && !self.reads.wants_round() {
             return;
         }
-        // Asked last: it takes a look into the log.
-        if leads && !raft.commit_to_current_term() {
+        // Before the group is formed, another one may have answered clients. The second is asked last: it takes a look into the log.
+        if leads && (!self.may_answer() || !raft.commit_to_current_term()) {
             return;
         }
         if !leads && raft.leader_id == 0 {

@@ -11,9 +11,9 @@ use super::stats::{RaftStats, StageStats};
 use super::task;
 use crate::GroupId;
 use crate::codec::{ENTRY_ROOM_BYTES, entry_len_max};
-use crate::core::{ADDRESS_BYTES_MAX, Core, CoreConfig, bootstrap_state};
+use crate::core::{ADDRESS_BYTES_MAX, Core, CoreConfig, open_log};
 use crate::error::{StartError, panic_message};
-use crate::log::{LogError, LogJob, LogState, LogStore, run_jobs};
+use crate::log::{LogError, LogState, LogStore};
 use crate::members::Identity;
 use crate::options::{ApplyMode, RaftOptions};
 use crate::state_machine::StateMachine;
@@ -319,87 +319,26 @@ fn random_number() -> u64 {
     number.max(1)
 }
 
-/// What the log holds, or the beginning of a group, made durable. A log belongs to one node of one group.
+/// What the log holds, or the beginning of a group, made durable. A panic is its own party's: the log's or the state machine's.
 fn load(
     log: &mut dyn LogStore,
     group: GroupId,
-    new_identity: Identity,
+    drawn: Identity,
     voters: &[u64],
     applier: &mut Applier,
 ) -> Result<LogState, StartError> {
-    let loaded = catch_unwind(AssertUnwindSafe(|| log.load(group)));
-    let loaded = loaded.unwrap_or_else(|panic| {
-        Err(LogError::Io {
+    let empty = || {
+        let made = catch_unwind(AssertUnwindSafe(|| applier.snapshot_at_start()));
+        made.unwrap_or_else(|panic| Err(panic_message(&*panic)))
+    };
+    let opened = catch_unwind(AssertUnwindSafe(|| {
+        open_log(log, group, drawn, voters, empty)
+    }));
+    opened.unwrap_or_else(|panic| {
+        Err(StartError::Log(LogError::Io {
             file: PathBuf::new(),
             action: "reading the log",
             reason: panic_message(&*panic),
-        })
-    });
-    let id = new_identity.node;
-    let ours = format!("node {id} of group {}", group.0);
-    if let Some(mut state) = loaded? {
-        match state.identity {
-            Some(identity) if identity.node != id => {
-                return Err(StartError::WrongLog {
-                    theirs: format!("node {} of group {}", identity.node, group.0),
-                    ours,
-                });
-            }
-            Some(_) => return Ok(state),
-            // Of an earlier version.
-            None => {
-                write_identity(log, group, new_identity, None)?;
-                state.identity = Some(new_identity);
-                return Ok(state);
-            }
-        }
-    }
-    if let Some(other) = log.groups()?.first() {
-        return Err(StartError::WrongLog {
-            theirs: format!("group {}", other.0),
-            ours,
-        });
-    }
-    if voters.is_empty() {
-        write_identity(log, group, new_identity, None)?;
-        return Ok(LogState {
-            identity: Some(new_identity),
-            ..LogState::default()
-        });
-    }
-    if !voters.contains(&id) || voters.contains(&0) {
-        return Err(StartError::Options {
-            option: "bootstrap",
-            reason: format!(
-                "the first voters are {voters:?}, and this is node {id}: name all of them on each of them, none of them 0, and none on a node that joins later"
-            ),
-        });
-    }
-    let empty = catch_unwind(AssertUnwindSafe(|| applier.snapshot_at_start()))
-        .unwrap_or_else(|panic| Err(panic_message(&*panic)))
-        .map_err(StartError::StateMachine)?;
-    let mut state = bootstrap_state(voters, empty);
-    state.identity = Some(new_identity);
-    write_identity(log, group, new_identity, Some(&state))?;
-    Ok(state)
-}
-
-/// With the beginning of a group, if there is one.
-fn write_identity(
-    log: &mut dyn LogStore,
-    group: GroupId,
-    identity: Identity,
-    beginning: Option<&LogState>,
-) -> Result<(), LogError> {
-    let job = LogJob {
-        sequence: 0,
-        group,
-        snapshot: beginning.and_then(|state| state.snapshot.clone()),
-        replaces_log: beginning.is_some(),
-        hard_state: beginning.map(|state| state.hard_state.clone()),
-        identity: Some(identity),
-        ..Default::default()
-    };
-    run_jobs(log, &mut [job])?;
-    Ok(())
+        }))
+    })
 }

@@ -7,7 +7,7 @@ use perf_raft::log::SegmentLog;
 #[cfg(feature = "testing")]
 use perf_raft::log::testing;
 use perf_raft::log::{LogJob, LogState, StoredSnapshot};
-use perf_raft::{GroupId, Identity, LogError, LogStore};
+use perf_raft::{GroupId, LogError, LogStore};
 use std::collections::BTreeMap;
 
 /// A node's disk with its log.
@@ -18,16 +18,12 @@ pub(crate) enum SimDisk {
 }
 
 impl SimDisk {
-    /// A new disk, of a node that was never there. With `real_seed` the real log, on a disk with that seed, if it is compiled in.
-    pub(crate) fn new(state: LogState, identity: Identity, real_seed: Option<u64>) -> Self {
-        let state = LogState {
-            identity: Some(identity),
-            ..state
-        };
+    /// A new disk. With `real_seed` for the real log, on a disk with that seed, if it is compiled in.
+    pub(crate) fn new(real_seed: Option<u64>) -> Self {
         match real_seed {
             #[cfg(feature = "testing")]
-            Some(seed) => Self::Real(Box::new(RealLog::new(state, seed))),
-            _ => Self::Model(Box::new(ModelDisk::new(state))),
+            Some(seed) => Self::Real(Box::new(RealLog::new(seed))),
+            _ => Self::Model(Box::default()),
         }
     }
 
@@ -46,16 +42,6 @@ impl SimDisk {
             #[cfg(feature = "testing")]
             Self::Real(log) => log.crash(),
         }
-    }
-
-    /// Which node it is of.
-    pub(crate) fn incarnation(&self) -> u64 {
-        let identity = match self {
-            Self::Model(disk) => disk.durable.identity,
-            #[cfg(feature = "testing")]
-            Self::Real(log) => Some(log.identity),
-        };
-        identity.map_or(0, |identity| identity.incarnation)
     }
 
     pub(crate) fn fail_next_sync(&mut self) {
@@ -87,10 +73,17 @@ impl LogStore for SimDisk {
     fn write(&mut self, jobs: &[LogJob], sync: bool) -> Result<(), LogError> {
         self.store().write(jobs, sync)
     }
+
+    fn groups(&mut self) -> Result<Vec<GroupId>, LogError> {
+        self.store().groups()
+    }
 }
 
 /// What is durable, and what was written since the last sync.
+#[derive(Default)]
 pub(crate) struct ModelDisk {
+    /// The group it holds; the log of a node has one.
+    group: Option<GroupId>,
     durable: LogState,
     snapshots: BTreeMap<(u64, u64), Bytes>,
     unsynced: Vec<LogJob>,
@@ -98,20 +91,6 @@ pub(crate) struct ModelDisk {
 }
 
 impl ModelDisk {
-    fn new(state: LogState) -> Self {
-        let mut disk = Self {
-            durable: LogState::default(),
-            snapshots: BTreeMap::new(),
-            unsynced: Vec::new(),
-            fails_next_sync: false,
-        };
-        if let Some(snapshot) = &state.snapshot {
-            disk.keep(snapshot);
-        }
-        disk.durable = state;
-        disk
-    }
-
     fn keep(&mut self, snapshot: &StoredSnapshot) {
         let place = (snapshot.metadata.index, snapshot.metadata.term);
         self.snapshots.insert(place, snapshot.data.clone());
@@ -138,13 +117,17 @@ impl ModelDisk {
 
     fn sync(&mut self) {
         for job in std::mem::take(&mut self.unsynced) {
+            self.group = Some(job.group);
             self.durable.apply(&job);
         }
     }
 }
 
 impl LogStore for ModelDisk {
-    fn load(&mut self, _: GroupId) -> Result<Option<LogState>, LogError> {
+    fn load(&mut self, group: GroupId) -> Result<Option<LogState>, LogError> {
+        if self.group != Some(group) {
+            return Ok(None);
+        }
         let mut state = self.durable.clone();
         if let Some(snapshot) = &mut state.snapshot {
             let place = (snapshot.metadata.index, snapshot.metadata.term);
@@ -183,6 +166,10 @@ impl LogStore for ModelDisk {
         }
         Ok(())
     }
+
+    fn groups(&mut self) -> Result<Vec<GroupId>, LogError> {
+        Ok(self.group.into_iter().collect())
+    }
 }
 
 /// The real log, with segments of a few entries: it rotates, moves and purges all the time.
@@ -190,28 +177,15 @@ impl LogStore for ModelDisk {
 pub(crate) struct RealLog {
     disk: testing::SimDisk,
     log: Option<SegmentLog>,
-    identity: Identity,
 }
 
 #[cfg(feature = "testing")]
 impl RealLog {
-    fn new(state: LogState, seed: u64) -> Self {
-        let mut disk = Self {
+    fn new(seed: u64) -> Self {
+        Self {
             disk: testing::SimDisk::new(seed),
             log: None,
-            identity: state.identity.unwrap_or_default(),
-        };
-        let mut jobs = [LogJob {
-            sequence: 1,
-            group: super::GROUP,
-            replaces_log: state.snapshot.is_some(),
-            snapshot: state.snapshot,
-            hard_state: Some(state.hard_state),
-            identity: state.identity,
-            ..LogJob::default()
-        }];
-        perf_raft::log::run_jobs(&mut disk, &mut jobs).expect("nothing fails yet");
-        disk
+        }
     }
 
     fn open(&mut self) -> Result<&mut SegmentLog, LogError> {
@@ -258,5 +232,8 @@ impl LogStore for RealLog {
 
     fn write(&mut self, jobs: &[LogJob], sync: bool) -> Result<(), LogError> {
         self.open()?.write(jobs, sync)
+    }
+    fn groups(&mut self) -> Result<Vec<GroupId>, LogError> {
+        self.open()?.groups()
     }
 }

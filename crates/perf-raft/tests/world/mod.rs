@@ -4,19 +4,21 @@
 pub(crate) mod disk;
 pub(crate) mod history;
 mod machine;
+mod mixed;
 pub(crate) mod random;
 
 use bytes::Bytes;
 use disk::SimDisk;
 use history::{History, Kind};
 use machine::Machine;
+use mixed::Mixed;
 use perf_raft::codec::{Body, Frame};
-use perf_raft::core::{ApplyJob, Core, CoreConfig, Outputs, Reply, bootstrap_state, encode_frames};
+use perf_raft::core::{ApplyJob, Core, CoreConfig, Outputs, Reply, encode_frames, open_log};
 use perf_raft::inbound::{InboundLimits, InboundQueues};
-use perf_raft::log::{LogJob, LogState, run_jobs};
+use perf_raft::log::{LogJob, run_jobs};
 use perf_raft::{
-    GroupId, Identity, LogStore, Member, MemberRole, MembershipChange, ProposeError, RaftOptions,
-    ReadError, Role, SendError, StopReason,
+    GroupId, Identity, Member, MemberRole, MembershipChange, ProposeError, RaftOptions, ReadError,
+    Role, SendError, StartError, StopReason,
 };
 use raft::eraftpb::MessageType;
 use random::Random;
@@ -32,6 +34,8 @@ const FAULTS_UNTIL: u64 = 5_000 * MS;
 /// No more requests after this.
 const REQUESTS_UNTIL: u64 = 7_500 * MS;
 const END: u64 = 9_500 * MS;
+/// Groups with the least bounds catch up an entry or a byte at a time; until then they must have.
+const LATE_END: u64 = 40_000 * MS;
 const CLIENTS: u64 = 5;
 /// Once the world has healed: one that is under way, one of the next leader, one for a node that has just lost its disk, and one to spare.
 const CALM_SNAPSHOTS_MAX: usize = 4;
@@ -71,6 +75,12 @@ struct Node {
     /// Counts starts, so that events of an earlier run are ignored.
     run: u64,
     disk: SimDisk,
+    /// Drawn with the disk.
+    identity: Identity,
+    /// The first voters, as its operator names them.
+    voters: Vec<u64>,
+    /// The node was started on this disk.
+    is_disk_used: bool,
     machine: Machine,
     log_jobs: Vec<LogJob>,
     log_busy: Option<Vec<LogJob>>,
@@ -118,6 +128,11 @@ pub(crate) struct Coverage {
     pub(crate) slow_snapshots: u64,
     pub(crate) late_words: u64,
     pub(crate) too_long: u64,
+    pub(crate) mixed: u64,
+    pub(crate) mixed_named: u64,
+    pub(crate) wrong_logs: u64,
+    pub(crate) late_frames: u64,
+    pub(crate) late_heartbeats: u64,
     pub(crate) trace: u64,
 }
 
@@ -143,6 +158,8 @@ pub(crate) struct World {
     founders: Vec<u64>,
     /// The node whose disk was replaced, until the group has taken it in again.
     wiped: Option<u64>,
+    /// The leadership is handed over all the time, by words that are late.
+    hands_over_often: bool,
     /// In half of the histories. In the others disks are lost at any time.
     membership_changes: bool,
     /// Logs are those of production, on simulated disks.
@@ -157,6 +174,11 @@ pub(crate) struct World {
     slow_link: Option<SlowLink>,
     /// A node that takes frames of so many bytes only.
     short_frames: Option<(u64, usize)>,
+    mixed: Option<Mixed>,
+    /// Frames arrive a second time after seconds, from starts and leaders that are no more.
+    has_late_frames: bool,
+    /// The last heartbeat from one node to another that was lost.
+    lost_heartbeats: BTreeMap<(u64, u64), Bytes>,
 }
 
 /// All snapshots to one node go over a link that needs about as long for one as the clients need to fill the log.
@@ -222,6 +244,13 @@ fn address(node: u64, run: u64) -> String {
     format!("{node}:{}", run % 3)
 }
 
+fn message_type(frame: &Bytes) -> Option<MessageType> {
+    match Frame::decode(frame.clone()).ok()?.body {
+        Body::Raft(message) => Some(message.get_msg_type()),
+        _ => None,
+    }
+}
+
 fn identity(random: &mut Random, node: u64) -> Identity {
     let mut identity = Identity::default();
     (identity.node, identity.incarnation) = (node, random.next().max(1));
@@ -230,13 +259,17 @@ fn identity(random: &mut Random, node: u64) -> Identity {
 
 /// Runs one seed; odd ones have three nodes, even ones five.
 pub(crate) fn run(seed: u64) -> Result<Coverage, Violation> {
+    run_at_pace(seed, false)
+}
+
+/// With `is_slow` the group may take long to catch up.
+pub(crate) fn run_at_pace(seed: u64, is_slow: bool) -> Result<Coverage, Violation> {
     let count = if seed % 2 == 1 { 3 } else { 5 };
     let mut world = World::new(seed, count);
-    world.live();
-    let outcome = match world.violation.take() {
-        Some(violation) => Err(violation),
-        None => world.judge(),
-    };
+    let mut outcome = world.live_until(END);
+    if outcome.is_err() && (is_slow || world.is_slow()) && world.violation.is_none() {
+        outcome = world.live_until(LATE_END);
+    }
     outcome.map(|()| world.coverage).map_err(|violation| {
         let options = &world.options;
         format!(
@@ -263,18 +296,22 @@ impl World {
         let short_frames = random
             .one_in(4)
             .then(|| (1 + random.below(count), options.proposal_bytes_max + 512));
-        let state = bootstrap_state(&voters, Machine::default().snapshot());
         let has_real_logs = random.one_in(2);
+        let mixed = random.one_in(12).then(|| Mixed::draw(&mut random, count));
+        let has_late_frames = random.one_in(4);
+        let hands_over_often = random.one_in(6);
         let mut nodes = BTreeMap::new();
         for &id in &voters {
             let node = Node {
                 core: None,
                 run: 0,
-                disk: SimDisk::new(
-                    state.clone(),
-                    identity(&mut random, id),
-                    has_real_logs.then(|| random.next()),
-                ),
+                disk: SimDisk::new(has_real_logs.then(|| random.next())),
+                identity: identity(&mut random, id),
+                voters: match mixed.as_ref().and_then(|mixed| mixed.list_of(id)) {
+                    Some(list) => list.to_vec(),
+                    None => voters.clone(),
+                },
+                is_disk_used: false,
                 machine: Machine::default(),
                 log_jobs: Vec::new(),
                 log_busy: None,
@@ -320,6 +357,10 @@ impl World {
             no_snapshots_until: 0,
             slow_link,
             short_frames,
+            mixed,
+            has_late_frames,
+            hands_over_often,
+            lost_heartbeats: BTreeMap::new(),
         };
         for id in voters {
             world.start(id);
@@ -342,12 +383,16 @@ impl World {
         self.violation.get_or_insert(violation.into());
     }
 
-    fn live(&mut self) {
-        while let Some(Reverse((time, order))) = self.events.pop() {
-            if time > END || self.violation.is_some() {
-                return;
+    fn live_until(&mut self, end: u64) -> Result<(), Violation> {
+        while let Some(&Reverse((time, order))) = self.events.peek() {
+            if time > end || self.violation.is_some() {
+                break;
             }
+            self.events.pop();
             self.now = time;
+            if self.mixed.as_ref().is_some_and(|mixed| time >= mixed.until) {
+                self.mend_mixed();
+            }
             if !self.calm && time >= FAULTS_UNTIL {
                 self.heal();
             }
@@ -355,6 +400,19 @@ impl World {
                 self.happen(event);
             }
         }
+        match &self.violation {
+            Some(violation) => Err(violation.clone()),
+            None => self.judge(),
+        }
+    }
+
+    /// Whether a bound lets a node that is behind catch up in the least of steps only.
+    fn is_slow(&self) -> bool {
+        let options = &self.options;
+        options.message_bytes_max == 1
+            || options.unapplied_entries_max == 1
+            || options.snapshot_chunk_bytes == 1
+            || options.inflight_messages_max == 1
     }
 
     fn happen(&mut self, event: Event) {
@@ -415,15 +473,20 @@ impl World {
     }
 
     fn start(&mut self, id: u64) {
+        if self.nodes.get(&id).is_none_or(|node| node.core.is_some()) {
+            return;
+        }
+        if self.random.one_in(4) {
+            self.start_on_a_wrong_log(id);
+        }
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
         };
-        if node.core.is_some() {
-            return;
-        }
         node.run += 1;
-        let state = match node.disk.load(GROUP) {
-            Ok(state) => state.unwrap_or_default(),
+        node.is_disk_used = true;
+        let empty = || Ok(Machine::default().snapshot());
+        let state = match open_log(&mut node.disk, GROUP, node.identity, &node.voters, empty) {
+            Ok(state) => state,
             Err(error) => {
                 self.fail(format!("node {id} cannot start again: {error}"));
                 return;
@@ -461,6 +524,25 @@ impl World {
         let first = self.random.below(TICK_NS);
         self.at(first, Event::Tick(id, run));
         self.with_core(id, |_, _| ());
+    }
+
+    /// Somebody swaps folders: the node is started on the log of another node that is down, or as a node of another group.
+    fn start_on_a_wrong_log(&mut self, id: u64) {
+        let identity = self.nodes[&id].identity;
+        for (&owner, node) in &mut self.nodes {
+            if node.core.is_some() || !node.is_disk_used {
+                continue;
+            }
+            let group = if owner == id { GroupId(4) } else { GROUP };
+            let opened = open_log(&mut node.disk, group, identity, &[id], || Ok(Bytes::new()));
+            if !matches!(opened, Err(StartError::WrongLog { .. })) {
+                self.violation.get_or_insert(format!(
+                    "node {id} in group {} starts on the log of node {owner}: {opened:?}",
+                    group.0
+                ));
+            }
+            self.coverage.wrong_logs += 1;
+        }
     }
 
     /// Gives input to a core and does what it says.
@@ -511,7 +593,8 @@ impl World {
         }
         let node = self.nodes.get_mut(&id)?;
         node.core = Some(core);
-        if status.role == Role::Leader {
+        // Two groups have two leaders.
+        if status.role == Role::Leader && self.mixed.is_none() {
             let leader = *self.leaders.entry(status.term).or_insert(id);
             if leader != id {
                 self.fail(format!(
@@ -574,7 +657,11 @@ impl World {
     }
 
     fn send(&mut self, from: u64, to: u64, frame: Bytes) {
-        if !self.nodes.contains_key(&to) || self.cut.contains(&(from, to)) {
+        if !self.nodes.contains_key(&to) {
+            return;
+        }
+        if self.cut.contains(&(from, to)) {
+            self.lose(from, to, frame);
             return;
         }
         let copies = if self.calm {
@@ -587,6 +674,15 @@ impl World {
         } else {
             1
         };
+        if copies == 0 {
+            self.lose(from, to, frame);
+            return;
+        }
+        if self.has_late_frames && !self.calm && self.random.one_in(40) {
+            self.coverage.late_frames += 1;
+            let delay = self.random.below(4_000 * MS);
+            self.at(delay, Event::Deliver(to, frame.clone()));
+        }
         for _ in 0..copies {
             let slow = !self.calm && self.random.one_in(25);
             let delay = if slow {
@@ -594,27 +690,40 @@ impl World {
             } else {
                 200_000 + self.random.below(3 * MS)
             };
-            let delay = delay + self.link_delay(to, &frame) + self.word_delay(from, &frame);
+            let delay = delay + self.link_delay(to, &frame) + self.word_delay(from, to, &frame);
             self.at(delay, Event::Deliver(to, frame.clone()));
         }
     }
 
     /// The word to campaign is often late, so late that its sender has given up and may have its lease back. Then the sender is held up just
     /// as the word arrives, and goes on with a read by its lease.
-    fn word_delay(&mut self, from: u64, frame: &Bytes) -> u64 {
-        let is_word = match Frame::decode(frame.clone()).map(|frame| frame.body) {
-            Ok(Body::Raft(message)) => message.get_msg_type() == MessageType::MsgTimeoutNow,
-            _ => false,
-        };
-        if !is_word || self.calm || self.random.one_in(2) {
+    fn word_delay(&mut self, from: u64, to: u64, frame: &Bytes) -> u64 {
+        let is_word = message_type(frame) == Some(MessageType::MsgTimeoutNow);
+        if !is_word || self.calm || (!self.hands_over_often && self.random.one_in(2)) {
             return 0;
         }
         self.coverage.late_words += 1;
-        let delay = self.random.below(1_000 * MS);
+        // Before the next heartbeat, or long after it.
+        let longest = if self.random.one_in(2) { 20 } else { 1_000 };
+        let delay = self.random.below(longest * MS);
         let held_up = (20 + self.random.below(40)) * MS;
         self.at(delay, Event::HeldUp(from, held_up));
         self.at(delay + held_up, Event::Woken(from));
+        // Just before the word, a heartbeat comes that a former leader sent.
+        let late = self.lost_heartbeats.iter();
+        let late = late.filter(|((sender, receiver), _)| *sender != from && *receiver == to);
+        for heartbeat in late.map(|(_, frame)| frame.clone()).collect::<Vec<_>>() {
+            self.coverage.late_heartbeats += 1;
+            let early = self.random.below(2 * MS).min(delay);
+            self.at(delay - early, Event::Deliver(to, heartbeat));
+        }
         delay
+    }
+
+    fn lose(&mut self, from: u64, to: u64, frame: Bytes) {
+        if message_type(&frame) == Some(MessageType::MsgHeartbeat) {
+            self.lost_heartbeats.insert((from, to), frame);
+        }
     }
 
     /// What the slow link takes longer for a part of a snapshot.
@@ -926,6 +1035,7 @@ impl World {
 
     fn woken(&mut self, id: u64) {
         let client = CLIENTS + id;
+        self.history.gave_up(client, self.now, 1_500 * MS);
         if self.nodes[&id].core.is_none() || self.history.is_waiting(client) {
             return;
         }
@@ -1019,6 +1129,7 @@ impl World {
         let Some(core) = node.core.take() else {
             return;
         };
+        self.history.gave_up(CLIENTS + id, self.now, 0);
         self.coverage.crashes += 1;
         // A write under way may be there in part.
         if let Some(jobs) = node.log_busy.take() {
@@ -1056,6 +1167,7 @@ impl World {
                 });
         let is_voter = voters.clone().any(|voter| voter.id == id);
         if self.wiped.is_some()
+            || self.mixed.is_some()
             || !is_quiet
             || !is_voter
             || voters.count() != members.len()
@@ -1063,19 +1175,23 @@ impl World {
         {
             return;
         }
-        self.crash(id);
-        let state = match self.random.one_in(2) {
-            true => bootstrap_state(&self.founders, Machine::default().snapshot()),
-            false => LogState::default(),
+        let voters = match self.random.one_in(2) {
+            true => self.founders.clone(),
+            false => Vec::new(),
         };
-        let identity = identity(&mut self.random, id);
-        let real_seed = self.has_real_logs.then(|| self.random.next());
-        let Some(node) = self.nodes.get_mut(&id) else {
-            return;
-        };
-        node.disk = SimDisk::new(state, identity, real_seed);
+        self.give_empty_disk(id, voters);
         self.wiped = Some(id);
         self.coverage.disks_replaced += 1;
+    }
+
+    pub(super) fn give_empty_disk(&mut self, id: u64, voters: Vec<u64>) {
+        self.crash(id);
+        let identity = identity(&mut self.random, id);
+        let real_seed = self.has_real_logs.then(|| self.random.next());
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.disk = SimDisk::new(real_seed);
+            (node.identity, node.voters, node.is_disk_used) = (identity, voters, false);
+        }
     }
 
     /// The members as the latest leader knows them.
@@ -1091,7 +1207,7 @@ impl World {
         let (Some(id), Some(members)) = (self.wiped, self.leader_members()) else {
             return;
         };
-        let incarnation = self.nodes[&id].disk.incarnation();
+        let incarnation = self.nodes[&id].identity.incarnation;
         let is_back = |member: &Member| {
             member.id == id
                 && member.role == MemberRole::Voter
@@ -1139,7 +1255,8 @@ impl World {
         if self.calm {
             return;
         }
-        let pause = 200 * MS + self.random.below(600 * MS);
+        let longest = if self.hands_over_often { 200 } else { 800 };
+        let pause = longest * MS / 4 + self.random.below(longest * MS);
         self.at(pause, Event::Admin);
         self.see_to_the_wiped();
         if self.wiped.is_some() {
@@ -1158,7 +1275,7 @@ impl World {
         };
         let all: Vec<u64> = self.nodes.keys().copied().collect();
         let other = all[self.random.index(all.len())];
-        if self.random.one_in(3) {
+        if self.hands_over_often || self.random.one_in(3) {
             self.with_core(id, |core, _| core.transfer_leader(other, Op::Admin));
             return;
         }
