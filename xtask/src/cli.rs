@@ -82,9 +82,9 @@ const TEST_HELP: &str = "\
 Usage: cargo xtask test
 
 Runs the unit, integration and doc tests of all crates with all features but the benches' peers, then
-in optimised builds the loom models (tests/loom.rs) under `--cfg perf_loom` and the mutants, simulations
-and hit ratios (tests/mutants.rs, simulation.rs, hit_ratio.rs) under `--cfg perf_mutants`. These two run side
-by side, and only if the first passed.
+in optimised builds the loom models (tests/loom.rs) under `--cfg perf_loom` and the mutants, simulations,
+shells on shuttle's scheduler and hit ratios (tests/mutants.rs, simulation.rs, shuttle.rs, hit_ratio.rs) under
+`--cfg perf_mutants`. These two run side by side, and only if the first passed.
 ";
 
 const SIM_HELP: &str = "\

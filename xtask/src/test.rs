@@ -27,12 +27,13 @@ const SPECIAL: [Special; 2] = [
         optimised: &["loom", "generator"],
         targets: &["loom"],
     },
-    // Compiles the seeded faults in, which the simulations have to find. What else takes long runs along, with no fault on.
+    // Compiles the seeded faults in, which the simulations have to find, and puts the shell of a Raft node on shuttle's scheduler. What else takes
+    // long runs along, with no fault on.
     Special {
-        what: "mutants, simulations and hit ratios",
+        what: "mutants, simulations, shells on shuttle and hit ratios",
         cfg: "perf_mutants",
         optimised: &[],
-        targets: &["mutants", "simulation", "hit_ratio"],
+        targets: &["mutants", "simulation", "shuttle", "hit_ratio"],
     },
 ];
 

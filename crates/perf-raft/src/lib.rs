@@ -57,6 +57,16 @@ pub mod __mutants {
     }
 }
 
+/// What `tests/shuttle.rs` needs. Exists under `--cfg perf_mutants` only.
+#[cfg(perf_mutants)]
+#[doc(hidden)]
+pub mod __shuttle {
+    /// Drops the tasks of all nodes, as a runtime does that ends.
+    pub fn end_runtime() {
+        crate::primitive::threads::end_runtime();
+    }
+}
+
 /// What `tests/loom.rs` models. Exists under `--cfg perf_loom` only.
 #[cfg(perf_loom)]
 #[doc(hidden)]

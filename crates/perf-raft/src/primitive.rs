@@ -1,14 +1,33 @@
-//! The concurrency primitives of this crate, so that loom can stand in for the real ones, and its deliberate faults.
+//! The concurrency primitives of this crate, so that loom or shuttle can stand in for the real ones, and its deliberate faults.
 
 #[cfg(not(perf_loom))]
-pub(crate) use parking_lot::Mutex;
-#[cfg(not(perf_loom))]
-pub(crate) use std::sync::atomic::{AtomicU32, Ordering};
+pub(crate) use threads::{AtomicU32, Mutex};
 
 #[cfg(perf_loom)]
-pub(crate) use loom::sync::atomic::{AtomicU32, Ordering};
+pub(crate) use loom::sync::atomic::AtomicU32;
 #[cfg(perf_loom)]
 pub(crate) use on_loom::Mutex;
+
+pub(crate) use std::sync::atomic::Ordering;
+
+/// Locks, threads and tasks of the shell.
+#[cfg(not(perf_mutants))]
+pub(crate) mod threads {
+    pub(crate) use parking_lot::{Condvar, Mutex};
+    pub(crate) use std::sync::atomic::AtomicBool;
+    #[cfg(not(perf_loom))]
+    pub(crate) use std::sync::atomic::AtomicU32;
+    pub(crate) use std::{thread, thread_local};
+    pub(crate) use tokio::task::spawn_blocking;
+
+    pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+        tokio::spawn(task);
+    }
+}
+
+/// The same on shuttle's scheduler.
+#[cfg(perf_mutants)]
+pub(crate) mod threads;
 
 #[cfg(perf_loom)]
 mod on_loom {

@@ -120,6 +120,16 @@ fn a_read_before_the_group_is_formed_is_found() {
 }
 
 #[test]
+fn a_full_log_that_takes_nothing_is_found() {
+    is_caught("full_log_takes_nothing");
+}
+
+#[test]
+fn a_node_with_committed_entries_of_its_own_that_stays_so_is_found() {
+    is_caught("forked_stays_forked");
+}
+
+#[test]
 fn a_start_on_the_log_of_another_node_is_found() {
     is_caught("log_of_another_node");
 }

@@ -114,7 +114,10 @@ impl<T> Core<T> {
             || mutant::is("old_incarnation_counts")
     }
 
-    pub(super) fn is_formed(&self) -> bool {
+    /// Whether the group has said that all its first voters know each other. For simulations.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn is_formed(&self) -> bool {
         self.configuration().is_some_and(|now| now.members.formed)
     }
 

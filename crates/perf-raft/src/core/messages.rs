@@ -132,11 +132,18 @@ impl<T> Core<T> {
         }
         self.tell_removed(&message);
         self.lower_commit(&mut message);
+        if self.send_to_forked(&message) {
+            return;
+        }
         self.correct_rejection(&mut message);
         if self.must_ignore(&message, header) {
             return;
         }
         let is_append = message.get_msg_type() == MessageType::MsgAppend;
+        if is_append && self.contradicts_committed(&message) {
+            self.refuse_contradiction(&message);
+            return;
+        }
         if is_append && !message.entries.is_empty() && self.is_behind() {
             self.stats.appends_refused += 1;
             return;
@@ -221,10 +228,15 @@ impl<T> Core<T> {
         }
     }
 
-    /// Whether more entries would go beyond what a follower may hold.
+    /// Whether more entries would go beyond what a follower may hold, and it will have room later.
+    ///
+    /// A log of nothing but entries that are not applied gets no shorter by waiting. A new leader can commit them only with an entry of its own term, so
+    /// that is taken: else the group would stand still for ever.
     fn is_behind(&self) -> bool {
-        self.unapplied() > 2 * self.options.unapplied_entries_max
-            || self.node.store().bytes() > 2 * self.options.log_bytes_max
+        let log = self.node.store();
+        let is_full = log.bytes() > 2 * self.options.log_bytes_max;
+        let will_shrink = log.first() <= self.applied || mutant::is("full_log_takes_nothing");
+        self.unapplied() > 2 * self.options.unapplied_entries_max || (is_full && will_shrink)
     }
 
     fn receive_chunk(&mut self, header: FrameHeader, mut chunk: SnapshotChunk) {

@@ -12,6 +12,7 @@
 
 mod addresses;
 mod beginning;
+mod fork;
 mod handover;
 mod log_segments;
 mod membership;

@@ -3,8 +3,9 @@
 use super::slot::{Answerer, LastResort, Slot};
 use crate::core::Reply;
 use crate::error::ProposeError;
+use crate::primitive::mutant;
+use crate::primitive::threads::Mutex;
 use bytes::Bytes;
-use parking_lot::Mutex;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::Waker;
@@ -18,6 +19,10 @@ pub(crate) fn wake_all(wakers: &mut Vec<Waker>) {
 
 /// The same for one.
 pub(crate) fn wake(waker: Waker) {
+    if mutant::is("waker_panics_through") {
+        waker.wake();
+        return;
+    }
     // The hook for panics has reported it, and the waker is gone.
     let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
 }

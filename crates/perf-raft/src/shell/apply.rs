@@ -5,15 +5,14 @@ use super::mailbox::Mailbox;
 use super::stats::StageStats;
 use crate::core::ApplyJob;
 use crate::error::{StopReason, panic_message};
+use crate::primitive::Ordering;
+use crate::primitive::threads::{AtomicBool, Condvar, Mutex, thread};
 use crate::state_machine::{Command, StateMachine};
 use bytes::Bytes;
-use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
-use std::thread;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 

@@ -8,6 +8,7 @@ use super::stats::{RaftStats, StageStats};
 use crate::core::{ApplyJob, Core, Outputs, RaftReport, Reply};
 use crate::error::{ProposeError, StopReason, panic_message};
 use crate::log::{LogStore, run_jobs};
+use crate::primitive::mutant;
 use crate::transport::{SendError, Transport, encode_frames};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -417,6 +418,7 @@ impl Driver {
             log, apply, ended, ..
         } = self;
         match apply {
+            ApplySide::Thread(thread) if mutant::is("machine_outlives_node") => drop(thread),
             ApplySide::Thread(thread) => thread.close().await,
             ApplySide::Inline(applier) => drop(applier),
         }

@@ -4,11 +4,10 @@ use super::mailbox::Mailbox;
 use super::stats::StageStats;
 use crate::error::StopReason;
 use crate::log::{LogError, LogJob, LogStore, run_jobs};
-use parking_lot::{Condvar, Mutex};
+use crate::primitive::threads::{Condvar, Mutex, thread};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread;
 use std::time::Instant;
 use tokio::sync::oneshot;
 

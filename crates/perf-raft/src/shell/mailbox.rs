@@ -8,13 +8,13 @@ use crate::core::MembershipChange;
 use crate::error::{ProposeError, StopReason};
 use crate::inbound::{InboundLimits, InboundQueues, MessageClass, Queued};
 use crate::options::RaftOptions;
+use crate::primitive::threads::{AtomicBool, Mutex};
+use crate::primitive::{Ordering, mutant};
 use crate::transport::DeliverError;
 use bytes::Bytes;
-use parking_lot::Mutex;
 use raft::eraftpb::Message;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Notify;
 
 /// After so many proposals in a row without another caller meanwhile, a caller counts as alone. Where callers overlap now and then, the node stays with its task.
@@ -287,7 +287,9 @@ impl Mailbox {
         reports.requests.push(request);
         self.has_reports.store(true, Ordering::Release);
         drop(reports);
-        self.notify();
+        if !mutant::is("request_without_notification") {
+            self.notify();
+        }
         Ok(())
     }
 
@@ -349,6 +351,10 @@ impl Mailbox {
         self.is_closed.store(true, Ordering::Relaxed);
         let waiting = std::mem::take(&mut proposals.waiting);
         drop(proposals);
+        if mutant::is("closed_and_not_answered") {
+            std::mem::forget(waiting);
+            return;
+        }
         for (_, token) in waiting {
             let stopped = crate::core::Reply::Failed(ProposeError::Stopped(reason.clone()));
             if let Some(waker) = token.reply(stopped) {

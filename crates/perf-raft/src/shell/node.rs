@@ -16,6 +16,7 @@ use crate::error::{StartError, panic_message};
 use crate::log::{LogError, LogState, LogStore};
 use crate::members::Identity;
 use crate::options::{ApplyMode, RaftOptions};
+use crate::primitive::threads;
 use crate::state_machine::StateMachine;
 use crate::transport::Transport;
 use parking_lot::Mutex;
@@ -204,7 +205,7 @@ impl RaftNodeBuilder {
             node: id,
             incarnation: random_number(),
         };
-        let loaded = tokio::task::spawn_blocking(move || {
+        let loaded = threads::spawn_blocking(move || {
             let state = load(log.as_mut(), group, identity, &voters, &mut applier);
             state.map(|state| (log, applier, state))
         });
@@ -273,7 +274,7 @@ impl RaftNodeBuilder {
             metrics: self.metrics,
         };
         shared.driver.set(driver);
-        tokio::spawn(task::run(Arc::clone(&shared), options.tick));
+        threads::spawn(task::run(Arc::clone(&shared), options.tick));
         Ok(RaftHandle {
             shared,
             published,

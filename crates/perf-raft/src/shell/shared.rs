@@ -3,6 +3,7 @@
 use super::combining_lock::{CombiningLock, DriveOutcome};
 use super::drive::Driver;
 use super::mailbox::{Mailbox, Next};
+use crate::primitive::threads::thread_local;
 use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
@@ -52,7 +53,7 @@ impl NodeShared {
 
     /// Gets a message driven that came from another node of this process.
     pub(crate) fn drive_or_notify(&self) {
-        if BY_CALLER.get() == Some(self.runtime) {
+        if BY_CALLER.with(Cell::get) == Some(self.runtime) {
             self.drive_here();
         } else {
             self.mailbox.notify();
@@ -65,9 +66,9 @@ impl NodeShared {
     fn drive(&self) {
         let is_at_home = Handle::try_current().is_ok_and(|here| here.id() == self.runtime);
         if is_at_home {
-            let outer = BY_CALLER.replace(Some(self.runtime));
+            let outer = BY_CALLER.with(|by| by.replace(Some(self.runtime)));
             self.drive_here();
-            BY_CALLER.set(outer);
+            BY_CALLER.with(|by| by.set(outer));
         } else {
             self.mailbox.notify();
         }

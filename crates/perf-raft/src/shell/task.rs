@@ -21,10 +21,13 @@ impl Drop for ShutdownGuard {
     }
 }
 
-/// Drives a node until it is told to stop or cannot go on. `tick` is the node's.
-pub(crate) async fn run(shared: Arc<NodeShared>, tick: Duration) {
+/// Drives a node until it is told to stop or cannot go on. `tick` is the node's. Dropped at any time, also before it is polled, it stops the node.
+pub(crate) fn run(shared: Arc<NodeShared>, tick: Duration) -> impl Future<Output = ()> {
     let guard = ShutdownGuard(shared);
-    let shared = &*guard.0;
+    async move { drive(&guard.0, tick).await }
+}
+
+async fn drive(shared: &NodeShared, tick: Duration) {
     let mut alarm = pin!(sleep_until(Instant::now() + tick));
     let mut more = true;
     let mut has_failed = false;

@@ -59,7 +59,16 @@ impl World {
                 self.give_empty_disk(id, Vec::new());
             }
         } else {
-            self.give_empty_disk(mixed.odd, ids);
+            // Some operators empty more than they need to. The rest has committed something, though nothing that counts.
+            let others = match self.random.one_in(2) {
+                true => ids.len() / 2,
+                false => 0,
+            };
+            let others = ids.iter().filter(|id| **id != mixed.odd).take(others);
+            let emptied: Vec<u64> = others.copied().chain([mixed.odd]).collect();
+            for id in emptied {
+                self.give_empty_disk(id, ids.clone());
+            }
         }
     }
 }

@@ -34,8 +34,11 @@ const FAULTS_UNTIL: u64 = 5_000 * MS;
 /// No more requests after this.
 const REQUESTS_UNTIL: u64 = 7_500 * MS;
 const END: u64 = 9_500 * MS;
+/// A write that is asked for later must be acknowledged.
+const HEALED: u64 = FAULTS_UNTIL + 1_500 * MS;
 /// Groups with the least bounds catch up an entry or a byte at a time; until then they must have.
 const LATE_END: u64 = 40_000 * MS;
+const LATE_REQUESTS_UNTIL: u64 = LATE_END - 2_000 * MS;
 const CLIENTS: u64 = 5;
 /// Once the world has healed: one that is under way, one of the next leader, one for a node that has just lost its disk, and one to spare.
 const CALM_SNAPSHOTS_MAX: usize = 4;
@@ -128,6 +131,7 @@ pub(crate) struct Coverage {
     pub(crate) slow_snapshots: u64,
     pub(crate) late_words: u64,
     pub(crate) too_long: u64,
+    pub(crate) bursts: u64,
     pub(crate) mixed: u64,
     pub(crate) mixed_named: u64,
     pub(crate) wrong_logs: u64,
@@ -402,7 +406,7 @@ impl World {
         }
         match &self.violation {
             Some(violation) => Err(violation.clone()),
-            None => self.judge(),
+            None => self.judge(end),
         }
     }
 
@@ -968,7 +972,9 @@ impl World {
 
     /// A client that waits for nothing asks for something, at a node that it believes to lead or at any.
     fn client(&mut self, client: u64) {
-        if self.now > REQUESTS_UNTIL {
+        // A small log that is kept for a slow peer takes few requests: then it goes on until one is taken.
+        let is_over = self.now > LATE_REQUESTS_UNTIL || self.history.acked_after(HEALED);
+        if self.now > REQUESTS_UNTIL && (is_over || !self.is_slow()) {
             return;
         }
         let pause = MS + self.random.below(if self.calm { 20 * MS } else { 60 * MS });
@@ -1014,9 +1020,24 @@ impl World {
                 1 | 2 => self.random.below(4),
                 _ => 0,
             };
+            // A burst that is more than a small log takes.
+            let is_burst = self.random.one_in(8);
+            if is_burst
+                && others as usize * self.options.proposal_bytes_max
+                    > 2 * self.options.log_bytes_max
+            {
+                // The next leader finds it in its log, before anybody knows that it is committed.
+                self.coverage.bursts += 1;
+                let (after, held_up) = (
+                    self.random.below(6 * MS),
+                    200 * MS + self.random.below(300 * MS),
+                );
+                self.at(after, Event::HeldUp(id, held_up));
+            }
             for _ in 0..others {
                 self.next_value += 1;
                 let bytes = match self.random.below(16) {
+                    _ if is_burst => self.options.proposal_bytes_max,
                     0 => self.options.proposal_bytes_max,
                     1 => self.options.proposal_bytes_max + 1,
                     _ => 1 + self.random.index(40),
@@ -1213,10 +1234,10 @@ impl World {
                 && member.role == MemberRole::Voter
                 && member.incarnation == Some(incarnation)
         };
-        // All know it: else the loss of the next disk could leave too few that do.
+        // All know it, and that the group is formed: else the loss of the next disk could leave too few that do.
         let mut knows = members.iter().map(|member| {
             let core = self.nodes[&member.id].core.as_ref();
-            core.is_some_and(|core| core.members().iter().any(is_back))
+            core.is_some_and(|core| core.is_formed() && core.members().iter().any(is_back))
         });
         if members.iter().any(is_back) && knows.all(|knows| knows) {
             self.wiped = None;
@@ -1313,7 +1334,7 @@ impl World {
     }
 
     /// What must hold once the world has healed.
-    fn judge(&mut self) -> Result<(), Violation> {
+    fn judge(&mut self, end: u64) -> Result<(), Violation> {
         self.coverage.leaders = self.leaders.len() as u64;
         for node in self.nodes.values().filter_map(|node| node.core.as_ref()) {
             self.coverage.strangers += node.stats().answers_of_strangers;
@@ -1326,7 +1347,7 @@ impl World {
                 "node {id} lost its disk and was never taken in again: {reports:?}"
             ));
         }
-        if !self.history.acked_after(FAULTS_UNTIL + 1_500 * MS) {
+        if !self.history.acked_after(HEALED) {
             return Err(format!(
                 "no write was acknowledged after the world healed, the last for: {}",
                 self.last_refusal
@@ -1343,12 +1364,10 @@ impl World {
                 link.to, link.transfers
             ));
         }
-        if let Some((number, node)) = self.fillers.first_key_value()
-            && self.now > REQUESTS_UNTIL + 1_500 * MS
-        {
+        if let Some((number, node)) = self.fillers.first_key_value() {
             return Err(format!("filler {number} of node {node} waits for ever"));
         }
-        if let Some(op) = self.history.still_waiting(END - 1_000 * MS) {
+        if let Some(op) = self.history.still_waiting(end - 1_000 * MS) {
             return Err(format!("a client waits for ever: {op}"));
         }
         let leads = |node: &&Node| {
