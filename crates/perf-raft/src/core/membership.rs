@@ -262,7 +262,8 @@ impl<T> Core<T> {
         } else {
             // A first voter may lose its disk once the table is pinned: the group would wait for its former self for ever.
             let is_pinned = !now.members.rows.is_empty();
-            if !(is_pinned && self.replace_stranger()) && !self.finish_change() {
+            let is_replaced = is_pinned && self.replace_stranger();
+            if !is_replaced && !self.finish_change() {
                 self.form_group();
             }
         }
