@@ -1,5 +1,5 @@
-//! `cargo xtask features`: every crate with no feature, each feature alone, and all together; every two of the
-//! facade's; and what each costs a user.
+//! `cargo xtask features`: every crate with no feature, each feature alone, and all together; every two crates of
+//! the facade; and what each costs a user.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write as _;
@@ -17,9 +17,6 @@ use crate::workspace::{self, Package, Workspace};
 
 /// The crate whose features are also combined.
 const FACADE: &str = "perf-kit";
-
-/// Features of the facade that stand for others, so that pairs with them show nothing new; the first is not for users.
-const NOT_PAIRED: [&str; 3] = ["document-features", "full", "default"];
 
 /// Most crates that a feature of the facade may bring, the facade and its own crate included.
 const CRATES_MAX: [(&str, usize); 2] = [("atomics", 12), ("pool", 16)];
@@ -156,25 +153,21 @@ fn selection(features: &[&str]) -> Selection {
     }
 }
 
-/// Every two features, except where one brings the other anyway.
+/// Every two features that bring a crate of the workspace each. What else the facade has passes a feature on to one of these crates, which is checked with it
+/// alone and with all.
 fn pairs(package: &Package) -> Vec<Selection> {
-    let names: Vec<&str> = package
-        .features
-        .keys()
-        .map(String::as_str)
-        .filter(|name| !NOT_PAIRED.contains(name))
-        .collect();
-    let brings = |one: &str, other: &str| {
-        let listed = package.features.get(one);
-        listed.is_some_and(|listed| listed.iter().any(|name| name == other))
-    };
+    let brings_crate =
+        |listed: &Vec<String>| listed.iter().any(|name| name.starts_with("dep:perf-"));
+    let crates = package.features.iter();
+    let crates = crates.filter(|(_, listed)| brings_crate(listed));
+    let names: Vec<&str> = crates.map(|(name, _)| name.as_str()).collect();
     let mut pairs = Vec::new();
     for (place, one) in names.iter().enumerate() {
-        for other in &names[place + 1..] {
-            if !brings(one, other) && !brings(other, one) {
-                pairs.push(selection(&[one, other]));
-            }
-        }
+        pairs.extend(
+            names[place + 1..]
+                .iter()
+                .map(|other| selection(&[one, other])),
+        );
     }
     pairs
 }
@@ -305,17 +298,18 @@ mod tests {
     }
 
     #[test]
-    fn every_two_are_paired_unless_one_brings_the_other() {
+    fn every_two_crates_are_paired() {
         let package = package(&[
-            ("a", &[]),
-            ("b", &["a"]),
-            ("c", &[]),
-            ("full", &["a", "b", "c"]),
+            ("a", &["dep:perf-a"]),
+            ("a-more", &["a", "perf-a/more"]),
+            ("b", &["dep:perf-b"]),
+            ("c", &["dep:perf-c"]),
+            ("full", &["a", "a-more", "b", "c"]),
         ]);
         let names: Vec<String> = pairs(&package)
             .into_iter()
             .map(|selection| selection.name)
             .collect();
-        assert_eq!(names, ["a + c", "b + c"]);
+        assert_eq!(names, ["a + b", "a + c", "b + c"]);
     }
 }
