@@ -10,6 +10,9 @@ use crate::codec::Body;
 use crate::primitive::mutant;
 use raft::eraftpb::{Message, MessageType};
 
+const FORKED: &str = "the leader contradicts what is committed here: disks of a quorum were lost, or a node started from an old copy of its log; keep \
+     this node's files, they may have what the others lost";
+
 impl<T> Core<T> {
     /// The term of an entry that is in this node's log.
     fn known_term(&self, index: u64) -> Option<u64> {
@@ -24,20 +27,39 @@ impl<T> Core<T> {
         if message.index > committed || message.term < raft.term || self.restoring.is_some() {
             return false;
         }
-        let differs = |index: u64, term: u64| self.known_term(index).is_some_and(|t| t != term);
         let entries = message.entries.iter();
         let mut covered = entries.take_while(|entry| entry.index <= committed);
-        differs(message.index, message.log_term)
-            || covered.any(|entry| differs(entry.index, entry.term))
+        self.is_other(message.index, message.log_term)
+            || covered.any(|entry| self.is_other(entry.index, entry.term))
+    }
+
+    /// Whether Raft takes no snapshot at this place: what this node has committed goes as far. One at the very index of a forked node it takes.
+    pub(super) fn is_useless(&self, index: u64, term: u64) -> bool {
+        let committed = self.node.raft.raft_log.committed;
+        index < committed || (index == committed && !self.is_other(index, term))
+    }
+
+    /// Whether a leader's snapshot contradicts what is committed in a formed group. Then this node stops.
+    pub(super) fn stops_at_snapshot(&mut self, index: u64, term: u64, of_term: u64) -> bool {
+        let raft = &self.node.raft;
+        let is_fork = index <= raft.raft_log.committed
+            && of_term >= raft.term
+            && self.is_formed()
+            && self.is_other(index, term);
+        if is_fork {
+            self.defect = Some(FORKED);
+        }
+        is_fork
+    }
+
+    fn is_other(&self, index: u64, term: u64) -> bool {
+        self.known_term(index).is_some_and(|known| known != term)
     }
 
     /// Tells the leader what is committed here, which is what it needs to know; or stops the node.
     pub(super) fn refuse_contradiction(&mut self, message: &Message) {
         if self.is_formed() {
-            self.defect = Some(
-                "the leader contradicts what is committed here: disks of a quorum were lost, or a node started from an old copy of its log; \
-                 keep this node's files, they may have what the others lost",
-            );
+            self.defect = Some(FORKED);
             return;
         }
         let raft = &self.node.raft;
@@ -62,7 +84,7 @@ impl<T> Core<T> {
         self.out.frames.push(frame);
     }
 
-    /// Whether a peer's refusal shows that what it has committed is not in this leader's log. Then it gets a snapshot of what lies beyond.
+    /// Whether a peer's refusal shows that what it has committed is not in this leader's log. Then it gets a snapshot that goes at least as far.
     pub(super) fn send_to_forked(&mut self, message: &Message) -> bool {
         let is_refusal = message.get_msg_type() == MessageType::MsgAppendResponse
             && message.reject
@@ -71,15 +93,12 @@ impl<T> Core<T> {
             && self.is_leader();
         let is_forked = is_refusal
             && message.log_term != 0
-            && self
-                .known_term(message.reject_hint)
-                .is_some_and(|term| term != message.log_term);
+            && self.is_other(message.reject_hint, message.log_term);
         if !is_forked || mutant::is("forked_stays_forked") {
             return false;
         }
-        let last = self.node.raft.raft_log.last_index();
         if let Some(progress) = self.node.raft.mut_prs().get_mut(message.from) {
-            progress.pending_request_snapshot = (message.commit + 1).min(last);
+            progress.pending_request_snapshot = message.commit;
         }
         true
     }

@@ -249,8 +249,12 @@ impl<T> Core<T> {
             return;
         }
         chunk.message.to = self.id;
-        let index = chunk.message.get_snapshot().get_metadata().index;
-        if index <= self.node.raft.raft_log.committed || chunk.message.term < self.node.raft.term {
+        let metadata = chunk.message.get_snapshot().get_metadata();
+        let (index, term) = (metadata.index, metadata.term);
+        if self.stops_at_snapshot(index, term, chunk.message.term) {
+            return;
+        }
+        if self.is_useless(index, term) || chunk.message.term < self.node.raft.term {
             // Of no use: Raft says how far this node is.
             let received = chunk.total_bytes;
             let transfer = chunk.transfer;

@@ -17,18 +17,6 @@ pub(crate) struct Coverage {
     pub(crate) refused: u64,
 }
 
-impl Coverage {
-    pub(crate) fn add(&mut self, other: &Self) {
-        self.writes += other.writes;
-        self.crashes += other.crashes;
-        self.kills += other.kills;
-        self.writes_lost += other.writes_lost;
-        self.rotations += other.rotations;
-        self.faults += other.faults;
-        self.refused += other.refused;
-    }
-}
-
 struct World {
     disk: SimDisk,
     options: SegmentLogOptions,
