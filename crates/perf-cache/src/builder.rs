@@ -3,6 +3,7 @@
 use crate::CacheError;
 use crate::cache::{Rules, Shared, TtlCache};
 use crate::error::longer_than_zero;
+use crate::in_place;
 use crate::policy::Policy;
 use crate::time::{CoarseTime, Time};
 use perf_atomics::DefaultHasher;
@@ -187,7 +188,11 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
         self
     }
 
-    fn rules(&self) -> Result<Rules, CacheError> {
+    fn rules(&self) -> Result<Rules, CacheError>
+    where
+        K: 'static,
+        V: 'static,
+    {
         if self.capacity == 0 {
             return Err(CacheError::ZeroCapacity);
         }
@@ -211,6 +216,11 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
             jitter: self.jitter,
             has_front: self.has_front,
             policy: self.policy,
+            // What lies in the table has no words for these.
+            in_place: in_place::fits::<K, V>()
+                && self.idle.is_none()
+                && self.stale.is_none()
+                && self.negative_ttl.is_none(),
         })
     }
 }

@@ -1,16 +1,17 @@
 //! `TtlCache`: reads, writes and upkeep. Computations are in `compute.rs`.
 
 use crate::builder::{CacheBuilder, Loader, Weigher};
-use crate::entry::{Content, Entry, Failure, Freshness};
+use crate::entry::{Content, Entry, Failure, Freshness, Stored};
 use crate::error::CacheError;
-use crate::flight::{Flight, Outcome};
+use crate::flight::Flight;
 use crate::fronts;
 use crate::hash::hash_of;
+use crate::in_place::InPlace;
 use crate::local::{self, Lease, Life};
 use crate::policy::{Chooser, Policy};
 use crate::reader::CacheReader;
 use crate::stats::{CacheStats, Count, Counters};
-use crate::store::{self, Store};
+use crate::store::{Shards, Store, either};
 use crate::time::{CoarseTime, Time};
 use perf_atomics::DefaultHasher;
 use std::borrow::Borrow;
@@ -71,6 +72,8 @@ pub(crate) struct Rules {
     pub(crate) jitter: f64,
     pub(crate) has_front: bool,
     pub(crate) policy: Policy,
+    /// Whether entries lie in the table.
+    pub(crate) in_place: bool,
 }
 
 pub(crate) struct Shared<K, V, S, T> {
@@ -121,7 +124,7 @@ where
     ) -> TtlCache<K, V, S, T> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let chooser = Chooser::new(rules.policy);
-        let store = Store::new(rules.capacity, weigher.is_some(), chooser);
+        let store = Store::new(rules.capacity, weigher.is_some(), chooser, rules.in_place);
         TtlCache {
             shared: Arc::new(Self {
                 id: NEXT.fetch_add(1, Ordering::Relaxed),
@@ -162,11 +165,13 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
     }
 
     /// An entry of a value, weighed; not in the table yet.
-    pub(crate) fn entry(&self, key: K, hash: u64, value: V, ttl: u64) -> Arc<Entry<K, V>> {
+    pub(crate) fn entry(&self, key: K, hash: u64, value: V, ttl: u64) -> Entry<K, V> {
         let weight = self.weigher.as_ref().map_or(1, |weigh| weigh(&key, &value));
-        let now = self.precise();
+        // Without a TTL and an idle TTL the time says nothing.
+        let is_timed = ttl != u64::MAX || self.rules.idle.is_some();
+        let now = if is_timed { self.precise() } else { 0 };
         let fresh_until = now.saturating_add(self.jittered(ttl, hash));
-        Arc::new(Entry {
+        Entry {
             hash,
             key,
             content: Content::Value(value),
@@ -175,7 +180,7 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
             ends: fresh_until.saturating_add(self.rules.stale),
             read_at: now.into(),
             retry_at: 0.into(),
-        })
+        }
     }
 
     /// An entry of a failure, to be remembered for `ttl`.
@@ -185,10 +190,10 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
         hash: u64,
         failure: Failure,
         ttl: u64,
-    ) -> Arc<Entry<K, V>> {
+    ) -> Entry<K, V> {
         let now = self.precise();
         let ends = now.saturating_add(ttl);
-        Arc::new(Entry {
+        Entry {
             hash,
             key,
             content: Content::Failed(failure),
@@ -197,7 +202,7 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
             ends,
             read_at: now.into(),
             retry_at: 0.into(),
-        })
+        }
     }
 
     /// Whether an entry may be kept at all; counts one that is too heavy.
@@ -211,14 +216,15 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
 
     /// Whether an entry is fresh for sure, by the coarse clock. Where it says no, [`judge`](Self::judge) knows.
     #[inline]
-    fn is_fresh(&self, entry: &Entry<K, V>) -> bool {
-        let coarse = self.time.now().as_nanos().saturating_add(self.lag);
-        coarse < entry.fresh_until.min(entry.idle_end(self.rules.idle))
+    fn is_fresh(&self, entry: &impl Stored<K, V>) -> bool {
+        let end = entry.fresh_until().min(entry.idle_end(self.rules.idle));
+        // The time is not asked where it says nothing.
+        end == u64::MAX || self.time.now().as_nanos().saturating_add(self.lag) < end
     }
 
     /// What an entry is good for now.
     #[inline]
-    pub(crate) fn judge(&self, entry: &Entry<K, V>) -> Freshness {
+    pub(crate) fn judge(&self, entry: &impl Stored<K, V>) -> Freshness {
         if self.is_fresh(entry) {
             Freshness::Fresh
         } else {
@@ -228,7 +234,7 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
 
     /// Up to when on the coarse clock a front may serve an entry.
     #[inline]
-    pub(crate) fn safe_until(&self, entry: &Entry<K, V>) -> u64 {
+    pub(crate) fn safe_until(&self, entry: &Arc<Entry<K, V>>) -> u64 {
         let mut until = entry.fresh_until;
         if let Some(idle) = self.rules.idle {
             // A front's reads reach the entry an eighth of the idle time late, at most.
@@ -269,7 +275,7 @@ where
         }
         match (self.judge(&entry), &entry.content) {
             (Freshness::Ended, _) | (Freshness::Stale, Content::Failed(_)) => {
-                drop(self.store.take_ended(&entry));
+                self.store.take_ended(&entry);
                 Look::Nothing
             }
             (_, Content::Failed(failure)) => Look::Failed(Arc::clone(failure)),
@@ -284,44 +290,85 @@ where
         }
     }
 
-    /// Looks into the shared table, and says under which stamp a front may keep what was found.
-    #[inline]
-    pub(crate) fn look<Q>(&self, hash: u64, key: &Q) -> (u64, Look<K, V>)
+    /// A copy of the entry of a key that lies in the table, if it is fresh; counted. No front: a look into it would cost more.
+    #[inline(always)]
+    fn hit<Q>(
+        &self,
+        shards: &Shards<K, V, InPlace<K, V>>,
+        hash: u64,
+        key: &Q,
+    ) -> Option<InPlace<K, V>>
     where
         K: Borrow<Q>,
         Q: ?Sized + Eq,
     {
-        let (stamp, entry) = self.store.read(hash);
+        let entry = shards.read(hash)?;
+        if entry.key().borrow() != key {
+            return None;
+        }
+        let is_fresh = self.is_fresh(&entry);
+        if !is_fresh && !self.is_fresh_exactly(shards, hash, entry.fresh_until()) {
+            return None;
+        }
+        self.counters.hit();
+        Some(entry)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn missed(&self) {
+        self.counters.one(Count::Misses);
+    }
+
+    /// Whether an entry of the table is fresh by the exact time; it is taken out if not.
+    #[cold]
+    #[inline(never)]
+    fn is_fresh_exactly(
+        &self,
+        shards: &Shards<K, V, InPlace<K, V>>,
+        hash: u64,
+        fresh_until: u64,
+    ) -> bool {
+        let is_fresh = self.precise() < fresh_until;
+        if !is_fresh {
+            // Of two that end at once both have ended.
+            drop(shards.take_ended(hash, |held| held.fresh_until() == fresh_until));
+        }
+        is_fresh
+    }
+
+    /// Looks into the shared table, and says under which stamp a front may keep what was found. `spare` is used again if the entry lies in
+    /// the table.
+    #[inline]
+    pub(crate) fn look<Q>(
+        &self,
+        hash: u64,
+        key: &Q,
+        spare: Option<Arc<Entry<K, V>>>,
+    ) -> (u64, Look<K, V>)
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Eq,
+    {
+        let (stamp, entry) = self.store.read(hash, spare);
         let look = entry.map_or(Look::Nothing, |entry| self.classify(entry, key));
         (stamp, look)
     }
 
     /// Puts an entry in, whatever is under way.
-    pub(crate) fn put(&self, entry: Arc<Entry<K, V>>) {
+    fn put(&self, entry: Entry<K, V>) {
         if self.fits(&entry) {
-            drop(self.store.put(entry));
+            self.store.put(entry);
         } else {
             // The value before it is outdated all the same.
-            drop(self.store.take(entry.hash, |_| true));
+            self.store.take(entry.hash);
         }
     }
 
     /// Ends a computation with an entry: kept if it may be, and given to all who wait.
-    pub(crate) fn land(
-        &self,
-        flight: &Arc<Flight<K, V>>,
-        entry: &Arc<Entry<K, V>>,
-        outcome: Outcome<K, V>,
-    ) {
-        let kept = self.fits(entry).then(|| Arc::clone(entry));
-        let gone = self.store.land(flight, entry.hash, kept);
-        flight.settle(outcome);
-        drop(gone);
-    }
-
-    fn take(&self, entry: &Arc<Entry<K, V>>) -> bool {
-        let taken = self.store.take(entry.hash, |held| Arc::ptr_eq(held, entry));
-        taken.is_some()
+    pub(crate) fn land(&self, flight: &Arc<Flight<K, V>>, entry: Entry<K, V>) {
+        let is_kept = self.fits(&entry);
+        self.store.land(flight, entry, is_kept);
     }
 }
 
@@ -371,6 +418,24 @@ where
         K: Borrow<Q>,
         Q: ?Sized + Hash + Eq,
     {
+        let Store::InPlace(shards) = &self.shared.store else {
+            return self.with_pinned(key, read);
+        };
+        let hash = hash_of(&self.shared.hasher, key);
+        if let Some(entry) = self.shared.hit(shards, hash, key) {
+            return Some(read(entry.held()));
+        }
+        self.shared.missed();
+        None
+    }
+
+    /// The same of a cache whose slots refer to entries.
+    #[inline(never)]
+    fn with_pinned<Q, R>(&self, key: &Q, read: impl FnOnce(&V) -> R) -> Option<R>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq,
+    {
         match self.with_fresh(key, read) {
             Ok(result) => Some(result),
             Err((_, Look::Stale(entry), read)) => {
@@ -398,6 +463,12 @@ where
     {
         let shared = &*self.shared;
         let hash = hash_of(&shared.hasher, key);
+        if let Store::InPlace(shards) = &shared.store {
+            return match shared.hit(shards, hash, key) {
+                Some(entry) => Ok(read(entry.held())),
+                None => Err((hash, Look::Nothing, read)),
+            };
+        }
         let mut lease = if shared.rules.has_front {
             local::lease::<K, V>(shared.id, &shared.life)
         } else {
@@ -429,7 +500,7 @@ where
     {
         let shared = &*self.shared;
         local::sweep();
-        let (version, found) = shared.store.read(hash);
+        let (version, found) = shared.store.read(hash, None);
         let Some(entry) = found else {
             return Err((hash, Look::Nothing, read));
         };
@@ -454,7 +525,7 @@ where
             && let Some(fronts) = lease.fronts()
         {
             // Under the version that was read before the entry was fetched, whatever `read` has done meanwhile.
-            let until = |entry: &Entry<K, V>| shared.safe_until(entry);
+            let until = |entry: &Arc<Entry<K, V>>| shared.safe_until(entry);
             let unused = fronts.keep(entry, version, until, shared.has_wide_fronts);
             lease.miss(unused.has_widened);
             drop(lease);
@@ -469,15 +540,22 @@ where
         K: Borrow<Q>,
         Q: ?Sized + Hash + Eq,
     {
+        self.peek_with(key, |_| ()).is_some()
+    }
+
+    /// Runs `read` on the value of a key if it is served, stale ones included.
+    fn peek_with<Q, R>(&self, key: &Q, read: impl FnOnce(&V) -> R) -> Option<R>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq,
+    {
         let shared = &*self.shared;
-        shared
-            .store
-            .get(hash_of(&shared.hasher, key))
-            .is_some_and(|entry| {
-                entry.key.borrow() == key
-                    && entry.value().is_some()
-                    && shared.judge(&entry) != Freshness::Ended
-            })
+        let hash = hash_of(&shared.hasher, key);
+        either!(&shared.store, shards => {
+            let entry = shards.get(hash)?;
+            let is_served = entry.key().borrow() == key && shared.judge(&entry) != Freshness::Ended;
+            entry.value().filter(|_| is_served).map(read)
+        })
     }
 
     /// A copy of the value of a key, as [`get`](Self::get) has it, but counted nowhere: neither the statistics, nor the policy, nor the idle TTL
@@ -488,10 +566,7 @@ where
         Q: ?Sized + Hash + Eq,
         V: Clone,
     {
-        let shared = &*self.shared;
-        let entry = shared.store.get(hash_of(&shared.hasher, key))?;
-        let is_served = entry.key.borrow() == key && shared.judge(&entry) != Freshness::Ended;
-        entry.value().filter(|_| is_served).cloned()
+        self.peek_with(key, V::clone)
     }
 
     /// Runs `visit` on every key and value that is served at the time of its visit, stale ones included, in no order. Counts nothing.
@@ -501,15 +576,15 @@ where
     /// key. Nothing is locked while `visit` runs. Pins a shard's entries at a time.
     pub fn for_each(&self, mut visit: impl FnMut(&K, &V)) {
         let shared = &*self.shared;
-        for index in 0..shared.store.shard_count() {
-            for entry in shared.store.entries(index) {
+        either!(&shared.store, shards => {
+            for (_, entry) in (0..shards.count()).flat_map(|index| shards.entries(index)) {
                 if shared.judge(&entry) != Freshness::Ended
                     && let Some(value) = entry.value()
                 {
-                    visit(&entry.key, value);
+                    visit(entry.key(), value);
                 }
             }
-        }
+        });
     }
 
     /// Puts a value in, in the place of what was there. A computation under way for the key is not kept when it ends.
@@ -538,7 +613,8 @@ where
         K: Borrow<Q>,
         Q: ?Sized + Hash + Eq,
     {
-        self.invalidate_entry(key, |_| true)
+        let hash = hash_of(&self.shared.hasher, key);
+        either!(&self.shared.store, shards => invalidate(shards, hash, key, |_| true))
     }
 
     /// Takes a key out if `matches` says so of its value. A computation under way for the key is not kept either way.
@@ -547,39 +623,22 @@ where
         K: Borrow<Q>,
         Q: ?Sized + Hash + Eq,
     {
-        self.invalidate_entry(key, |entry| entry.value().is_some_and(&matches))
-    }
-
-    fn invalidate_entry<Q>(&self, key: &Q, matches: impl Fn(&Entry<K, V>) -> bool) -> bool
-    where
-        K: Borrow<Q>,
-        Q: ?Sized + Hash + Eq,
-    {
-        let shared = &*self.shared;
-        let hash = hash_of(&shared.hasher, key);
-        loop {
-            // Compared outside of the lock; if the entry was replaced meanwhile, the new one is looked at.
-            let held = shared.store.get(hash);
-            let ours = held.filter(|entry| entry.key.borrow() == key && matches(entry));
-            let taken = shared.store.take(hash, |held| {
-                ours.as_ref().is_some_and(|ours| Arc::ptr_eq(ours, held))
-            });
-            match (ours, taken) {
-                (Some(_), None) => {}
-                (None, _) => return false,
-                (Some(_), Some(_)) => return true,
-            }
-        }
+        let hash = hash_of(&self.shared.hasher, key);
+        let matches = |value: Option<&V>| value.is_some_and(&matches);
+        either!(&self.shared.store, shards => invalidate(shards, hash, key, matches))
     }
 
     /// Takes out every value for which `matches` says so, and returns how many. Linear in the number of entries. What is inserted meanwhile may be
     /// missed. No computation that is under way is kept when it ends, since its value cannot be asked yet.
     pub fn invalidate_where(&self, mut matches: impl FnMut(&K, &V) -> bool) -> usize {
-        self.take_where(|entry| {
-            entry
-                .value()
-                .is_some_and(|value| matches(&entry.key, value))
-        })
+        let mut count = 0;
+        either!(&self.shared.store, shards => {
+            for (hash, entry) in (0..shards.count()).flat_map(|index| shards.entries_alone(index)) {
+                let is_match = entry.value().is_some_and(|value| matches(entry.key(), value));
+                count += usize::from(is_match && shards.take(hash, |held| held.is(&entry)).is_some());
+            }
+        });
+        count
     }
 
     /// Takes out what has ended, and returns how many. Linear in the number of entries. [`CacheManager`](crate::CacheManager) does it in the background.
@@ -588,35 +647,22 @@ where
         let now = shared.precise();
         let idle = shared.rules.idle;
         let mut count = 0;
-        for index in 0..shared.store.shard_count() {
-            for entry in shared.store.entries(index) {
-                if entry.freshness(now, idle) == Freshness::Ended
-                    && shared.store.take_ended(&entry).is_some()
-                {
-                    count += 1;
+        either!(&shared.store, shards => {
+            for (hash, entry) in (0..shards.count()).flat_map(|index| shards.entries(index)) {
+                if entry.freshness(now, idle) == Freshness::Ended {
+                    let taken = shards.take_ended(hash, |held| held.is(&entry));
+                    count += usize::from(taken.is_some());
                 }
             }
-        }
-        count
-    }
-
-    fn take_where(&self, mut matches: impl FnMut(&Entry<K, V>) -> bool) -> usize {
-        let shared = &*self.shared;
-        let mut count = 0;
-        for index in 0..shared.store.shard_count() {
-            for entry in shared.store.entries_alone(index) {
-                count += usize::from(matches(&entry) && shared.take(&entry));
-            }
-        }
+        });
         count
     }
 
     /// Takes everything out. Computations under way are not kept when they end.
     pub fn clear(&self) {
-        let shared = &*self.shared;
-        for index in 0..shared.store.shard_count() {
-            drop(shared.store.drain(index));
-        }
+        either!(&self.shared.store, shards => {
+            (0..shards.count()).for_each(|index| drop(shards.drain(index)));
+        });
     }
 
     /// How many entries are held: also ended ones that nobody has met yet, and cached errors.
@@ -651,14 +697,14 @@ where
         if capacity == 0 {
             return Err(CacheError::ZeroCapacity);
         }
-        drop(self.shared.store.resize(capacity));
+        either!(&self.shared.store, shards => shards.resize(capacity));
         Ok(())
     }
 
     /// The policy in force: of an adaptive cache the one chosen last.
     #[must_use]
     pub fn policy(&self) -> Policy {
-        self.shared.store.chooser.policy()
+        self.shared.store.chooser().policy()
     }
 
     /// What the cache has done so far. One load per thread and count.
@@ -666,7 +712,7 @@ where
     pub fn stats(&self) -> CacheStats {
         CacheStats {
             evictions: self.shared.store.evictions(),
-            policy_switches: self.shared.store.chooser.switches(),
+            policy_switches: self.shared.store.chooser().switches(),
             len: self.len(),
             weight: self.weight(),
             ..self.shared.counters.read()
@@ -706,12 +752,28 @@ impl<K, V, S, T> fmt::Debug for TtlCache<K, V, S, T> {
     }
 }
 
-/// Ends a computation without a word.
-pub(crate) fn abandon<K, V, S, T>(
-    shared: &Shared<K, V, S, T>,
-    flight: &Arc<Flight<K, V>>,
+/// Takes the entry of a key out if `matches` says so of its value.
+fn invalidate<K, V, Q, P>(
+    shards: &Shards<K, V, P>,
     hash: u64,
-) {
-    shared.counters.one(Count::Abandoned);
-    store::abandon(&shared.store, flight, hash);
+    key: &Q,
+    matches: impl Fn(Option<&V>) -> bool,
+) -> bool
+where
+    K: Borrow<Q> + 'static,
+    V: 'static,
+    Q: ?Sized + Eq,
+    P: Stored<K, V>,
+{
+    loop {
+        // Compared outside of the lock; if the entry was replaced meanwhile, the new one is looked at.
+        let held = shards.get(hash);
+        let ours = held.filter(|entry| entry.key().borrow() == key && matches(entry.value()));
+        let taken = shards.take(hash, |held| ours.as_ref().is_some_and(|ours| ours.is(held)));
+        match (ours, taken) {
+            (Some(_), None) => {}
+            (None, _) => return false,
+            (Some(_), Some(_)) => return true,
+        }
+    }
 }

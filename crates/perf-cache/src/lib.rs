@@ -18,6 +18,8 @@ mod flight;
 mod front;
 mod fronts;
 mod hash;
+mod in_place;
+mod index;
 mod local;
 mod manager;
 #[cfg(feature = "metrics")]

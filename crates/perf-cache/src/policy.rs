@@ -4,7 +4,7 @@
 //! values, one with a window of 1 % and one that is all window, and takes the share of the one with more hits. Nothing is
 //! rebuilt: queues follow the new share insertion by insertion.
 
-use crate::queues::Limits;
+use crate::queues::{Limits, Payload};
 use crate::table::Table;
 use parking_lot::Mutex;
 use std::fmt;
@@ -190,13 +190,17 @@ impl Shadows {
     }
 }
 
+impl Payload for () {
+    type Line = ();
+}
+
 fn hit(table: &mut Table<()>, hash: u64, weight: u32, limits: Limits) -> bool {
     if table.read(hash).is_some() {
         return true;
     }
     if u64::from(weight) <= limits.capacity {
-        table.insert(hash, weight, ());
-        while table.weight() > limits.capacity && table.evict(limits, hash).is_some() {}
+        let at = table.insert(hash, weight, ()).at;
+        while table.weight() > limits.capacity && table.evict(limits, at).is_some() {}
     }
     false
 }

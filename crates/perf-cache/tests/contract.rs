@@ -747,7 +747,7 @@ fn what_is_invalidated_by_a_predicate_is_not_kept_by_a_computation_under_way() {
 fn the_values_of_a_dropped_cache_go_with_it() {
     let value = Arc::new(());
     let cache: TtlCache<u64, Arc<()>> = TtlCache::builder(10).build().unwrap();
-    let other = plain(10);
+    let other: TtlCache<u64, Arc<()>> = TtlCache::builder(10).build().unwrap();
     cache.insert(1, Arc::clone(&value));
     let (to_thread, of_test) = std::sync::mpsc::channel::<()>();
     let (to_test, of_thread) = std::sync::mpsc::channel::<()>();
