@@ -226,6 +226,7 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
 }
 
 /// 584 years fit; longer is as long.
+#[inline]
 pub(crate) fn as_nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -14,6 +14,7 @@ use crate::stats::{CacheStats, Count, Counters};
 use crate::store::{Shards, Store, either};
 use crate::time::{CoarseTime, Time};
 use perf_atomics::DefaultHasher;
+use perf_atomics::clock::CoarseInstant;
 use std::borrow::Borrow;
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
@@ -81,8 +82,6 @@ pub(crate) struct Shared<K, V, S, T> {
     id: u64,
     life: Life,
     pub(crate) rules: Rules,
-    /// Nanoseconds by which the coarse clock may be behind.
-    lag: u64,
     has_wide_fronts: bool,
     pub(crate) store: Store<K, V>,
     pub(crate) hasher: S,
@@ -130,7 +129,6 @@ where
                 id: NEXT.fetch_add(1, Ordering::Relaxed),
                 life: Life::new(),
                 rules,
-                lag: crate::builder::as_nanos(time.lag_max()),
                 has_wide_fronts: fronts::is_wide(rules.capacity, weigher.is_some()),
                 store,
                 hasher,
@@ -145,6 +143,12 @@ where
 }
 
 impl<K, V, S, T: Time> Shared<K, V, S, T> {
+    /// Nanoseconds by which the coarse clock may be behind.
+    #[inline]
+    fn lag(&self) -> u64 {
+        crate::builder::as_nanos(self.time.lag_max())
+    }
+
     pub(crate) fn precise(&self) -> u64 {
         self.time.precise().as_nanos()
     }
@@ -219,7 +223,8 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
     fn is_fresh(&self, entry: &impl Stored<K, V>) -> bool {
         let end = entry.fresh_until().min(entry.idle_end(self.rules.idle));
         // The time is not asked where it says nothing.
-        end == u64::MAX || self.time.now().as_nanos().saturating_add(self.lag) < end
+        let is_before = |now: CoarseInstant| now.as_nanos().saturating_add(self.lag()) < end;
+        end == u64::MAX || self.time.at_hand().is_some_and(is_before)
     }
 
     /// What an entry is good for now.
@@ -241,7 +246,7 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
             let look_again = self.time.now().as_nanos().saturating_add(idle / 8);
             until = until.min(entry.idle_end(Some(idle))).min(look_again);
         }
-        until.saturating_sub(self.lag)
+        until.saturating_sub(self.lag())
     }
 }
 
@@ -401,7 +406,7 @@ where
 
     /// A copy of the value of a key; a stale one too, within its window. For values that are dear to clone, put them in an `Arc`, or
     /// use [`with`](Self::with).
-    #[inline]
+    #[inline(always)]
     pub fn get<Q>(&self, key: &Q) -> Option<V>
     where
         K: Borrow<Q>,
@@ -412,16 +417,16 @@ where
     }
 
     /// Runs `read` on the value of a key, without a copy of it and, for a hot key, without touching its reference count.
-    #[inline]
+    #[inline(always)]
     pub fn with<Q, R>(&self, key: &Q, read: impl FnOnce(&V) -> R) -> Option<R>
     where
         K: Borrow<Q>,
         Q: ?Sized + Hash + Eq,
     {
-        let Store::InPlace(shards) = &self.shared.store else {
-            return self.with_pinned(key, read);
-        };
         let hash = hash_of(&self.shared.hasher, key);
+        let Store::InPlace(shards) = &self.shared.store else {
+            return self.with_pinned(hash, key, read);
+        };
         if let Some(entry) = self.shared.hit(shards, hash, key) {
             return Some(read(entry.held()));
         }
@@ -431,26 +436,31 @@ where
 
     /// The same of a cache whose slots refer to entries.
     #[inline(never)]
-    fn with_pinned<Q, R>(&self, key: &Q, read: impl FnOnce(&V) -> R) -> Option<R>
+    fn with_pinned<Q, R>(&self, hash: u64, key: &Q, read: impl FnOnce(&V) -> R) -> Option<R>
     where
         K: Borrow<Q>,
         Q: ?Sized + Hash + Eq,
     {
-        match self.with_fresh(key, read) {
+        match self.with_fresh_pinned(hash, key, read) {
             Ok(result) => Some(result),
-            Err((_, Look::Stale(entry), read)) => {
-                self.shared.counters.one(Count::StaleHits);
-                entry.value().map(read)
-            }
-            Err((_, look, _)) => {
-                let count = match look {
-                    Look::Failed(_) => Count::NegativeHits,
-                    _ => Count::Misses,
-                };
-                self.shared.counters.one(count);
-                None
-            }
+            Err((_, look, read)) => self.with_other(look, read),
         }
+    }
+
+    /// What a read gets that found no fresh value.
+    #[cold]
+    #[inline(never)]
+    fn with_other<R>(&self, look: Look<K, V>, read: impl FnOnce(&V) -> R) -> Option<R> {
+        let counters = &self.shared.counters;
+        match look {
+            Look::Stale(entry) => {
+                counters.one(Count::StaleHits);
+                return entry.value().map(read);
+            }
+            Look::Failed(_) => counters.one(Count::NegativeHits),
+            Look::Fresh(_) | Look::Nothing => counters.one(Count::Misses),
+        }
+        None
     }
 
     /// Runs `read` on a fresh value, or says what else there is, with the hash. Counts hits only.
@@ -469,15 +479,86 @@ where
                 None => Err((hash, Look::Nothing, read)),
             };
         }
-        let mut lease = if shared.rules.has_front {
-            local::lease::<K, V>(shared.id, &shared.life)
-        } else {
-            None
+        self.with_fresh_pinned(hash, key, read)
+    }
+
+    /// The same of a cache whose slots refer to entries.
+    #[inline]
+    fn with_fresh_pinned<Q, R, F>(
+        &self,
+        hash: u64,
+        key: &Q,
+        read: F,
+    ) -> Result<R, (u64, Look<K, V>, F)>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq,
+        F: FnOnce(&V) -> R,
+    {
+        let shared = &*self.shared;
+        if shared.rules.has_front && !local::rests(shared.id) {
+            return self.with_front(hash, key, read);
+        }
+        let found = match &shared.store {
+            Store::Pinned(shards) => shards.read(hash),
+            Store::InPlace(_) => None,
         };
+        let Some(entry) = found else {
+            return Err((hash, Look::Nothing, read));
+        };
+        if entry.key.borrow() == key
+            && shared.is_fresh(&entry)
+            && let Some(value) = entry.value()
+        {
+            shared.touch(&entry);
+            shared.counters.hit();
+            return Ok(read(value));
+        }
+        self.with_doubtful(hash, entry, key, read)
+    }
+
+    /// The same of an entry that is not the key's, or not fresh for sure.
+    #[cold]
+    #[inline(never)]
+    fn with_doubtful<Q, R, F>(
+        &self,
+        hash: u64,
+        entry: Arc<Entry<K, V>>,
+        key: &Q,
+        read: F,
+    ) -> Result<R, (u64, Look<K, V>, F)>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq,
+        F: FnOnce(&V) -> R,
+    {
+        match self.shared.classify(entry, key) {
+            // By the exact time.
+            Look::Fresh(entry) => match entry.value() {
+                Some(value) => {
+                    self.shared.counters.one(Count::Hits);
+                    Ok(read(value))
+                }
+                None => Err((hash, Look::Nothing, read)),
+            },
+            look => Err((hash, look, read)),
+        }
+    }
+
+    /// The same by way of this thread's front, which is not empty-handed often enough to rest.
+    #[inline(never)]
+    fn with_front<Q, R, F>(&self, hash: u64, key: &Q, read: F) -> Result<R, (u64, Look<K, V>, F)>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq,
+        F: FnOnce(&V) -> R,
+    {
+        let shared = &*self.shared;
+        let mut lease = local::lease::<K, V>(shared.id, &shared.life);
         if let Some(fronts) = lease.as_mut().and_then(|lease| lease.fronts()) {
             let stamp = shared.store.version(hash).current();
             if let Some(value) = fronts.find(hash, key, stamp, shared.time.at_hand()) {
-                shared.counters.one(Count::Hits);
+                shared.counters.hit();
                 return Ok(read(value));
             }
         }
@@ -506,17 +587,7 @@ where
         };
         let is_fresh = entry.key.borrow() == key && shared.is_fresh(&entry);
         let Some(value) = entry.value().filter(|_| is_fresh) else {
-            return match shared.classify(entry, key) {
-                // By the exact time.
-                Look::Fresh(entry) => match entry.value() {
-                    Some(value) => {
-                        shared.counters.one(Count::Hits);
-                        Ok(read(value))
-                    }
-                    None => Err((hash, Look::Nothing, read)),
-                },
-                look => Err((hash, look, read)),
-            };
+            return self.with_doubtful(hash, entry, key, read);
         };
         shared.touch(&entry);
         shared.counters.one(Count::Hits);
