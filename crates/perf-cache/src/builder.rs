@@ -5,6 +5,7 @@ use crate::cache::{Rules, Shared, TtlCache};
 use crate::error::longer_than_zero;
 use crate::in_place;
 use crate::policy::Policy;
+use crate::removal::{Listener, Removal};
 use crate::time::{CoarseTime, Time};
 use perf_atomics::DefaultHasher;
 use std::fmt;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) type Weigher<K, V> = Box<dyn Fn(&K, &V) -> u32 + Send + Sync>;
+pub(crate) type Lifetime<K, V> = Box<dyn Fn(&K, &V) -> Duration + Send + Sync>;
 pub(crate) type Loader<K, V> = Arc<dyn Fn(&K) -> Option<V> + Send + Sync>;
 
 /// Makes a [`TtlCache`]. What is not set costs nothing.
@@ -44,10 +46,17 @@ pub struct CacheBuilder<K, V, S = DefaultHasher, T = CoarseTime> {
     jitter: f64,
     has_front: bool,
     policy: Policy,
-    weigher: Option<Weigher<K, V>>,
+    extras: Extras<K, V>,
     loader: Option<Loader<K, V>>,
     hasher: S,
     time: T,
+}
+
+/// The user's closures that decide about entries.
+pub(crate) struct Extras<K, V> {
+    pub(crate) weigher: Option<Weigher<K, V>>,
+    pub(crate) lifetime: Option<Lifetime<K, V>>,
+    pub(crate) listener: Option<Listener<K, V>>,
 }
 
 impl<K, V> CacheBuilder<K, V> {
@@ -61,7 +70,11 @@ impl<K, V> CacheBuilder<K, V> {
             jitter: 0.0,
             has_front: true,
             policy: Policy::default(),
-            weigher: None,
+            extras: Extras {
+                weigher: None,
+                lifetime: None,
+                listener: None,
+            },
             loader: None,
             hasher: DefaultHasher::default(),
             time: CoarseTime,
@@ -84,7 +97,7 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
         self.time.start();
         Ok(Shared::start(
             rules,
-            self.weigher,
+            self.extras,
             self.loader,
             self.hasher,
             self.time,
@@ -113,7 +126,7 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
             jitter: self.jitter,
             has_front: self.has_front,
             policy: self.policy,
-            weigher: self.weigher,
+            extras: self.extras,
             loader: self.loader,
             hasher,
             time,
@@ -168,7 +181,61 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
     /// What a value weighs; the capacity is in the same unit. Zero counts as one. What is heavier than the
     /// capacity is returned and not kept. Without it each value weighs one.
     pub fn weigher(mut self, weigh: impl Fn(&K, &V) -> u32 + Send + Sync + 'static) -> Self {
-        self.weigher = Some(Box::new(weigh));
+        self.extras.weigher = Some(Box::new(weigh));
+        self
+    }
+
+    /// The TTL of each value that is computed or inserted, chosen by `lifetime` from the key and the value, in the place of
+    /// [`ttl`](Self::ttl). Jitter applies to it. A value of no TTL is given to those who wait for it and not served again.
+    /// [`insert_with_ttl`](TtlCache::insert_with_ttl) has its own.
+    ///
+    /// ```
+    /// use perf_cache::TtlCache;
+    /// use std::time::Duration;
+    ///
+    /// // The answer says how long it holds.
+    /// let cache: TtlCache<u64, (u64, u64)> = TtlCache::builder(100)
+    ///     .ttl_with(|_, (_, seconds)| Duration::from_secs(*seconds))
+    ///     .build()?;
+    /// assert_eq!(cache.get_or_compute(&1, || (7, 60)), (7, 60));
+    /// assert_eq!(cache.get(&1), Some((7, 60)));
+    /// cache.insert(2, (8, 0));
+    /// assert_eq!(cache.get(&2), None);
+    /// # Ok::<(), perf_cache::CacheError>(())
+    /// ```
+    pub fn ttl_with(
+        mut self,
+        lifetime: impl Fn(&K, &V) -> Duration + Send + Sync + 'static,
+    ) -> Self {
+        self.extras.lifetime = Some(Box::new(lifetime));
+        self
+    }
+
+    /// Calls `listener` with each value that leaves the cache, and why; not for those left when the cache is dropped, and not for cached errors.
+    ///
+    /// It runs on the thread whose call took the value out, with nothing locked, so it may use the cache. That call waits for it. A panic in
+    /// it goes on in that call; what else that call took out is then not reported.
+    ///
+    /// ```
+    /// use perf_cache::{Removal, TtlCache};
+    /// use std::sync::mpsc;
+    ///
+    /// let (sender, receiver) = mpsc::channel();
+    /// let cache: TtlCache<u64, u64> = TtlCache::builder(100)
+    ///     .on_removal(move |key, value, why| sender.send((*key, *value, why)).unwrap())
+    ///     .build()?;
+    /// cache.insert(1, 10);
+    /// cache.insert(1, 11);
+    /// cache.invalidate(&1);
+    /// let told: Vec<_> = receiver.try_iter().collect();
+    /// assert_eq!(told, [(1, 10, Removal::Replaced), (1, 11, Removal::Invalidated)]);
+    /// # Ok::<(), perf_cache::CacheError>(())
+    /// ```
+    pub fn on_removal(
+        mut self,
+        listener: impl Fn(&K, &V, Removal) + Send + Sync + 'static,
+    ) -> Self {
+        self.extras.listener = Some(Box::new(listener));
         self
     }
 

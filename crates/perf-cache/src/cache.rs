@@ -1,6 +1,6 @@
 //! `TtlCache`: reads, writes and upkeep. Computations are in `compute.rs`.
 
-use crate::builder::{CacheBuilder, Loader, Weigher};
+use crate::builder::{CacheBuilder, Extras, Lifetime, Loader, Weigher};
 use crate::entry::{Content, Entry, Failure, Freshness, Stored};
 use crate::error::CacheError;
 use crate::flight::Flight;
@@ -10,6 +10,7 @@ use crate::in_place::InPlace;
 use crate::local::{self, Lease, Life};
 use crate::policy::{Chooser, Policy};
 use crate::reader::CacheReader;
+use crate::removal::Removal;
 use crate::stats::{CacheStats, Count, Counters};
 use crate::store::{Shards, Store, either};
 use crate::time::{CoarseTime, Time};
@@ -88,6 +89,7 @@ pub(crate) struct Shared<K, V, S, T> {
     pub(crate) time: T,
     pub(crate) counters: Counters,
     weigher: Option<Weigher<K, V>>,
+    lifetime: Option<Lifetime<K, V>>,
     pub(crate) loader: Option<Loader<K, V>>,
     next_entry: AtomicU64,
 }
@@ -116,14 +118,26 @@ where
 {
     pub(crate) fn start(
         rules: Rules,
-        weigher: Option<Weigher<K, V>>,
+        extras: Extras<K, V>,
         loader: Option<Loader<K, V>>,
         hasher: S,
         time: T,
     ) -> TtlCache<K, V, S, T> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let chooser = Chooser::new(rules.policy);
-        let store = Store::new(rules.capacity, weigher.is_some(), chooser, rules.in_place);
+        let Extras {
+            weigher,
+            lifetime,
+            listener,
+        } = extras;
+        let is_weighed = weigher.is_some();
+        let store = Store::new(
+            rules.capacity,
+            is_weighed,
+            chooser,
+            listener,
+            rules.in_place,
+        );
         TtlCache {
             shared: Arc::new(Self {
                 id: NEXT.fetch_add(1, Ordering::Relaxed),
@@ -135,6 +149,7 @@ where
                 time,
                 counters: Counters::new(),
                 weigher,
+                lifetime,
                 loader,
                 next_entry: AtomicU64::new(0),
             }),
@@ -168,20 +183,29 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
         ttl - (ttl as f64 * self.rules.jitter * share) as u64
     }
 
-    /// An entry of a value, weighed; not in the table yet.
-    pub(crate) fn entry(&self, key: K, hash: u64, value: V, ttl: u64) -> Entry<K, V> {
+    /// An entry of a value, weighed; not in the table yet. Without a TTL of its own it has the cache's.
+    pub(crate) fn entry(&self, key: K, hash: u64, value: V, ttl: Option<u64>) -> Entry<K, V> {
+        let ttl = ttl.unwrap_or_else(|| match &self.lifetime {
+            Some(lifetime) => crate::builder::as_nanos(lifetime(&key, &value)),
+            None => self.rules.ttl,
+        });
         let weight = self.weigher.as_ref().map_or(1, |weigh| weigh(&key, &value));
         // Without a TTL and an idle TTL the time says nothing.
         let is_timed = ttl != u64::MAX || self.rules.idle.is_some();
         let now = if is_timed { self.precise() } else { 0 };
-        let fresh_until = now.saturating_add(self.jittered(ttl, hash));
+        let (fresh_until, ends) = if ttl == 0 {
+            (0, 0)
+        } else {
+            let fresh_until = now.saturating_add(self.jittered(ttl, hash));
+            (fresh_until, fresh_until.saturating_add(self.rules.stale))
+        };
         Entry {
             hash,
             key,
             content: Content::Value(value),
             weight: weight.max(1),
             fresh_until,
-            ends: fresh_until.saturating_add(self.rules.stale),
+            ends,
             read_at: now.into(),
             retry_at: 0.into(),
         }
@@ -209,8 +233,11 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
         }
     }
 
-    /// Whether an entry may be kept at all; counts one that is too heavy.
+    /// Whether an entry may be kept at all: it has a TTL, and is not too heavy, which is counted.
     pub(crate) fn fits(&self, entry: &Entry<K, V>) -> bool {
+        if entry.ends == 0 {
+            return false;
+        }
         let fits = u64::from(entry.weight) <= self.store.capacity();
         if !fits {
             self.counters.one(Count::Rejected);
@@ -337,7 +364,7 @@ where
         let is_fresh = self.precise() < fresh_until;
         if !is_fresh {
             // Of two that end at once both have ended.
-            drop(shards.take_ended(hash, |held| held.fresh_until() == fresh_until));
+            shards.drop_ended(hash, |held| held.fresh_until() == fresh_until);
         }
         is_fresh
     }
@@ -660,7 +687,7 @@ where
 
     /// Puts a value in, in the place of what was there. A computation under way for the key is not kept when it ends.
     pub fn insert(&self, key: K, value: V) {
-        self.insert_nanos(key, value, self.shared.rules.ttl);
+        self.insert_nanos(key, value, None);
     }
 
     /// The same with a TTL of its own. A TTL of zero invalidates the key.
@@ -668,11 +695,11 @@ where
         if ttl.is_zero() {
             self.invalidate(&key);
         } else {
-            self.insert_nanos(key, value, crate::builder::as_nanos(ttl));
+            self.insert_nanos(key, value, Some(crate::builder::as_nanos(ttl)));
         }
     }
 
-    fn insert_nanos(&self, key: K, value: V, ttl: u64) {
+    fn insert_nanos(&self, key: K, value: V, ttl: Option<u64>) {
         let hash = hash_of(&self.shared.hasher, &key);
         self.shared.put(self.shared.entry(key, hash, value, ttl));
     }
@@ -706,7 +733,10 @@ where
         either!(&self.shared.store, shards => {
             for (hash, entry) in (0..shards.count()).flat_map(|index| shards.entries_alone(index)) {
                 let is_match = entry.value().is_some_and(|value| matches(entry.key(), value));
-                count += usize::from(is_match && shards.take(hash, |held| held.is(&entry)).is_some());
+                if is_match && let Some(taken) = shards.take(hash, |held| held.is(&entry)) {
+                    shards.tell(Some(taken), Removal::Invalidated);
+                    count += 1;
+                }
             }
         });
         count
@@ -721,8 +751,7 @@ where
         either!(&shared.store, shards => {
             for (hash, entry) in (0..shards.count()).flat_map(|index| shards.entries(index)) {
                 if entry.freshness(now, idle) == Freshness::Ended {
-                    let taken = shards.take_ended(hash, |held| held.is(&entry));
-                    count += usize::from(taken.is_some());
+                    count += usize::from(shards.drop_ended(hash, |held| held.is(&entry)));
                 }
             }
         });
@@ -732,7 +761,9 @@ where
     /// Takes everything out. Computations under way are not kept when they end.
     pub fn clear(&self) {
         either!(&self.shared.store, shards => {
-            (0..shards.count()).for_each(|index| drop(shards.drain(index)));
+            for entry in (0..shards.count()).flat_map(|index| shards.drain(index)) {
+                shards.tell(Some(entry), Removal::Invalidated);
+            }
         });
     }
 
@@ -806,6 +837,22 @@ where
     }
 }
 
+impl<K, V> FromIterator<(K, V)> for TtlCache<K, V>
+where
+    K: Hash + Eq + Send + Sync + 'static,
+    V: Send + Sync + 'static,
+{
+    /// A cache without a TTL, with a capacity of as many entries as there are, at least one. For other settings make it by
+    /// [`builder`](TtlCache::builder), and `extend` it.
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(values: I) -> Self {
+        let values: Vec<(K, V)> = values.into_iter().collect();
+        let builder = Self::builder(values.len().max(1) as u64);
+        let mut cache = builder.build().expect("a capacity is all that is set");
+        cache.extend(values);
+        cache
+    }
+}
+
 impl<K, V, S, T> Clone for TtlCache<K, V, S, T> {
     fn clone(&self) -> Self {
         Self {
@@ -844,7 +891,10 @@ where
         match (ours, taken) {
             (Some(_), None) => {}
             (None, _) => return false,
-            (Some(_), Some(_)) => return true,
+            (Some(_), Some(taken)) => {
+                shards.tell(Some(taken), Removal::Invalidated);
+                return true;
+            }
         }
     }
 }

@@ -61,9 +61,7 @@ where
     /// Keeps a value, and gives it to all who wait.
     fn finish(mut self, value: V) {
         let key = self.flight.key.clone();
-        let entry = self
-            .shared
-            .entry(key, self.hash, value, self.shared.rules.ttl);
+        let entry = self.shared.entry(key, self.hash, value, None);
         self.is_landed = true;
         self.shared.land(&self.flight, entry);
     }

@@ -99,8 +99,8 @@ pub(crate) trait Stored<K, V>: Payload + Sized {
     /// The entry, in `spare` if nothing else refers to that one.
     fn into_entry(self, hash: u64, spare: Option<Arc<Entry<K, V>>>) -> Arc<Entry<K, V>>;
 
-    /// How a computation ended whose result this is.
-    fn outcome(&self, hash: u64, has_waiters: bool) -> Outcome<K, V>;
+    /// How a computation ended whose result this is. Runs no code of the user.
+    fn outcome(&self, hash: u64) -> Outcome<K, V>;
 }
 
 impl<K, V> Payload for Arc<Entry<K, V>> {
@@ -156,7 +156,7 @@ impl<K, V> Stored<K, V> for Arc<Entry<K, V>> {
         self
     }
 
-    fn outcome(&self, _: u64, _: bool) -> Outcome<K, V> {
+    fn outcome(&self, _: u64) -> Outcome<K, V> {
         match &self.content {
             Content::Value(_) => Outcome::Value(Self::clone(self)),
             Content::Failed(failure) => Outcome::Failed(Failure::clone(failure)),

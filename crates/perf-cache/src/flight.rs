@@ -82,11 +82,6 @@ impl<K, V> Flight<K, V> {
         drop(unused);
     }
 
-    /// Whether anyone waits, or has waited and not taken the answer yet.
-    pub(crate) fn has_waiters(&self) -> bool {
-        self.state.lock().waiters > 0
-    }
-
     /// Counts a waiter in, or says that there are too many.
     pub(crate) fn try_enter(self: &Arc<Self>) -> Option<Follower<K, V>> {
         let mut state = self.state.lock();

@@ -189,9 +189,8 @@ impl<K: 'static, V: 'static> Stored<K, V> for InPlace<K, V> {
         Arc::new(entry)
     }
 
-    fn outcome(&self, hash: u64, has_waiters: bool) -> Outcome<K, V> {
-        // One who comes to wait after that question looks again, and finds what was put in.
-        let copy = if has_waiters { self.copied() } else { None };
+    fn outcome(&self, hash: u64) -> Outcome<K, V> {
+        let copy = self.copied();
         copy.map_or(Outcome::Abandoned, |copy| {
             Outcome::Value(copy.into_entry(hash, None))
         })

@@ -30,6 +30,7 @@ mod policy;
 mod primitive;
 mod queues;
 mod reader;
+mod removal;
 mod sketch;
 mod stats;
 mod store;
@@ -58,6 +59,7 @@ pub use placement::{
 };
 pub use policy::Policy;
 pub use reader::CacheReader;
+pub use removal::Removal;
 pub use stats::CacheStats;
 pub use summary::{ResourceSummary, ResourceSummaryCache};
 pub use time::{CoarseTime, ManualTime, PreciseTime, Time};

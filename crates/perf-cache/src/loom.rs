@@ -43,7 +43,7 @@ impl Table {
     #[must_use]
     pub fn new(in_place: bool) -> Self {
         Self {
-            store: Store::new(1, false, Chooser::new(Policy::Lru), in_place),
+            store: Store::new(1, false, Chooser::new(Policy::Lru), None, in_place),
         }
     }
 

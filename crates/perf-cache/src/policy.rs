@@ -27,7 +27,7 @@ pub enum Policy {
 const WINDOW_DIVISOR: u64 = 100;
 
 /// About how many entries a shadow holds. Some hundreds tell hit ratios apart to a point or two; more cost more.
-const SHADOW_ENTRIES: u64 = 512;
+const SHADOW_ENTRIES: u64 = 256;
 /// A window has so many accesses per entry of a shadow.
 const ACCESSES_PER_ENTRY: u64 = 1;
 /// The other policy must lead by this share of a window's accesses, over the decaying sum of windows.
@@ -154,7 +154,7 @@ impl Shadows {
         Self {
             mask: share - 1,
             capacity: (capacity / share).max(1),
-            lru: Table::new(),
+            lru: Table::new().without_frequencies(),
             tiny_lfu: Table::new(),
             is_lru,
             accesses: 0,

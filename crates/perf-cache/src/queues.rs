@@ -161,6 +161,11 @@ impl Queues {
         }
     }
 
+    /// For limits whose window is all there is.
+    pub(crate) fn without_frequencies(&mut self) {
+        self.sketch.turn_off();
+    }
+
     pub(crate) fn weight(&self) -> u64 {
         self.window.weight + self.main.weight
     }

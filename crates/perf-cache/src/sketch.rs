@@ -10,6 +10,7 @@ const ADDITIONS_PER_ENTRY: u64 = 10;
 const ENTRIES_PER_BLOCK: usize = 8;
 /// As many as the hash has bits for that do not say the shard.
 const BLOCKS_MAX: usize = 1 << 14;
+const ROWS: usize = 4;
 const COUNTER_MAX: u64 = 15;
 /// Without the lowest bit of each counter.
 const HALF_MASK: u64 = 0x7777_7777_7777_7777;
@@ -24,6 +25,7 @@ pub(crate) struct Sketch {
     /// A power of two, or none.
     blocks: Vec<Block>,
     additions: u64,
+    is_off: bool,
 }
 
 impl Sketch {
@@ -31,14 +33,20 @@ impl Sketch {
         Self {
             blocks: Vec::new(),
             additions: 0,
+            is_off: false,
         }
+    }
+
+    /// One that counts nothing, for queues that do not ask it.
+    pub(crate) fn turn_off(&mut self) {
+        self.is_off = true;
     }
 
     /// Room for so many entries. What is known stays known: a larger table begins with copies of the smaller one.
     #[inline]
     pub(crate) fn grow(&mut self, entries: usize) {
         let wanted = entries.div_ceil(ENTRIES_PER_BLOCK).min(BLOCKS_MAX);
-        if wanted > self.blocks.len() {
+        if wanted > self.blocks.len() && !self.is_off {
             self.grow_to(wanted.next_power_of_two());
         }
     }
@@ -60,13 +68,11 @@ impl Sketch {
         (hash >> 50) as usize & (self.blocks.len() - 1)
     }
 
-    /// The words of a hash's four counters, and their shifts.
+    /// The word of a row's counter, and its shift.
     #[inline]
-    fn places(hash: u64) -> [(usize, u32); 4] {
-        std::array::from_fn(|row| {
-            let bits = (hash >> (12 + 5 * row)) as usize;
-            (2 * row + (bits & 1), (bits as u32 >> 1 & 15) * 4)
-        })
+    fn place(hash: u64, row: usize) -> (usize, u32) {
+        let bits = (hash >> (12 + 5 * row)) as usize;
+        (2 * row + (bits & 1), (bits as u32 >> 1 & 15) * 4)
     }
 
     /// Counts an access.
@@ -75,8 +81,11 @@ impl Sketch {
             return;
         }
         let at = self.block(hash);
-        let Block(words) = &mut self.blocks[at];
-        for (word, shift) in Self::places(hash) {
+        let Some(Block(words)) = self.blocks.get_mut(at) else {
+            return;
+        };
+        for row in 0..ROWS {
+            let (word, shift) = Self::place(hash, row);
             let counter = words[word] >> shift & COUNTER_MAX;
             words[word] += u64::from(counter < COUNTER_MAX) << shift;
         }
@@ -96,8 +105,11 @@ impl Sketch {
             return 0;
         }
         let Block(words) = &self.blocks[self.block(hash)];
-        let counter = |(word, shift): (usize, u32)| words[word] >> shift & COUNTER_MAX;
-        let counters = Self::places(hash).map(counter);
-        counters.into_iter().min().unwrap_or(0)
+        let mut least = COUNTER_MAX;
+        for row in 0..ROWS {
+            let (word, shift) = Self::place(hash, row);
+            least = least.min(words[word] >> shift & COUNTER_MAX);
+        }
+        least
     }
 }

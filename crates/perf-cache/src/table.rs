@@ -46,6 +46,12 @@ impl<P: Payload> Table<P> {
         }
     }
 
+    /// For limits whose window is all there is.
+    pub(crate) fn without_frequencies(mut self) -> Self {
+        self.queues.without_frequencies();
+        self
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.index.len()
     }

@@ -231,6 +231,12 @@ fn what_was_computed_before_an_invalidation_is_not_kept() {
 
 #[test]
 fn a_flight_that_lands_after_an_invalidation_is_caught() {
-    assert_caught("flight_lands_after_invalidate", nothing_outdated_is_kept_pinned);
-    assert_caught("flight_lands_after_invalidate", nothing_outdated_is_kept_in_place);
+    assert_caught(
+        "flight_lands_after_invalidate",
+        nothing_outdated_is_kept_pinned,
+    );
+    assert_caught(
+        "flight_lands_after_invalidate",
+        nothing_outdated_is_kept_in_place,
+    );
 }

@@ -16,6 +16,7 @@ use crate::entry::{Entry, Stored};
 use crate::flight::{Flight, Outcome};
 use crate::in_place::InPlace;
 use crate::policy::Chooser;
+use crate::removal::{Listener, Removal};
 pub(crate) use shards::{Shards, shard_index};
 use std::sync::Arc;
 pub(crate) use version::{Version, Versions};
@@ -49,11 +50,17 @@ macro_rules! either {
 pub(crate) use either;
 
 impl<K, V> Store<K, V> {
-    pub(crate) fn new(capacity: u64, is_weighed: bool, chooser: Chooser, in_place: bool) -> Self {
+    pub(crate) fn new(
+        capacity: u64,
+        is_weighed: bool,
+        chooser: Chooser,
+        listener: Option<Listener<K, V>>,
+        in_place: bool,
+    ) -> Self {
         if in_place {
-            Self::InPlace(Shards::new(capacity, is_weighed, chooser))
+            Self::InPlace(Shards::new(capacity, is_weighed, chooser, listener))
         } else {
-            Self::Pinned(Shards::new(capacity, is_weighed, chooser))
+            Self::Pinned(Shards::new(capacity, is_weighed, chooser, listener))
         }
     }
 
@@ -123,14 +130,17 @@ impl<K: 'static, V: 'static> Store<K, V> {
         flight.settle(outcome);
     }
 
-    /// Takes out whatever a hash has; its flight loses its say.
+    /// Takes out whatever a hash has, for a value that cannot be kept in its place; its flight loses its say.
     pub(crate) fn take(&self, hash: u64) {
-        either!(self, shards => drop(shards.take(hash, |_| true)));
+        either!(self, shards => {
+            let taken = shards.take(hash, |_| true);
+            shards.tell(taken, Removal::Replaced);
+        });
     }
 
     /// Takes out an entry that has ended: a flight goes on.
     pub(crate) fn take_ended(&self, entry: &Arc<Entry<K, V>>) {
-        either!(self, shards => drop(shards.take_ended(entry.hash, |held| held.is_of(entry))));
+        either!(self, shards => shards.drop_ended(entry.hash, |held| held.is_of(entry)));
     }
 
     /// Registers a computation for a hash, or finds the one under way. `flight` is made by the caller outside of the lock.

@@ -7,8 +7,10 @@ use crate::flight::Flight;
 use crate::policy::Chooser;
 use crate::primitive::{RwLock, mutant};
 use crate::queues::Payload;
+use crate::removal::{Listener, Removal};
 use crate::table::Table;
 use hashbrown::HashTable;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64 as Count;
 use std::sync::atomic::Ordering::Relaxed;
@@ -99,7 +101,6 @@ impl<P> Gone<P> {
 }
 
 /// Shards whose tables hold `P`.
-#[derive(Debug)]
 pub(crate) struct Shards<K, V, P: Payload> {
     pub(crate) versions: Arc<Versions>,
     shards: Box<[Shard<K, V, P>]>,
@@ -107,10 +108,16 @@ pub(crate) struct Shards<K, V, P: Payload> {
     /// Of all entries. Shards share the capacity, so that it is exact, and chance does not leave parts of it empty.
     weight: Count,
     pub(crate) chooser: Chooser,
+    listener: Option<Listener<K, V>>,
 }
 
 impl<K, V, P: Payload> Shards<K, V, P> {
-    pub(super) fn new(capacity: u64, is_weighed: bool, chooser: Chooser) -> Self {
+    pub(super) fn new(
+        capacity: u64,
+        is_weighed: bool,
+        chooser: Chooser,
+        listener: Option<Listener<K, V>>,
+    ) -> Self {
         let shards = shard_count(capacity, is_weighed);
         let shard = |_| Shard {
             inner: RwLock::new(Inner {
@@ -128,6 +135,7 @@ impl<K, V, P: Payload> Shards<K, V, P> {
             capacity: Count::new(capacity),
             weight: Count::new(0),
             chooser,
+            listener,
         }
     }
 
@@ -298,15 +306,6 @@ impl<K, V, P: Payload> Shards<K, V, P> {
         }
     }
 
-    /// Another capacity. Drops what was beyond it.
-    pub(crate) fn resize(&self, capacity: u64) {
-        self.capacity.store(capacity, Relaxed);
-        self.chooser.reset();
-        let mut gone = Gone::new();
-        // A hash of no entry, most likely; if it is one, that entry goes with the next insertion.
-        self.make_room(u64::MAX, &mut gone);
-    }
-
     fn take_locked(
         &self,
         shard: &Shard<K, V, P>,
@@ -334,7 +333,7 @@ impl<K, V, P: Payload> Shards<K, V, P> {
     }
 
     /// The same for an entry that has ended: a flight goes on.
-    pub(crate) fn take_ended(&self, hash: u64, matches: impl FnOnce(&P) -> bool) -> Option<P> {
+    fn take_ended(&self, hash: u64, matches: impl FnOnce(&P) -> bool) -> Option<P> {
         let shard = self.shard(hash);
         let mut inner = shard.inner.write();
         self.take_locked(shard, &mut inner, hash, matches)
@@ -393,6 +392,42 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
         (version, entry)
     }
 
+    /// Another capacity. Drops what was beyond it.
+    pub(crate) fn resize(&self, capacity: u64) {
+        self.capacity.store(capacity, Relaxed);
+        self.chooser.reset();
+        let mut gone = Gone::new();
+        // A hash of no entry, most likely; if it is one, that entry goes with the next insertion.
+        self.make_room(u64::MAX, &mut gone);
+        self.tell_gone(gone);
+    }
+
+    /// Drops an entry that was taken out, and tells the listener. To be called with nothing locked.
+    pub(crate) fn tell(&self, entry: Option<P>, why: Removal) {
+        if let Some(listener) = &self.listener
+            && let Some(entry) = &entry
+            && let Some(value) = entry.value()
+        {
+            listener(entry.key(), value, why);
+        }
+    }
+
+    fn tell_gone(&self, gone: Gone<P>) {
+        self.tell(gone.replaced, Removal::Replaced);
+        self.tell(gone.evicted, Removal::Evicted);
+        for entry in gone.more {
+            self.tell(Some(entry), Removal::Evicted);
+        }
+    }
+
+    /// Takes an entry out that has ended, if it is the one of this hash that `matches`. Returns whether it was.
+    pub(crate) fn drop_ended(&self, hash: u64, matches: impl FnOnce(&P) -> bool) -> bool {
+        let taken = self.take_ended(hash, matches);
+        let was_there = taken.is_some();
+        self.tell(taken, Removal::Expired);
+        was_there
+    }
+
     /// Shows an access to the policy, if it is one of the sample.
     #[inline]
     fn sample(&self, hash: u64, weight: u32) {
@@ -428,12 +463,13 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
         self.put_locked(shard, inner, place, entry)
     }
 
-    /// What is left to do of an insertion when its lock is released. Drops what went.
+    /// What is left to do of an insertion when its lock is released. Drops what went, and tells the listener.
     fn end_put(&self, (hash, weight): (u64, u32), mut gone: Gone<P>) {
         if self.weight() > self.capacity() {
             self.make_room(hash, &mut gone);
         }
         self.sample(hash, weight);
+        self.tell_gone(gone);
     }
 
     pub(super) fn land(&self, flight: &Arc<Flight<K, V>>, entry: Entry<K, V>, is_kept: bool) {
@@ -441,20 +477,27 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
         let Some(entry) = P::new(entry) else {
             return;
         };
-        let outcome = entry.outcome(hash, flight.has_waiters());
         let shard = self.shard(hash);
         let mut inner = shard.inner.write();
         let is_own = Self::remove_own(shard, &mut inner, hash, flight);
-        if is_kept && (is_own || mutant::is("flight_lands_after_invalidate")) {
+        // Nobody else finds the flight from here on; most often nobody has.
+        let has_others = Arc::strong_count(flight) > 1;
+        let outcome = has_others.then(|| entry.outcome(hash));
+        let place_taken = is_kept && (is_own || mutant::is("flight_lands_after_invalidate"));
+        let (gone, unkept) = if place_taken {
             let gone = self.put_numbered(shard, &mut inner, place, entry);
-            drop(inner);
-            flight.settle(outcome);
-            self.end_put(place, gone);
+            (Some(gone), None)
         } else {
-            drop(inner);
+            (None, Some(entry))
+        };
+        drop(inner);
+        if let Some(outcome) = outcome {
             flight.settle(outcome);
-            drop(entry);
         }
+        if let Some(gone) = gone {
+            self.end_put(place, gone);
+        }
+        drop(unkept);
     }
 
     /// Takes a flight out, unless it has lost its say; returns whether it had. The caller has a count too, so nothing is dropped.
@@ -515,5 +558,14 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
         drop(inner);
         drop(flights);
         self.entries(index)
+    }
+}
+
+impl<K, V, P: Payload> fmt::Debug for Shards<K, V, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shards")
+            .field("count", &self.shards.len())
+            .field("len", &self.len())
+            .finish_non_exhaustive()
     }
 }
