@@ -8,6 +8,7 @@ use crate::policy::Policy;
 use crate::removal::{Listener, Removal};
 use crate::time::{CoarseTime, Time};
 use perf_atomics::DefaultHasher;
+use std::any::Any;
 use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 pub(crate) type Weigher<K, V> = Box<dyn Fn(&K, &V) -> u32 + Send + Sync>;
 pub(crate) type Lifetime<K, V> = Box<dyn Fn(&K, &V) -> Duration + Send + Sync>;
+pub(crate) type Remembers = Box<dyn Fn(&(dyn Any + Send + Sync)) -> bool + Send + Sync>;
 pub(crate) type Loader<K, V> = Arc<dyn Fn(&K) -> Option<V> + Send + Sync>;
 
 /// Makes a [`TtlCache`]. What is not set costs nothing.
@@ -57,6 +59,7 @@ pub(crate) struct Extras<K, V> {
     pub(crate) weigher: Option<Weigher<K, V>>,
     pub(crate) lifetime: Option<Lifetime<K, V>>,
     pub(crate) listener: Option<Listener<K, V>>,
+    pub(crate) remembers: Option<Remembers>,
 }
 
 impl<K, V> CacheBuilder<K, V> {
@@ -74,6 +77,7 @@ impl<K, V> CacheBuilder<K, V> {
                 weigher: None,
                 lifetime: None,
                 listener: None,
+                remembers: None,
             },
             loader: None,
             hasher: DefaultHasher::default(),
@@ -175,6 +179,33 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
     /// not tried again for so long (without this setting, a second).
     pub fn negative_ttl(mut self, ttl: Duration) -> Self {
         self.negative_ttl = Some(ttl);
+        self
+    }
+
+    /// Of errors of type `E` only those are remembered for the [`negative_ttl`](Self::negative_ttl) of which `remembers` says so; of other types all.
+    ///
+    /// ```
+    /// use perf_cache::TtlCache;
+    /// use std::io::{Error, ErrorKind};
+    /// use std::time::Duration;
+    ///
+    /// let cache: TtlCache<u64, u64> = TtlCache::builder(100)
+    ///     .negative_ttl(Duration::from_secs(60))
+    ///     .negative_if(|error: &Error| error.kind() == ErrorKind::NotFound)
+    ///     .build()?;
+    /// let ask = |kind: ErrorKind| cache.try_get_or_compute(&1, || Err(Error::from(kind)));
+    /// assert!(ask(ErrorKind::TimedOut).is_err()); // not remembered: the next one asks again
+    /// assert_eq!(ask(ErrorKind::NotFound).unwrap_err().kind(), ErrorKind::NotFound);
+    /// assert_eq!(ask(ErrorKind::TimedOut).unwrap_err().kind(), ErrorKind::NotFound);
+    /// # Ok::<(), perf_cache::CacheError>(())
+    /// ```
+    pub fn negative_if<E: 'static>(
+        mut self,
+        remembers: impl Fn(&E) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.extras.remembers = Some(Box::new(move |error| {
+            error.downcast_ref::<E>().is_none_or(&remembers)
+        }));
         self
     }
 

@@ -1,6 +1,6 @@
 //! `TtlCache`: reads, writes and upkeep. Computations are in `compute.rs`.
 
-use crate::builder::{CacheBuilder, Extras, Lifetime, Loader, Weigher};
+use crate::builder::{CacheBuilder, Extras, Lifetime, Loader, Remembers, Weigher};
 use crate::entry::{Content, Entry, Failure, Freshness, Stored};
 use crate::error::CacheError;
 use crate::flight::Flight;
@@ -90,6 +90,7 @@ pub(crate) struct Shared<K, V, S, T> {
     pub(crate) counters: Counters,
     weigher: Option<Weigher<K, V>>,
     lifetime: Option<Lifetime<K, V>>,
+    pub(crate) remembers: Option<Remembers>,
     pub(crate) loader: Option<Loader<K, V>>,
     next_entry: AtomicU64,
 }
@@ -129,6 +130,7 @@ where
             weigher,
             lifetime,
             listener,
+            remembers,
         } = extras;
         let is_weighed = weigher.is_some();
         let store = Store::new(
@@ -150,6 +152,7 @@ where
                 counters: Counters::new(),
                 weigher,
                 lifetime,
+                remembers,
                 loader,
                 next_entry: AtomicU64::new(0),
             }),
@@ -702,6 +705,55 @@ where
     fn insert_nanos(&self, key: K, value: V, ttl: Option<u64>) {
         let hash = hash_of(&self.shared.hasher, &key);
         self.shared.put(self.shared.entry(key, hash, value, ttl));
+    }
+
+    /// Puts what `change` makes of the value of a key in its place, with a TTL that begins anew; `None` takes it out. Returns whether there
+    /// was a value; without one `change` is not called.
+    ///
+    /// Nothing is locked while `change` runs. If the entry was replaced meanwhile, it runs again on the new value, so no write of another
+    /// thread is lost. A computation under way for the key is not kept when it ends.
+    ///
+    /// ```
+    /// use perf_cache::TtlCache;
+    ///
+    /// let cache: TtlCache<String, u64> = TtlCache::builder(100).build()?;
+    /// cache.insert("reads".to_owned(), 1);
+    /// assert!(cache.update("reads", |reads| Some(reads + 1)));
+    /// assert_eq!(cache.get("reads"), Some(2));
+    /// assert!(!cache.update("writes", |writes| Some(writes + 1)));
+    /// # Ok::<(), perf_cache::CacheError>(())
+    /// ```
+    pub fn update<Q>(&self, key: &Q, mut change: impl FnMut(&V) -> Option<V>) -> bool
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Hash + Eq + ToOwned<Owned = K>,
+    {
+        let shared = &*self.shared;
+        let hash = hash_of(&shared.hasher, key);
+        either!(&shared.store, shards => loop {
+            let held = shards.get(hash).filter(|held| held.key().borrow() == key);
+            let Some(held) = held.filter(|held| shared.judge(held) != Freshness::Ended) else {
+                return false;
+            };
+            let Some(value) = held.value() else {
+                return false;
+            };
+            let entry = change(value).map(|value| shared.entry(key.to_owned(), hash, value, None));
+            match entry.filter(|entry| shared.fits(entry)) {
+                Some(entry) => {
+                    if shards.put_if(entry, |now| now.is_some_and(|now| now.is(&held))) {
+                        return true;
+                    }
+                }
+                None => {
+                    let taken = shards.take(hash, |now| now.is(&held));
+                    if taken.is_some() {
+                        shards.tell(taken, Removal::Invalidated);
+                        return true;
+                    }
+                }
+            }
+        })
     }
 
     /// Takes a key out. Returns whether there was an entry, be it a value or a cached error. A computation under way for the key is not

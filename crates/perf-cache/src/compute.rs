@@ -69,6 +69,8 @@ where
     /// Gives a failure to all who wait; keeps it for the negative TTL if there is one and `is_kept`.
     fn fail(mut self, failure: Failure, is_kept: bool) {
         self.shared.counters.one(Count::Failures);
+        let remembers = self.shared.remembers.as_ref();
+        let is_kept = is_kept && remembers.is_none_or(|remembers| remembers(&*failure));
         let entry = self
             .shared
             .rules

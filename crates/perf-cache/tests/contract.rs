@@ -987,3 +987,39 @@ fn a_cache_is_collected_from_pairs() {
     let none: TtlCache<u64, u64> = std::iter::empty().collect();
     assert_eq!((none.len(), none.capacity()), (0, 1));
 }
+
+#[test]
+fn an_update_loses_no_write_of_another_thread() {
+    fn check<V>()
+    where
+        V: From<u64> + std::borrow::Borrow<u64> + Clone + Send + Sync + 'static,
+    {
+        let cache: TtlCache<u64, V> = TtlCache::builder(10).build().unwrap();
+        assert!(!cache.update(&1, |_| unreachable!("there is nothing to change")));
+        cache.insert(1, 0.into());
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..1000 {
+                        assert!(cache.update(&1, |value| Some((value.borrow() + 1).into())));
+                    }
+                });
+            }
+        });
+        assert_eq!(cache.with(&1, |value| *value.borrow()), Some(4000));
+        // A change of what was replaced meanwhile is made again.
+        let mut calls = 0;
+        assert!(cache.update(&1, |value| {
+            calls += 1;
+            if calls == 1 {
+                cache.insert(1, 7.into());
+            }
+            Some((value.borrow() * 10).into())
+        }));
+        assert_eq!(cache.with(&1, |value| *value.borrow()), Some(70));
+        assert!(cache.update(&1, |_| None));
+        assert!(cache.is_empty());
+    }
+    check::<u64>();
+    check::<Box<u64>>();
+}

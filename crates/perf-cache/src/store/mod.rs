@@ -5,7 +5,7 @@
 //! table (`in_place.rs`) and are copied under the lock; all others are behind an `Arc`, whose count is what is taken out.
 //!
 //! A thread-local cache (`front.rs`) keeps an entry with the version it read *before* it fetched the entry. A thread that takes an entry
-//! out of a table bumps the version before it returns; so a front whose version is still the current one holds what the table holds, or
+//! out of a table raises the version before it returns; so a front whose version is still the current one holds what the table holds, or
 //! what it held at a moment after the reader's last look. Release on the bump and acquire on the read make the rest of what the
 //! invalidating thread did visible too.
 

@@ -64,6 +64,8 @@ struct Inner<K, V, P: Payload> {
     flights: HashTable<(u64, Arc<Flight<K, V>>)>,
     /// Numbers insertions.
     number: u32,
+    /// Changes that fronts have to learn of.
+    version: u64,
 }
 
 impl<K, V, P: Payload> Inner<K, V, P> {
@@ -124,6 +126,7 @@ impl<K, V, P: Payload> Shards<K, V, P> {
                 table: Table::new(),
                 flights: HashTable::new(),
                 number: 0,
+                version: 0,
             }),
             len: Count::new(0),
             evictions: Count::new(0),
@@ -203,6 +206,12 @@ impl<K, V, P: Payload> Shards<K, V, P> {
         Some(flight)
     }
 
+    /// Tells fronts that what they have of a hash's shard may be outdated.
+    fn bump(&self, hash: u64, inner: &mut Inner<K, V, P>) {
+        inner.version += 1;
+        self.version(hash).set(inner.version);
+    }
+
     fn weigh(&self, added: i64) -> u64 {
         if added < 0 {
             self.weight.fetch_sub(added.unsigned_abs(), Relaxed)
@@ -275,7 +284,7 @@ impl<K, V, P: Payload> Shards<K, V, P> {
         }
         // A tick: so that fronts tell the policy, by way of the table, what they have read.
         if gone.replaced.is_some() || inserted.is_tick || gone.evicted.is_some() {
-            self.version(hash).bump();
+            self.bump(hash, inner);
         }
         Self::publish(shard, inner);
         gone
@@ -301,7 +310,8 @@ impl<K, V, P: Payload> Shards<K, V, P> {
                 self.weigh(-i64::from(weight));
                 gone.push(entry);
             }
-            self.versions[index].bump();
+            inner.version += 1;
+            self.versions[index].set(inner.version);
             Self::publish(shard, &inner);
         }
     }
@@ -315,7 +325,7 @@ impl<K, V, P: Payload> Shards<K, V, P> {
     ) -> Option<P> {
         let (weight, taken) = inner.table.remove(hash, matches)?;
         self.weigh(-i64::from(weight));
-        self.version(hash).bump();
+        self.bump(hash, inner);
         Self::publish(shard, inner);
         Some(taken)
     }
@@ -347,7 +357,8 @@ impl<K, V, P: Payload> Shards<K, V, P> {
         let flights = std::mem::take(&mut inner.flights);
         shard.flights.store(0, Relaxed);
         self.weight.fetch_sub(table.weight(), Relaxed);
-        self.versions[index].bump();
+        inner.version += 1;
+        self.versions[index].set(inner.version);
         Self::publish(shard, &inner);
         drop(inner);
         drop(flights);
@@ -438,17 +449,33 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
     }
 
     pub(super) fn put(&self, entry: Entry<K, V>) {
+        self.put_if(entry, |_| true);
+    }
+
+    /// Puts an entry in if what its hash has now `matches`, which must not call the user's code; its flight loses its say then. Returns whether
+    /// it did.
+    pub(crate) fn put_if(
+        &self,
+        entry: Entry<K, V>,
+        matches: impl FnOnce(Option<&P>) -> bool,
+    ) -> bool {
         let place = (entry.hash, entry.weight);
         let Some(entry) = P::new(entry) else {
-            return;
+            return false;
         };
         let shard = self.shard(place.0);
         let mut inner = shard.inner.write();
+        if !matches(inner.table.peek(place.0)) {
+            drop(inner);
+            drop(entry);
+            return false;
+        }
         let flight = Self::remove_flight(shard, &mut inner, place.0);
         let gone = self.put_numbered(shard, &mut inner, place, entry);
         drop(inner);
         self.end_put(place, gone);
         drop(flight);
+        true
     }
 
     fn put_numbered(

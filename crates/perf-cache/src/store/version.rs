@@ -20,9 +20,8 @@ impl Version {
         self.0.load(Ordering::Acquire)
     }
 
-    /// To be called with the shard's lock held.
-    pub(crate) fn bump(&self) {
-        let next = self.0.load(Ordering::Relaxed) + 1;
-        self.0.store(next, Ordering::Release);
+    /// Another one: by the thread that holds the shard's lock, which has counted it.
+    pub(crate) fn set(&self, version: u64) {
+        self.0.store(version, Ordering::Release);
     }
 }
