@@ -214,7 +214,7 @@ mod tests {
             // A slot's number is its hash, shortened: the tag, and the bucket.
             let hash_of = |slot: u32| u64::from(slot >> 16) << 56 | u64::from(slot & 0xFFFF);
             for step in 0..50_000 {
-                let slot = (below(4) << 16 | below(hashes) % (buckets * 16)) as u32;
+                let slot = ((below(4) << 16) | (below(hashes) % (buckets * 16))) as u32;
                 let hash = hash_of(slot);
                 let found = index.find(hash, |at| at == slot);
                 assert_eq!(found, map.get(&hash).copied(), "step {step}");

@@ -875,28 +875,17 @@ fn the_precise_time_does_without_threads() {
     assert_eq!((cache.get(&1), cache.reader().get(&1)), (Some(1), Some(&1)));
 }
 
-/// A cache of two values that reports what leaves it.
-fn told<V: Clone + Send + Sync + 'static>(
-    time: &ManualTime,
-) -> (
-    TtlCache<u64, V, perf_cache::DefaultHasher, ManualTime>,
-    std::sync::mpsc::Receiver<(u64, Removal)>,
-) {
+fn removals_of<V: Clone + Send + Sync + 'static>(value: V) {
+    let time = ManualTime::new();
     let (sender, receiver) = std::sync::mpsc::channel();
     let cache = TtlCache::builder(2)
-        .ttl(Duration::from_secs(10))
+        .ttl(10 * SECOND)
         .policy(Policy::Lru)
         .on_removal(move |key, _: &V, why| sender.send((*key, why)).unwrap())
         .time(time.clone())
         .build()
         .unwrap();
-    (cache, receiver)
-}
-
-fn removals_of<V: Clone + Send + Sync + 'static>(value: V) {
-    let time = ManualTime::new();
-    let (cache, told) = told(&time);
-    let told = || told.try_iter().collect::<Vec<_>>();
+    let told = || receiver.try_iter().collect::<Vec<_>>();
     cache.insert(1, value.clone());
     cache.get_or_compute(&2, || value.clone());
     assert_eq!(told(), []);
