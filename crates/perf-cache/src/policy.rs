@@ -199,7 +199,7 @@ fn hit(table: &mut Table<()>, hash: u64, weight: u32, limits: Limits) -> bool {
         return true;
     }
     if u64::from(weight) <= limits.capacity {
-        let at = table.insert(hash, weight, ()).at;
+        let at = table.insert(hash, weight, (), &mut None).at;
         while table.weight() > limits.capacity && table.evict(limits, at).is_some() {}
     }
     false

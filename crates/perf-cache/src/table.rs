@@ -25,11 +25,11 @@ pub(crate) struct Table<P: Payload> {
 
 /// What an insertion did.
 #[derive(Debug)]
-pub(crate) struct Inserted<P> {
+pub(crate) struct Inserted {
     /// The slot.
     pub(crate) at: u32,
-    /// The entry that had the hash, with its weight.
-    pub(crate) replaced: Option<(u32, P)>,
+    /// The weight of the entry that had the hash.
+    pub(crate) replaced: u32,
     /// Whether a tick has begun.
     pub(crate) is_tick: bool,
 }
@@ -89,18 +89,24 @@ impl<P: Payload> Table<P> {
         found.unwrap_or(NONE)
     }
 
-    /// Puts an entry in.
-    pub(crate) fn insert(&mut self, hash: u64, weight: u32, payload: P) -> Inserted<P> {
+    /// Puts an entry in. The one that had the hash goes to `replaced`.
+    pub(crate) fn insert(
+        &mut self,
+        hash: u64,
+        weight: u32,
+        payload: P,
+        replaced: &mut Option<P>,
+    ) -> Inserted {
         let at = self.find(hash);
         if at != NONE {
             let slot = &mut self.slots[at as usize];
             let old_weight = slot.weight;
             slot.mark(self.tick);
-            let replaced = slot.payload.replace(payload).map(|old| (old_weight, old));
+            *replaced = slot.payload.replace(payload);
             self.queues.replace(&mut self.slots, at, weight);
             return Inserted {
                 at,
-                replaced,
+                replaced: old_weight,
                 is_tick: false,
             };
         }
@@ -128,7 +134,7 @@ impl<P: Payload> Table<P> {
         }
         Inserted {
             at,
-            replaced: None,
+            replaced: 0,
             is_tick,
         }
     }
@@ -214,8 +220,10 @@ mod tests {
                     }),
                     _ => {
                         let weight = 1 + below(capacity.min(9)) as u32;
-                        let inserted = table.insert(hash, weight, step);
-                        assert_eq!(inserted.replaced, map.insert(hash, (weight, step)));
+                        let mut old = None;
+                        let inserted = table.insert(hash, weight, step, &mut old);
+                        let old = old.map(|old| (inserted.replaced, old));
+                        assert_eq!(old, map.insert(hash, (weight, step)));
                         while table.weight() > capacity {
                             let gone = table.evict(limits, inserted.at);
                             let (_, gone) = gone.expect("another one can go");

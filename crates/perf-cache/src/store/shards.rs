@@ -263,14 +263,11 @@ impl<K, V, P: Payload> Shards<K, V, P> {
         inner: &mut Inner<K, V, P>,
         (hash, weight): (u64, u32),
         entry: P,
-    ) -> Gone<P> {
-        let mut gone = Gone::new();
+        gone: &mut Gone<P>,
+    ) {
         let mut added = i64::from(weight);
-        let inserted = inner.table.insert(hash, weight, entry);
-        if let Some((weight, replaced)) = inserted.replaced {
-            added -= i64::from(weight);
-            gone.replaced = Some(replaced);
-        }
+        let inserted = inner.table.insert(hash, weight, entry, &mut gone.replaced);
+        added -= i64::from(inserted.replaced);
         while !self.admits(added) {
             let excess = self.weight().saturating_add_signed(added);
             let excess = excess.saturating_sub(self.capacity());
@@ -287,7 +284,6 @@ impl<K, V, P: Payload> Shards<K, V, P> {
             self.bump(hash, inner);
         }
         Self::publish(shard, inner);
-        gone
     }
 
     /// Throws out what is beyond the capacity, from all shards, but not the entry of `kept`. Most often there is nothing.
@@ -410,7 +406,7 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
         let mut gone = Gone::new();
         // A hash of no entry, most likely; if it is one, that entry goes with the next insertion.
         self.make_room(u64::MAX, &mut gone);
-        self.tell_gone(gone);
+        self.tell_gone(&mut gone);
     }
 
     /// Drops an entry that was taken out, and tells the listener. To be called with nothing locked.
@@ -423,11 +419,14 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
         }
     }
 
-    fn tell_gone(&self, gone: Gone<P>) {
-        self.tell(gone.replaced, Removal::Replaced);
-        self.tell(gone.evicted, Removal::Evicted);
-        for entry in gone.more {
-            self.tell(Some(entry), Removal::Evicted);
+    #[inline]
+    fn tell_gone(&self, gone: &mut Gone<P>) {
+        if self.listener.is_some() {
+            self.tell(gone.replaced.take(), Removal::Replaced);
+            self.tell(gone.evicted.take(), Removal::Evicted);
+            for entry in gone.more.drain(..) {
+                self.tell(Some(entry), Removal::Evicted);
+            }
         }
     }
 
@@ -471,9 +470,11 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
             return false;
         }
         let flight = Self::remove_flight(shard, &mut inner, place.0);
-        let gone = self.put_numbered(shard, &mut inner, place, entry);
+        let mut gone = Gone::new();
+        self.put_numbered(shard, &mut inner, place, entry, &mut gone);
         drop(inner);
-        self.end_put(place, gone);
+        self.end_put(place, &mut gone);
+        drop(gone);
         drop(flight);
         true
     }
@@ -484,16 +485,18 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
         inner: &mut Inner<K, V, P>,
         place: (u64, u32),
         mut entry: P,
-    ) -> Gone<P> {
+        gone: &mut Gone<P>,
+    ) {
         inner.number = inner.number.wrapping_add(1);
         entry.set_number(inner.number);
-        self.put_locked(shard, inner, place, entry)
+        self.put_locked(shard, inner, place, entry, gone);
     }
 
-    /// What is left to do of an insertion when its lock is released. Drops what went, and tells the listener.
-    fn end_put(&self, (hash, weight): (u64, u32), mut gone: Gone<P>) {
+    /// What is left to do of an insertion when its lock is released. Tells the listener what went.
+    #[inline]
+    fn end_put(&self, (hash, weight): (u64, u32), gone: &mut Gone<P>) {
         if self.weight() > self.capacity() {
-            self.make_room(hash, &mut gone);
+            self.make_room(hash, gone);
         }
         self.sample(hash, weight);
         self.tell_gone(gone);
@@ -510,21 +513,22 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
         // Nobody else finds the flight from here on; most often nobody has.
         let has_others = Arc::strong_count(flight) > 1;
         let outcome = has_others.then(|| entry.outcome(hash));
-        let place_taken = is_kept && (is_own || mutant::is("flight_lands_after_invalidate"));
-        let (gone, unkept) = if place_taken {
-            let gone = self.put_numbered(shard, &mut inner, place, entry);
-            (Some(gone), None)
+        let mut gone = Gone::new();
+        let mut unkept = None;
+        let is_put = is_kept && (is_own || mutant::is("flight_lands_after_invalidate"));
+        if is_put {
+            self.put_numbered(shard, &mut inner, place, entry, &mut gone);
         } else {
-            (None, Some(entry))
-        };
+            unkept = Some(entry);
+        }
         drop(inner);
         if let Some(outcome) = outcome {
             flight.settle(outcome);
         }
-        if let Some(gone) = gone {
-            self.end_put(place, gone);
+        if is_put {
+            self.end_put(place, &mut gone);
         }
-        drop(unkept);
+        drop((gone, unkept));
     }
 
     /// Takes a flight out, unless it has lost its say; returns whether it had. The caller has a count too, so nothing is dropped.
