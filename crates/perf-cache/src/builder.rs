@@ -277,7 +277,7 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
     }
 
     /// Whether each thread keeps [`FRONT_PLACES`](crate::FRONT_PLACES) values at hand, of a large cache
-    /// [`WIDE_FRONT_PLACES`](crate::WIDE_FRONT_PLACES); yes unless said otherwise.
+    /// [`WIDE_FRONT_PLACES`](crate::WIDE_FRONT_PLACES); yes unless said otherwise. Of values that lie in the table (see [`TtlCache`]) threads keep none.
     ///
     /// They stay in memory until the place is used otherwise or the thread ends, even after they were invalidated. So: not for values that
     /// must go when they are invalidated, such as connections.

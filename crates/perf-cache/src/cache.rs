@@ -28,10 +28,15 @@ use std::time::Duration;
 /// | | cost |
 /// |---|---|
 /// | [`CacheReader::get`] of a hot key | the hash, two loads, one place of the reader's own; no lock, no read-modify-write, no reference count |
-/// | [`get`](Self::get), [`with`](Self::with) of a hot key | the same, by way of a thread-local |
-/// | of one of a thousand keys of a large cache | the same, see [`WIDE_FRONT_PLACES`](crate::WIDE_FRONT_PLACES) |
-/// | of another key | a shared lock on one of up to 64 shards, a look-up, a reference count |
+/// | [`get`](Self::get), [`with`](Self::with), small keys and values of the types below | a shared lock on one shard, two lines of memory, a copy |
+/// | the same of other types, a hot key | the reader's, by way of a thread-local |
+/// | one of a thousand keys of a large cache | the same, see [`WIDE_FRONT_PLACES`](crate::WIDE_FRONT_PLACES) |
+/// | another key | a shared lock on one shard, three lines of memory or more, a reference count |
 /// | [`insert`](Self::insert), a computed value | a lock on the shard, a slot, and at capacity some steps of the policy; now and then a shard grows |
+///
+/// **In place.** Entries lie in the table itself where key and value take at most 24 bytes together, both are integers, floats, `bool`, `char`, `Arc<str>`,
+/// `Arc<[u8]>`, `&'static str`, `[u8; 16]`, pairs of `u64` or of `u32`, options of one, durations, instants or IP addresses, and the cache has no idle TTL, stale
+/// window or negative caching.
 ///
 /// No code of yours (hashing, comparing, cloning, dropping, computing, weighing) runs under a lock or while a thread-local is borrowed. Two keys with
 /// the same 64-bit hash take turns.
