@@ -46,7 +46,7 @@ pub struct CacheBuilder<K, V, S = DefaultHasher, T = CoarseTime> {
     stale: Option<Duration>,
     negative_ttl: Option<Duration>,
     jitter: f64,
-    has_front: bool,
+    has_front: Option<bool>,
     policy: Policy,
     extras: Extras<K, V>,
     loader: Option<Loader<K, V>>,
@@ -71,7 +71,7 @@ impl<K, V> CacheBuilder<K, V> {
             stale: None,
             negative_ttl: None,
             jitter: 0.0,
-            has_front: true,
+            has_front: None,
             policy: Policy::default(),
             extras: Extras {
                 weigher: None,
@@ -277,12 +277,13 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
     }
 
     /// Whether each thread keeps [`FRONT_PLACES`](crate::FRONT_PLACES) values at hand, of a large cache
-    /// [`WIDE_FRONT_PLACES`](crate::WIDE_FRONT_PLACES); yes unless said otherwise. Of values that lie in the table (see [`TtlCache`]) threads keep none.
+    /// [`WIDE_FRONT_PLACES`](crate::WIDE_FRONT_PLACES); yes unless said otherwise. Of values that lie in the table (see [`TtlCache`])
+    /// they keep none unless this is set to `true`: then the values lie behind an `Arc`, and many threads read the same few keys without a lock.
     ///
     /// They stay in memory until the place is used otherwise or the thread ends, even after they were invalidated. So: not for values that
     /// must go when they are invalidated, such as connections.
     pub fn front(mut self, has_front: bool) -> Self {
-        self.has_front = has_front;
+        self.has_front = Some(has_front);
         self
     }
 
@@ -312,10 +313,11 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
             stale: nanos("stale_while_revalidate", self.stale)?.unwrap_or(0),
             negative_ttl: nanos("negative_ttl", self.negative_ttl)?,
             jitter: self.jitter,
-            has_front: self.has_front,
+            has_front: self.has_front.unwrap_or(true),
             policy: self.policy,
             // What lies in the table has no words for these.
             in_place: in_place::fits::<K, V>()
+                && self.has_front != Some(true)
                 && self.idle.is_none()
                 && self.stale.is_none()
                 && self.negative_ttl.is_none(),

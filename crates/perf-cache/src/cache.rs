@@ -36,7 +36,7 @@ use std::time::Duration;
 ///
 /// **In place.** Entries lie in the table itself where key and value take at most 24 bytes together, both are integers, floats, `bool`, `char`, `Arc<str>`,
 /// `Arc<[u8]>`, `&'static str`, `[u8; 16]`, pairs of `u64` or of `u32`, options of one, durations, instants or IP addresses, and the cache has no idle TTL, stale
-/// window or negative caching.
+/// window or negative caching, and was not told to keep a [`front`](CacheBuilder::front).
 ///
 /// No code of yours (hashing, comparing, cloning, dropping, computing, weighing) runs under a lock or while a thread-local is borrowed. Two keys with
 /// the same 64-bit hash take turns.

@@ -65,7 +65,6 @@ types!(
     Ipv4Addr,
     Ipv6Addr,
     (),
-    crate::value::Only,
 );
 
 /// The same value, whose type has two names.
@@ -210,7 +209,6 @@ mod tests {
         check(&7_u64, true);
         check(&Arc::<str>::from("seven"), true);
         check(&Some(7_u64), true);
-        check(&crate::value::Only, true);
         check(&"seven".to_owned(), false);
         check(&Arc::new(7_u64), false);
         assert!(fits::<u64, Arc<str>>() && fits::<(u64, u64), u64>());

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 /// The one key. Its hash is a constant, so that the compiler knows the shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Only;
+struct Only;
 
 /// What it hashes to, and what its cache makes of that.
 const WRITTEN: u64 = 0;

@@ -1012,3 +1012,20 @@ fn an_update_loses_no_write_of_another_thread() {
     check::<u64>();
     check::<Box<u64>>();
 }
+
+#[test]
+fn a_front_is_kept_of_values_in_the_table_only_where_it_is_asked_for() {
+    for (is_asked, pinned) in [(false, 0), (true, 1)] {
+        let mut builder = TtlCache::builder(10);
+        if is_asked {
+            builder = builder.front(true);
+        }
+        let cache: TtlCache<u64, Arc<str>> = builder.build().unwrap();
+        let value: Arc<str> = Arc::from("seven");
+        cache.insert(7, Arc::clone(&value));
+        (0..3).for_each(|_| assert!(cache.get(&7).is_some()));
+        assert!(cache.invalidate(&7));
+        assert_eq!(cache.get(&7), None);
+        assert_eq!(Arc::strong_count(&value), 1 + pinned);
+    }
+}
