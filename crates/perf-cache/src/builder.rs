@@ -3,15 +3,20 @@
 use crate::CacheError;
 use crate::cache::{Rules, Shared, TtlCache};
 use crate::error::longer_than_zero;
+use crate::in_place;
 use crate::policy::Policy;
+use crate::removal::{Listener, Removal};
 use crate::time::{CoarseTime, Time};
 use perf_atomics::DefaultHasher;
+use std::any::Any;
 use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) type Weigher<K, V> = Box<dyn Fn(&K, &V) -> u32 + Send + Sync>;
+pub(crate) type Lifetime<K, V> = Box<dyn Fn(&K, &V) -> Duration + Send + Sync>;
+pub(crate) type Remembers = Box<dyn Fn(&(dyn Any + Send + Sync)) -> bool + Send + Sync>;
 pub(crate) type Loader<K, V> = Arc<dyn Fn(&K) -> Option<V> + Send + Sync>;
 
 /// Makes a [`TtlCache`]. What is not set costs nothing.
@@ -41,12 +46,20 @@ pub struct CacheBuilder<K, V, S = DefaultHasher, T = CoarseTime> {
     stale: Option<Duration>,
     negative_ttl: Option<Duration>,
     jitter: f64,
-    has_front: bool,
+    has_front: Option<bool>,
     policy: Policy,
-    weigher: Option<Weigher<K, V>>,
+    extras: Extras<K, V>,
     loader: Option<Loader<K, V>>,
     hasher: S,
     time: T,
+}
+
+/// The user's closures that decide about entries.
+pub(crate) struct Extras<K, V> {
+    pub(crate) weigher: Option<Weigher<K, V>>,
+    pub(crate) lifetime: Option<Lifetime<K, V>>,
+    pub(crate) listener: Option<Listener<K, V>>,
+    pub(crate) remembers: Option<Remembers>,
 }
 
 impl<K, V> CacheBuilder<K, V> {
@@ -58,9 +71,14 @@ impl<K, V> CacheBuilder<K, V> {
             stale: None,
             negative_ttl: None,
             jitter: 0.0,
-            has_front: true,
+            has_front: None,
             policy: Policy::default(),
-            weigher: None,
+            extras: Extras {
+                weigher: None,
+                lifetime: None,
+                listener: None,
+                remembers: None,
+            },
             loader: None,
             hasher: DefaultHasher::default(),
             time: CoarseTime,
@@ -83,7 +101,7 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
         self.time.start();
         Ok(Shared::start(
             rules,
-            self.weigher,
+            self.extras,
             self.loader,
             self.hasher,
             self.time,
@@ -112,7 +130,7 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
             jitter: self.jitter,
             has_front: self.has_front,
             policy: self.policy,
-            weigher: self.weigher,
+            extras: self.extras,
             loader: self.loader,
             hasher,
             time,
@@ -164,10 +182,91 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
         self
     }
 
+    /// Of errors of type `E` only those are remembered for the [`negative_ttl`](Self::negative_ttl) of which `remembers` says so; of other types all.
+    ///
+    /// ```
+    /// use perf_cache::TtlCache;
+    /// use std::io::{Error, ErrorKind};
+    /// use std::time::Duration;
+    ///
+    /// let cache: TtlCache<u64, u64> = TtlCache::builder(100)
+    ///     .negative_ttl(Duration::from_secs(60))
+    ///     .negative_if(|error: &Error| error.kind() == ErrorKind::NotFound)
+    ///     .build()?;
+    /// let ask = |kind: ErrorKind| cache.try_get_or_compute(&1, || Err(Error::from(kind)));
+    /// assert!(ask(ErrorKind::TimedOut).is_err()); // not remembered: the next one asks again
+    /// assert_eq!(ask(ErrorKind::NotFound).unwrap_err().kind(), ErrorKind::NotFound);
+    /// assert_eq!(ask(ErrorKind::TimedOut).unwrap_err().kind(), ErrorKind::NotFound);
+    /// # Ok::<(), perf_cache::CacheError>(())
+    /// ```
+    pub fn negative_if<E: 'static>(
+        mut self,
+        remembers: impl Fn(&E) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.extras.remembers = Some(Box::new(move |error| {
+            error.downcast_ref::<E>().is_none_or(&remembers)
+        }));
+        self
+    }
+
     /// What a value weighs; the capacity is in the same unit. Zero counts as one. What is heavier than the
     /// capacity is returned and not kept. Without it each value weighs one.
     pub fn weigher(mut self, weigh: impl Fn(&K, &V) -> u32 + Send + Sync + 'static) -> Self {
-        self.weigher = Some(Box::new(weigh));
+        self.extras.weigher = Some(Box::new(weigh));
+        self
+    }
+
+    /// The TTL of each value that is computed or inserted, chosen by `lifetime` from the key and the value, in the place of
+    /// [`ttl`](Self::ttl). Jitter applies to it. A value of no TTL is given to those who wait for it and not served again.
+    /// [`insert_with_ttl`](TtlCache::insert_with_ttl) has its own.
+    ///
+    /// ```
+    /// use perf_cache::TtlCache;
+    /// use std::time::Duration;
+    ///
+    /// // The answer says how long it holds.
+    /// let cache: TtlCache<u64, (u64, u64)> = TtlCache::builder(100)
+    ///     .ttl_with(|_, (_, seconds)| Duration::from_secs(*seconds))
+    ///     .build()?;
+    /// assert_eq!(cache.get_or_compute(&1, || (7, 60)), (7, 60));
+    /// assert_eq!(cache.get(&1), Some((7, 60)));
+    /// cache.insert(2, (8, 0));
+    /// assert_eq!(cache.get(&2), None);
+    /// # Ok::<(), perf_cache::CacheError>(())
+    /// ```
+    pub fn ttl_with(
+        mut self,
+        lifetime: impl Fn(&K, &V) -> Duration + Send + Sync + 'static,
+    ) -> Self {
+        self.extras.lifetime = Some(Box::new(lifetime));
+        self
+    }
+
+    /// Calls `listener` with each value that leaves the cache, and why; not for those left when the cache is dropped, and not for cached errors.
+    ///
+    /// It runs on the thread whose call took the value out, with nothing locked, so it may use the cache. That call waits for it. A panic in
+    /// it goes on in that call; what else that call took out is then not reported.
+    ///
+    /// ```
+    /// use perf_cache::{Removal, TtlCache};
+    /// use std::sync::mpsc;
+    ///
+    /// let (sender, receiver) = mpsc::channel();
+    /// let cache: TtlCache<u64, u64> = TtlCache::builder(100)
+    ///     .on_removal(move |key, value, why| sender.send((*key, *value, why)).unwrap())
+    ///     .build()?;
+    /// cache.insert(1, 10);
+    /// cache.insert(1, 11);
+    /// cache.invalidate(&1);
+    /// let told: Vec<_> = receiver.try_iter().collect();
+    /// assert_eq!(told, [(1, 10, Removal::Replaced), (1, 11, Removal::Invalidated)]);
+    /// # Ok::<(), perf_cache::CacheError>(())
+    /// ```
+    pub fn on_removal(
+        mut self,
+        listener: impl Fn(&K, &V, Removal) + Send + Sync + 'static,
+    ) -> Self {
+        self.extras.listener = Some(Box::new(listener));
         self
     }
 
@@ -178,16 +277,21 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
     }
 
     /// Whether each thread keeps [`FRONT_PLACES`](crate::FRONT_PLACES) values at hand, of a large cache
-    /// [`WIDE_FRONT_PLACES`](crate::WIDE_FRONT_PLACES); yes unless said otherwise.
+    /// [`WIDE_FRONT_PLACES`](crate::WIDE_FRONT_PLACES); yes unless said otherwise. Of values that lie in the table (see [`TtlCache`])
+    /// they keep none unless this is set to `true`: then the values lie behind an `Arc`, and many threads read the same few keys without a lock.
     ///
     /// They stay in memory until the place is used otherwise or the thread ends, even after they were invalidated. So: not for values that
     /// must go when they are invalidated, such as connections.
     pub fn front(mut self, has_front: bool) -> Self {
-        self.has_front = has_front;
+        self.has_front = Some(has_front);
         self
     }
 
-    fn rules(&self) -> Result<Rules, CacheError> {
+    fn rules(&self) -> Result<Rules, CacheError>
+    where
+        K: 'static,
+        V: 'static,
+    {
         if self.capacity == 0 {
             return Err(CacheError::ZeroCapacity);
         }
@@ -209,13 +313,20 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
             stale: nanos("stale_while_revalidate", self.stale)?.unwrap_or(0),
             negative_ttl: nanos("negative_ttl", self.negative_ttl)?,
             jitter: self.jitter,
-            has_front: self.has_front,
+            has_front: self.has_front.unwrap_or(true),
             policy: self.policy,
+            // What lies in the table has no words for these.
+            in_place: in_place::fits::<K, V>()
+                && self.has_front != Some(true)
+                && self.idle.is_none()
+                && self.stale.is_none()
+                && self.negative_ttl.is_none(),
         })
     }
 }
 
 /// 584 years fit; longer is as long.
+#[inline]
 pub(crate) fn as_nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -6,7 +6,7 @@
 //! the first of them leads.
 
 use crate::background;
-use crate::cache::{Look, Shared, TtlCache, abandon};
+use crate::cache::{Look, Shared, TtlCache};
 use crate::depth;
 use crate::entry::{Entry, Failure};
 use crate::flight::{Flight, Follower, Outcome};
@@ -58,50 +58,57 @@ where
     V: Send + Sync + 'static,
     T: Time,
 {
-    /// Keeps a value, gives it to all who wait, and gives it back.
-    fn finish(mut self, value: V) -> V
-    where
-        V: Clone,
-    {
-        let shared = Arc::clone(&self.shared);
-        let result = value.clone();
-        let entry = shared.entry(self.flight.key.clone(), self.hash, value, shared.rules.ttl);
+    /// Keeps a value, and gives it to all who wait.
+    fn finish(mut self, value: V) {
+        let key = self.flight.key.clone();
+        let entry = self.shared.entry(key, self.hash, value, None);
         self.is_landed = true;
-        shared.land(&self.flight, &entry, Outcome::Value(Arc::clone(&entry)));
-        result
-    }
-
-    /// The same where nobody asks for the value.
-    fn finish_unseen(mut self, value: V) {
-        let shared = Arc::clone(&self.shared);
-        let entry = shared.entry(self.flight.key.clone(), self.hash, value, shared.rules.ttl);
-        self.is_landed = true;
-        shared.land(&self.flight, &entry, Outcome::Value(Arc::clone(&entry)));
+        self.shared.land(&self.flight, entry);
     }
 
     /// Gives a failure to all who wait; keeps it for the negative TTL if there is one and `is_kept`.
     fn fail(mut self, failure: Failure, is_kept: bool) {
-        let shared = Arc::clone(&self.shared);
-        shared.counters.one(Count::Failures);
-        let entry = shared.rules.negative_ttl.filter(|_| is_kept).map(|ttl| {
-            let key = self.flight.key.clone();
-            shared.failed_entry(key, self.hash, Arc::clone(&failure), ttl)
-        });
+        self.shared.counters.one(Count::Failures);
+        let remembers = self.shared.remembers.as_ref();
+        let is_kept = is_kept && remembers.is_none_or(|remembers| remembers(&*failure));
+        let entry = self
+            .shared
+            .rules
+            .negative_ttl
+            .filter(|_| is_kept)
+            .map(|ttl| {
+                let key = self.flight.key.clone();
+                let failure = Arc::clone(&failure);
+                self.shared.failed_entry(key, self.hash, failure, ttl)
+            });
         self.is_landed = true;
-        let outcome = Outcome::Failed(failure);
         if let Some(entry) = entry {
-            shared.land(&self.flight, &entry, outcome);
+            self.shared.land(&self.flight, entry);
         } else {
-            shared.store.land(&self.flight, self.hash, None);
-            self.flight.settle(outcome);
+            let outcome = Outcome::Failed(failure);
+            self.shared.store.end(&self.flight, self.hash, outcome);
         }
     }
+}
 
-    /// What it leads to is there already: whoever follows looks again.
-    fn cede(mut self) {
+impl<K, V, S, T> Lead<K, V, S, T>
+where
+    K: Send + Sync + 'static,
+    V: Send + Sync + 'static,
+    T: Time,
+{
+    /// Leaves the table as it is: all who wait look again.
+    fn end(&mut self) {
         self.is_landed = true;
-        self.shared.store.land(&self.flight, self.hash, None);
-        self.flight.settle(Outcome::Abandoned);
+        let shared = &self.shared;
+        shared
+            .store
+            .end(&self.flight, self.hash, Outcome::Abandoned);
+    }
+
+    /// What it leads to is there already.
+    fn cede(mut self) {
+        self.end();
     }
 }
 
@@ -113,7 +120,8 @@ where
 {
     fn drop(&mut self) {
         if !self.is_landed {
-            abandon(&self.shared, &self.flight, self.hash);
+            self.shared.counters.one(Count::Abandoned);
+            self.end();
         }
     }
 }
@@ -208,7 +216,7 @@ where
                 Step::Again => {}
             }
             is_first = false;
-            look = self.shared.look(hash, key).1;
+            look = self.shared.look(hash, key, None).1;
         }
     }
 
@@ -277,7 +285,7 @@ where
                 Step::Again => {}
             }
             is_first = false;
-            look = self.shared.look(hash, key).1;
+            look = self.shared.look(hash, key, None).1;
         }
     }
 
@@ -368,7 +376,7 @@ where
             let value = loader(&lead.flight.key);
             drop(inside);
             match value {
-                Some(value) => lead.finish_unseen(value),
+                Some(value) => lead.finish(value),
                 None => lead.fail(Arc::new(Unavailable), false),
             }
         }));
@@ -434,7 +442,11 @@ where
     E: Send + Sync + 'static,
 {
     match (computed, lead) {
-        (Ok(value), Some(lead)) => Ok(lead.finish(value)),
+        (Ok(value), Some(lead)) => {
+            let result = value.clone();
+            lead.finish(value);
+            Ok(result)
+        }
         (Ok(value), None) => Ok(value),
         (Err(error), lead) => {
             let error = Arc::new(error);

@@ -1,5 +1,7 @@
 //! A cached value with the times that decide about it.
 
+use crate::flight::Outcome;
+use crate::queues::Payload;
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -52,22 +54,112 @@ impl<K, V> Entry<K, V> {
             Content::Failed(_) => None,
         }
     }
+}
+
+/// An entry in the form in which a table holds it.
+pub(crate) trait Stored<K, V>: Payload + Sized {
+    /// The form of an entry; `None` if it has none.
+    fn new(entry: Entry<K, V>) -> Option<Self>;
+
+    /// Called under the lock when it is put in.
+    fn set_number(&mut self, _number: u32) {}
+
+    /// What may leave the lock: a copy, or a reference counted. Runs no code of the user.
+    fn copied(&self) -> Option<Self>;
+
+    /// Whether both are one insertion.
+    fn is(&self, other: &Self) -> bool;
+
+    /// The same for an entry that has ended.
+    fn is_of(&self, entry: &Arc<Entry<K, V>>) -> bool;
+
+    fn key(&self) -> &K;
+
+    /// `None` of a failure.
+    fn value(&self) -> Option<&V>;
+
+    fn fresh_until(&self) -> u64;
+
+    fn ends(&self) -> u64;
 
     /// When it ends for want of reads.
-    pub(crate) fn idle_end(&self, idle: Option<u64>) -> u64 {
+    fn idle_end(&self, idle: Option<u64>) -> u64;
+
+    /// What it is good for at `now`, which is exact.
+    fn freshness(&self, now: u64, idle: Option<u64>) -> Freshness {
+        if now >= self.ends() || now >= self.idle_end(idle) {
+            Freshness::Ended
+        } else if now >= self.fresh_until() {
+            Freshness::Stale
+        } else {
+            Freshness::Fresh
+        }
+    }
+
+    /// The entry, in `spare` if nothing else refers to that one.
+    fn into_entry(self, hash: u64, spare: Option<Arc<Entry<K, V>>>) -> Arc<Entry<K, V>>;
+
+    /// How a computation ended whose result this is. Runs no code of the user.
+    fn outcome(&self, hash: u64) -> Outcome<K, V>;
+}
+
+impl<K, V> Payload for Arc<Entry<K, V>> {
+    type Line = crate::queues::HalfLine;
+}
+
+impl<K, V> Stored<K, V> for Arc<Entry<K, V>> {
+    fn new(entry: Entry<K, V>) -> Option<Self> {
+        Some(Self::new(entry))
+    }
+
+    #[inline]
+    fn copied(&self) -> Option<Self> {
+        Some(Self::clone(self))
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        Self::ptr_eq(self, other)
+    }
+
+    fn is_of(&self, entry: &Arc<Entry<K, V>>) -> bool {
+        Self::ptr_eq(self, entry)
+    }
+
+    #[inline]
+    fn key(&self) -> &K {
+        &self.key
+    }
+
+    #[inline]
+    fn value(&self) -> Option<&V> {
+        Entry::value(self)
+    }
+
+    #[inline]
+    fn fresh_until(&self) -> u64 {
+        self.fresh_until
+    }
+
+    #[inline]
+    fn ends(&self) -> u64 {
+        self.ends
+    }
+
+    #[inline]
+    fn idle_end(&self, idle: Option<u64>) -> u64 {
         idle.map_or(u64::MAX, |idle| {
             self.read_at.load(Ordering::Relaxed).saturating_add(idle)
         })
     }
 
-    /// What it is good for at `now`, which is exact.
-    pub(crate) fn freshness(&self, now: u64, idle: Option<u64>) -> Freshness {
-        if now >= self.ends || now >= self.idle_end(idle) {
-            Freshness::Ended
-        } else if now >= self.fresh_until {
-            Freshness::Stale
-        } else {
-            Freshness::Fresh
+    fn into_entry(self, _: u64, _: Option<Arc<Entry<K, V>>>) -> Arc<Entry<K, V>> {
+        self
+    }
+
+    fn outcome(&self, _: u64) -> Outcome<K, V> {
+        match &self.content {
+            Content::Value(_) => Outcome::Value(Self::clone(self)),
+            Content::Failed(failure) => Outcome::Failed(Failure::clone(failure)),
         }
     }
 }

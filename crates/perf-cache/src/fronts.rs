@@ -121,7 +121,7 @@ impl<K, V> Fronts<K, V> {
         &mut self,
         entry: Arc<Entry<K, V>>,
         stamp: u64,
-        safe_until: impl FnOnce(&Entry<K, V>) -> u64,
+        safe_until: impl FnOnce(&Arc<Entry<K, V>>) -> u64,
         may_widen: bool,
     ) -> Unused<K, V> {
         let hash = entry.hash;

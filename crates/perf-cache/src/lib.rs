@@ -18,6 +18,8 @@ mod flight;
 mod front;
 mod fronts;
 mod hash;
+mod in_place;
+mod index;
 mod local;
 mod manager;
 #[cfg(feature = "metrics")]
@@ -28,6 +30,7 @@ mod policy;
 mod primitive;
 mod queues;
 mod reader;
+mod removal;
 mod sketch;
 mod stats;
 mod store;
@@ -56,6 +59,7 @@ pub use placement::{
 };
 pub use policy::Policy;
 pub use reader::CacheReader;
+pub use removal::Removal;
 pub use stats::CacheStats;
 pub use summary::{ResourceSummary, ResourceSummaryCache};
 pub use time::{CoarseTime, ManualTime, PreciseTime, Time};

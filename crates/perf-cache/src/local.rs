@@ -36,8 +36,28 @@ struct Slot {
     /// Reads that asked this front, and those of them that it had no answer for, since it was last judged.
     asked: Cell<u32>,
     missed: Cell<u32>,
-    /// So many reads do not ask it, because it did not pay.
-    rest: Cell<u32>,
+}
+
+/// A cache, and for how many more reads its front rests.
+type Rest = Cell<(u64, u32)>;
+
+thread_local! {
+    /// Apart from the slots, and without a destructor, so that a read learns in a few steps that a front rests.
+    static RESTS: [Rest; SLOTS] = const { [const { Cell::new((0, 0)) }; SLOTS] };
+}
+
+/// Whether this thread does not ask its front of a cache, because it did not pay of late. Counts the read.
+#[inline]
+pub(crate) fn rests(cache: u64) -> bool {
+    RESTS.with(|rests| {
+        let rest = &rests[cache as usize % SLOTS];
+        let (of, reads) = rest.get();
+        let rests = of == cache && reads > 0;
+        if rests {
+            rest.set((of, reads - 1));
+        }
+        rests
+    })
 }
 
 /// How many caches were dropped.
@@ -95,7 +115,7 @@ pub(crate) fn sweep() {
 
 thread_local! {
     static SLOTS_OF_THREAD: [Slot; SLOTS] = const {
-        [const { Slot { cache: Cell::new(0), alive: Cell::new(Weak::new()), front: Cell::new(None), pressure: Cell::new(0), asked: Cell::new(0), missed: Cell::new(0), rest: Cell::new(0) } }; SLOTS]
+        [const { Slot { cache: Cell::new(0), alive: Cell::new(Weak::new()), front: Cell::new(None), pressure: Cell::new(0), asked: Cell::new(0), missed: Cell::new(0) } }; SLOTS]
     };
 }
 
@@ -114,11 +134,6 @@ pub(crate) fn lease<K: 'static, V: 'static>(cache: u64, life: &Life) -> Option<L
             let slot = &slots[cache as usize % SLOTS];
             if slot.cache.get() != cache {
                 return Some(None);
-            }
-            let rest = slot.rest.get();
-            if rest > 0 {
-                slot.rest.set(rest - 1);
-                return None;
             }
             slot.asked.set(slot.asked.get() + 1);
             Some(Some(slot.front.take()))
@@ -160,7 +175,6 @@ impl Slot {
     fn forget(&self) {
         self.asked.set(0);
         self.missed.set(0);
-        self.rest.set(0);
     }
 }
 
@@ -179,7 +193,10 @@ impl<K, V> Lease<K, V> {
             } else if missed >= MISSES_JUDGED {
                 let pays = slot.asked.get() / ASKED_PER_MISS >= missed;
                 slot.forget();
-                slot.rest.set(if pays { 0 } else { REST_READS });
+                if !pays {
+                    let rest = (self.cache, REST_READS);
+                    RESTS.with(|rests| rests[self.cache as usize % SLOTS].set(rest));
+                }
             }
         });
     }

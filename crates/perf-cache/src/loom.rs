@@ -1,11 +1,11 @@
 //! The protocols of this crate in a form that models can drive. Not a public interface.
 
-use crate::entry::{Content, Entry};
+use crate::entry::{Content, Entry, Stored};
 use crate::flight::{Flight, Follower, Outcome};
 use crate::front::Front;
 use crate::policy::{Chooser, Policy};
 use crate::primitive::Mutex;
-use crate::store::{Joined, Store};
+use crate::store::{Joined, Store, either};
 use perf_atomics::clock::CoarseInstant;
 use std::future::Future;
 use std::pin::Pin;
@@ -26,8 +26,8 @@ pub struct Table {
     store: Store<u64, u64>,
 }
 
-fn entry(value: u64) -> Arc<Entry<u64, u64>> {
-    Arc::new(Entry {
+fn entry(value: u64) -> Entry<u64, u64> {
+    Entry {
         hash: HASH,
         key: KEY,
         content: Content::Value(value),
@@ -36,15 +36,14 @@ fn entry(value: u64) -> Arc<Entry<u64, u64>> {
         ends: u64::MAX,
         read_at: 0.into(),
         retry_at: 0.into(),
-    })
+    }
 }
 
 impl Table {
     #[must_use]
-    #[expect(clippy::new_without_default, reason = "for models only")]
-    pub fn new() -> Self {
+    pub fn new(in_place: bool) -> Self {
         Self {
-            store: Store::new(1, false, Chooser::new(Policy::Lru)),
+            store: Store::new(1, false, Chooser::new(Policy::Lru), None, in_place),
         }
     }
 
@@ -53,13 +52,13 @@ impl Table {
     }
 
     pub fn invalidate(&self) {
-        self.store.take(HASH, |_| true);
+        self.store.take(HASH);
     }
 
     /// What the table holds.
     #[must_use]
     pub fn held(&self) -> Option<u64> {
-        self.store.get(HASH)?.value().copied()
+        either!(&self.store, shards => shards.get(HASH)?.value().copied())
     }
 
     /// Computes once for all who ask; `None` from `compute` is a computation that was abandoned.
@@ -71,17 +70,14 @@ impl Table {
             let flight = Arc::new(Flight::new(KEY, false));
             match self.store.join(HASH, &flight) {
                 Joined::Lead(flight, Some(_)) => {
-                    self.store.land(&flight, HASH, None);
-                    flight.settle(Outcome::Abandoned);
+                    self.store.end(&flight, HASH, Outcome::Abandoned);
                 }
                 Joined::Lead(flight, None) => {
                     let Some(value) = compute() else {
-                        crate::store::abandon(&self.store, &flight, HASH);
+                        self.store.end(&flight, HASH, Outcome::Abandoned);
                         return None;
                     };
-                    let entry = entry(value);
-                    self.store.land(&flight, HASH, Some(Arc::clone(&entry)));
-                    flight.settle(Outcome::Value(entry));
+                    self.store.land(&flight, entry(value), true);
                     return Some(value);
                 }
                 Joined::Under(flight) => {
@@ -115,7 +111,7 @@ impl Waiting {
     }
 
     pub fn settle(&self) {
-        self.flight.settle(Outcome::Value(entry(1)));
+        self.flight.settle(Outcome::Value(Arc::new(entry(1))));
     }
 
     /// Whether the task need not wait; if it must, `waker` is to be called.
@@ -148,7 +144,7 @@ impl Reader {
         if let Some(at) = self.front.find(HASH, &KEY, stamp, now) {
             return self.front.value(at).copied();
         }
-        let (stamp, entry) = table.store.read(HASH);
+        let (stamp, entry) = table.store.read(HASH, None);
         let (at, _) = self.front.keep(entry?, stamp, u64::MAX);
         self.front.value(at).copied()
     }

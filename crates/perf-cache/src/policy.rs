@@ -4,7 +4,7 @@
 //! values, one with a window of 1 % and one that is all window, and takes the share of the one with more hits. Nothing is
 //! rebuilt: queues follow the new share insertion by insertion.
 
-use crate::queues::Limits;
+use crate::queues::{Limits, Payload};
 use crate::table::Table;
 use parking_lot::Mutex;
 use std::fmt;
@@ -27,7 +27,7 @@ pub enum Policy {
 const WINDOW_DIVISOR: u64 = 100;
 
 /// About how many entries a shadow holds. Some hundreds tell hit ratios apart to a point or two; more cost more.
-const SHADOW_ENTRIES: u64 = 512;
+const SHADOW_ENTRIES: u64 = 256;
 /// A window has so many accesses per entry of a shadow.
 const ACCESSES_PER_ENTRY: u64 = 1;
 /// The other policy must lead by this share of a window's accesses, over the decaying sum of windows.
@@ -154,7 +154,7 @@ impl Shadows {
         Self {
             mask: share - 1,
             capacity: (capacity / share).max(1),
-            lru: Table::new(),
+            lru: Table::new().without_frequencies(),
             tiny_lfu: Table::new(),
             is_lru,
             accesses: 0,
@@ -190,13 +190,17 @@ impl Shadows {
     }
 }
 
+impl Payload for () {
+    type Line = ();
+}
+
 fn hit(table: &mut Table<()>, hash: u64, weight: u32, limits: Limits) -> bool {
     if table.read(hash).is_some() {
         return true;
     }
     if u64::from(weight) <= limits.capacity {
-        table.insert(hash, weight, ());
-        while table.weight() > limits.capacity && table.evict(limits, hash).is_some() {}
+        let at = table.insert(hash, weight, (), &mut None).at;
+        while table.weight() > limits.capacity && table.evict(limits, at).is_some() {}
     }
     false
 }

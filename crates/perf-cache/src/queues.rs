@@ -9,6 +9,7 @@
 //! queues follow it insertion by insertion.
 
 use crate::sketch::Sketch;
+use std::fmt;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 /// No slot.
@@ -27,31 +28,49 @@ pub(crate) enum In {
     Main,
 }
 
-/// A place for an entry.
+/// A line of the processor's cache.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(crate) struct Line;
+
+/// Half of one.
+#[derive(Debug)]
+#[repr(align(32))]
+pub(crate) struct HalfLine;
+
+/// What a slot can hold.
+pub(crate) trait Payload {
+    /// What slots are aligned to, so that a read touches one line.
+    type Line: fmt::Debug;
+}
+
+/// A place for an entry. In this order: what each read asks for comes first.
 #[derive(Debug)]
 #[repr(C)]
-pub(crate) struct Slot<P> {
+pub(crate) struct Slot<P: Payload> {
     pub(crate) hash: u64,
+    /// The tick of the last read, and [`WAS_READ`] in the lowest bit. Relaxed: a hint, for itself.
+    read: AtomicU16,
+    queue: In,
+    pub(crate) weight: u32,
     pub(crate) payload: Option<P>,
     previous: u32,
     /// The next of its queue, or of the free slots.
     pub(crate) next: u32,
-    pub(crate) weight: u32,
-    queue: In,
-    /// The tick of the last read, and [`WAS_READ`] in the lowest bit. Relaxed: a hint, for itself.
-    read: AtomicU16,
+    _line: [P::Line; 0],
 }
 
-impl<P> Slot<P> {
+impl<P: Payload> Slot<P> {
     pub(crate) fn new(hash: u64, weight: u32, payload: P, tick: u8) -> Self {
         Self {
             hash,
+            read: AtomicU16::new(u16::from(tick) << 1),
+            queue: In::Nothing,
+            weight,
             payload: Some(payload),
             previous: NONE,
             next: NONE,
-            weight,
-            queue: In::Nothing,
-            read: AtomicU16::new(u16::from(tick) << 1),
+            _line: [],
         }
     }
 
@@ -86,7 +105,7 @@ impl Queue {
         }
     }
 
-    fn push<P>(&mut self, slots: &mut [Slot<P>], at: u32) {
+    fn push<P: Payload>(&mut self, slots: &mut [Slot<P>], at: u32) {
         let slot = &mut slots[at as usize];
         slot.queue = self.own;
         slot.previous = self.tail;
@@ -100,7 +119,7 @@ impl Queue {
         self.tail = at;
     }
 
-    fn remove<P>(&mut self, slots: &mut [Slot<P>], at: u32) {
+    fn remove<P: Payload>(&mut self, slots: &mut [Slot<P>], at: u32) {
         let slot = &mut slots[at as usize];
         let (previous, next) = (slot.previous, slot.next);
         slot.queue = In::Nothing;
@@ -142,19 +161,24 @@ impl Queues {
         }
     }
 
+    /// For limits whose window is all there is.
+    pub(crate) fn without_frequencies(&mut self) {
+        self.sketch.turn_off();
+    }
+
     pub(crate) fn weight(&self) -> u64 {
         self.window.weight + self.main.weight
     }
 
     /// Puts a slot at the tail of the window.
-    pub(crate) fn insert<P>(&mut self, slots: &mut [Slot<P>], at: u32) {
+    pub(crate) fn insert<P: Payload>(&mut self, slots: &mut [Slot<P>], at: u32) {
         self.sketch.grow(slots.len());
         self.sketch.add(slots[at as usize].hash);
         self.window.push(slots, at);
     }
 
     /// An entry of another weight takes the place of the one in a slot.
-    pub(crate) fn replace<P>(&mut self, slots: &mut [Slot<P>], at: u32, weight: u32) {
+    pub(crate) fn replace<P: Payload>(&mut self, slots: &mut [Slot<P>], at: u32, weight: u32) {
         let slot = &mut slots[at as usize];
         let old = std::mem::replace(&mut slot.weight, weight);
         let queue = if slot.queue == In::Window {
@@ -165,7 +189,7 @@ impl Queues {
         queue.weight = queue.weight - u64::from(old) + u64::from(weight);
     }
 
-    pub(crate) fn remove<P>(&mut self, slots: &mut [Slot<P>], at: u32) {
+    pub(crate) fn remove<P: Payload>(&mut self, slots: &mut [Slot<P>], at: u32) {
         match slots[at as usize].queue {
             In::Window => self.window.remove(slots, at),
             In::Main => self.main.remove(slots, at),
@@ -174,7 +198,7 @@ impl Queues {
     }
 
     /// Tells the sketch if a slot was read since the last pass; returns whether it was.
-    fn fold<P>(&mut self, slots: &mut [Slot<P>], at: u32) -> bool {
+    fn fold<P: Payload>(&mut self, slots: &mut [Slot<P>], at: u32) -> bool {
         let slot = &mut slots[at as usize];
         let read = slot.read.get_mut();
         let was_read = *read & WAS_READ != 0;
@@ -186,7 +210,7 @@ impl Queues {
     }
 
     /// The slot that goes next, other than `kept`; `None` if there is no other. Moves [`MOVES_MAX`] entries at most.
-    pub(crate) fn victim<P>(
+    pub(crate) fn victim<P: Payload>(
         &mut self,
         slots: &mut [Slot<P>],
         limits: Limits,
@@ -234,7 +258,7 @@ impl Queues {
         }
     }
 
-    fn main_victim<P>(
+    fn main_victim<P: Payload>(
         &mut self,
         slots: &mut [Slot<P>],
         main_max: u64,

@@ -1,6 +1,7 @@
 //! A reader with a front of its own.
 
 use crate::cache::{Look, TtlCache};
+use crate::entry::Entry;
 use crate::front::Front;
 use crate::hash::hash_of;
 use crate::local::FRONT_PLACES;
@@ -39,6 +40,8 @@ where
     T: Time,
 {
     front: Front<K, V, N>,
+    /// An entry of a cache whose entries lie in the table, to be filled anew: such a reader allocates nothing once its places are full.
+    spare: Option<Arc<Entry<K, V>>>,
     versions: Arc<Versions>,
     hasher: S,
     time: T,
@@ -61,7 +64,8 @@ where
     {
         Self {
             front: Front::new(),
-            versions: Arc::clone(&cache.shared.store.versions),
+            spare: None,
+            versions: Arc::clone(cache.shared.store.versions()),
             hasher: cache.shared.hasher.clone(),
             time: cache.shared.time.clone(),
             hits: 0,
@@ -97,7 +101,7 @@ where
     {
         self.tell();
         let shared = &*self.cache.shared;
-        let (stamp, look) = shared.look(hash, key);
+        let (stamp, look) = shared.look(hash, key, self.spare.take());
         let (entry, count) = match look {
             Look::Fresh(entry) => (entry, Count::Hits),
             Look::Stale(entry) => (entry, Count::StaleHits),
@@ -114,7 +118,9 @@ where
         // A stale entry is kept for this one reference; its end has come already, so no later read finds it here.
         let until = shared.safe_until(&entry);
         let (at, old) = self.front.keep(entry, stamp, until);
-        drop(old);
+        if shared.rules.in_place {
+            self.spare = old;
+        }
         self.front.value(at)
     }
 

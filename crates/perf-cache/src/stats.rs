@@ -1,6 +1,6 @@
 //! What a cache counts.
 
-use perf_atomics::slab::{self, CellRange};
+use perf_atomics::slab::{self, CellHandle, CellRange};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a cache has done so far. Numbers only grow, apart from `len` and `weight`.
@@ -62,13 +62,17 @@ const COUNTS: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Counters {
     cells: Option<CellRange>,
+    /// The cell of [`Count::Hits`]: the first one.
+    hits: Option<CellHandle>,
     shared: [AtomicU64; COUNTS],
 }
 
 impl Counters {
     pub(crate) fn new() -> Self {
+        let cells = slab::reserve(COUNTS).ok();
         Self {
-            cells: slab::reserve(COUNTS).ok(),
+            hits: cells.as_ref().map(CellRange::handle),
+            cells,
             shared: Default::default(),
         }
     }
@@ -81,6 +85,20 @@ impl Counters {
                 self.shared[count as usize].fetch_add(amount, Ordering::Relaxed);
             }
         }
+    }
+
+    /// The same as [`one`](Self::one) of [`Count::Hits`], in fewer steps.
+    #[inline]
+    pub(crate) fn hit(&self) {
+        if !self.hits.is_some_and(|hits| hits.add_own(1)) {
+            self.hit_slow();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn hit_slow(&self) {
+        self.one(Count::Hits);
     }
 
     #[inline]

@@ -1,7 +1,7 @@
 //! One shard's entries: an open-addressed index of slots, and the queues that say which entry goes next. No locks, and no code of the user.
 
-use crate::queues::{Limits, NONE, Queues, Slot};
-use hashbrown::HashTable;
+use crate::index::Index;
+use crate::queues::{Limits, NONE, Payload, Queues, Slot};
 
 /// A new tick of the policy after so many births per entry held: a sixteenth of the capacity is how exactly the order of reads is
 /// known to the policy. See `docs/design/perf-cache.md`.
@@ -9,28 +9,47 @@ const TICKS_PER_TURNOVER: u64 = 16;
 /// Slots grow by an eighth, so that at most as much lies idle.
 const GROWTH: usize = 8;
 
-/// Entries by hash. Memory: a slot per entry, some 10 bytes of the index and 8 of the sketch.
+/// Entries by hash. Memory: a slot per entry, 6 to 13 bytes of the index and 8 to 16 of the sketch.
+/// In this order: what each read asks for comes first, in the line of the lock.
 #[derive(Debug)]
-pub(crate) struct Table<P> {
-    index: HashTable<u32>,
+#[repr(C)]
+pub(crate) struct Table<P: Payload> {
+    index: Index,
     slots: Vec<Slot<P>>,
+    tick: u8,
     /// The first free slot.
     free: u32,
-    tick: u8,
-    queues: Queues,
     births: u64,
+    queues: Queues,
 }
 
-impl<P> Table<P> {
-    pub(crate) const fn new() -> Self {
+/// What an insertion did.
+#[derive(Debug)]
+pub(crate) struct Inserted {
+    /// The slot.
+    pub(crate) at: u32,
+    /// The weight of the entry that had the hash.
+    pub(crate) replaced: u32,
+    /// Whether a tick has begun.
+    pub(crate) is_tick: bool,
+}
+
+impl<P: Payload> Table<P> {
+    pub(crate) fn new() -> Self {
         Self {
-            index: HashTable::new(),
+            index: Index::new(),
             slots: Vec::new(),
             free: NONE,
             tick: 0,
             queues: Queues::new(),
             births: 0,
         }
+    }
+
+    /// For limits whose window is all there is.
+    pub(crate) fn without_frequencies(mut self) -> Self {
+        self.queues.without_frequencies();
+        self
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -43,10 +62,9 @@ impl<P> Table<P> {
 
     #[inline]
     fn slot(&self, hash: u64) -> Option<&Slot<P>> {
-        let at = self
-            .index
-            .find(hash, |at| self.slots[*at as usize].hash == hash)?;
-        Some(&self.slots[*at as usize])
+        let slots = &*self.slots;
+        let is_it = |at: u32| slots.get(at as usize).is_some_and(|slot| slot.hash == hash);
+        slots.get(self.index.find(hash, is_it)? as usize)
     }
 
     /// The entry of a hash, without a word to the policy.
@@ -55,23 +73,42 @@ impl<P> Table<P> {
         self.slot(hash)?.payload.as_ref()
     }
 
-    /// The entry of a hash, read; and whether this is its first read of a tick.
+    /// The entry of a hash, read; with its weight if this is its first read of a tick.
     #[inline]
-    pub(crate) fn read(&self, hash: u64) -> Option<(&P, bool)> {
+    pub(crate) fn read(&self, hash: u64) -> Option<(&P, Option<u32>)> {
         let slot = self.slot(hash)?;
-        let is_first = slot.mark(self.tick);
-        Some((slot.payload.as_ref()?, is_first))
+        let weight = slot.mark(self.tick).then_some(slot.weight);
+        Some((slot.payload.as_ref()?, weight))
     }
 
-    /// Puts an entry in. Returns the one that had the hash, and whether a tick has begun.
-    pub(crate) fn insert(&mut self, hash: u64, weight: u32, payload: P) -> (Option<P>, bool) {
+    /// The slot of a hash, or [`NONE`].
+    pub(crate) fn find(&self, hash: u64) -> u32 {
         let slots = &self.slots;
-        let found = self.index.find(hash, |at| slots[*at as usize].hash == hash);
-        if let Some(at) = found.copied() {
-            self.queues.replace(&mut self.slots, at, weight);
+        let is_it = |at: u32| slots.get(at as usize).is_some_and(|slot| slot.hash == hash);
+        let found = self.index.find(hash, is_it);
+        found.unwrap_or(NONE)
+    }
+
+    /// Puts an entry in. The one that had the hash goes to `replaced`.
+    pub(crate) fn insert(
+        &mut self,
+        hash: u64,
+        weight: u32,
+        payload: P,
+        replaced: &mut Option<P>,
+    ) -> Inserted {
+        let at = self.find(hash);
+        if at != NONE {
             let slot = &mut self.slots[at as usize];
+            let old_weight = slot.weight;
             slot.mark(self.tick);
-            return (slot.payload.replace(payload), false);
+            *replaced = slot.payload.replace(payload);
+            self.queues.replace(&mut self.slots, at, weight);
+            return Inserted {
+                at,
+                replaced: old_weight,
+                is_tick: false,
+            };
         }
         let slot = Slot::new(hash, weight, payload, self.tick);
         let at = if self.free == NONE {
@@ -88,60 +125,54 @@ impl<P> Table<P> {
         };
         self.queues.insert(&mut self.slots, at);
         let slots = &self.slots;
-        self.index
-            .insert_unique(hash, at, |at| slots[*at as usize].hash);
+        self.index.insert(hash, at, |at| slots[at as usize].hash);
         self.births += 1;
         let is_tick = self.births * TICKS_PER_TURNOVER > self.index.len() as u64;
         if is_tick {
             self.births = 0;
             self.tick = self.tick.wrapping_add(1);
         }
-        (None, is_tick)
+        Inserted {
+            at,
+            replaced: 0,
+            is_tick,
+        }
     }
 
-    /// Takes the entry of a hash out if it `matches`.
-    pub(crate) fn remove(&mut self, hash: u64, matches: impl FnOnce(&P) -> bool) -> Option<P> {
-        let slots = &self.slots;
-        let found = self
-            .index
-            .find_entry(hash, |at| slots[*at as usize].hash == hash);
-        let entry = found.ok()?;
-        let at = *entry.get();
-        if !self.slots[at as usize]
-            .payload
-            .as_ref()
-            .is_some_and(matches)
-        {
+    /// Takes the entry of a hash out if it `matches`; with its weight.
+    pub(crate) fn remove(
+        &mut self,
+        hash: u64,
+        matches: impl FnOnce(&P) -> bool,
+    ) -> Option<(u32, P)> {
+        let at = self.find(hash);
+        let slot = self.slots.get(at as usize)?;
+        if !slot.payload.as_ref().is_some_and(matches) {
             return None;
         }
-        entry.remove();
         self.vacate(at)
     }
 
-    fn vacate(&mut self, at: u32) -> Option<P> {
+    fn vacate(&mut self, at: u32) -> Option<(u32, P)> {
+        let hash = self.slots[at as usize].hash;
+        self.index.remove(hash, at);
         self.queues.remove(&mut self.slots, at);
         let slot = &mut self.slots[at as usize];
         slot.next = self.free;
         self.free = at;
-        slot.payload.take()
+        Some((slot.weight, slot.payload.take()?))
     }
 
-    /// Throws one entry out, but not the one of `kept`; `None` if there is no other.
-    pub(crate) fn evict(&mut self, limits: Limits, kept: u64) -> Option<P> {
-        let slots = &self.slots;
-        let kept = self.index.find(kept, |at| slots[*at as usize].hash == kept);
-        let kept = kept.copied().unwrap_or(NONE);
+    /// Throws one entry out, with its weight, but not the one in the slot `kept`; `None` if there is no other.
+    pub(crate) fn evict(&mut self, limits: Limits, kept: u32) -> Option<(u32, P)> {
         let at = self.queues.victim(&mut self.slots, limits, kept)?;
-        let hash = self.slots[at as usize].hash;
-        if let Ok(entry) = self.index.find_entry(hash, |held| *held == at) {
-            entry.remove();
-        }
         self.vacate(at)
     }
 
-    /// All entries.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &P> {
-        self.slots.iter().filter_map(|slot| slot.payload.as_ref())
+    /// All entries, with their hashes.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &P)> {
+        let slots = self.slots.iter();
+        slots.filter_map(|slot| Some((slot.hash, slot.payload.as_ref()?)))
     }
 
     /// All entries, taken out.
@@ -154,6 +185,10 @@ impl<P> Table<P> {
 mod tests {
     use super::*;
     use std::collections::HashMap;
+
+    impl Payload for u64 {
+        type Line = Self;
+    }
 
     /// Random steps beside a plain map: what is held, its weight, and that the newest entry is never the one to go.
     #[test]
@@ -181,17 +216,17 @@ mod tests {
                     ),
                     1 => assert_eq!(table.remove(hash, |value| *value % 2 == 0), {
                         let matches = map.get(&hash).is_some_and(|held| held.1 % 2 == 0);
-                        matches
-                            .then(|| map.remove(&hash))
-                            .flatten()
-                            .map(|held| held.1)
+                        matches.then(|| map.remove(&hash)).flatten()
                     }),
                     _ => {
                         let weight = 1 + below(capacity.min(9)) as u32;
-                        let (old, _) = table.insert(hash, weight, step);
-                        assert_eq!(old, map.insert(hash, (weight, step)).map(|held| held.1));
+                        let mut old = None;
+                        let inserted = table.insert(hash, weight, step, &mut old);
+                        let old = old.map(|old| (inserted.replaced, old));
+                        assert_eq!(old, map.insert(hash, (weight, step)));
                         while table.weight() > capacity {
-                            let gone = table.evict(limits, hash).expect("another one can go");
+                            let gone = table.evict(limits, inserted.at);
+                            let (_, gone) = gone.expect("another one can go");
                             assert_ne!(gone, step, "the newest entry went");
                             let before = map.len();
                             map.retain(|_, held| held.1 != gone);
@@ -203,7 +238,7 @@ mod tests {
                 let weight: u64 = map.values().map(|held| u64::from(held.0)).sum();
                 assert_eq!(table.weight(), weight);
             }
-            let mut held: Vec<u64> = table.iter().copied().collect();
+            let mut held: Vec<u64> = table.iter().map(|(_, held)| *held).collect();
             let mut expected: Vec<u64> = map.values().map(|held| held.1).collect();
             held.sort_unstable();
             expected.sort_unstable();

@@ -1,7 +1,8 @@
 //! The time that decides about expiry: monotonic, coarse where that is safe, stepped by hand in tests.
 
 use parking_lot::Mutex;
-use perf_atomics::clock::{CoarseClock, CoarseInstant, LAG_MAX, RESOLUTION, Updater, Witness};
+use perf_atomics::clock::{CoarseClock, CoarseInstant, LAG_MAX, RESOLUTION, Updater};
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,8 +34,20 @@ pub trait Time: Send + Sync + 'static {
 }
 
 static CLOCK: CoarseClock = CoarseClock::new();
+
+/// A thread makes sure once in so many reads that the clock does not stand still.
+const READS_UNCHECKED: u32 = 64;
+
 thread_local! {
-    static WITNESS: Witness = const { Witness::new() };
+    /// Reads until the next look after the clock.
+    static UNCHECKED: Cell<u32> = const { Cell::new(0) };
+}
+
+#[cold]
+#[inline(never)]
+fn check_clock() {
+    UNCHECKED.with(|left| left.set(READS_UNCHECKED - 1));
+    CLOCK.check(CoarseInstant::precise(), LAG_MAX);
 }
 
 static UPDATER: Mutex<Option<Updater<&'static CoarseClock>>> = Mutex::new(None);
@@ -44,8 +57,8 @@ static UPDATER: Mutex<Option<Updater<&'static CoarseClock>>> = Mutex::new(None);
 /// The first cache that is built starts the clock's two threads, which wake a thousand and some forty times a second. When they
 /// stall, reads ask `Instant`; if the system gives no threads, they always do. [`PreciseTime`] does without them.
 ///
-/// **`fork`.** The child has the caches and none of these threads. Its reads find out that the clock stands still, see
-/// [`CoarseClock::witnessed`], and ask `Instant` from then on. Refreshes in the background and a manager's cleanup do not run in the child; a
+/// **`fork`.** The child has the caches and none of these threads. Each thread looks once in 64 reads whether the clock stands still;
+/// if so, all reads ask `Instant` from then on. Refreshes in the background and a manager's cleanup do not run in the child; a
 /// lock that another thread held when the process forked stays locked, as with any library. So fork before threads use the caches, or `exec`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CoarseTime;
@@ -58,9 +71,15 @@ impl Time for CoarseTime {
 
     #[inline]
     fn at_hand(&self) -> Option<CoarseInstant> {
-        // A witness has no destructor, so it can always be reached.
-        let read = |witness: &Witness| CLOCK.witnessed(witness, LAG_MAX);
-        WITNESS.try_with(read).ok().flatten()
+        // A cell without a destructor can always be reached.
+        let is_due = UNCHECKED.with(|left| {
+            left.set(left.get().wrapping_sub(1));
+            left.get() == u32::MAX
+        });
+        if is_due {
+            check_clock();
+        }
+        CLOCK.written()
     }
 
     fn precise(&self) -> CoarseInstant {

@@ -4,10 +4,10 @@ use crate::builder::CacheBuilder;
 use crate::cache::{Look, TtlCache};
 use crate::entry::Entry;
 use crate::error::CacheError;
-use crate::hash::spread;
+use crate::hash::{PassBuild, spread};
 use crate::policy::Policy;
 use crate::stats::{CacheStats, Count};
-use crate::store::{PassBuild, Versions};
+use crate::store::Versions;
 use crate::time::{CoarseTime, Time};
 use std::fmt;
 use std::future::Future;
@@ -160,7 +160,7 @@ impl<V: Send + Sync + 'static, T: Time> CachedValue<V, T> {
             stamp: u64::MAX,
             safe_until: 0,
             entry: None,
-            versions: Arc::clone(&self.cache.shared.store.versions),
+            versions: Arc::clone(self.cache.shared.store.versions()),
             time: self.cache.shared.time.clone(),
             hits: 0,
             cache: self.cache.clone(),
@@ -311,7 +311,8 @@ impl<V: Send + Sync + 'static, T: Time> ValueReader<V, T> {
     fn fetch(&mut self) -> Option<&V> {
         self.tell();
         let shared = &*self.cache.shared;
-        let (stamp, look) = shared.look(HASH, &Only);
+        let spare = self.entry.take();
+        let (stamp, look) = shared.look(HASH, &Only, spare);
         let (entry, count) = match look {
             Look::Fresh(entry) => (Some(entry), Count::Hits),
             Look::Stale(entry) => (Some(entry), Count::StaleHits),
@@ -321,8 +322,7 @@ impl<V: Send + Sync + 'static, T: Time> ValueReader<V, T> {
         shared.counters.one(count);
         self.safe_until = entry.as_ref().map_or(0, |entry| shared.safe_until(entry));
         self.stamp = stamp;
-        let old = std::mem::replace(&mut self.entry, entry);
-        drop(old);
+        self.entry = entry;
         self.entry.as_ref()?.value()
     }
 

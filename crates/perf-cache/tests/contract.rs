@@ -1,7 +1,7 @@
 //! What the public interface promises, one thread.
 
 use perf_cache::{
-    CacheError, CachedValue, FRONT_PLACES, ManualTime, Policy, PreciseTime, TtlCache,
+    CacheError, CachedValue, FRONT_PLACES, ManualTime, Policy, PreciseTime, Removal, TtlCache,
     WIDE_FRONT_PLACES,
 };
 use std::cell::Cell;
@@ -212,37 +212,42 @@ fn the_capacity_is_exact_and_may_change() {
 
 #[test]
 fn changes_are_seen_at_once_through_every_way_of_reading() {
-    let cache = plain(1000);
+    // Values that lie in the table, and values that fronts refer to.
+    see_changes::<u64>();
+    see_changes::<Box<u64>>();
+}
+
+fn see_changes<V>()
+where
+    V: From<u64> + std::borrow::Borrow<u64> + Clone + Send + Sync + 'static,
+{
+    let cache: TtlCache<u64, V> = TtlCache::builder(1000).build().unwrap();
     let mut reader = cache.reader();
+    let mut read = |key: u64| {
+        let got = cache.get(&key).map(|value| *value.borrow());
+        assert_eq!(got, reader.get(&key).map(|value| *value.borrow()));
+        got
+    };
     for key in 0..200 {
-        cache.insert(key, key);
-        assert_eq!(
-            (cache.get(&key), reader.get(&key).copied()),
-            (Some(key), Some(key))
-        );
-        cache.insert(key, key + 1);
-        assert_eq!(
-            (cache.get(&key), reader.get(&key).copied()),
-            (Some(key + 1), Some(key + 1))
-        );
+        cache.insert(key, key.into());
+        assert_eq!(read(key), Some(key));
+        cache.insert(key, (key + 1).into());
+        assert_eq!(read(key), Some(key + 1));
     }
     assert!(cache.invalidate(&7));
     assert!(!cache.invalidate(&7));
-    assert_eq!((cache.get(&7), reader.get(&7)), (None, None));
-    assert!(!cache.invalidate_if(&8, |value| *value == 0));
-    assert!(cache.invalidate_if(&8, |value| *value == 9));
-    assert_eq!((cache.get(&8), reader.get(&8)), (None, None));
+    assert_eq!(read(7), None);
+    assert!(!cache.invalidate_if(&8, |value| *value.borrow() == 0));
+    assert!(cache.invalidate_if(&8, |value| *value.borrow() == 9));
+    assert_eq!(read(8), None);
     assert_eq!(cache.invalidate_where(|key, _| key % 2 == 0), 99);
     for key in 0..200 {
         let expected = (key % 2 == 1 && key != 7).then_some(key + 1);
-        assert_eq!(
-            (cache.get(&key), reader.get(&key).copied()),
-            (expected, expected)
-        );
+        assert_eq!(read(key), expected);
     }
     cache.clear();
     assert!(cache.is_empty());
-    assert_eq!((cache.get(&11), reader.get(&11)), (None, None));
+    assert_eq!(read(11), None);
     assert_eq!(cache.weight(), 0);
 }
 
@@ -544,28 +549,31 @@ fn code_of_the_user_may_use_the_cache_from_anywhere() {
 
 #[test]
 fn the_end_of_a_thread_may_use_the_cache() {
-    struct Late(TtlCache<u64, u64>);
+    struct Late(TtlCache<u64, Box<u64>>);
     impl Drop for Late {
         fn drop(&mut self) {
-            assert_eq!(self.0.get(&1), Some(1));
-            assert_eq!(self.0.get_or_compute(&2, || 2), 2);
-            self.0.insert(3, 3);
+            assert_eq!(self.0.get(&1), Some(1.into()));
+            assert_eq!(self.0.get_or_compute(&2, || 2.into()), 2.into());
+            self.0.insert(3, 3.into());
             self.0.invalidate(&4);
         }
     }
     thread_local! {
         static LATE: std::cell::RefCell<Option<Late>> = const { std::cell::RefCell::new(None) };
     }
-    let cache = plain(10);
-    cache.insert(1, 1);
+    let cache: TtlCache<u64, Box<u64>> = TtlCache::builder(10).build().unwrap();
+    cache.insert(1, 1.into());
     let of_thread = cache.clone();
     std::thread::spawn(move || {
         LATE.with(|late| *late.borrow_mut() = Some(Late(of_thread.clone())));
-        assert_eq!(of_thread.get(&1), Some(1));
+        assert_eq!(of_thread.get(&1), Some(1.into()));
     })
     .join()
     .unwrap();
-    assert_eq!((cache.get(&2), cache.get(&3)), (Some(2), Some(3)));
+    assert_eq!(
+        (cache.get(&2), cache.get(&3)),
+        (Some(2.into()), Some(3.into()))
+    );
 }
 
 #[test]
@@ -645,12 +653,13 @@ fn without_a_front_nothing_is_pinned() {
 
 #[test]
 fn many_caches_share_the_slots_of_a_thread() {
-    let caches: Vec<TtlCache<u64, u64>> = (0..40).map(|_| plain(10)).collect();
+    let make = |_| TtlCache::builder(10).build().unwrap();
+    let caches: Vec<TtlCache<u64, Box<u64>>> = (0..40).map(make).collect();
     for round in 0..3000 {
         for (index, cache) in caches.iter().enumerate() {
             let key = round % 3;
-            let expected = key + index as u64;
-            assert_eq!(cache.get_or_compute(&key, || expected), expected);
+            let expected = Box::new(key + index as u64);
+            assert_eq!(cache.get_or_compute(&key, || expected.clone()), expected);
         }
     }
 }
@@ -747,7 +756,7 @@ fn what_is_invalidated_by_a_predicate_is_not_kept_by_a_computation_under_way() {
 fn the_values_of_a_dropped_cache_go_with_it() {
     let value = Arc::new(());
     let cache: TtlCache<u64, Arc<()>> = TtlCache::builder(10).build().unwrap();
-    let other = plain(10);
+    let other: TtlCache<u64, Arc<()>> = TtlCache::builder(10).build().unwrap();
     cache.insert(1, Arc::clone(&value));
     let (to_thread, of_test) = std::sync::mpsc::channel::<()>();
     let (to_test, of_thread) = std::sync::mpsc::channel::<()>();
@@ -864,4 +873,159 @@ fn the_precise_time_does_without_threads() {
         .unwrap();
     cache.insert(1, 1);
     assert_eq!((cache.get(&1), cache.reader().get(&1)), (Some(1), Some(&1)));
+}
+
+fn removals_of<V: Clone + Send + Sync + 'static>(value: V) {
+    let time = ManualTime::new();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let cache = TtlCache::builder(2)
+        .ttl(10 * SECOND)
+        .policy(Policy::Lru)
+        .on_removal(move |key, _: &V, why| sender.send((*key, why)).unwrap())
+        .time(time.clone())
+        .build()
+        .unwrap();
+    let told = || receiver.try_iter().collect::<Vec<_>>();
+    cache.insert(1, value.clone());
+    cache.get_or_compute(&2, || value.clone());
+    assert_eq!(told(), []);
+    cache.insert(1, value.clone());
+    assert_eq!(told(), [(1, Removal::Replaced)]);
+    let _ = cache.get(&1);
+    cache.get_or_compute(&3, || value.clone());
+    assert_eq!(told(), [(2, Removal::Evicted)]);
+    time.advance(Duration::from_secs(9));
+    cache.insert(3, value.clone());
+    assert_eq!(told(), [(3, Removal::Replaced)]);
+    time.advance(Duration::from_secs(1));
+    assert!(cache.get(&1).is_none());
+    assert_eq!(told(), [(1, Removal::Expired)]);
+    assert!(cache.invalidate(&3) && !cache.invalidate(&3));
+    assert_eq!(told(), [(3, Removal::Invalidated)]);
+    cache.insert(4, value.clone());
+    assert_eq!(cache.invalidate_where(|key, _| *key == 4), 1);
+    assert_eq!(told(), [(4, Removal::Invalidated)]);
+    cache.insert(5, value.clone());
+    time.advance(Duration::from_secs(10));
+    assert_eq!(cache.cleanup_expired(), 1);
+    assert_eq!(told(), [(5, Removal::Expired)]);
+    cache.insert(6, value.clone());
+    cache.clear();
+    assert_eq!(told(), [(6, Removal::Invalidated)]);
+    (7..9).for_each(|key| cache.insert(key, value.clone()));
+    cache.set_capacity(1).unwrap();
+    assert_eq!(told(), [(7, Removal::Evicted)]);
+}
+
+#[test]
+fn what_leaves_is_told_once_with_its_reason() {
+    removals_of(7_u64);
+    removals_of("seven".to_owned());
+}
+
+#[test]
+fn the_listener_may_use_the_cache() {
+    let slot: Arc<std::sync::OnceLock<TtlCache<u64, u64>>> = Arc::default();
+    let inner = Arc::clone(&slot);
+    let cache = TtlCache::builder(10)
+        .on_removal(move |key, value, why| {
+            if why == Removal::Invalidated
+                && let Some(cache) = inner.get()
+            {
+                cache.insert(key + 100, *value);
+            }
+        })
+        .build()
+        .unwrap();
+    slot.set(cache.clone()).unwrap();
+    cache.insert(1, 10);
+    assert!(cache.invalidate(&1));
+    assert_eq!((cache.get(&1), cache.get(&101)), (None, Some(10)));
+}
+
+#[test]
+fn a_value_may_choose_its_ttl() {
+    fn check<V: Clone + Send + Sync + 'static>(value: V) {
+        let time = ManualTime::new();
+        let cache = TtlCache::builder(10)
+            .ttl(Duration::from_secs(1))
+            .ttl_with(|key, _: &V| Duration::from_secs(*key))
+            .time(time.clone())
+            .build()
+            .unwrap();
+        cache.get_or_compute(&5, || value.clone());
+        cache.insert(3, value.clone());
+        cache.insert(0, value.clone());
+        cache.insert_with_ttl(9, value.clone(), Duration::from_secs(1));
+        let held = |keys: [u64; 4]| keys.map(|key| cache.get(&key).is_some());
+        assert_eq!(held([5, 3, 0, 9]), [true, true, false, true]);
+        time.advance(Duration::from_secs(3));
+        assert_eq!(held([5, 3, 0, 9]), [true, false, false, false]);
+        time.advance(Duration::from_secs(2));
+        assert_eq!(held([5, 3, 0, 9]), [false; 4]);
+    }
+    check(7_u64);
+    check("seven".to_owned());
+}
+
+#[test]
+fn a_cache_is_collected_from_pairs() {
+    let cache: TtlCache<u64, u64> = (0..500).map(|key| (key, key * 2)).collect();
+    assert_eq!((cache.len(), cache.capacity()), (500, 500));
+    assert!((0..500).all(|key| cache.get(&key) == Some(key * 2)));
+    let none: TtlCache<u64, u64> = std::iter::empty().collect();
+    assert_eq!((none.len(), none.capacity()), (0, 1));
+}
+
+#[test]
+fn an_update_loses_no_write_of_another_thread() {
+    fn check<V>()
+    where
+        V: From<u64> + std::borrow::Borrow<u64> + Clone + Send + Sync + 'static,
+    {
+        let cache: TtlCache<u64, V> = TtlCache::builder(10).build().unwrap();
+        assert!(!cache.update(&1, |_| unreachable!("there is nothing to change")));
+        cache.insert(1, 0.into());
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..1000 {
+                        assert!(cache.update(&1, |value| Some((value.borrow() + 1).into())));
+                    }
+                });
+            }
+        });
+        assert_eq!(cache.with(&1, |value| *value.borrow()), Some(4000));
+        // A change of what was replaced meanwhile is made again.
+        let mut calls = 0;
+        assert!(cache.update(&1, |value| {
+            calls += 1;
+            if calls == 1 {
+                cache.insert(1, 7.into());
+            }
+            Some((value.borrow() * 10).into())
+        }));
+        assert_eq!(cache.with(&1, |value| *value.borrow()), Some(70));
+        assert!(cache.update(&1, |_| None));
+        assert!(cache.is_empty());
+    }
+    check::<u64>();
+    check::<Box<u64>>();
+}
+
+#[test]
+fn a_front_is_kept_of_values_in_the_table_only_where_it_is_asked_for() {
+    for (is_asked, pinned) in [(false, 0), (true, 1)] {
+        let mut builder = TtlCache::builder(10);
+        if is_asked {
+            builder = builder.front(true);
+        }
+        let cache: TtlCache<u64, Arc<str>> = builder.build().unwrap();
+        let value: Arc<str> = Arc::from("seven");
+        cache.insert(7, Arc::clone(&value));
+        (0..3).for_each(|_| assert!(cache.get(&7).is_some()));
+        assert!(cache.invalidate(&7));
+        assert_eq!(cache.get(&7), None);
+        assert_eq!(Arc::strong_count(&value), 1 + pinned);
+    }
 }

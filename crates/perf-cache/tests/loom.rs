@@ -44,8 +44,17 @@ fn assert_caught(mutant: &'static str, model: fn()) {
 }
 
 /// A value is taken out while a reader is filling its front, and replaced.
-fn fronts_follow() {
-    let table = Arc::new(Table::new());
+fn fronts_follow_pinned() {
+    fronts_follow(false);
+}
+
+/// The same where entries lie in the table and the front has copies.
+fn fronts_follow_in_place() {
+    fronts_follow(true);
+}
+
+fn fronts_follow(in_place: bool) {
+    let table = Arc::new(Table::new(in_place));
     table.put(1);
     let changed = Arc::new(AtomicU64::new(1));
     let writer = {
@@ -73,17 +82,27 @@ fn fronts_follow() {
 
 #[test]
 fn no_front_serves_what_was_invalidated() {
-    assert_holds(fronts_follow);
+    assert_holds(fronts_follow_pinned);
+    assert_holds(fronts_follow_in_place);
 }
 
 #[test]
 fn a_front_that_reads_the_version_after_the_fetch_is_caught() {
-    assert_caught("front_version_after_fetch", fronts_follow);
+    assert_caught("front_version_after_fetch", fronts_follow_pinned);
+    assert_caught("front_version_after_fetch", fronts_follow_in_place);
 }
 
 /// Two ask for one missing key.
-fn one_computes() {
-    let table = Arc::new(Table::new());
+fn one_computes_pinned() {
+    one_computes(false);
+}
+
+fn one_computes_in_place() {
+    one_computes(true);
+}
+
+fn one_computes(in_place: bool) {
+    let table = Arc::new(Table::new(in_place));
     let computations = Arc::new(AtomicU64::new(0));
     let ask = |table: &Table, computations: &AtomicU64| {
         table.ask(|| {
@@ -102,17 +121,27 @@ fn one_computes() {
 
 #[test]
 fn two_that_ask_at_once_compute_once() {
-    assert_holds(one_computes);
+    assert_holds(one_computes_pinned);
+    assert_holds(one_computes_in_place);
 }
 
 #[test]
 fn a_leader_without_a_second_look_is_caught() {
-    assert_caught("flight_without_second_look", one_computes);
+    assert_caught("flight_without_second_look", one_computes_pinned);
+    assert_caught("flight_without_second_look", one_computes_in_place);
 }
 
 /// One abandons its computation; the other gets a value all the same, and nobody waits for ever.
-fn a_successor_computes() {
-    let table = Arc::new(Table::new());
+fn a_successor_computes_pinned() {
+    a_successor_computes(false);
+}
+
+fn a_successor_computes_in_place() {
+    a_successor_computes(true);
+}
+
+fn a_successor_computes(in_place: bool) {
+    let table = Arc::new(Table::new(in_place));
     let has_value = Arc::new(AtomicBool::new(false));
     let quitter = {
         let table = Arc::clone(&table);
@@ -130,7 +159,8 @@ fn a_successor_computes() {
 
 #[test]
 fn an_abandoned_computation_has_a_successor() {
-    assert_holds(a_successor_computes);
+    assert_holds(a_successor_computes_pinned);
+    assert_holds(a_successor_computes_in_place);
 }
 
 /// Remembers that it was called.
@@ -169,8 +199,16 @@ fn a_task_that_registers_without_a_second_look_is_caught() {
 }
 
 /// What is computed from changes, and the key is invalidated after the change.
-fn nothing_outdated_is_kept() {
-    let table = Arc::new(Table::new());
+fn nothing_outdated_is_kept_pinned() {
+    nothing_outdated_is_kept(false);
+}
+
+fn nothing_outdated_is_kept_in_place() {
+    nothing_outdated_is_kept(true);
+}
+
+fn nothing_outdated_is_kept(in_place: bool) {
+    let table = Arc::new(Table::new(in_place));
     let source = Arc::new(AtomicU64::new(1));
     let writer = {
         let (table, source) = (Arc::clone(&table), Arc::clone(&source));
@@ -187,10 +225,18 @@ fn nothing_outdated_is_kept() {
 
 #[test]
 fn what_was_computed_before_an_invalidation_is_not_kept() {
-    assert_holds(nothing_outdated_is_kept);
+    assert_holds(nothing_outdated_is_kept_pinned);
+    assert_holds(nothing_outdated_is_kept_in_place);
 }
 
 #[test]
 fn a_flight_that_lands_after_an_invalidation_is_caught() {
-    assert_caught("flight_lands_after_invalidate", nothing_outdated_is_kept);
+    assert_caught(
+        "flight_lands_after_invalidate",
+        nothing_outdated_is_kept_pinned,
+    );
+    assert_caught(
+        "flight_lands_after_invalidate",
+        nothing_outdated_is_kept_in_place,
+    );
 }

@@ -18,8 +18,8 @@ impl Random {
 }
 
 const TTL: u64 = 1_000;
-const STALE: u64 = 500;
-const NEGATIVE: u64 = 200;
+/// Nanoseconds in which a stale value is served and an error remembered; none of either where entries lie in the table.
+const WINDOWS: (u64, u64) = (500, 200);
 const KEYS: u64 = 200;
 
 /// What a plain map knows of a key.
@@ -39,20 +39,22 @@ struct Pair {
     now: u64,
     map: HashMap<u64, Known>,
     next_value: u64,
+    stale: u64,
+    negative: u64,
 }
 
 impl Pair {
-    fn new(lag: u64) -> Self {
+    fn new(lag: u64, (stale, negative): (u64, u64)) -> Self {
         let time = ManualTime::with_lag(Duration::from_nanos(lag));
         // The lag of the clock is there from the start.
         time.advance(Duration::from_nanos(lag));
-        let cache: TtlCache<u64, u64, _, _> = TtlCache::builder(10 * KEYS)
-            .ttl(Duration::from_nanos(TTL))
-            .stale_while_revalidate(Duration::from_nanos(STALE))
-            .negative_ttl(Duration::from_nanos(NEGATIVE))
-            .time(time.clone())
-            .build()
-            .unwrap();
+        let mut builder = TtlCache::builder(10 * KEYS).ttl(Duration::from_nanos(TTL));
+        if stale > 0 {
+            builder = builder
+                .stale_while_revalidate(Duration::from_nanos(stale))
+                .negative_ttl(Duration::from_nanos(negative));
+        }
+        let cache: TtlCache<u64, u64, _, _> = builder.time(time.clone()).build().unwrap();
         Self {
             reader: cache.reader(),
             cache,
@@ -60,6 +62,8 @@ impl Pair {
             now: lag,
             map: HashMap::new(),
             next_value: 0,
+            stale,
+            negative,
         }
     }
 
@@ -77,7 +81,7 @@ impl Pair {
         let known = Known {
             value: Ok(value),
             fresh_until,
-            ends: fresh_until + STALE,
+            ends: fresh_until + self.stale,
             retry_at: 0,
         };
         self.map.insert(key, known);
@@ -96,12 +100,12 @@ impl Pair {
             Some(known) if self.now < known.fresh_until || self.now < known.retry_at => known.value,
             Some(stale) if fails => {
                 // The attempt failed: the stale value, and no other attempt for a while.
-                let retry_at = self.now + NEGATIVE;
+                let retry_at = self.now + self.negative;
                 self.map.insert(key, Known { retry_at, ..stale });
                 stale.value
             }
             _ if fails => {
-                let ends = self.now + NEGATIVE;
+                let ends = self.now + self.negative;
                 let known = Known {
                     value: Err(value),
                     fresh_until: ends,
@@ -177,8 +181,16 @@ impl Pair {
 
 #[test]
 fn a_million_steps_agree_with_a_plain_map() {
-    for (seed, lag) in [(1, 0), (2, 30), (3, 5_000), (4, 0)] {
-        let (mut random, mut pair) = (Random(seed), Pair::new(lag));
+    let none = (0, 0);
+    for (seed, lag, windows) in [
+        (1, 0, WINDOWS),
+        (2, 30, WINDOWS),
+        (3, 5_000, WINDOWS),
+        (4, 0, none),
+        (5, 30, none),
+        (6, 5_000, none),
+    ] {
+        let (mut random, mut pair) = (Random(seed), Pair::new(lag, windows));
         for _ in 0..250_000 {
             pair.step(&mut random);
         }

@@ -169,7 +169,19 @@ pub(crate) enum Way {
 
 /// Hits of ours, and how often the policy changed.
 pub(crate) fn our_hits(trace: &[u64], capacity: u64, policy: Policy, way: Way) -> (u64, u64) {
-    let cache: TtlCache<u64, u64, FixedState> = TtlCache::builder(capacity)
+    // What lies in the table needs no front.
+    if way == Way::Front {
+        hits_of::<Box<u64>>(trace, capacity, policy, way)
+    } else {
+        hits_of::<u64>(trace, capacity, policy, way)
+    }
+}
+
+fn hits_of<V>(trace: &[u64], capacity: u64, policy: Policy, way: Way) -> (u64, u64)
+where
+    V: From<u64> + Clone + Send + Sync + 'static,
+{
+    let cache: TtlCache<u64, V, FixedState> = TtlCache::builder(capacity)
         .hasher(FixedState::default())
         .policy(policy)
         .front(way == Way::Front)
@@ -185,7 +197,7 @@ pub(crate) fn our_hits(trace: &[u64], capacity: u64, policy: Policy, way: Way) -
         if hit {
             hits += 1;
         } else {
-            cache.insert(*key, *key);
+            cache.insert(*key, V::from(*key));
         }
     }
     (hits, cache.stats().policy_switches)

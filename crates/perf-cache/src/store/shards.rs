@@ -1,0 +1,602 @@
+//! The shards: their locks, the capacity they share, and the flights of their hashes.
+
+use super::Joined;
+use super::version::{Version, Versions};
+use crate::entry::{Entry, Stored};
+use crate::flight::Flight;
+use crate::policy::Chooser;
+use crate::primitive::{RwLock, mutant};
+use crate::queues::Payload;
+use crate::removal::{Listener, Removal};
+use crate::table::Table;
+use hashbrown::HashTable;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64 as Count;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// A shard has room for so many entries: with fewer, keys spread so unevenly that some shards are full long before others.
+const ENTRIES_MIN: u64 = 256;
+/// Shards of more entries take longer than a millisecond to grow.
+const ENTRIES_MAX: u64 = 1 << 14;
+/// Enough that the threads of one core seldom meet those of another.
+const SHARDS_PER_CORE: u64 = 4;
+const SHARDS_MAX: u64 = 1 << 10;
+
+/// A power of two.
+fn shard_count(capacity: u64, is_weighed: bool) -> usize {
+    if cfg!(perf_loom) {
+        return 1;
+    }
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
+    let by_cores = SHARDS_PER_CORE * cores.next_power_of_two();
+    let wanted = if is_weighed {
+        by_cores
+    } else {
+        by_cores.max(capacity / ENTRIES_MAX)
+    };
+    1 << wanted
+        .min(capacity / ENTRIES_MIN)
+        .clamp(1, SHARDS_MAX)
+        .ilog2()
+}
+
+/// Where a hash's shard is, of a power of two of them.
+#[inline]
+pub(crate) fn shard_index(hash: u64, shards: usize) -> usize {
+    (hash >> 40) as usize & (shards - 1)
+}
+
+#[derive(Debug)]
+#[repr(C, align(64))]
+struct Shard<K, V, P: Payload> {
+    inner: RwLock<Inner<K, V, P>>,
+    /// Written under the lock, read without.
+    len: Count,
+    evictions: Count,
+    flights: Count,
+}
+
+#[derive(Debug)]
+#[repr(C)]
+struct Inner<K, V, P: Payload> {
+    table: Table<P>,
+    flights: HashTable<(u64, Arc<Flight<K, V>>)>,
+    /// Numbers insertions.
+    number: u32,
+    /// Changes that fronts have to learn of.
+    version: u64,
+}
+
+impl<K, V, P: Payload> Inner<K, V, P> {
+    fn flight(&self, hash: u64) -> Option<&Arc<Flight<K, V>>> {
+        let found = self.flights.find(hash, |(held, _)| *held == hash);
+        found.map(|(_, flight)| flight)
+    }
+}
+
+/// What went out of the table, to be dropped when no lock is held.
+#[derive(Debug)]
+struct Gone<P> {
+    replaced: Option<P>,
+    /// Most often none or one.
+    evicted: Option<P>,
+    more: Vec<P>,
+}
+
+impl<P> Gone<P> {
+    const fn new() -> Self {
+        Self {
+            replaced: None,
+            evicted: None,
+            more: Vec::new(),
+        }
+    }
+
+    fn push(&mut self, entry: P) {
+        if self.evicted.is_none() {
+            self.evicted = Some(entry);
+        } else {
+            self.more.push(entry);
+        }
+    }
+}
+
+/// Shards whose tables hold `P`.
+pub(crate) struct Shards<K, V, P: Payload> {
+    pub(crate) versions: Arc<Versions>,
+    shards: Box<[Shard<K, V, P>]>,
+    capacity: Count,
+    /// Of all entries. Shards share the capacity, so that it is exact, and chance does not leave parts of it empty.
+    weight: Count,
+    pub(crate) chooser: Chooser,
+    listener: Option<Listener<K, V>>,
+}
+
+impl<K, V, P: Payload> Shards<K, V, P> {
+    pub(super) fn new(
+        capacity: u64,
+        is_weighed: bool,
+        chooser: Chooser,
+        listener: Option<Listener<K, V>>,
+    ) -> Self {
+        let shards = shard_count(capacity, is_weighed);
+        let shard = |_| Shard {
+            inner: RwLock::new(Inner {
+                table: Table::new(),
+                flights: HashTable::new(),
+                number: 0,
+                version: 0,
+            }),
+            len: Count::new(0),
+            evictions: Count::new(0),
+            flights: Count::new(0),
+        };
+        Self {
+            versions: (0..shards).map(|_| Version::new()).collect(),
+            shards: (0..shards).map(shard).collect(),
+            capacity: Count::new(capacity),
+            weight: Count::new(0),
+            chooser,
+            listener,
+        }
+    }
+
+    #[inline]
+    fn shard(&self, hash: u64) -> &Shard<K, V, P> {
+        &self.shards[shard_index(hash, self.shards.len())]
+    }
+
+    #[inline]
+    pub(crate) fn version(&self, hash: u64) -> &Version {
+        &self.versions[shard_index(hash, self.versions.len())]
+    }
+
+    pub(super) fn capacity(&self) -> u64 {
+        self.capacity.load(Relaxed)
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.shards.len()
+    }
+
+    fn sum(&self, count: impl Fn(&Shard<K, V, P>) -> &Count) -> u64 {
+        let counts = self.shards.iter().map(|shard| count(shard).load(Relaxed));
+        counts.sum()
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.sum(|shard| &shard.len)
+    }
+
+    pub(super) fn weight(&self) -> u64 {
+        self.weight.load(Relaxed)
+    }
+
+    pub(super) fn evictions(&self) -> u64 {
+        self.sum(|shard| &shard.evictions)
+    }
+
+    /// The computation under way for a hash.
+    pub(super) fn flight(&self, hash: u64) -> Option<Arc<Flight<K, V>>> {
+        let shard = self.shard(hash);
+        // Who reads too late that there is one learns it by joining.
+        if shard.flights.load(Relaxed) == 0 {
+            return None;
+        }
+        shard.inner.read().flight(hash).cloned()
+    }
+
+    /// Writes a shard's sums down for those who read them without its lock.
+    fn publish(shard: &Shard<K, V, P>, inner: &Inner<K, V, P>) {
+        shard.len.store(inner.table.len() as u64, Relaxed);
+    }
+
+    fn remove_flight(
+        shard: &Shard<K, V, P>,
+        inner: &mut Inner<K, V, P>,
+        hash: u64,
+    ) -> Option<Arc<Flight<K, V>>> {
+        if inner.flights.is_empty() {
+            return None;
+        }
+        let found = inner.flights.find_entry(hash, |(held, _)| *held == hash);
+        let flight = found.ok()?.remove().0.1;
+        shard.flights.store(inner.flights.len() as u64, Relaxed);
+        Some(flight)
+    }
+
+    /// Tells fronts that what they have of a hash's shard may be outdated.
+    fn bump(&self, hash: u64, inner: &mut Inner<K, V, P>) {
+        inner.version += 1;
+        self.version(hash).set(inner.version);
+    }
+
+    fn weigh(&self, added: i64) -> u64 {
+        if added < 0 {
+            self.weight.fetch_sub(added.unsigned_abs(), Relaxed)
+        } else {
+            self.weight.fetch_add(added.unsigned_abs(), Relaxed)
+        }
+    }
+
+    /// Adds to the weight held if the capacity allows it. A full cache that throws out as much as it takes in writes nothing here.
+    fn admits(&self, added: i64) -> bool {
+        if added > 0 {
+            let fits = |held: u64| held.saturating_add_signed(added) <= self.capacity();
+            if !fits(self.weight()) {
+                return false;
+            }
+            let before = self.weigh(added);
+            if !fits(before) {
+                self.weigh(-added);
+                return false;
+            }
+        } else if added < 0 {
+            self.weigh(added);
+        }
+        true
+    }
+
+    /// Throws one entry out of a shard, other than the one in the slot `kept`; with its weight. The caller publishes, bumps the version and
+    /// weighs.
+    fn evict_locked(
+        &self,
+        shard: &Shard<K, V, P>,
+        inner: &mut Inner<K, V, P>,
+        kept: u32,
+        excess: u64,
+    ) -> Option<(u32, P)> {
+        // A shard's part is what it holds when the cache is full, less what is beyond the capacity now.
+        let part = inner.table.weight().saturating_sub(excess.max(1));
+        let limits = self.chooser.limits(part.max(1));
+        let evicted = inner.table.evict(limits, kept)?;
+        // Only this shard's lock orders these, which is held.
+        let count = shard.evictions.load(Relaxed) + 1;
+        shard.evictions.store(count, Relaxed);
+        Some(evicted)
+    }
+
+    fn put_locked(
+        &self,
+        shard: &Shard<K, V, P>,
+        inner: &mut Inner<K, V, P>,
+        (hash, weight): (u64, u32),
+        entry: P,
+        gone: &mut Gone<P>,
+    ) {
+        let mut added = i64::from(weight);
+        let inserted = inner.table.insert(hash, weight, entry, &mut gone.replaced);
+        added -= i64::from(inserted.replaced);
+        while !self.admits(added) {
+            let excess = self.weight().saturating_add_signed(added);
+            let excess = excess.saturating_sub(self.capacity());
+            let Some((weight, entry)) = self.evict_locked(shard, inner, inserted.at, excess) else {
+                // The others' turn: `make_room`, when this lock is released.
+                self.weigh(added);
+                break;
+            };
+            added -= i64::from(weight);
+            gone.push(entry);
+        }
+        // A tick: so that fronts tell the policy, by way of the table, what they have read.
+        if gone.replaced.is_some() || inserted.is_tick || gone.evicted.is_some() {
+            self.bump(hash, inner);
+        }
+        Self::publish(shard, inner);
+    }
+
+    /// Throws out what is beyond the capacity, from all shards, but not the entry of `kept`. Most often there is nothing.
+    fn make_room(&self, kept: u64, gone: &mut Gone<P>) {
+        let (first, shards) = (shard_index(kept, self.shards.len()), self.shards.len());
+        for step in 0..shards {
+            if self.weight() <= self.capacity() {
+                return;
+            }
+            let index = (first + step) % shards;
+            let shard = &self.shards[index];
+            let mut inner = shard.inner.write();
+            let kept = inner.table.find(kept);
+            while self.weight() > self.capacity() {
+                let excess = self.weight().saturating_sub(self.capacity());
+                let Some((weight, entry)) = self.evict_locked(shard, &mut inner, kept, excess)
+                else {
+                    break;
+                };
+                self.weigh(-i64::from(weight));
+                gone.push(entry);
+            }
+            inner.version += 1;
+            self.versions[index].set(inner.version);
+            Self::publish(shard, &inner);
+        }
+    }
+
+    fn take_locked(
+        &self,
+        shard: &Shard<K, V, P>,
+        inner: &mut Inner<K, V, P>,
+        hash: u64,
+        matches: impl FnOnce(&P) -> bool,
+    ) -> Option<P> {
+        let (weight, taken) = inner.table.remove(hash, matches)?;
+        self.weigh(-i64::from(weight));
+        self.bump(hash, inner);
+        Self::publish(shard, inner);
+        Some(taken)
+    }
+
+    /// Takes an entry out if it is the one of this hash that `matches`, which must not call the user's code. A
+    /// flight of the hash loses its say either way.
+    pub(crate) fn take(&self, hash: u64, matches: impl FnOnce(&P) -> bool) -> Option<P> {
+        let shard = self.shard(hash);
+        let mut inner = shard.inner.write();
+        let flight = Self::remove_flight(shard, &mut inner, hash);
+        let taken = self.take_locked(shard, &mut inner, hash, matches);
+        drop(inner);
+        drop(flight);
+        taken
+    }
+
+    /// The same for an entry that has ended: a flight goes on.
+    fn take_ended(&self, hash: u64, matches: impl FnOnce(&P) -> bool) -> Option<P> {
+        let shard = self.shard(hash);
+        let mut inner = shard.inner.write();
+        self.take_locked(shard, &mut inner, hash, matches)
+    }
+
+    /// Takes everything out of one shard, and from its flights their say.
+    pub(crate) fn drain(&self, index: usize) -> impl Iterator<Item = P> + use<K, V, P> {
+        let shard = &self.shards[index];
+        let mut inner = shard.inner.write();
+        let table = std::mem::replace(&mut inner.table, Table::new());
+        let flights = std::mem::take(&mut inner.flights);
+        shard.flights.store(0, Relaxed);
+        self.weight.fetch_sub(table.weight(), Relaxed);
+        inner.version += 1;
+        self.versions[index].set(inner.version);
+        Self::publish(shard, &inner);
+        drop(inner);
+        drop(flights);
+        table.into_entries()
+    }
+}
+
+impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
+    /// The entry of a hash, whatever its key, without a word to the policy.
+    pub(crate) fn get(&self, hash: u64) -> Option<P> {
+        self.shard(hash).inner.read().table.peek(hash)?.copied()
+    }
+
+    /// The entry of a hash, read.
+    #[inline(always)]
+    pub(crate) fn read(&self, hash: u64) -> Option<P> {
+        let inner = self.shard(hash).inner.read();
+        let (entry, weight) = inner.table.read(hash)?;
+        let entry = entry.copied();
+        drop(inner);
+        if let Some(weight) = weight {
+            self.first_read(hash, weight);
+        }
+        entry
+    }
+
+    /// Of a tick.
+    #[cold]
+    #[inline(never)]
+    fn first_read(&self, hash: u64, weight: u32) {
+        self.sample(hash, weight);
+    }
+
+    /// The same, and the version under which a front may keep it.
+    #[inline]
+    pub(crate) fn read_versioned(&self, hash: u64) -> (u64, Option<P>) {
+        let mut version = self.version(hash).current();
+        let entry = self.read(hash);
+        if mutant::is("front_version_after_fetch") {
+            version = self.version(hash).current();
+        }
+        (version, entry)
+    }
+
+    /// Another capacity. Drops what was beyond it.
+    pub(crate) fn resize(&self, capacity: u64) {
+        self.capacity.store(capacity, Relaxed);
+        self.chooser.reset();
+        let mut gone = Gone::new();
+        // A hash of no entry, most likely; if it is one, that entry goes with the next insertion.
+        self.make_room(u64::MAX, &mut gone);
+        self.tell_gone(&mut gone);
+    }
+
+    /// Drops an entry that was taken out, and tells the listener. To be called with nothing locked.
+    pub(crate) fn tell(&self, entry: Option<P>, why: Removal) {
+        if let Some(listener) = &self.listener
+            && let Some(entry) = &entry
+            && let Some(value) = entry.value()
+        {
+            listener(entry.key(), value, why);
+        }
+    }
+
+    #[inline]
+    fn tell_gone(&self, gone: &mut Gone<P>) {
+        if self.listener.is_some() {
+            self.tell(gone.replaced.take(), Removal::Replaced);
+            self.tell(gone.evicted.take(), Removal::Evicted);
+            for entry in gone.more.drain(..) {
+                self.tell(Some(entry), Removal::Evicted);
+            }
+        }
+    }
+
+    /// Takes an entry out that has ended, if it is the one of this hash that `matches`. Returns whether it was.
+    pub(crate) fn drop_ended(&self, hash: u64, matches: impl FnOnce(&P) -> bool) -> bool {
+        let taken = self.take_ended(hash, matches);
+        let was_there = taken.is_some();
+        self.tell(taken, Removal::Expired);
+        was_there
+    }
+
+    /// Shows an access to the policy, if it is one of the sample.
+    #[inline]
+    fn sample(&self, hash: u64, weight: u32) {
+        if self.chooser.samples(hash) {
+            let held = || (self.len(), self.weight());
+            self.chooser.access(hash, weight, self.capacity(), held);
+        }
+    }
+
+    pub(super) fn put(&self, entry: Entry<K, V>) {
+        self.put_if(entry, |_| true);
+    }
+
+    /// Puts an entry in if what its hash has now `matches`, which must not call the user's code; its flight loses its say then. Returns whether
+    /// it did.
+    pub(crate) fn put_if(
+        &self,
+        entry: Entry<K, V>,
+        matches: impl FnOnce(Option<&P>) -> bool,
+    ) -> bool {
+        let place = (entry.hash, entry.weight);
+        let Some(entry) = P::new(entry) else {
+            return false;
+        };
+        let shard = self.shard(place.0);
+        let mut inner = shard.inner.write();
+        if !matches(inner.table.peek(place.0)) {
+            drop(inner);
+            drop(entry);
+            return false;
+        }
+        let flight = Self::remove_flight(shard, &mut inner, place.0);
+        let mut gone = Gone::new();
+        self.put_numbered(shard, &mut inner, place, entry, &mut gone);
+        drop(inner);
+        self.end_put(place, &mut gone);
+        drop(gone);
+        drop(flight);
+        true
+    }
+
+    fn put_numbered(
+        &self,
+        shard: &Shard<K, V, P>,
+        inner: &mut Inner<K, V, P>,
+        place: (u64, u32),
+        mut entry: P,
+        gone: &mut Gone<P>,
+    ) {
+        inner.number = inner.number.wrapping_add(1);
+        entry.set_number(inner.number);
+        self.put_locked(shard, inner, place, entry, gone);
+    }
+
+    /// What is left to do of an insertion when its lock is released. Tells the listener what went.
+    #[inline]
+    fn end_put(&self, (hash, weight): (u64, u32), gone: &mut Gone<P>) {
+        if self.weight() > self.capacity() {
+            self.make_room(hash, gone);
+        }
+        self.sample(hash, weight);
+        self.tell_gone(gone);
+    }
+
+    pub(super) fn land(&self, flight: &Arc<Flight<K, V>>, entry: Entry<K, V>, is_kept: bool) {
+        let place @ (hash, _) = (entry.hash, entry.weight);
+        let Some(entry) = P::new(entry) else {
+            return;
+        };
+        let shard = self.shard(hash);
+        let mut inner = shard.inner.write();
+        let is_own = Self::remove_own(shard, &mut inner, hash, flight);
+        // Nobody else finds the flight from here on; most often nobody has.
+        let has_others = Arc::strong_count(flight) > 1;
+        let outcome = has_others.then(|| entry.outcome(hash));
+        let mut gone = Gone::new();
+        let mut unkept = None;
+        let is_put = is_kept && (is_own || mutant::is("flight_lands_after_invalidate"));
+        if is_put {
+            self.put_numbered(shard, &mut inner, place, entry, &mut gone);
+        } else {
+            unkept = Some(entry);
+        }
+        drop(inner);
+        if let Some(outcome) = outcome {
+            flight.settle(outcome);
+        }
+        if is_put {
+            self.end_put(place, &mut gone);
+        }
+        drop((gone, unkept));
+    }
+
+    /// Takes a flight out, unless it has lost its say; returns whether it had. The caller has a count too, so nothing is dropped.
+    fn remove_own(
+        shard: &Shard<K, V, P>,
+        inner: &mut Inner<K, V, P>,
+        hash: u64,
+        flight: &Arc<Flight<K, V>>,
+    ) -> bool {
+        let held = inner.flight(hash);
+        let is_own = held.is_some_and(|held| Arc::ptr_eq(held, flight));
+        if is_own {
+            Self::remove_flight(shard, inner, hash);
+        }
+        is_own
+    }
+
+    pub(super) fn end(&self, flight: &Arc<Flight<K, V>>, hash: u64) {
+        let shard = self.shard(hash);
+        Self::remove_own(shard, &mut shard.inner.write(), hash, flight);
+    }
+
+    pub(super) fn join(&self, hash: u64, flight: &Arc<Flight<K, V>>) -> Joined<K, V> {
+        let shard = self.shard(hash);
+        let mut inner = shard.inner.write();
+        let mut outrun = None;
+        if let Some(under_way) = inner.flight(hash) {
+            if flight.is_refresh || !under_way.is_refresh {
+                return Joined::Under(Arc::clone(under_way));
+            }
+            // A refresh loses its say to a caller who needs the value now.
+            outrun = Self::remove_flight(shard, &mut inner, hash);
+        }
+        let new = (hash, Arc::clone(flight));
+        inner.flights.insert_unique(hash, new, |(hash, _)| *hash);
+        shard.flights.store(inner.flights.len() as u64, Relaxed);
+        let held = inner.table.peek(hash).and_then(P::copied);
+        let held = held.filter(|_| !mutant::is("flight_without_second_look"));
+        drop(inner);
+        drop(outrun);
+        let held = held.map(|held| held.into_entry(hash, None));
+        Joined::Lead(Arc::clone(flight), held)
+    }
+
+    /// The entries of one shard, with their hashes.
+    pub(crate) fn entries(&self, index: usize) -> Vec<(u64, P)> {
+        let inner = self.shards[index].inner.read();
+        let entry = |(hash, entry): (u64, &P)| Some((hash, entry.copied()?));
+        inner.table.iter().filter_map(entry).collect()
+    }
+
+    /// The same, and the shard's flights lose their say.
+    pub(crate) fn entries_alone(&self, index: usize) -> Vec<(u64, P)> {
+        let shard = &self.shards[index];
+        let mut inner = shard.inner.write();
+        let flights = std::mem::take(&mut inner.flights);
+        shard.flights.store(0, Relaxed);
+        drop(inner);
+        drop(flights);
+        self.entries(index)
+    }
+}
+
+impl<K, V, P: Payload> fmt::Debug for Shards<K, V, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shards")
+            .field("count", &self.shards.len())
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}
