@@ -3,7 +3,9 @@
 use crate::call::Call;
 use crate::error::TransportError;
 use crate::payload::Payload;
-use crate::proto::{BodyState, BodyStep, CallKey, Header, Kind, Lane, SendWindow, Waiter};
+use crate::proto::{
+    BodyState, BodyStep, CallKey, Header, Kind, Lane, NotQueued, SendWindow, Waiter,
+};
 use crate::shell::conn::Conn;
 use crate::shell::serve::Waiting;
 use bytes::{Bytes, BytesMut};
@@ -158,10 +160,21 @@ impl BodySender {
             let Some(taken) = taken else {
                 return Err(self.broken());
             };
-            let chunk = part.split_to(usize::try_from(taken).unwrap_or(wanted));
+            let mut chunk = part.split_to(usize::try_from(taken).unwrap_or(wanted));
             self.sent_bytes += chunk.len() as u64;
-            self.queue(Kind::StreamChunk, Payload::Shared(chunk))
-                .await?;
+            let mut bytes_max = chunk.len();
+            while !chunk.is_empty() {
+                let piece = chunk.slice(..bytes_max.min(chunk.len()));
+                let length = piece.len();
+                match self
+                    .queue(Kind::StreamChunk, Payload::Shared(piece))
+                    .await?
+                {
+                    Queued::Whole => chunk = chunk.split_off(length),
+                    // What the peer takes has become known since the chunk was cut.
+                    Queued::TooLong(most) => bytes_max = most as usize,
+                }
+            }
         }
         Ok(())
     }
@@ -192,7 +205,7 @@ impl BodySender {
         }
     }
 
-    async fn queue(&self, kind: Kind, payload: Payload<'_>) -> Result<(), TransportError> {
+    async fn queue(&self, kind: Kind, payload: Payload<'_>) -> Result<Queued, TransportError> {
         let header = Header::new(kind, 0, self.key.id());
         let mut waiting = Waiting {
             conn: &self.conn,
@@ -203,7 +216,7 @@ impl BodySender {
         let queued = poll_fn(|cx| {
             // A body is of one connection: once that is lost, no chunk may go to the next one.
             match self.window.poll_take(0, cx) {
-                Poll::Ready(None) => return Poll::Ready(false),
+                Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Ready(Some(_)) | Poll::Pending => {}
             }
             let lanes = &conn.channel.lanes;
@@ -214,18 +227,26 @@ impl BodySender {
                 next.wake();
             }
             match result {
-                Ok(()) => Poll::Ready(true),
-                Err(_) => Poll::Pending,
+                Ok(()) => Poll::Ready(Some(Queued::Whole)),
+                Err(NotQueued::TooLong { bytes_max }) => {
+                    Poll::Ready(Some(Queued::TooLong(bytes_max)))
+                }
+                Err(NotQueued::Full | NotQueued::Closed) => Poll::Pending,
             }
         })
         .await;
         drop(waiting);
-        if !queued {
-            return Err(self.broken());
-        }
+        let queued = queued.ok_or_else(|| self.broken())?;
         self.conn.notify(false);
-        Ok(())
+        Ok(queued)
     }
+}
+
+/// What became of a frame of a body.
+enum Queued {
+    Whole,
+    /// The peer takes so many bytes at most.
+    TooLong(u32),
 }
 
 impl Drop for BodySender {

@@ -1,6 +1,7 @@
 //! What can go wrong.
 
 use crate::envelope::Envelope;
+use crate::event::CloseReason;
 use crate::proto::{Fault, HandshakeError};
 use bytes::Bytes;
 use std::borrow::Cow;
@@ -44,6 +45,8 @@ pub enum TransportError {
     Disconnected {
         /// The peer.
         peer: u64,
+        /// Why the last connection to the peer ended: also the error's `source`. `None` if it never ended, as while a transport shuts down.
+        cause: Option<Arc<CloseReason>>,
     },
     /// The peer could not be reached. Nothing was sent.
     Unreachable {
@@ -113,15 +116,19 @@ impl TransportError {
     pub(crate) fn from_fault(
         fault: Fault,
         peer: u64,
-        cause: impl FnOnce() -> Option<Arc<Self>>,
+        ended: impl FnOnce() -> Option<Arc<CloseReason>>,
+        failed: impl FnOnce() -> Option<Arc<Self>>,
     ) -> Self {
         match fault {
             Fault::Timeout => Self::Timeout { peer },
-            Fault::Disconnected => Self::Disconnected { peer },
+            Fault::Disconnected => Self::Disconnected {
+                peer,
+                cause: ended(),
+            },
             Fault::Unreachable => Self::Unreachable {
                 peer,
                 retry_in_ms: 0,
-                cause: cause(),
+                cause: failed(),
             },
             Fault::TooLarge { bytes, bytes_max } => Self::TooLarge {
                 bytes: bytes as usize,
@@ -167,7 +174,7 @@ impl fmt::Display for TransportError {
                 "{streams_max} bodies are being sent to node {peer}, no more are allowed: raise its `streams_max`"
             ),
             Self::Timeout { peer } => write!(f, "node {peer} did not answer in time"),
-            Self::Disconnected { peer } => write!(
+            Self::Disconnected { peer, .. } => write!(
                 f,
                 "the connection to node {peer} was lost; it may or may not have handled the message"
             ),
@@ -206,6 +213,9 @@ impl std::error::Error for TransportError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Unreachable {
+                cause: Some(cause), ..
+            } => Some(cause.as_ref()),
+            Self::Disconnected {
                 cause: Some(cause), ..
             } => Some(cause.as_ref()),
             Self::Handshake { error, .. } => Some(error),

@@ -1,4 +1,4 @@
-//! What happens to connections, for whoever wants to know.
+//! What happens to connections: events and the reasons of ends.
 
 use crate::error::TransportError;
 use crate::proto::{ConnectionClass, FrameError, HandshakeError};
@@ -43,6 +43,16 @@ impl fmt::Display for CloseReason {
             Self::PeerDrained => f.write_str("the peer shuts down"),
             Self::Closed => f.write_str("closed by this node"),
             Self::Certificate(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for CloseReason {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Protocol(error) => Some(error),
+            Self::Certificate(error) => Some(error),
+            _ => None,
         }
     }
 }

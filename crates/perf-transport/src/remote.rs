@@ -8,6 +8,7 @@ use crate::payload::Payload;
 use crate::priority::Priority;
 use crate::route::Route;
 use crate::transport::Transport;
+use bytes::Bytes;
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -161,5 +162,17 @@ impl RemoteMethod {
             Ok(call) => call,
             Err(error) => Call::failed(error),
         }
+    }
+
+    /// Sends a request and waits for room first, as [`Transport::call_wait`] does.
+    ///
+    /// # Errors
+    /// Those of [`Transport::call_wait`].
+    pub async fn call_wait(
+        &self,
+        payload: impl Into<Payload<'_>>,
+    ) -> Result<Bytes, TransportError> {
+        let envelope = self.envelope(payload.into());
+        self.transport.call_wait_along(&self.route, &envelope).await
     }
 }

@@ -1,6 +1,7 @@
 //! What a transport has done and has waiting.
 
 use crate::error::TransportError;
+use crate::event::CloseReason;
 use crate::proto::ConnectionClass;
 use crate::shell::conn::Conn;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -76,6 +77,8 @@ pub struct ConnectionStatus {
     pub peer_busy: u64,
     /// Why it was not possible to connect when that was last tried in vain.
     pub last_error: Option<TransportError>,
+    /// Why the connection before this one ended, or this one if it is not established; only of dialled ones.
+    pub last_close: Option<CloseReason>,
 }
 
 /// A whole transport.

@@ -359,6 +359,43 @@ impl Way<'_> {
     }
 }
 
+/// A slot of a call whose request is not queued yet. It is freed when dropped, and the peer has nothing to be told.
+struct Slot {
+    conn: Option<Arc<Conn>>,
+    key: CallKey,
+}
+
+impl Slot {
+    fn into_call(mut self) -> Call {
+        match self.conn.take() {
+            Some(conn) => Call::waiting(conn, self.key),
+            None => Call::failed(TransportError::ShuttingDown),
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(conn) = &self.conn {
+            conn.channel.pending.cancel(self.key);
+        }
+    }
+}
+
+/// Gives up its place in line for a slot when dropped.
+struct WaitingForSlot<'a> {
+    conn: &'a Conn,
+    waiter: Waiter,
+}
+
+impl Drop for WaitingForSlot<'_> {
+    fn drop(&mut self) {
+        if let Some(next) = self.conn.channel.pending.forget(&mut self.waiter) {
+            next.wake();
+        }
+    }
+}
+
 impl Transport {
     /// Prepares the transport of a node in a cluster.
     ///
@@ -682,7 +719,7 @@ impl Transport {
         };
         let attempt = Attempt {
             peer: route.peer.id,
-            bytes: batch.longest,
+            bytes: batch.block.longest(),
             calls_max: self.inner.config.calls_max,
             cause: None,
         };
@@ -693,16 +730,14 @@ impl Transport {
                 ..attempt.clone()
             })
         };
-        let way = self.way_of(route, batch.priority, batch.longest);
+        let way = self.way_of(route, batch.priority, batch.block.longest());
         let way = way.map_err(refused)?;
         let lanes = &way.conn().channel.lanes;
         let push = |waiter: &mut Waiter, waker: &Waker| {
             let name = (route.number, &route.name.define);
             lanes.push_batch_or_wait(waiter, waker, way.lane, &mut batch.block, name)
         };
-        self.queue_in_turn(&way, push).await.map_err(refused)?;
-        batch.longest = 0;
-        Ok(())
+        self.queue_in_turn(&way, push).await.map_err(refused)
     }
 
     /// Queues a message at once or not at all.
@@ -712,6 +747,7 @@ impl Transport {
         match lanes.push(way.lane, header, payload, way.define()) {
             Ok(()) => Ok(()),
             Err(NotQueued::Full) => Err(Refused::QueueFull),
+            Err(NotQueued::TooLong { bytes_max }) => Err(Refused::TooLarge { bytes_max }),
             Err(NotQueued::Closed) => self.queue_again(way, header, payload),
         }
     }
@@ -727,7 +763,10 @@ impl Transport {
         way.link.admit_slow(&way.route.peer, &self.inner)?;
         let lanes = &way.conn().channel.lanes;
         let pushed = lanes.push(way.lane, header, payload, way.define());
-        pushed.map_err(|_| Refused::QueueFull)
+        pushed.map_err(|reason| match reason {
+            NotQueued::TooLong { bytes_max } => Refused::TooLarge { bytes_max },
+            NotQueued::Full | NotQueued::Closed => Refused::QueueFull,
+        })
     }
 
     /// Queues something, in turn with others who wait for the same queue, and sees to it that it is written.
@@ -754,6 +793,9 @@ impl Transport {
             match result {
                 Ok(()) => Poll::Ready(Ok(())),
                 Err(NotQueued::Full) => Poll::Pending,
+                Err(NotQueued::TooLong { bytes_max }) => {
+                    Poll::Ready(Err(Refused::TooLarge { bytes_max }))
+                }
                 Err(NotQueued::Closed) => {
                     // The connection ended since the look above, and soon it is known what comes next.
                     cx.waker().wake_by_ref();
@@ -784,58 +826,107 @@ impl Transport {
     /// Sends a request, waits while its queue is full or as many calls are in flight as may be, and then for the reply. All of it together takes no
     /// longer than the call may.
     ///
-    /// Callers that wait for room in the queue have their turns; those that wait because of `calls_max` look again at each
-    /// [`Config::tick`](crate::Config::tick). Dropping the future before the request is queued sends nothing.
+    /// Callers that wait have their turns, and are woken when it is theirs. Dropping the future before the request is queued sends nothing.
     ///
     /// # Errors
     /// As [`call`](Self::call), without `QueueFull`; `TooManyCalls` or `QueueFull` if there was no room in all that time.
     pub async fn call_wait(&self, envelope: Envelope<'_>) -> Result<Bytes, TransportError> {
-        let config = &self.inner.config;
-        let timeout = envelope.timeout.unwrap_or(config.call_timeout);
-        let deadline = tokio::time::Instant::now() + timeout;
+        let route = self.route(&envelope)?;
+        self.call_wait_on(&route, &envelope).await
+    }
+
+    pub(crate) async fn call_wait_along(
+        &self,
+        route: &Route,
+        envelope: &Envelope<'_>,
+    ) -> Result<Bytes, TransportError> {
+        if route.era == self.era() {
+            return self.call_wait_on(route, envelope).await;
+        }
+        self.call_wait_on(&self.route(envelope)?, envelope).await
+    }
+
+    async fn call_wait_on(
+        &self,
+        route: &Route,
+        envelope: &Envelope<'_>,
+    ) -> Result<Bytes, TransportError> {
+        let time = envelope.timeout.unwrap_or(self.inner.config.call_timeout);
+        let mut full = Refused::TooManyCalls;
+        let begun = self.begin_in_turn(route, envelope, time, &mut full);
+        let refused = match tokio::time::timeout(time, begun).await {
+            Ok(Ok(call)) => return call.await,
+            Ok(Err(refused)) => refused,
+            Err(_) => full,
+        };
+        Err(self.error(refused, envelope))
+    }
+
+    /// Takes a slot in turn, then a place in the queue. `full` says which of the two is waited for.
+    async fn begin_in_turn(
+        &self,
+        route: &Route,
+        envelope: &Envelope<'_>,
+        time: Duration,
+        full: &mut Refused,
+    ) -> Result<Call, Refused> {
+        let began = tokio::time::Instant::now();
+        let left = || {
+            time.saturating_sub(began.elapsed())
+                .max(Duration::from_millis(1))
+        };
         loop {
-            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-            let mut attempt = envelope.clone();
-            attempt.timeout = Some(left.max(Duration::from_millis(1)));
-            let full = match self.try_call(&attempt) {
-                Ok(call) => return call.await,
-                Err(full) => full,
+            let way = self.way(route, envelope)?;
+            let conn = way.conn();
+            *full = Refused::TooManyCalls;
+            let slot = self.slot_in_turn(&way, left()).await?;
+            let key = slot.key;
+            *full = Refused::QueueFull;
+            let lanes = &conn.channel.lanes;
+            let push = |waiter: &mut Waiter, waker: &Waker| {
+                let limit = TimeLimit::from_millis(millis(left()));
+                let header = way.header(Kind::Request, key.id()).within(limit);
+                let payload = &envelope.payload;
+                lanes.push_or_wait(waiter, waker, way.lane, header, payload, way.define())
             };
-            let is_full = matches!(full, TransportError::QueueFull { .. });
-            if !is_full && !matches!(full, TransportError::TooManyCalls { .. }) {
-                return Err(full);
-            }
-            let waits = async {
-                if is_full {
-                    self.room(&attempt).await;
-                    // Others may have taken it.
-                    tokio::task::yield_now().await;
-                } else {
-                    tokio::time::sleep(config.tick).await;
+            // The connection may be lost while this waits, and the slot with it.
+            let mut queued = std::pin::pin!(self.queue_in_turn(&way, push));
+            let queued = poll_fn(|cx| {
+                if conn.channel.pending.poll_lost(key, cx).is_ready() {
+                    return Poll::Ready(None);
                 }
-            };
-            if tokio::time::timeout(left, waits).await.is_err() {
-                return Err(full);
+                queued.as_mut().poll(cx).map(Some)
+            });
+            match queued.await {
+                Some(Ok(())) => return Ok(slot.into_call()),
+                Some(Err(refused)) => return Err(refused),
+                None => {}
             }
         }
     }
 
-    /// Waits until there may be room for a message.
-    async fn room(&self, envelope: &Envelope<'_>) {
-        let Ok(route) = self.route(envelope) else {
-            return;
-        };
-        let Ok(way) = self.way(&route, envelope) else {
-            return;
-        };
-        let lanes = &way.conn().channel.lanes;
-        let mut waiting = Waiting {
-            conn: way.conn(),
-            lane: way.lane,
+    async fn slot_in_turn(&self, way: &Way<'_>, time: Duration) -> Result<Slot, Refused> {
+        let conn = way.conn();
+        let mut waiting = WaitingForSlot {
+            conn,
             waiter: Waiter::default(),
         };
-        let bytes = envelope.payload.len();
-        poll_fn(|cx| lanes.poll_room(&mut waiting.waiter, cx.waker(), way.lane, bytes)).await;
+        let deadline_ms = self.deadline_ms(time);
+        poll_fn(|cx| {
+            way.link.admit(&way.route.peer, &self.inner)?;
+            let pending = &conn.channel.pending;
+            let waiter = &mut waiting.waiter;
+            let (key, next) = pending.open_or_wait(waiter, cx.waker(), way.lane, deadline_ms);
+            if let Some(next) = next {
+                next.wake();
+            }
+            let slot = |key| Slot {
+                conn: Some(Arc::clone(conn)),
+                key,
+            };
+            key.map_or(Poll::Pending, |key| Poll::Ready(Ok(slot(key))))
+        })
+        .await
     }
 
     #[inline]
@@ -871,17 +962,19 @@ impl Transport {
     /// Takes a slot, and says what the peer is told of the timeout.
     #[inline]
     fn open(&self, way: &Way<'_>, timeout: Duration) -> Result<(CallKey, TimeLimit), Refused> {
-        let config = &self.inner.config;
-        let timeout_ms = millis(timeout);
-        // The clock is up to a tick behind.
-        let deadline_ms = self
-            .inner
-            .now_ms()
-            .saturating_add(timeout_ms)
-            .saturating_add(millis(config.tick));
+        let deadline_ms = self.deadline_ms(timeout);
         let key = way.conn().channel.pending.open(way.lane, deadline_ms);
         let key = key.ok_or(Refused::TooManyCalls)?;
-        Ok((key, TimeLimit::from_millis(timeout_ms)))
+        Ok((key, TimeLimit::from_millis(millis(timeout))))
+    }
+
+    #[inline]
+    fn deadline_ms(&self, timeout: Duration) -> u64 {
+        // The clock is up to a tick behind.
+        self.inner
+            .now_ms()
+            .saturating_add(millis(timeout))
+            .saturating_add(millis(self.inner.config.tick))
     }
 
     /// Sends the same message to several peers. A shared payload is not copied, whatever their number: give large ones as `Bytes`. The
@@ -1163,6 +1256,7 @@ fn connection_status(conn: &Conn, class: ConnectionClass, address: String) -> Co
         queued_bytes: conn.backlog(),
         peer_busy: conn.peer_busy.load(Ordering::Relaxed),
         last_error: conn.last_error.lock().as_deref().cloned(),
+        last_close: conn.last_close.lock().as_deref().cloned(),
     }
 }
 

@@ -33,6 +33,7 @@ fn nothing_is_lost_doubled_mixed_up_or_stuck() {
                 all.batched += summary.batched;
                 all.bodies += summary.bodies;
                 all.deaf += summary.deaf;
+                all.patient += summary.patient;
             }
             Err(error) => panic!(
                 "seed {seed}: {error}\nto run it again: cargo xtask sim transport --start {seed} --seeds 1"
@@ -51,6 +52,6 @@ fn nothing_is_lost_doubled_mixed_up_or_stuck() {
             "{all:?}"
         );
         assert!(all.replies > seeds * 10 && all.bodies > seeds, "{all:?}");
-        assert!(all.deaf > seeds, "{all:?}");
+        assert!(all.deaf > seeds && all.patient > seeds, "{all:?}");
     }
 }

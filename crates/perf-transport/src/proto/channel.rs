@@ -146,14 +146,22 @@ impl Channel {
         }
     }
 
+    /// New messages are refused from now on, see [`Lanes::close`]. Returns who waits for room or for a slot, to be woken.
+    pub fn close(&self) -> Vec<Waker> {
+        let mut wakers = self.lanes.close();
+        wakers.extend(self.pending.dismiss());
+        wakers
+    }
+
     /// The connection is lost. What was queued is dropped, every call ends with `fault`, every body is stopped. Returns
     /// who waits for room, to be woken.
     ///
     /// The queues go first: a call that is opened after its end here is queued after it, and so belongs to the next connection. If they are
     /// [closed](Lanes::close) before, there is none until they are opened.
     pub fn lost(&self, fault: &Fault) -> Vec<Waker> {
-        let wakers = self.lanes.clear();
+        let mut wakers = self.lanes.clear();
         self.pending.fail_all(fault);
+        wakers.extend(self.pending.dismiss());
         for (_, window) in self.windows.lock().iter() {
             window.close();
         }

@@ -16,6 +16,7 @@ mod frame;
 mod gate;
 mod handshake;
 mod lane;
+mod line;
 mod liveness;
 mod pending;
 mod read_buffer;
@@ -39,7 +40,8 @@ pub use handshake::{
     HANDSHAKE_BYTES_MAX, HandshakeError, Hello, Local, Refuse, VERSION_MAX, VERSION_MIN, Welcome,
     accept, check_welcome, refusal,
 };
-pub use lane::{Lane, LaneLimits, Lanes, METHODS_MAX, NotQueued, Waiter};
+pub use lane::{Lane, LaneLimits, Lanes, METHODS_MAX, NotQueued};
+pub use line::Waiter;
 pub use liveness::{Liveness, LivenessLimits, Progress, Verdict};
 pub use pending::{CALLS_MAX, CallKey, Fault, Outcome, Pending};
 pub use read_buffer::ReadBuffer;

@@ -79,6 +79,8 @@ pub(crate) struct Conn {
     pub(crate) info: Mutex<Option<Info>>,
     /// Why there is no connection, or was none when it was last tried.
     pub(crate) last_error: Mutex<Option<Arc<TransportError>>>,
+    /// Why the last connection ended.
+    pub(crate) last_close: Mutex<Option<Arc<CloseReason>>>,
     task: Mutex<Option<Waker>>,
     is_closing: AtomicBool,
     closing: Mutex<Option<CloseReason>>,
@@ -122,6 +124,7 @@ impl Conn {
             hears_goodbye: AtomicBool::new(true),
             info: Mutex::new(None),
             last_error: Mutex::new(None),
+            last_close: Mutex::new(None),
             task: Mutex::new(None),
             is_closing: AtomicBool::new(false),
             closing: Mutex::new(None),
@@ -329,7 +332,9 @@ impl Conn {
     /// A call has failed.
     #[cold]
     pub(crate) fn error(&self, fault: Fault) -> TransportError {
-        TransportError::from_fault(fault, self.peer, || self.last_error.lock().clone())
+        let ended = || self.last_close.lock().clone();
+        let failed = || self.last_error.lock().clone();
+        TransportError::from_fault(fault, self.peer, ended, failed)
     }
 
     /// The task has ended: forgets the stream. What is queued stays.

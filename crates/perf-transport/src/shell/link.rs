@@ -171,11 +171,12 @@ impl Link {
     }
 
     /// The connection has ended. `true` if somebody waits for the next one.
-    fn ended(&self) -> bool {
+    fn ended(&self, reason: &CloseReason) -> bool {
+        *self.conn.last_close.lock() = Some(Arc::new(reason.clone()));
         let mut dialer = self.dialer.lock();
         self.is_open.store(false, Ordering::Release);
         // Until somebody dials. Whoever is refused meanwhile does so.
-        let wakers = self.conn.channel.lanes.close();
+        let wakers = self.conn.channel.close();
         let was_idle = dialer.state() == DialState::Ending;
         if was_idle {
             self.conn.detach();
@@ -195,7 +196,7 @@ impl Link {
         dialer.draining();
         if dialer.state() == DialState::Draining {
             self.is_open.store(false, Ordering::Release);
-            let wakers = self.conn.channel.lanes.close();
+            let wakers = self.conn.channel.close();
             drop(dialer);
             wake(wakers);
         }
@@ -203,6 +204,10 @@ impl Link {
 
     /// No more connections.
     pub(crate) fn close(&self) {
+        self.conn
+            .last_close
+            .lock()
+            .get_or_insert_with(|| Arc::new(CloseReason::Closed));
         self.dialer.lock().close();
         self.is_open.store(false, Ordering::Release);
         self.refuse_new();
@@ -213,7 +218,7 @@ impl Link {
 
     /// Queues no new messages until the next connection is dialled. Who waits for room asks anew whether there is a way.
     fn refuse_new(&self) {
-        wake(self.conn.channel.lanes.close());
+        wake(self.conn.channel.close());
     }
 
     /// The connection is lost, or there will be none: what is queued is dropped. Only then `say` tells the dialer, so that whoever asks it next
@@ -259,6 +264,8 @@ impl Drop for Running {
         };
         let link = self.peer.link(self.class);
         let fault = if link.is_up() {
+            let reason = CloseReason::Io(error.to_string());
+            *link.conn.last_close.lock() = Some(Arc::new(reason));
             Fault::Disconnected
         } else {
             Fault::Unreachable
@@ -311,7 +318,7 @@ async fn connected(inner: &Arc<Inner>, peer: &Arc<Peer>, class: ConnectionClass)
     parting::say(&link.conn, &reason, inner.local.checksum).await;
     inner.counts.connected(false);
     inner.counts.transferred(&link.conn);
-    let is_wanted = link.ended();
+    let is_wanted = link.ended(&reason);
     inner.events.report(PeerEvent::Lost {
         peer: peer.id,
         class,

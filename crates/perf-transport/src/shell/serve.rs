@@ -10,7 +10,7 @@ use crate::payload::Payload;
 use crate::priority::Priority;
 use crate::proto::{
     Block, BodyState, Frame, FrameError, FrameRef, Header, Incoming, Kind, Lane, Messages,
-    MethodName, Server, TimeLimit, Waiter,
+    MethodName, NotQueued, Server, TimeLimit, Waiter,
 };
 use crate::router::{Handler, HandlerFuture, OneWayRef, Router};
 use bytes::Bytes;
@@ -755,7 +755,9 @@ async fn send_wait(conn: &Conn, lane: Lane, header: Header, payload: &Payload<'_
         }
         match result {
             Ok(()) => Poll::Ready(true),
-            Err(_) => Poll::Pending,
+            // Looked at before, by the handler's end.
+            Err(NotQueued::TooLong { .. }) => Poll::Ready(false),
+            Err(NotQueued::Full | NotQueued::Closed) => Poll::Pending,
         }
     })
     .await;

@@ -19,6 +19,8 @@ const CALLS_MAX: usize = 6;
 const FRAMES_MAX: usize = 8;
 const BYTES_MAX: usize = 24 * 1024;
 const FRAME_BYTES_MAX: u32 = 16 * 1024;
+/// What a server takes that takes less: some of the payloads are longer.
+const FRAME_BYTES_LESS: u32 = 5000;
 const WINDOW_BYTES: u32 = 4000;
 const PIPE_BYTES: usize = 6000;
 const OUTBOX_BYTES: usize = 8000;
@@ -52,6 +54,8 @@ pub(crate) struct Summary {
     pub(crate) messages: u64,
     pub(crate) batched: u64,
     pub(crate) bodies: u64,
+    /// Callers that waited for a slot and got one.
+    pub(crate) patient: u64,
     /// Times in which the server only asked and read nothing.
     pub(crate) deaf: u64,
 }
@@ -136,9 +140,9 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(now_ms: u64) -> Self {
+    fn new(now_ms: u64, frame_bytes_max: u32) -> Self {
         Self {
-            decoder: Decoder::new(FRAME_BYTES_MAX, true),
+            decoder: Decoder::new(frame_bytes_max, true),
             input: BytesMut::new(),
             frames: 0,
             bytes: 0,
@@ -190,6 +194,12 @@ struct Call {
     opened_ms: u64,
 }
 
+/// A caller that waits until fewer calls are in flight.
+struct Patient {
+    waiter: Waiter,
+    task: Task,
+}
+
 /// Somebody who waits for room, for a message or for a batch of several.
 struct Waiting {
     waiter: Waiter,
@@ -215,6 +225,8 @@ struct Arrived {
     all: HashSet<u64>,
     /// Those that must arrive right behind the one before.
     batched: HashSet<u64>,
+    /// Those that a server with a smaller cap does not take.
+    long: HashSet<u64>,
     last: u64,
 }
 
@@ -224,7 +236,7 @@ impl Arrived {
             return Err(format!("message {number} arrived twice"));
         }
         if self.batched.contains(&number) {
-            if self.last != number - 1 {
+            if self.last != number - 1 && !self.long.contains(&(number - 1)) {
                 let last = self.last;
                 return Err(format!("message {number} of a batch came behind {last}"));
             }
@@ -252,6 +264,8 @@ struct World {
     is_cut: [bool; 2],
     cut_since: Option<u64>,
     calls: Vec<Call>,
+    /// Ids of calls that a server with a smaller cap does not take.
+    long_calls: HashSet<u64>,
     /// Until then nobody begins anything.
     quiet_until_ms: u64,
     /// When the connection is gone that nobody used.
@@ -262,6 +276,7 @@ struct World {
     deaf_until_ms: u64,
     /// How much the client had written when that last grew, and when that was.
     stuck: (u64, u64),
+    patient: Vec<Patient>,
     waiting: Vec<Waiting>,
     sending: Vec<Sending>,
     numbers: u64,
@@ -292,12 +307,12 @@ pub(crate) fn run(seed: u64) -> Result<Summary, String> {
     Ok(world.summary)
 }
 
-fn local(node: u64) -> Local {
+fn local(node: u64, frame_bytes_max: u32) -> Local {
     Local {
         cluster: "sim".to_owned(),
         node,
         incarnation: node,
-        frame_bytes_max: FRAME_BYTES_MAX,
+        frame_bytes_max,
         stream_window_bytes: WINDOW_BYTES,
         streams_max: 2,
         checksum: true,
@@ -358,11 +373,13 @@ impl World {
             is_cut: [false; 2],
             cut_since: None,
             calls: Vec::new(),
+            long_calls: HashSet::new(),
             quiet_until_ms: 0,
             ending_until: None,
             hesitant: Vec::new(),
             deaf_until_ms: 0,
             stuck: (0, 1),
+            patient: Vec::new(),
             waiting: Vec::new(),
             sending: Vec::new(),
             numbers: 0,
@@ -379,7 +396,8 @@ impl World {
         let is_quiet = self.now_ms < self.quiet_until_ms;
         match self.random.below(1000) {
             0..290 if is_quiet => self.end_if_idle(),
-            0..150 => self.new_call(),
+            0..130 => self.new_call(),
+            130..150 => self.new_patient(),
             150..220 => self.new_one_way(),
             220..270 => self.new_waiting(),
             270..290 => self.new_body(),
@@ -437,6 +455,9 @@ impl World {
     fn payload(&mut self, number: u64) -> Vec<u8> {
         let longest = if self.random.chance(10) { 9000 } else { 90 };
         let length = 8 + self.random.below(longest) as usize;
+        if length > FRAME_BYTES_LESS as usize {
+            self.arrived.long.insert(number);
+        }
         let mut payload = number.to_le_bytes().to_vec();
         payload.resize(length, number as u8);
         payload
@@ -501,8 +522,43 @@ impl World {
         let Some(key) = self.channel.pending.open(lane, deadline_ms) else {
             return Err(NotQueued::Full);
         };
+        self.begin_call_of(key, lane)
+    }
+
+    fn new_patient(&mut self) {
+        if self.patient.len() < 20 {
+            self.patient.push(Patient {
+                waiter: Waiter::default(),
+                task: Task::new(),
+            });
+        }
+    }
+
+    /// `true` if it waits on.
+    fn run_patient(&mut self, patient: &mut Patient) -> bool {
+        if !self.admit() {
+            wake(self.channel.pending.forget(&mut patient.waiter));
+            return false;
+        }
+        let deadline_ms = self.now_ms + TIMEOUT_MS;
+        let lane = self.lane();
+        let Patient { waiter, task } = patient;
+        let pending = &self.channel.pending;
+        let (key, next) = pending.open_or_wait(waiter, &task.waker, lane, deadline_ms);
+        wake(next);
+        let Some(key) = key else { return true };
+        self.summary.patient += 1;
+        // Refused is refused.
+        let _ = self.begin_call_of(key, lane);
+        false
+    }
+
+    fn begin_call_of(&mut self, key: CallKey, lane: Lane) -> Result<(), NotQueued> {
         let number = self.number();
         let payload = self.payload(number);
+        if payload.len() > FRAME_BYTES_LESS as usize {
+            self.long_calls.insert(key.id());
+        }
         let limit = TimeLimit::from_millis(TIMEOUT_MS);
         let header = Header::new(Kind::Request, 3, key.id()).within(limit);
         let payload = Payload::Borrowed(&payload);
@@ -618,7 +674,13 @@ impl World {
     }
 
     fn cancel_something(&mut self) {
-        match self.random.below(3) {
+        match self.random.below(4) {
+            3 if !self.patient.is_empty() => {
+                let place = self.random.below(self.patient.len() as u64) as usize;
+                let mut patient = self.patient.remove(place);
+                wake(self.channel.pending.forget(&mut patient.waiter));
+                self.summary.cancelled += 1;
+            }
             0 if !self.calls.is_empty() => {
                 let place = self.random.below(self.calls.len() as u64) as usize;
                 let call = self.calls.swap_remove(place);
@@ -745,7 +807,7 @@ impl World {
             return;
         }
         self.dialled = None;
-        wake(self.channel.lanes.close());
+        wake(self.channel.close());
         self.dialer.lost();
         if self.channel.lanes.queued().1 > 0 {
             self.admit();
@@ -758,7 +820,7 @@ impl World {
             self.ending_until = Some(self.now_ms);
             self.ended();
         } else if self.dialled.take().is_some() {
-            wake(self.channel.lanes.close());
+            wake(self.channel.close());
             wake(self.channel.lost(&Fault::Disconnected));
             self.dialer.lost();
             self.summary.lost += 1;
@@ -781,21 +843,29 @@ impl World {
             return Err("a second connection was dialled".to_owned());
         }
         if self.is_cut[0] || self.is_cut[1] || (!self.is_calm && self.random.chance(20)) {
-            wake(self.channel.lanes.close());
+            wake(self.channel.close());
             wake(self.channel.lost(&Fault::Unreachable));
             self.dialer.failed(until_ms);
             return Ok(());
         }
         self.connections += 1;
         let number = self.connections;
-        let said = local(1)
+        // Restarted with another configuration, now and then.
+        let cap = if self.random.chance(30) {
+            FRAME_BYTES_LESS
+        } else {
+            FRAME_BYTES_MAX
+        };
+        let (client, server) = (local(1, FRAME_BYTES_MAX), local(2, cap));
+        let said = client
             .hello(2, number, ConnectionClass::Bulk)
             .encode_to_vec();
-        let accepted = accept(&local(2), &Header::new(Kind::Hello, 0, 0), &said.into());
+        let accepted = accept(&server, &Header::new(Kind::Hello, 0, 0), &said.into());
         let accepted = accepted.map_err(|error| error.to_string())?;
         let answer = accepted.welcome.encode_to_vec().into();
-        let welcome = check_welcome(&local(1), 2, &Header::new(Kind::Welcome, 0, 0), &answer);
-        welcome.map_err(|error| error.to_string())?;
+        let welcome = check_welcome(&client, 2, &Header::new(Kind::Welcome, 0, 0), &answer);
+        let welcome = welcome.map_err(|error| error.to_string())?;
+        self.channel.shorten(welcome.frame_bytes_max);
         // A connection that the client has given up may still be there on the server.
         self.server_gone();
         self.to_server = Pipe::default();
@@ -808,7 +878,7 @@ impl World {
             number,
             channel: channel(),
             writer: writer(),
-            reader: Reader::new(self.now_ms),
+            reader: Reader::new(self.now_ms, cap),
             server: Server::new(ServerLimits {
                 streams_max: 2,
                 stream_window_bytes: WINDOW_BYTES,
@@ -820,7 +890,7 @@ impl World {
         self.dialled = Some(Dialled {
             number,
             writer: writer(),
-            reader: Reader::new(self.now_ms),
+            reader: Reader::new(self.now_ms, FRAME_BYTES_MAX),
             client: Client::new(),
         });
         if !self.dialer.connected() {
@@ -999,7 +1069,8 @@ impl World {
                     }
                 }
                 Incoming::Cancelled { id } => {
-                    if !accepted.begun.contains(&id) {
+                    // A request that is too long for this server was taken out, and its cancellation may have been queued before.
+                    if !accepted.begun.contains(&id) && !self.long_calls.contains(&id) {
                         return Err(format!("the end of request {id} came before it"));
                     }
                     let owed = accepted.owed.len();
@@ -1126,6 +1197,11 @@ impl World {
                 self.calls.push(call);
             }
         }
+        for mut patient in std::mem::take(&mut self.patient) {
+            if !patient.task.is_woken() || self.run_patient(&mut patient) {
+                self.patient.push(patient);
+            }
+        }
         for mut waiting in std::mem::take(&mut self.waiting) {
             if !waiting.task.is_woken() || self.run_waiting(&mut waiting) {
                 self.waiting.push(waiting);
@@ -1189,7 +1265,7 @@ impl World {
         if result.is_ok() {
             self.notify_client();
         }
-        result.is_err()
+        matches!(result, Err(NotQueued::Full | NotQueued::Closed))
     }
 
     fn run_sending(&mut self, mut sending: Sending) -> Result<Option<Sending>, String> {
@@ -1306,6 +1382,11 @@ impl World {
                 "{} wait for room that is there",
                 self.waiting.len()
             ));
+        }
+        let slot_waiters = self.channel.pending.waiters();
+        if !self.patient.is_empty() || slot_waiters > 0 {
+            let patient = self.patient.len();
+            return Err(format!("{patient} wait for a slot that is free"));
         }
         if let Some(call) = self.calls.first() {
             let age_ms = self.now_ms - call.opened_ms;
