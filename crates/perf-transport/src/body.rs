@@ -231,7 +231,7 @@ impl BodySender {
                 Err(NotQueued::TooLong { bytes_max }) => {
                     Poll::Ready(Some(Queued::TooLong(bytes_max)))
                 }
-                Err(NotQueued::Full | NotQueued::Closed) => Poll::Pending,
+                Err(NotQueued::Full | NotQueued::Closed | NotQueued::Untraced) => Poll::Pending,
             }
         })
         .await;

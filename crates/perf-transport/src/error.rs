@@ -134,6 +134,8 @@ impl TransportError {
                 bytes: bytes as usize,
                 bytes_max: bytes_max as usize,
             },
+            // The caller has taken it off, see `Call`.
+            Fault::Traced(_) => Self::Disconnected { peer, cause: None },
             Fault::Rejected { code, text } => Self::PeerRejected {
                 peer,
                 code: RejectionCode::from_u8(code),

@@ -29,9 +29,11 @@ mod route;
 mod router;
 mod security;
 mod shell;
+mod spans;
 mod stats;
 #[cfg(feature = "tls")]
 mod tls;
+mod trace;
 mod transport;
 
 pub use accept::Arrival;
@@ -55,6 +57,7 @@ pub use security::Security;
 pub use stats::{ConnectionStatus, LinkStats, PeerStats, Stats};
 #[cfg(feature = "tls")]
 pub use tls::{TlsIdentity, node_name};
+pub use trace::{InvalidTraceparent, TraceContext};
 pub use transport::{Broadcast, Builder, Transport};
 
 /// Lets the tests choose a deliberate fault. Not a public interface.

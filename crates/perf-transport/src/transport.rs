@@ -26,7 +26,9 @@ use crate::shell::conn::{Conn, DIRECT_CALLS_MAX};
 use crate::shell::link::{Link, Peer};
 use crate::shell::serve::Waiting;
 use crate::shell::{accept, ticker};
+use crate::spans::CallSpan;
 use crate::stats::{ConnectionStatus, Counts, LinkStats, PeerStats, Stats};
+use crate::trace::{TRACE_BYTES, with_head};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use perf_atomics::Membership;
@@ -357,6 +359,42 @@ impl Way<'_> {
     fn header(&self, kind: Kind, id: u64) -> Header {
         Header::new(kind, self.route.number, id)
     }
+
+    /// The trace context of an envelope, and what of its payload is copied anyway, if the peer knows contexts and takes so much.
+    fn trace_head(&self, envelope: &Envelope<'_>) -> Option<Vec<u8>> {
+        let trace = envelope.trace?;
+        let conn = self.conn();
+        let bytes_max = conn.frame_bytes_max.load(Ordering::Relaxed) as usize;
+        let fits = envelope.payload.len() + TRACE_BYTES <= bytes_max;
+        let is_heard = conn.hears_traces.load(Ordering::Relaxed);
+        (fits && is_heard).then(|| trace.before(&envelope.payload))
+    }
+
+    /// Queues a message or puts the caller in line, with the trace context that `head` begins with if the peer takes it.
+    fn push_or_wait(
+        &self,
+        (waiter, waker): (&mut Waiter, &Waker),
+        header: Header,
+        payload: &Payload<'_>,
+        head: Option<&[u8]>,
+    ) -> (Result<(), NotQueued>, Option<Waker>) {
+        let lanes = &self.conn().channel.lanes;
+        if let (Some(head), Some(kind)) = (head, header.kind.traced()) {
+            let traced = Header { kind, ..header };
+            let payload = with_head(head, payload);
+            let (lane, define) = (self.lane, self.define());
+            match lanes.push_or_wait(waiter, waker, lane, traced, &payload, define) {
+                // What the peer takes has become known since. The turn is given up and taken again.
+                (Err(NotQueued::Untraced | NotQueued::TooLong { .. }), next) => {
+                    if let Some(next) = next {
+                        next.wake();
+                    }
+                }
+                other => return other,
+            }
+        }
+        lanes.push_or_wait(waiter, waker, self.lane, header, payload, self.define())
+    }
 }
 
 /// A slot of a call whose request is not queued yet. It is freed when dropped, and the peer has nothing to be told.
@@ -366,10 +404,10 @@ struct Slot {
 }
 
 impl Slot {
-    fn into_call(mut self) -> Call {
+    fn into_call(mut self, span: CallSpan) -> Call {
         match self.conn.take() {
-            Some(conn) => Call::waiting(conn, self.key),
-            None => Call::failed(TransportError::ShuttingDown),
+            Some(conn) => Call::waiting(conn, self.key, span),
+            None => Call::failed(TransportError::ShuttingDown, span),
         }
     }
 }
@@ -656,7 +694,7 @@ impl Transport {
     fn send_on(&self, route: &Route, envelope: &Envelope<'_>) -> Result<(), Refused> {
         let way = self.way(route, envelope)?;
         let header = way.header(Kind::OneWay, envelope.request_id);
-        self.queue(&way, header, &envelope.payload)?;
+        self.queue_message(&way, header, envelope)?;
         way.conn().notify(is_urgent(&way));
         Ok(())
     }
@@ -691,10 +729,9 @@ impl Transport {
         let refused = |refused| self.error(refused, envelope);
         let way = self.way(route, envelope).map_err(refused)?;
         let header = way.header(Kind::OneWay, envelope.request_id);
-        let lanes = &way.conn().channel.lanes;
+        let head = way.trace_head(envelope);
         let push = |waiter: &mut Waiter, waker: &Waker| {
-            let (lane, payload) = (way.lane, &envelope.payload);
-            lanes.push_or_wait(waiter, waker, lane, header, payload, way.define())
+            way.push_or_wait((waiter, waker), header, &envelope.payload, head.as_deref())
         };
         self.queue_in_turn(&way, push).await.map_err(refused)
     }
@@ -749,7 +786,40 @@ impl Transport {
             Err(NotQueued::Full) => Err(Refused::QueueFull),
             Err(NotQueued::TooLong { bytes_max }) => Err(Refused::TooLarge { bytes_max }),
             Err(NotQueued::Closed) => self.queue_again(way, header, payload),
+            Err(NotQueued::Untraced) => Err(Refused::Untraced),
         }
+    }
+
+    /// The same for a message that may have a trace context.
+    #[inline]
+    fn queue_message(
+        &self,
+        way: &Way<'_>,
+        header: Header,
+        envelope: &Envelope<'_>,
+    ) -> Result<(), Refused> {
+        if envelope.trace.is_some() {
+            return self.queue_traced(way, header, envelope);
+        }
+        self.queue(way, header, &envelope.payload)
+    }
+
+    #[cold]
+    fn queue_traced(
+        &self,
+        way: &Way<'_>,
+        header: Header,
+        envelope: &Envelope<'_>,
+    ) -> Result<(), Refused> {
+        if let (Some(head), Some(kind)) = (way.trace_head(envelope), header.kind.traced()) {
+            let traced = Header { kind, ..header };
+            match self.queue(way, traced, &with_head(&head, &envelope.payload)) {
+                // What the peer takes has become known since.
+                Err(Refused::Untraced | Refused::TooLarge { .. }) => {}
+                other => return other,
+            }
+        }
+        self.queue(way, header, &envelope.payload)
     }
 
     /// The connection ended since this way was found: another one is dialled, unless it is still ending.
@@ -765,6 +835,7 @@ impl Transport {
         let pushed = lanes.push(way.lane, header, payload, way.define());
         pushed.map_err(|reason| match reason {
             NotQueued::TooLong { bytes_max } => Refused::TooLarge { bytes_max },
+            NotQueued::Untraced => Refused::Untraced,
             NotQueued::Full | NotQueued::Closed => Refused::QueueFull,
         })
     }
@@ -796,6 +867,7 @@ impl Transport {
                 Err(NotQueued::TooLong { bytes_max }) => {
                     Poll::Ready(Err(Refused::TooLarge { bytes_max }))
                 }
+                Err(NotQueued::Untraced) => Poll::Ready(Err(Refused::Untraced)),
                 Err(NotQueued::Closed) => {
                     // The connection ended since the look above, and soon it is known what comes next.
                     cx.waker().wake_by_ref();
@@ -819,7 +891,7 @@ impl Transport {
     pub fn call(&self, envelope: Envelope<'_>) -> Call {
         match self.try_call(&envelope) {
             Ok(call) => call,
-            Err(error) => Call::failed(error),
+            Err(error) => Call::failed(error, span_of(&envelope)),
         }
     }
 
@@ -882,12 +954,11 @@ impl Transport {
             let slot = self.slot_in_turn(&way, left()).await?;
             let key = slot.key;
             *full = Refused::QueueFull;
-            let lanes = &conn.channel.lanes;
+            let head = way.trace_head(envelope);
             let push = |waiter: &mut Waiter, waker: &Waker| {
                 let limit = TimeLimit::from_millis(millis(left()));
                 let header = way.header(Kind::Request, key.id()).within(limit);
-                let payload = &envelope.payload;
-                lanes.push_or_wait(waiter, waker, way.lane, header, payload, way.define())
+                way.push_or_wait((waiter, waker), header, &envelope.payload, head.as_deref())
             };
             // The connection may be lost while this waits, and the slot with it.
             let mut queued = std::pin::pin!(self.queue_in_turn(&way, push));
@@ -898,7 +969,7 @@ impl Transport {
                 queued.as_mut().poll(cx).map(Some)
             });
             match queued.await {
-                Some(Ok(())) => return Ok(slot.into_call()),
+                Some(Ok(())) => return Ok(slot.into_call(span_of(envelope))),
                 Some(Err(refused)) => return Err(refused),
                 None => {}
             }
@@ -950,13 +1021,14 @@ impl Transport {
         let (key, limit) = self.open(&way, timeout)?;
         let conn = way.conn();
         let header = way.header(Kind::Request, key.id()).within(limit);
-        if let Err(refused) = self.queue(&way, header, &envelope.payload) {
+        let span = span_of(envelope);
+        if let Err(refused) = self.queue_message(&way, header, envelope) {
             // The peer has not got it, and need not be told.
             conn.channel.pending.cancel(key);
             return Err(refused);
         }
         conn.notify(conn.channel.pending.in_flight() <= DIRECT_CALLS_MAX);
-        Ok(Call::waiting(Arc::clone(conn), key))
+        Ok(Call::waiting(Arc::clone(conn), key, span))
     }
 
     /// Takes a slot, and says what the peer is told of the timeout.
@@ -1046,7 +1118,7 @@ impl Transport {
             });
         };
         let header = way.header(Kind::StreamOpen, key.id()).within(limit);
-        if let Err(reason) = self.queue(&way, header, &envelope.payload) {
+        if let Err(reason) = self.queue_message(&way, header, &envelope) {
             channel.close_window(key);
             channel.pending.cancel(key);
             return Err(refused(reason));
@@ -1057,7 +1129,7 @@ impl Transport {
             key,
             window,
             lane: way.lane,
-            call: Some(Call::waiting(Arc::clone(conn), key)),
+            call: Some(Call::waiting(Arc::clone(conn), key, span_of(&envelope))),
             sent_bytes: 0,
         })
     }
@@ -1233,8 +1305,23 @@ fn address<'a>(envelope: &Envelope<'a>) -> Address<'a> {
 
 fn relayed<'a>(target: u64, message: &'a Message) -> Envelope<'a> {
     let payload = Payload::Shared(message.payload().clone());
-    Envelope::new(target, message.service(), message.method(), payload)
-        .with_request_id(message.request_id())
+    let mut envelope = Envelope::new(target, message.service(), message.method(), payload)
+        .with_request_id(message.request_id());
+    envelope.trace = message.trace();
+    envelope
+}
+
+/// Around a call to where an envelope goes.
+#[inline]
+pub(crate) fn span_of(envelope: &Envelope<'_>) -> CallSpan {
+    let Envelope {
+        target,
+        service,
+        method,
+        trace,
+        ..
+    } = *envelope;
+    CallSpan::new(target, service, method, trace)
 }
 
 fn connection_status(conn: &Conn, class: ConnectionClass, address: String) -> ConnectionStatus {

@@ -2,7 +2,7 @@
 
 use super::frame::{Header, Kind};
 use super::gate::Gate;
-use super::lane::{Lane, LaneLimits, Lanes};
+use super::lane::{Lane, LaneLimits, Lanes, Takes};
 use super::pending::{CallKey, Fault, Pending};
 use super::stream::SendWindow;
 use crate::payload::Payload;
@@ -132,10 +132,11 @@ impl Channel {
         found.map(|(_, window)| Arc::clone(window))
     }
 
-    /// The peer of the coming connection takes payloads of `bytes_max` bytes at most. Calls whose requests are queued and longer end with
+    /// What the peer of the coming connection takes. Calls whose requests are queued and longer end with
     /// [`Fault::TooLarge`]; longer messages are dropped; everything else stays. To be called before anything is written to it.
-    pub fn shorten(&self, bytes_max: u32) {
-        for header in self.lanes.shorten(bytes_max) {
+    pub fn fit_to(&self, takes: Takes) {
+        let bytes_max = takes.frame_bytes_max;
+        for header in self.lanes.fit_to(takes) {
             if header.kind.wants_answer() {
                 let key = CallKey::from_id(header.id);
                 let bytes = header.length;

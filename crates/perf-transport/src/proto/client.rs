@@ -4,6 +4,7 @@ use super::channel::Channel;
 use super::decoder::Frame;
 use super::frame::{FrameError, Header, Kind};
 use super::pending::{CallKey, Fault};
+use crate::trace::TRACE_BYTES;
 use bytes::Buf;
 
 /// What a dialling side does with received frames.
@@ -49,6 +50,13 @@ impl Client {
                 if channel.windows() > 0 {
                     channel.stop_window(key);
                 }
+            }
+            Kind::TracedReply => {
+                if payload.len() < TRACE_BYTES {
+                    return Err(FrameError::Malformed { kind: header.kind });
+                }
+                channel.pending.complete(key, Err(Fault::Traced(payload)));
+                channel.stop_window(key);
             }
             Kind::Failure => {
                 if payload.is_empty() {

@@ -50,6 +50,14 @@ pub enum Kind {
     Cancel = 18,
     /// The accepting side lives, but has too much to do to read.
     Busy = 19,
+    /// A `OneWay` with a trace context before its payload.
+    TracedOneWay = 128 + 8,
+    /// A `Request` with a trace context before its payload.
+    TracedRequest = 128 + 9,
+    /// A `Reply` with a trace context before its payload.
+    TracedReply = 128 + 10,
+    /// A `StreamOpen` with a trace context before its payload.
+    TracedStreamOpen = 128 + 12,
 }
 
 impl Kind {
@@ -77,6 +85,10 @@ impl Kind {
             17 => Self::Batch,
             18 => Self::Cancel,
             19 => Self::Busy,
+            136 => Self::TracedOneWay,
+            137 => Self::TracedRequest,
+            138 => Self::TracedReply,
+            140 => Self::TracedStreamOpen,
             _ => return None,
         })
     }
@@ -106,7 +118,36 @@ impl Kind {
     #[inline]
     #[must_use]
     pub const fn wants_answer(self) -> bool {
-        matches!(self, Self::Request | Self::StreamOpen)
+        matches!(
+            self,
+            Self::Request | Self::StreamOpen | Self::TracedRequest | Self::TracedStreamOpen
+        )
+    }
+
+    /// The same with a trace context before its payload, if there is such a kind.
+    #[inline]
+    #[must_use]
+    pub const fn traced(self) -> Option<Self> {
+        Some(match self {
+            Self::OneWay => Self::TracedOneWay,
+            Self::Request => Self::TracedRequest,
+            Self::Reply => Self::TracedReply,
+            Self::StreamOpen => Self::TracedStreamOpen,
+            _ => return None,
+        })
+    }
+
+    /// The same without a trace context, if this one has one.
+    #[inline]
+    #[must_use]
+    pub const fn untraced(self) -> Option<Self> {
+        Some(match self {
+            Self::TracedOneWay => Self::OneWay,
+            Self::TracedRequest => Self::Request,
+            Self::TracedReply => Self::Reply,
+            Self::TracedStreamOpen => Self::StreamOpen,
+            _ => return None,
+        })
     }
 }
 
@@ -281,6 +322,10 @@ mod tests {
                 continue;
             };
             assert_eq!(kind as u8, number);
+            if let Some(traced) = kind.traced() {
+                assert_eq!(traced.untraced(), Some(kind));
+                assert_eq!(traced.wants_answer(), kind.wants_answer());
+            }
             let mut header = Header::new(kind, 0x1234, 0x0102_0304_0506_0708);
             header.length = 77;
             if kind.wants_answer() {

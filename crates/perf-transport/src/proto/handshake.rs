@@ -13,6 +13,8 @@ pub const VERSION_MAX: u32 = 1;
 pub const FEATURE_CHECKSUM: u64 = 1;
 /// The side that accepts knows a good-bye of the side that dials.
 pub const FEATURE_GOODBYE: u64 = 2;
+/// Messages may have trace contexts.
+pub const FEATURE_TRACE: u64 = 4;
 /// The most bytes of a handshake message: names are short.
 pub const HANDSHAKE_BYTES_MAX: u32 = 4096;
 /// The least cap of a frame that a peer may ask for. Below it control frames would not fit.
@@ -147,7 +149,7 @@ impl Local {
     /// The feature bits that this node has.
     #[must_use]
     pub const fn features(&self) -> u64 {
-        FEATURE_GOODBYE | if self.checksum { FEATURE_CHECKSUM } else { 0 }
+        FEATURE_GOODBYE | FEATURE_TRACE | if self.checksum { FEATURE_CHECKSUM } else { 0 }
     }
 
     /// The first message to a node.

@@ -56,6 +56,17 @@ pub enum NotQueued {
         /// What it takes.
         bytes_max: u32,
     },
+    /// The peer does not know trace contexts: queue the message without its own.
+    Untraced,
+}
+
+/// What the peer of a connection takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Takes {
+    /// The longest payload.
+    pub frame_bytes_max: u32,
+    /// Whether messages may have trace contexts.
+    pub traces: bool,
 }
 
 /// What is to be queued.
@@ -67,6 +78,7 @@ struct Size {
     longest: usize,
     /// New messages, not frames of what was begun.
     is_new: bool,
+    is_traced: bool,
 }
 
 #[derive(Debug)]
@@ -85,8 +97,8 @@ struct LaneState {
 struct State {
     lanes: [LaneState; 3],
     spares: Vec<Block>,
-    /// The longest payload that the peer takes, as far as is known.
-    frame_bytes_max: u32,
+    /// As far as is known.
+    takes: Takes,
     /// Frames that had a name to announce, since the beginning.
     messages: u64,
     /// Frames that were dropped by `clear` since the beginning.
@@ -130,13 +142,20 @@ impl LaneState {
 }
 
 impl State {
-    /// Whether the peer takes a payload of this length.
+    /// Whether the peer takes a payload of this length, with a trace context or without.
     #[inline]
-    fn check_length(&self, bytes: usize) -> Result<(), NotQueued> {
-        if bytes > self.frame_bytes_max as usize && !mutant::is("cap_unknown_to_lanes") {
+    fn check(&self, bytes: usize, is_traced: bool) -> Result<(), NotQueued> {
+        let Takes {
+            frame_bytes_max,
+            traces,
+        } = self.takes;
+        if bytes > frame_bytes_max as usize && !mutant::is("cap_unknown_to_lanes") {
             return Err(NotQueued::TooLong {
-                bytes_max: self.frame_bytes_max,
+                bytes_max: frame_bytes_max,
             });
+        }
+        if is_traced && !traces {
+            return Err(NotQueued::Untraced);
         }
         Ok(())
     }
@@ -195,7 +214,10 @@ impl Lanes {
             state: Mutex::new(State {
                 lanes: [system, first, second].map(LaneState::new),
                 spares: Vec::new(),
-                frame_bytes_max: u32::MAX,
+                takes: Takes {
+                    frame_bytes_max: u32::MAX,
+                    traces: true,
+                },
                 messages: 0,
                 dropped: 0,
                 is_closed: false,
@@ -235,7 +257,7 @@ impl Lanes {
         if state.is_closed && define.is_some() {
             return Err(NotQueued::Closed);
         }
-        state.check_length(payload.len())?;
+        state.check(payload.len(), header.kind.untraced().is_some())?;
         if !state.lanes[lane as usize].has_room(bytes, 1) {
             return Err(NotQueued::Full);
         }
@@ -307,6 +329,7 @@ impl Lanes {
             frames: 1,
             longest: payload.len(),
             is_new: define.is_some(),
+            is_traced: header.kind.untraced().is_some(),
         };
         self.in_turn(waiter, waker, lane, size, |state| {
             self.put(state, lane, header, (payload, sum), define);
@@ -327,6 +350,7 @@ impl Lanes {
             frames: 1,
             longest: payload_bytes,
             is_new: true,
+            is_traced: false,
         };
         let (result, next) = self.in_turn(waiter, waker, lane, size, |_| ());
         if let Some(next) = next {
@@ -334,7 +358,7 @@ impl Lanes {
         }
         match result {
             Err(NotQueued::Full) => Poll::Pending,
-            Ok(()) | Err(NotQueued::Closed | NotQueued::TooLong { .. }) => Poll::Ready(()),
+            Ok(()) | Err(_) => Poll::Ready(()),
         }
     }
 
@@ -358,6 +382,7 @@ impl Lanes {
             frames: block.frames(),
             longest,
             is_new: true,
+            is_traced: false,
         };
         self.in_turn(waiter, waker, lane, size, |state| {
             state.messages += size.frames as u64;
@@ -383,7 +408,7 @@ impl Lanes {
         let refused = if state.is_closed && size.is_new {
             Err(NotQueued::Closed)
         } else {
-            state.check_length(size.longest)
+            state.check(size.longest, size.is_traced)
         };
         let mine = &mut state.lanes[lane as usize];
         if let Err(refused) = refused {
@@ -531,18 +556,18 @@ impl Lanes {
         state.is_closed = false;
     }
 
-    /// The peer of the coming connection takes payloads of `bytes_max` bytes at most, so longer ones are refused from now on. Takes out the queued
-    /// frames that are longer, and returns their headers. Chunks of bodies are cut instead. Only for lanes that nothing is written from: it costs a copy of
+    /// What the peer of the coming connection takes: other messages are refused from now on. Takes out the queued frames that are too long, and
+    /// returns their headers; takes trace contexts off that the peer would not know. Chunks of bodies are cut instead. Only for lanes that nothing is written from: it costs a copy of
     /// what is queued where a frame is too long, and a look at each block otherwise.
     #[must_use]
-    pub fn shorten(&self, bytes_max: u32) -> Vec<Header> {
+    pub fn fit_to(&self, takes: Takes) -> Vec<Header> {
         let mut removed = Vec::new();
         let mut guard = self.state.lock();
-        guard.frame_bytes_max = bytes_max;
+        guard.takes = takes;
         for lane in &mut guard.lanes {
             for block in &mut lane.blocks {
                 let (bytes, frames) = (block.bytes(), block.frames());
-                block.shorten(bytes_max, self.checksum, &mut removed);
+                block.fit_to(takes, self.checksum, &mut removed);
                 lane.bytes = lane.bytes - bytes + block.bytes();
                 lane.frames = lane.frames - frames + block.frames();
             }
@@ -614,8 +639,12 @@ mod tests {
             let payload = vec![7; bytes];
             lanes.push(Lane::First, header, &Payload::Borrowed(&payload), None)
         };
+        let takes = |frame_bytes_max| Takes {
+            frame_bytes_max,
+            traces: true,
+        };
         assert_eq!(push(5000), Ok(()));
-        assert_eq!(lanes.shorten(4096).len(), 1);
+        assert_eq!(lanes.fit_to(takes(4096)).len(), 1);
         let bytes_max = 4096;
         assert_eq!(push(5000), Err(NotQueued::TooLong { bytes_max }));
         assert_eq!(push(4096), Ok(()));
@@ -639,7 +668,7 @@ mod tests {
         assert_eq!(queued, Err(NotQueued::TooLong { bytes_max }));
         assert_eq!((batch.messages(), batch.longest()), (2, 5000));
         // Another connection may take more.
-        assert!(lanes.shorten(1 << 20).is_empty());
+        assert!(lanes.fit_to(takes(1 << 20)).is_empty());
         assert_eq!(push(5000), Ok(()));
     }
 }

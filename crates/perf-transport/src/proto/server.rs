@@ -7,6 +7,7 @@ use super::handshake::Define;
 use super::lane::METHODS_MAX;
 use super::stream::BodyState;
 use super::time_limit::TimeLimit;
+use crate::trace::{TRACE_BYTES, TraceContext};
 use bytes::Bytes;
 use prost::Message;
 use std::fmt;
@@ -54,6 +55,25 @@ impl fmt::Display for MethodName {
     }
 }
 
+/// Takes the trace context off the front of a message: the context, the header of the message without it, and the message.
+///
+/// # Errors
+/// [`FrameError::Malformed`] if there is no room for a context, or the kind has none.
+pub(crate) fn split_trace<'a>(
+    header: &Header,
+    payload: &'a [u8],
+) -> Result<(Option<TraceContext>, Header, &'a [u8]), FrameError> {
+    let malformed = FrameError::Malformed { kind: header.kind };
+    let kind = header.kind.untraced().ok_or(malformed)?;
+    let (context, rest) = payload.split_first_chunk().ok_or(malformed)?;
+    let header = Header {
+        kind,
+        length: header.length - TRACE_BYTES as u32,
+        ..*header
+    };
+    Ok((TraceContext::decode(context), header, rest))
+}
+
 /// Bounds of a [`Server`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerLimits {
@@ -80,6 +100,8 @@ pub enum Incoming {
         sequence: u64,
         /// How long the peer waits for an answer.
         limit: TimeLimit,
+        /// Where it belongs in a trace.
+        trace: Option<TraceContext>,
         /// Its bytes.
         payload: Bytes,
     },
@@ -102,6 +124,8 @@ pub enum Incoming {
         sequence: u64,
         /// How long the peer waits for an answer.
         limit: TimeLimit,
+        /// Where it belongs in a trace.
+        trace: Option<TraceContext>,
         /// Its bytes.
         payload: Bytes,
         /// Where its body arrives.
@@ -162,6 +186,7 @@ impl Server {
                     id: header.id,
                     sequence,
                     limit: header.limit,
+                    trace: None,
                     payload,
                 })
             }
@@ -197,6 +222,7 @@ impl Server {
                     id: header.id,
                     sequence,
                     limit: header.limit,
+                    trace: None,
                     payload,
                     body,
                 })
@@ -221,6 +247,17 @@ impl Server {
             Kind::Ping => Ok(Incoming::Ping(header.id)),
             Kind::Pong => Ok(Incoming::Handled),
             Kind::Goodbye => Ok(Incoming::Goodbye),
+            Kind::TracedOneWay | Kind::TracedRequest | Kind::TracedStreamOpen => {
+                let (context, header, rest) = split_trace(&header, &payload)?;
+                let payload = payload.slice_ref(rest);
+                let mut incoming = self.receive(Frame { header, payload })?;
+                if let Incoming::Message { trace, .. } | Incoming::Opened { trace, .. } =
+                    &mut incoming
+                {
+                    *trace = context;
+                }
+                Ok(incoming)
+            }
             kind => Err(FrameError::Unexpected { kind }),
         }
     }

@@ -75,6 +75,8 @@ pub(crate) struct Conn {
     parting: Mutex<Option<(BoxWrite, bool)>>,
     /// The peer knows what a good-bye of this side is.
     pub(crate) hears_goodbye: AtomicBool,
+    /// The peer knows trace contexts, as far as is known.
+    pub(crate) hears_traces: AtomicBool,
     /// Of the connection there is, or was last.
     pub(crate) info: Mutex<Option<Info>>,
     /// Why there is no connection, or was none when it was last tried.
@@ -122,6 +124,7 @@ impl Conn {
             wire: Mutex::new(None),
             parting: Mutex::new(None),
             hears_goodbye: AtomicBool::new(true),
+            hears_traces: AtomicBool::new(true),
             info: Mutex::new(None),
             last_error: Mutex::new(None),
             last_close: Mutex::new(None),

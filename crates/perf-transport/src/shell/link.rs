@@ -9,8 +9,8 @@ use crate::error::TransportError;
 use crate::event::{CloseReason, PeerEvent};
 use crate::proto::{
     Admission, Backoff, Channel, Client, ConnectionClass, Decoder, DialState, Dialer,
-    FEATURE_GOODBYE, Fault, FrameError, FrameRef, HandshakeError, Kind, ReadBuffer, Welcome,
-    check_welcome,
+    FEATURE_GOODBYE, FEATURE_TRACE, Fault, FrameError, FrameRef, HandshakeError, Kind, ReadBuffer,
+    Takes, Welcome, check_welcome,
 };
 use crate::refused::Refused;
 use crate::transport::{Alive, Inner};
@@ -297,7 +297,12 @@ async fn connected(inner: &Arc<Inner>, peer: &Arc<Peer>, class: ConnectionClass)
     link.conn
         .frame_bytes_max
         .store(welcome.frame_bytes_max, Ordering::Relaxed);
-    link.conn.channel.shorten(welcome.frame_bytes_max);
+    let traces = welcome.features & FEATURE_TRACE != 0;
+    link.conn.hears_traces.store(traces, Ordering::Relaxed);
+    link.conn.channel.fit_to(Takes {
+        frame_bytes_max: welcome.frame_bytes_max,
+        traces,
+    });
     if !link.connected() {
         link.lost(&Fault::Unreachable, |_| ());
         return;

@@ -10,9 +10,11 @@ use crate::payload::Payload;
 use crate::priority::Priority;
 use crate::proto::{
     Block, BodyState, Frame, FrameError, FrameRef, Header, Incoming, Kind, Lane, Messages,
-    MethodName, NotQueued, Server, TimeLimit, Waiter,
+    MethodName, NotQueued, Server, TimeLimit, Waiter, split_trace,
 };
 use crate::router::{Handler, HandlerFuture, OneWayRef, Router};
+use crate::spans::{self, HandlerSpan};
+use crate::trace::{TRACE_BYTES, TraceContext, Traced, with_head};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -47,6 +49,7 @@ impl Method {
         &self,
         origin: Origin,
         (request_id, limit): (u64, TimeLimit),
+        trace: Option<TraceContext>,
         payload: Bytes,
     ) -> Message {
         Message {
@@ -54,18 +57,26 @@ impl Method {
             name: self.name.clone(),
             request_id,
             limit,
+            trace: trace.map(|context| Arc::new(Traced::new(context))),
             payload,
         }
     }
 
     /// Shows a message to a handler where it lies.
     #[inline]
-    fn show(&self, handler: &OneWayRef, frame: FrameRef<'_>, from: &Origin, sequence: u64) {
+    fn show(
+        &self,
+        handler: &OneWayRef,
+        (frame, trace): (FrameRef<'_>, Option<&TraceContext>),
+        from: &Origin,
+        sequence: u64,
+    ) {
         let message = MessageRef {
             frame,
             from,
             sequence,
             name: &self.name,
+            trace,
         };
         // The handler's own state may be left half changed by a panic; that is its affair, as in a thread of its own.
         let _ = catch_unwind(AssertUnwindSafe(|| handler(message)));
@@ -78,6 +89,7 @@ struct Held {
     header: Header,
     /// Of the first message.
     sequence: u64,
+    trace: Option<TraceContext>,
     /// A copy: it may lie here for long.
     payload: Bytes,
 }
@@ -110,6 +122,8 @@ pub(crate) struct ServeRole {
     /// The memory that the batch lies in.
     memory_bytes: usize,
     scratch: Vec<u8>,
+    /// The trace context of the reply that lies in `scratch`.
+    reply_context: Option<TraceContext>,
     /// Replies of this batch are queued already.
     queued: bool,
     /// Frames that wait for handlers to end. When there are as many as may wait, further requests are refused, and a further message
@@ -143,6 +157,7 @@ impl ServeRole {
             must_stop: false,
             memory_bytes: 0,
             scratch: Vec::new(),
+            reply_context: None,
             queued: false,
             held: VecDeque::new(),
             held_bytes: 0,
@@ -224,7 +239,13 @@ impl ServeRole {
     /// The message is put together where its handler takes it: each copy of it that is read in wider pieces than it was written waits for
     /// the stores before it.
     #[inline]
-    fn dispatch(&mut self, frame: FrameRef<'_>, sequence: u64, conn: &Arc<Conn>) {
+    fn dispatch(
+        &mut self,
+        frame: FrameRef<'_>,
+        trace: Option<TraceContext>,
+        sequence: u64,
+        conn: &Arc<Conn>,
+    ) {
         let Header {
             id, limit, method, ..
         } = frame.header;
@@ -233,10 +254,11 @@ impl ServeRole {
             return;
         };
         let origin = self.origin_of(sequence);
-        let message = || method.message(origin, (id, limit), frame.shared_payload());
+        let message = || method.message(origin, (id, limit), trace, frame.shared_payload());
         match &method.handler {
             Some(Handler::OneWayRef(handler)) if !wants_reply => {
-                method.show(handler.as_ref(), frame, &self.origin, sequence);
+                let shown = (frame, trace.as_ref());
+                method.show(handler.as_ref(), shown, &self.origin, sequence);
             }
             Some(Handler::Inline(handler)) => {
                 self.scratch.clear();
@@ -246,8 +268,13 @@ impl ServeRole {
                 };
                 let message = message();
                 // The handler's own state may be left half changed by a panic; that is its affair, as in a thread of its own.
-                let result = catch_unwind(AssertUnwindSafe(|| handler(&message, &mut reply)));
+                let result = catch_unwind(AssertUnwindSafe(|| {
+                    spans::handle(&message, || handler(&message, &mut reply))
+                }));
                 let shared = reply.shared.take();
+                if trace.is_some() {
+                    self.reply_context = reply_context(&message);
+                }
                 if wants_reply {
                     let lane = method.priority.lane();
                     let result = result.unwrap_or_else(|_| Err(panicked()));
@@ -256,18 +283,23 @@ impl ServeRole {
             }
             Some(Handler::OneWay(handler)) if !wants_reply => {
                 // The same as above.
-                let _ = catch_unwind(AssertUnwindSafe(|| handler(message())));
+                let _ = catch_unwind(AssertUnwindSafe(|| {
+                    let message = message();
+                    let span = HandlerSpan::new(&message);
+                    span.within(|| handler(message));
+                }));
             }
             Some(Handler::Spawned(handler)) => {
                 if method.held > 0 || !method.may_start() || !self.has_handlers_left(conn) {
-                    self.hold(frame, sequence, conn);
+                    self.hold((frame, trace), sequence, conn);
                     return;
                 }
                 let handler = Arc::clone(handler);
                 let message = message();
                 let responder = self.responder(method, wants_reply, &message, conn);
                 let message = self.detached(message);
-                responder.spawn(move || handler(message));
+                let span = HandlerSpan::new(&message);
+                responder.spawn(span, move || handler(message));
             }
             _ if wants_reply => {
                 self.scratch.clear();
@@ -293,17 +325,18 @@ impl ServeRole {
         match &method.handler {
             Some(Handler::OneWayRef(handler)) => {
                 for (sequence, payload) in (first..).zip(messages) {
-                    let frame = frame.with_message(header, payload);
+                    let frame = (frame.with_message(header, payload), None);
                     method.show(handler.as_ref(), frame, &self.origin, sequence);
                 }
             }
             Some(Handler::Spawned(_)) => {
-                self.hold(frame, first, conn);
+                self.hold((frame, None), first, conn);
                 self.start_held(conn);
             }
             _ => {
                 for (sequence, payload) in (first..).zip(messages) {
-                    self.dispatch(frame.with_message(header, payload), sequence, conn);
+                    let frame = frame.with_message(header, payload);
+                    self.dispatch(frame, None, sequence, conn);
                 }
             }
         }
@@ -312,7 +345,12 @@ impl ServeRole {
 
     /// A frame must wait until handlers have ended.
     #[cold]
-    fn hold(&mut self, frame: FrameRef<'_>, sequence: u64, conn: &Conn) {
+    fn hold(
+        &mut self,
+        (frame, trace): (FrameRef<'_>, Option<TraceContext>),
+        sequence: u64,
+        conn: &Conn,
+    ) {
         let (is_much, has_left) = (self.holds_much(), self.has_handlers_left(conn));
         let Some(Some(method)) = self.methods.get_mut(usize::from(frame.header.method)) else {
             return;
@@ -331,6 +369,7 @@ impl ServeRole {
         self.held.push_back(Held {
             header: frame.header,
             sequence,
+            trace,
             payload: Bytes::copy_from_slice(frame.payload),
         });
         // The rest of the batch stays where it is; up to here it is looked through for what cancels requests that wait.
@@ -386,13 +425,13 @@ impl ServeRole {
                     && let Some(message) = messages.next()
                 {
                     let frame = FrameRef::of_message(held.header.of_message(), message, &payload);
-                    self.dispatch(frame, held.sequence, conn);
+                    self.dispatch(frame, None, held.sequence, conn);
                     held.sequence += 1;
                 }
                 held.payload = payload.slice_ref(messages.rest());
             } else {
                 let frame = FrameRef::of_message(held.header, &payload, &payload);
-                self.dispatch(frame, held.sequence, conn);
+                self.dispatch(frame, held.trace, held.sequence, conn);
                 held.payload = Bytes::new();
             }
             self.held_bytes -= payload.len() - held.payload.len();
@@ -450,7 +489,13 @@ impl ServeRole {
         let replies = self.replies[place].get_or_insert_default();
         match result {
             Ok(()) => {
-                let header = Header::new(Kind::Reply, 0, id);
+                let mut header = Header::new(Kind::Reply, 0, id);
+                let context = self.reply_context.take();
+                let fits = length + TRACE_BYTES <= self.limits.frame_bytes_max;
+                if let Some(context) = context.filter(|_| fits) {
+                    header.kind = Kind::TracedReply;
+                    self.scratch.splice(..0, context.encode());
+                }
                 let payload = match &shared {
                     None => Payload::Borrowed(&self.scratch),
                     Some(shared) => Payload::Parts {
@@ -461,6 +506,7 @@ impl ServeRole {
                 replies.push(header, &payload, self.checksum);
             }
             Err(rejection) => {
+                self.reply_context = None;
                 let header = Header::new(Kind::Failure, 0, id);
                 let payload = Payload::Shared(rejection.encode());
                 replies.push(header, &payload, self.checksum);
@@ -494,6 +540,7 @@ impl ServeRole {
             bytes,
             frame_bytes_max: self.limits.frame_bytes_max,
             running: Arc::clone(&method.running),
+            trace: message.trace.clone(),
         }
     }
 
@@ -518,7 +565,7 @@ impl ServeRole {
         &mut self,
         number: u16,
         (id, limit): (u64, TimeLimit),
-        (sequence, payload): (u64, Bytes),
+        (sequence, trace, payload): (u64, Option<TraceContext>, Bytes),
         body: Arc<BodyState>,
         conn: &Arc<Conn>,
     ) {
@@ -540,11 +587,12 @@ impl ServeRole {
             return refuse(self, RejectionCode::Busy, text);
         }
         let handler = Arc::clone(handler);
-        let message = method.message(self.origin_of(sequence), (id, limit), payload);
+        let message = method.message(self.origin_of(sequence), (id, limit), trace, payload);
         let responder = self.responder(method, true, &message, conn);
         let message = self.detached(message);
         let body = Body::new(body, Arc::clone(conn), id);
-        responder.spawn(move || handler(message, body));
+        let span = HandlerSpan::new(&message);
+        responder.spawn(span, move || handler(message, body));
     }
 
     /// What is no message and no request.
@@ -559,10 +607,11 @@ impl ServeRole {
                 id,
                 sequence,
                 limit,
+                trace,
                 payload,
                 body,
             } => {
-                self.open(method, (id, limit), (sequence, payload), body, conn);
+                self.open(method, (id, limit), (sequence, trace, payload), body, conn);
             }
             Incoming::TooManyBodies { id } => {
                 let text = "too many bodies are open on this connection";
@@ -585,6 +634,12 @@ impl ServeRole {
     }
 }
 
+/// The context that a handler has given to its reply.
+fn reply_context(message: &Message) -> Option<TraceContext> {
+    let traced = message.trace.as_ref()?;
+    traced.reply.get().copied()
+}
+
 /// Payloads of spawned handlers shorter than this are copied out of the read buffer.
 const READ_BYTES_KEPT: usize = 64 * 1024;
 
@@ -602,9 +657,13 @@ impl Role for ServeRole {
     fn receive(&mut self, frame: FrameRef<'_>, conn: &Arc<Conn>) -> Result<(), FrameError> {
         if matches!(frame.header.kind, Kind::Request | Kind::OneWay) {
             let sequence = self.server.admit(&frame.header)?;
-            self.dispatch(frame, sequence, conn);
+            self.dispatch(frame, None, sequence, conn);
         } else if frame.header.kind == Kind::Batch {
             self.receive_batch(frame, conn)?;
+        } else if matches!(frame.header.kind, Kind::TracedOneWay | Kind::TracedRequest) {
+            let (trace, header, payload) = split_trace(&frame.header, frame.payload)?;
+            let sequence = self.server.admit(&header)?;
+            self.dispatch(frame.with_message(header, payload), trace, sequence, conn);
         } else {
             self.receive_other(frame.to_frame(), conn)?;
         }
@@ -668,16 +727,17 @@ struct Responder {
     frame_bytes_max: usize,
     /// Handlers of the method that run.
     running: Arc<AtomicUsize>,
+    trace: Option<Arc<Traced>>,
 }
 
 impl Responder {
     /// Runs a handler in a task of its own, and answers with what it returns.
-    fn spawn(self, handle: impl FnOnce() -> HandlerFuture + Send + 'static) {
+    fn spawn(self, span: HandlerSpan, handle: impl FnOnce() -> HandlerFuture + Send + 'static) {
         let cancellable = self
             .is_cancellable
             .then(|| (Arc::clone(&self.conn), self.id));
         let task = tokio::spawn(async move {
-            let outcome = handle().await;
+            let outcome = spans::instrumented(span, async move { handle().await }).await;
             self.answer(outcome).await;
         });
         if let Some((conn, id)) = cancellable {
@@ -707,11 +767,24 @@ impl Responder {
             Ok(reply) => (Kind::Reply, reply),
             Err(rejection) => (Kind::Failure, rejection.encode()),
         };
-        let header = Header::new(kind, 0, self.id);
+        let mut header = Header::new(kind, 0, self.id);
+        let payload = Payload::Shared(payload);
+        let context = self.trace.as_ref().and_then(|traced| traced.reply.get());
+        let context = context.filter(|_| kind == Kind::Reply && self.has_room_for(&payload));
+        let head = context.map(|context| context.before(&payload));
+        let payload = head.as_ref().map_or(payload.clone(), |head| {
+            header.kind = Kind::TracedReply;
+            with_head(head, &payload)
+        });
         let conn = Arc::clone(&self.conn);
         self.wants_reply = false;
         let direct = conn.handlers.load(Ordering::Relaxed) <= DIRECT_CALLS_MAX;
-        send_wait(&conn, self.lane, header, &Payload::Shared(payload), direct).await;
+        send_wait(&conn, self.lane, header, &payload, direct).await;
+    }
+
+    /// Whether a reply may have a trace context besides.
+    fn has_room_for(&self, payload: &Payload<'_>) -> bool {
+        payload.len() + TRACE_BYTES <= self.frame_bytes_max
     }
 }
 
@@ -757,7 +830,7 @@ async fn send_wait(conn: &Conn, lane: Lane, header: Header, payload: &Payload<'_
             Ok(()) => Poll::Ready(true),
             // Looked at before, by the handler's end.
             Err(NotQueued::TooLong { .. }) => Poll::Ready(false),
-            Err(NotQueued::Full | NotQueued::Closed) => Poll::Pending,
+            Err(NotQueued::Full | NotQueued::Closed | NotQueued::Untraced) => Poll::Pending,
         }
     })
     .await;

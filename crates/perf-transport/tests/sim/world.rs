@@ -5,9 +5,10 @@ use bytes::{Bytes, BytesMut};
 use perf_transport::Payload;
 use perf_transport::proto::{
     Admission, Backoff, BatchBlock, BodyState, BodyStep, CallKey, Channel, ChannelLimits, Client,
-    ConnectionClass, Decoder, Define, DialState, Dialer, Fault, Header, Incoming, Kind, Lane,
-    LaneLimits, Liveness, LivenessLimits, Local, Messages, NotQueued, Notified, Progress,
-    SendWindow, Server, ServerLimits, TimeLimit, Transmit, Verdict, Waiter, accept, check_welcome,
+    ConnectionClass, Decoder, Define, DialState, Dialer, FEATURE_TRACE, Fault, Header, Incoming,
+    Kind, Lane, LaneLimits, Liveness, LivenessLimits, Local, Messages, NotQueued, Notified,
+    Progress, SendWindow, Server, ServerLimits, Takes, TimeLimit, Transmit, Verdict, Waiter,
+    accept, check_welcome,
 };
 use prost::Message;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -150,10 +151,13 @@ impl Reader {
         }
     }
 
-    /// What has arrived whole.
-    fn batch(&mut self) -> Bytes {
+    /// What has arrived whole. As the shell does, it looks at the header of what has not.
+    fn batch(&mut self) -> Result<Bytes, String> {
         let whole = self.decoder.whole_bytes(&self.input);
-        self.input.split_to(whole).freeze()
+        let batch = self.input.split_to(whole).freeze();
+        let needed = self.decoder.needed(&self.input);
+        needed.map_err(|error| error.to_string())?;
+        Ok(batch)
     }
 }
 
@@ -865,7 +869,10 @@ impl World {
         let answer = accepted.welcome.encode_to_vec().into();
         let welcome = check_welcome(&client, 2, &Header::new(Kind::Welcome, 0, 0), &answer);
         let welcome = welcome.map_err(|error| error.to_string())?;
-        self.channel.shorten(welcome.frame_bytes_max);
+        self.channel.fit_to(Takes {
+            frame_bytes_max: welcome.frame_bytes_max,
+            traces: welcome.features & FEATURE_TRACE != 0,
+        });
         // A connection that the client has given up may still be there on the server.
         self.server_gone();
         self.to_server = Pipe::default();
@@ -996,7 +1003,7 @@ impl World {
         dialled.reader.bytes += read.len() as u64;
         dialled.reader.input.extend_from_slice(&read);
         let mut queued = false;
-        let batch = dialled.reader.batch();
+        let batch = dialled.reader.batch()?;
         let mut at = 0;
         while let Some(frame) = dialled
             .reader
@@ -1031,7 +1038,7 @@ impl World {
         let read = self.to_server.read(self.now_ms, most);
         accepted.reader.bytes += read.len() as u64;
         accepted.reader.input.extend_from_slice(&read);
-        let batch = accepted.reader.batch();
+        let batch = accepted.reader.batch()?;
         let mut at = 0;
         while let Some(frame) = accepted
             .reader

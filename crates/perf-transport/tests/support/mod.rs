@@ -196,7 +196,7 @@ pub(crate) mod raw {
         stream
     }
 
-    /// Lets a dialling node in as node 2.
+    /// Lets a dialling node in as node 2, of a version that has no feature.
     pub(crate) async fn welcome(stream: &mut TcpStream) {
         let (kind, ..) = soon(read(stream)).await.expect("a hello");
         assert_eq!(kind, Kind::Hello as u8);
