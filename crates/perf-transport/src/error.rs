@@ -88,6 +88,11 @@ pub enum TransportError {
         /// The peer.
         peer: u64,
     },
+    /// The peer's version does not know requests with answers in parts. Nothing was sent.
+    Unsupported {
+        /// The peer.
+        peer: u64,
+    },
     /// This transport is shutting down. Nothing was sent.
     ShuttingDown,
     /// A handshake failed.
@@ -134,6 +139,7 @@ impl TransportError {
                 bytes: bytes as usize,
                 bytes_max: bytes_max as usize,
             },
+            Fault::Unsupported => Self::Unsupported { peer },
             // The caller has taken it off, see `Call`.
             Fault::Traced(_) => Self::Disconnected { peer, cause: None },
             Fault::Rejected { code, text } => Self::PeerRejected {
@@ -199,6 +205,9 @@ impl fmt::Display for TransportError {
             Self::InvalidName { reason } => write!(f, "service or method: {reason}"),
             Self::BodyBroken { peer } => {
                 write!(f, "the body from node {peer} ended before it was complete")
+            }
+            Self::Unsupported { peer } => {
+                write!(f, "node {peer} does not know answers in parts: upgrade it")
             }
             Self::ShuttingDown => f.write_str("this transport is shutting down"),
             Self::Handshake { peer, error } => match peer {

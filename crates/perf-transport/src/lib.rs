@@ -15,6 +15,7 @@ mod connect;
 mod envelope;
 mod error;
 mod event;
+mod items;
 mod message;
 #[cfg(feature = "metrics")]
 mod metrics;
@@ -47,6 +48,7 @@ pub use connect::{
 pub use envelope::Envelope;
 pub use error::{Rejection, RejectionCode, TransportError, Undelivered};
 pub use event::{CloseReason, PeerEvent};
+pub use items::{Answer, ItemSender};
 pub use message::{Message, MessageRef, Origin, Reply};
 pub use payload::Payload;
 pub use priority::Priority;

@@ -16,6 +16,7 @@ pub(crate) enum Refused {
     Unreachable {
         retry_in_ms: u64,
     },
+    Unsupported,
     /// The message is to be queued without its trace context. Never an error of a caller's.
     Untraced,
 }
@@ -43,6 +44,7 @@ impl Refused {
         } = attempt;
         match self {
             Self::ShuttingDown => TransportError::ShuttingDown,
+            Self::Unsupported => TransportError::Unsupported { peer },
             Self::Untraced | Self::PeerDraining => TransportError::PeerDraining { peer },
             Self::QueueFull => TransportError::QueueFull { peer },
             Self::TooManyCalls => TransportError::TooManyCalls { peer, calls_max },

@@ -2,13 +2,14 @@
 
 use crate::accept::{Arrival, MaybeHook};
 use crate::batch::Outgoing;
-use crate::body::BodySender;
+use crate::body::{AnswerBody, BodySender, Chunks};
 use crate::call::Call;
 use crate::config::{Config, millis};
 use crate::connect::{Connector, Listener, TcpConnector};
 use crate::envelope::Envelope;
 use crate::error::{TransportError, Undelivered};
 use crate::event::{Callback, CloseReason, Events, PeerEvent};
+use crate::items::{Answer, ItemSender};
 use crate::message::Message;
 use crate::names::NameTable;
 use crate::payload::Payload;
@@ -394,6 +395,23 @@ impl Way<'_> {
             }
         }
         lanes.push_or_wait(waiter, waker, self.lane, header, payload, self.define())
+    }
+}
+
+/// A request with a body in chunks, or an answer that comes so.
+struct Streams {
+    chunks: Option<Chunks>,
+    answer: Option<AnswerBody>,
+    call: Call,
+}
+
+impl Streams {
+    fn into_answer(self, item_bytes_max: usize) -> Result<Answer, TransportError> {
+        let Self { answer, call, .. } = self;
+        match answer {
+            Some(body) => Ok(Answer::new(body, call, item_bytes_max)),
+            None => Err(TransportError::ShuttingDown),
+        }
     }
 }
 
@@ -787,6 +805,7 @@ impl Transport {
             Err(NotQueued::TooLong { bytes_max }) => Err(Refused::TooLarge { bytes_max }),
             Err(NotQueued::Closed) => self.queue_again(way, header, payload),
             Err(NotQueued::Untraced) => Err(Refused::Untraced),
+            Err(NotQueued::Unsupported) => Err(Refused::Unsupported),
         }
     }
 
@@ -836,6 +855,7 @@ impl Transport {
         pushed.map_err(|reason| match reason {
             NotQueued::TooLong { bytes_max } => Refused::TooLarge { bytes_max },
             NotQueued::Untraced => Refused::Untraced,
+            NotQueued::Unsupported => Refused::Unsupported,
             NotQueued::Full | NotQueued::Closed => Refused::QueueFull,
         })
     }
@@ -868,6 +888,7 @@ impl Transport {
                     Poll::Ready(Err(Refused::TooLarge { bytes_max }))
                 }
                 Err(NotQueued::Untraced) => Poll::Ready(Err(Refused::Untraced)),
+                Err(NotQueued::Unsupported) => Poll::Ready(Err(Refused::Unsupported)),
                 Err(NotQueued::Closed) => {
                     // The connection ended since the look above, and soon it is known what comes next.
                     cx.waker().wake_by_ref();
@@ -1101,37 +1122,102 @@ impl Transport {
     /// # Errors
     /// As [`send`](Self::send), and [`TooManyStreams`](TransportError::TooManyStreams).
     pub fn stream(&self, envelope: Envelope<'_>) -> Result<BodySender, TransportError> {
-        let route = self.route(&envelope)?;
-        let refused = |refused| self.error(refused, &envelope);
-        let way = self.way(&route, &envelope).map_err(refused)?;
+        let begun = self.begin_streams(&envelope, Kind::StreamOpen)?;
+        let Some(chunks) = begun.chunks else {
+            return Err(TransportError::ShuttingDown);
+        };
+        Ok(BodySender::new(chunks, begun.call))
+    }
+
+    /// Sends a request that is answered item by item: a watch of what changes, a long list. The peer's handler is one of
+    /// [`Router::watch`]. The answer may take as long as a streamed body ([`Config::stream_timeout`](crate::Config::stream_timeout)) where the envelope does not say.
+    ///
+    /// ```no_run
+    /// # async fn f(transport: &perf_transport::Transport) -> Result<(), perf_transport::TransportError> {
+    /// use perf_transport::Envelope;
+    ///
+    /// let mut events = transport.watch(Envelope::new(2, "vm", "events", b"vm-7"))?;
+    /// while let Some(event) = events.next().await {
+    ///     println!("{:?}", event?);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`stream`](Self::stream), and [`Unsupported`](TransportError::Unsupported) if the peer's version does not know this.
+    pub fn watch(&self, envelope: Envelope<'_>) -> Result<Answer, TransportError> {
+        let begun = self.begin_streams(&envelope, Kind::Watch)?;
+        begun.into_answer(self.payload_bytes_max())
+    }
+
+    /// Sends a request with items both ways at once: the caller sends and reads at its own pace. The peer's handler is one of
+    /// [`Router::exchange`].
+    ///
+    /// # Errors
+    /// As [`watch`](Self::watch).
+    pub fn exchange(&self, envelope: Envelope<'_>) -> Result<(ItemSender, Answer), TransportError> {
+        let mut begun = self.begin_streams(&envelope, Kind::Exchange)?;
+        let Some(chunks) = begun.chunks.take() else {
+            return Err(TransportError::ShuttingDown);
+        };
+        let sender = ItemSender::new(chunks, true);
+        Ok((sender, begun.into_answer(self.payload_bytes_max())?))
+    }
+
+    /// Queues a request with a body that is sent in chunks, an answer that comes so, or both.
+    fn begin_streams(
+        &self,
+        envelope: &Envelope<'_>,
+        kind: Kind,
+    ) -> Result<Streams, TransportError> {
+        let route = self.route(envelope)?;
+        let refused = |refused| self.error(refused, envelope);
+        let way = self.way(&route, envelope).map_err(refused)?;
         let timeout = envelope.timeout.unwrap_or(self.inner.config.stream_timeout);
         let (key, limit) = self.open(&way, timeout).map_err(refused)?;
         let (link, conn) = (way.link, way.conn());
-        let credit = link.stream_window_bytes.load(Ordering::Relaxed);
-        let streams_max = link.streams_max.load(Ordering::Relaxed) as usize;
-        let channel = &conn.channel;
-        let Some(window) = channel.open_window(key, credit.into(), streams_max) else {
-            channel.pending.cancel(key);
-            return Err(TransportError::TooManyStreams {
-                peer: envelope.target,
-                streams_max,
-            });
+        let mut streams = Streams {
+            chunks: None,
+            answer: None,
+            call: Call::waiting(Arc::clone(conn), key, span_of(envelope)),
         };
-        let header = way.header(Kind::StreamOpen, key.id()).within(limit);
-        if let Err(reason) = self.queue_message(&way, header, &envelope) {
+        let channel = &conn.channel;
+        let fail = |streams: Streams, error| {
+            // The peer has not got it, and need not be told.
             channel.close_window(key);
             channel.pending.cancel(key);
-            return Err(refused(reason));
+            drop(streams);
+            Err(error)
+        };
+        let too_many = |streams_max| TransportError::TooManyStreams {
+            peer: envelope.target,
+            streams_max,
+        };
+        if matches!(kind, Kind::StreamOpen | Kind::Exchange) {
+            let credit = link.stream_window_bytes.load(Ordering::Relaxed);
+            let streams_max = link.streams_max.load(Ordering::Relaxed) as usize;
+            let Some(window) = channel.open_window(key, credit.into(), streams_max) else {
+                return fail(streams, too_many(streams_max));
+            };
+            let chunks = Chunks::new(Arc::clone(conn), (key, way.lane), window, usize::MAX);
+            streams.chunks = Some(chunks);
+        }
+        if kind.is_watch() {
+            let config = &self.inner.config;
+            let answers_max = config.streams_max as usize;
+            let body = channel.open_answer(key, config.stream_window_bytes, answers_max);
+            let Some(body) = body else {
+                return fail(streams, too_many(answers_max));
+            };
+            streams.answer = Some(AnswerBody::new(body, Arc::clone(conn), key));
+        }
+        let header = way.header(kind, key.id()).within(limit);
+        if let Err(reason) = self.queue_message(&way, header, envelope) {
+            return fail(streams, refused(reason));
         }
         conn.notify(false);
-        Ok(BodySender {
-            conn: Arc::clone(conn),
-            key,
-            window,
-            lane: way.lane,
-            call: Some(Call::waiting(Arc::clone(conn), key, span_of(&envelope))),
-            sent_bytes: 0,
-        })
+        Ok(streams)
     }
 
     /// Gives this node another certificate, key, authority and revocation lists, for connections from now on. Connections whose peers the new

@@ -26,6 +26,8 @@ fn each_fault_is_found() {
         "pong_without_bound",
         "busy_for_ever",
         "cap_unknown_to_lanes",
+        "chunk_finds_any_answer",
+        "answer_credit_ignored",
     ] {
         set(Some(mutant));
         let found = (0..SEEDS).find_map(|seed| {

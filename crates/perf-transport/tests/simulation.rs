@@ -32,6 +32,7 @@ fn nothing_is_lost_doubled_mixed_up_or_stuck() {
                 all.messages += summary.messages;
                 all.batched += summary.batched;
                 all.bodies += summary.bodies;
+                all.watches += summary.watches;
                 all.deaf += summary.deaf;
                 all.patient += summary.patient;
             }
@@ -53,5 +54,6 @@ fn nothing_is_lost_doubled_mixed_up_or_stuck() {
         );
         assert!(all.replies > seeds * 10 && all.bodies > seeds, "{all:?}");
         assert!(all.deaf > seeds && all.patient > seeds, "{all:?}");
+        assert!(all.watches > seeds, "{all:?}");
     }
 }

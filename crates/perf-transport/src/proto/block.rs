@@ -260,7 +260,7 @@ impl Block {
     /// contexts that the peer does not know. Nothing may have been written of it.
     pub(crate) fn fit_to(&mut self, takes: Takes, checksum: bool, removed: &mut Vec<Header>) {
         let bytes_max = takes.frame_bytes_max;
-        if takes.traces && self.bytes <= bytes_max as usize {
+        if takes.traces && takes.watches && self.bytes <= bytes_max as usize {
             return;
         }
         let mut wire = BytesMut::with_capacity(self.bytes);
@@ -282,7 +282,8 @@ impl Block {
                 // Of a message that is removed, the length is reported.
                 header.length = length_of(payload.len());
             }
-            if header.length <= bytes_max {
+            let is_known = takes.watches || !header.kind.is_watch();
+            if header.length <= bytes_max && is_known {
                 next.push(header, &Payload::Shared(payload), checksum);
                 continue;
             }

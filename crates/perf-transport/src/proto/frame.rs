@@ -50,6 +50,10 @@ pub enum Kind {
     Cancel = 18,
     /// The accepting side lives, but has too much to do to read.
     Busy = 19,
+    /// A request whose answer comes in chunks; they go as those of a `StreamOpen` do, the other way. `Reply` or `Failure` ends it.
+    Watch = 20,
+    /// A `Watch` whose own body follows in chunks, too.
+    Exchange = 21,
     /// A `OneWay` with a trace context before its payload.
     TracedOneWay = 128 + 8,
     /// A `Request` with a trace context before its payload.
@@ -58,6 +62,10 @@ pub enum Kind {
     TracedReply = 128 + 10,
     /// A `StreamOpen` with a trace context before its payload.
     TracedStreamOpen = 128 + 12,
+    /// A `Watch` with a trace context before its payload.
+    TracedWatch = 128 + 20,
+    /// An `Exchange` with a trace context before its payload.
+    TracedExchange = 128 + 21,
 }
 
 impl Kind {
@@ -85,10 +93,14 @@ impl Kind {
             17 => Self::Batch,
             18 => Self::Cancel,
             19 => Self::Busy,
+            20 => Self::Watch,
+            21 => Self::Exchange,
             136 => Self::TracedOneWay,
             137 => Self::TracedRequest,
             138 => Self::TracedReply,
             140 => Self::TracedStreamOpen,
+            148 => Self::TracedWatch,
+            149 => Self::TracedExchange,
             _ => return None,
         })
     }
@@ -121,6 +133,16 @@ impl Kind {
         matches!(
             self,
             Self::Request | Self::StreamOpen | Self::TracedRequest | Self::TracedStreamOpen
+        ) || self.is_watch()
+    }
+
+    /// Whether it is a request whose answer comes in chunks.
+    #[inline]
+    #[must_use]
+    pub const fn is_watch(self) -> bool {
+        matches!(
+            self,
+            Self::Watch | Self::Exchange | Self::TracedWatch | Self::TracedExchange
         )
     }
 
@@ -133,6 +155,8 @@ impl Kind {
             Self::Request => Self::TracedRequest,
             Self::Reply => Self::TracedReply,
             Self::StreamOpen => Self::TracedStreamOpen,
+            Self::Watch => Self::TracedWatch,
+            Self::Exchange => Self::TracedExchange,
             _ => return None,
         })
     }
@@ -146,6 +170,8 @@ impl Kind {
             Self::TracedRequest => Self::Request,
             Self::TracedReply => Self::Reply,
             Self::TracedStreamOpen => Self::StreamOpen,
+            Self::TracedWatch => Self::Watch,
+            Self::TracedExchange => Self::Exchange,
             _ => return None,
         })
     }

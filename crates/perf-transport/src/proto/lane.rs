@@ -58,6 +58,8 @@ pub enum NotQueued {
     },
     /// The peer does not know trace contexts: queue the message without its own.
     Untraced,
+    /// The peer does not know requests whose answers come in chunks.
+    Unsupported,
 }
 
 /// What the peer of a connection takes.
@@ -67,6 +69,20 @@ pub struct Takes {
     pub frame_bytes_max: u32,
     /// Whether messages may have trace contexts.
     pub traces: bool,
+    /// Whether answers may come in chunks.
+    pub watches: bool,
+}
+
+impl Takes {
+    /// Everything but longer payloads.
+    #[must_use]
+    pub const fn all(frame_bytes_max: u32) -> Self {
+        Self {
+            frame_bytes_max,
+            traces: true,
+            watches: true,
+        }
+    }
 }
 
 /// What is to be queued.
@@ -78,7 +94,7 @@ struct Size {
     longest: usize,
     /// New messages, not frames of what was begun.
     is_new: bool,
-    is_traced: bool,
+    kind: Kind,
 }
 
 #[derive(Debug)]
@@ -142,20 +158,25 @@ impl LaneState {
 }
 
 impl State {
-    /// Whether the peer takes a payload of this length, with a trace context or without.
+    /// Whether the peer takes a frame of this kind with a payload of this length.
     #[inline]
-    fn check(&self, bytes: usize, is_traced: bool) -> Result<(), NotQueued> {
+    fn check(&self, bytes: usize, kind: Kind) -> Result<(), NotQueued> {
         let Takes {
             frame_bytes_max,
             traces,
+            watches,
         } = self.takes;
         if bytes > frame_bytes_max as usize && !mutant::is("cap_unknown_to_lanes") {
             return Err(NotQueued::TooLong {
                 bytes_max: frame_bytes_max,
             });
         }
-        if is_traced && !traces {
+        // Every peer of this version takes all kinds.
+        if !traces && kind.untraced().is_some() {
             return Err(NotQueued::Untraced);
+        }
+        if !watches && kind.is_watch() {
+            return Err(NotQueued::Unsupported);
         }
         Ok(())
     }
@@ -214,10 +235,7 @@ impl Lanes {
             state: Mutex::new(State {
                 lanes: [system, first, second].map(LaneState::new),
                 spares: Vec::new(),
-                takes: Takes {
-                    frame_bytes_max: u32::MAX,
-                    traces: true,
-                },
+                takes: Takes::all(u32::MAX),
                 messages: 0,
                 dropped: 0,
                 is_closed: false,
@@ -257,7 +275,7 @@ impl Lanes {
         if state.is_closed && define.is_some() {
             return Err(NotQueued::Closed);
         }
-        state.check(payload.len(), header.kind.untraced().is_some())?;
+        state.check(payload.len(), header.kind)?;
         if !state.lanes[lane as usize].has_room(bytes, 1) {
             return Err(NotQueued::Full);
         }
@@ -329,7 +347,7 @@ impl Lanes {
             frames: 1,
             longest: payload.len(),
             is_new: define.is_some(),
-            is_traced: header.kind.untraced().is_some(),
+            kind: header.kind,
         };
         self.in_turn(waiter, waker, lane, size, |state| {
             self.put(state, lane, header, (payload, sum), define);
@@ -350,7 +368,7 @@ impl Lanes {
             frames: 1,
             longest: payload_bytes,
             is_new: true,
-            is_traced: false,
+            kind: Kind::Request,
         };
         let (result, next) = self.in_turn(waiter, waker, lane, size, |_| ());
         if let Some(next) = next {
@@ -382,7 +400,7 @@ impl Lanes {
             frames: block.frames(),
             longest,
             is_new: true,
-            is_traced: false,
+            kind: Kind::Batch,
         };
         self.in_turn(waiter, waker, lane, size, |state| {
             state.messages += size.frames as u64;
@@ -408,7 +426,7 @@ impl Lanes {
         let refused = if state.is_closed && size.is_new {
             Err(NotQueued::Closed)
         } else {
-            state.check(size.longest, size.is_traced)
+            state.check(size.longest, size.kind)
         };
         let mine = &mut state.lanes[lane as usize];
         if let Err(refused) = refused {
@@ -556,8 +574,8 @@ impl Lanes {
         state.is_closed = false;
     }
 
-    /// What the peer of the coming connection takes: other messages are refused from now on. Takes out the queued frames that are too long, and
-    /// returns their headers; takes trace contexts off that the peer would not know. Chunks of bodies are cut instead. Only for lanes that nothing is written from: it costs a copy of
+    /// What the peer of the coming connection takes: other messages are refused from now on. Takes out the queued frames that are too long or of
+    /// kinds that the peer does not know, and returns their headers; takes trace contexts off that the peer would not know. Chunks of bodies are cut instead. Only for lanes that nothing is written from: it costs a copy of
     /// what is queued where a frame is too long, and a look at each block otherwise.
     #[must_use]
     pub fn fit_to(&self, takes: Takes) -> Vec<Header> {
@@ -639,10 +657,7 @@ mod tests {
             let payload = vec![7; bytes];
             lanes.push(Lane::First, header, &Payload::Borrowed(&payload), None)
         };
-        let takes = |frame_bytes_max| Takes {
-            frame_bytes_max,
-            traces: true,
-        };
+        let takes = Takes::all;
         assert_eq!(push(5000), Ok(()));
         assert_eq!(lanes.fit_to(takes(4096)).len(), 1);
         let bytes_max = 4096;

@@ -37,8 +37,8 @@ pub use frame::{CHECKSUM_BYTES, FrameError, HEADER_BYTES, Header, Kind};
 pub use gate::{Gate, Notified};
 pub use handshake::{
     Accepted, CertificateFault, ConnectionClass, Define, FEATURE_CHECKSUM, FEATURE_GOODBYE,
-    FEATURE_TRACE, HANDSHAKE_BYTES_MAX, HandshakeError, Hello, Local, Refuse, VERSION_MAX,
-    VERSION_MIN, Welcome, accept, check_welcome, refusal,
+    FEATURE_TRACE, FEATURE_WATCH, HANDSHAKE_BYTES_MAX, HandshakeError, Hello, Local, Refuse,
+    VERSION_MAX, VERSION_MIN, Welcome, accept, check_welcome, refusal,
 };
 pub use lane::{Lane, LaneLimits, Lanes, METHODS_MAX, NotQueued, Takes};
 pub use line::Waiter;

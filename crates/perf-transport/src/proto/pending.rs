@@ -58,6 +58,8 @@ pub enum Fault {
         /// What the peer takes.
         bytes_max: u32,
     },
+    /// The peer's version does not know what was asked of it. The peer has not got it.
+    Unsupported,
     /// There is a reply, and a trace context of 25 bytes before it. No fault, and here because replies without one pay nothing for it this way.
     Traced(Bytes),
     /// The peer answered with an error: code and text.

@@ -7,8 +7,9 @@ use super::handshake::Define;
 use super::lane::METHODS_MAX;
 use super::stream::BodyState;
 use super::time_limit::TimeLimit;
+use crate::primitive::mutant;
 use crate::trace::{TRACE_BYTES, TraceContext};
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use prost::Message;
 use std::fmt;
 use std::sync::Arc;
@@ -92,6 +93,8 @@ pub enum Incoming {
     Message {
         /// Whether an answer is wanted.
         wants_reply: bool,
+        /// Whether the answer comes in chunks: it is a `Watch`.
+        in_chunks: bool,
         /// Number of its method, defined before.
         method: u16,
         /// Its id.
@@ -130,6 +133,15 @@ pub enum Incoming {
         payload: Bytes,
         /// Where its body arrives.
         body: Arc<BodyState>,
+        /// Whether the answer comes in chunks, too: it is an `Exchange`.
+        in_chunks: bool,
+    },
+    /// The reader of an answer in chunks allows more.
+    Granted {
+        /// The request's id.
+        id: u64,
+        /// How many bytes.
+        bytes: u32,
     },
     /// A body more than may be open: answer that this side is busy. Its chunks will be ignored.
     TooManyBodies {
@@ -182,6 +194,7 @@ impl Server {
                 let sequence = self.admit(&header)?;
                 Ok(Incoming::Message {
                     wants_reply: header.kind == Kind::Request,
+                    in_chunks: false,
                     method: header.method,
                     id: header.id,
                     sequence,
@@ -206,7 +219,32 @@ impl Server {
                     payload,
                 })
             }
-            Kind::StreamOpen => {
+            Kind::Watch => {
+                let sequence = self.admit(&header)?;
+                Ok(Incoming::Message {
+                    wants_reply: true,
+                    in_chunks: true,
+                    method: header.method,
+                    id: header.id,
+                    sequence,
+                    limit: header.limit,
+                    trace: None,
+                    payload,
+                })
+            }
+            Kind::StreamCredit => {
+                let malformed = FrameError::Malformed { kind: header.kind };
+                let mut payload = payload;
+                let bytes = payload.try_get_u32_le().map_err(|_| malformed)?;
+                if mutant::is("answer_credit_ignored") {
+                    return Ok(Incoming::Handled);
+                }
+                Ok(Incoming::Granted {
+                    id: header.id,
+                    bytes,
+                })
+            }
+            Kind::StreamOpen | Kind::Exchange => {
                 let sequence = self.admit(&header)?;
                 if self.bodies.iter().any(|(id, _)| *id == header.id) {
                     return Err(FrameError::Malformed { kind: header.kind });
@@ -225,6 +263,7 @@ impl Server {
                     trace: None,
                     payload,
                     body,
+                    in_chunks: header.kind == Kind::Exchange,
                 })
             }
             Kind::StreamChunk => {
@@ -247,7 +286,11 @@ impl Server {
             Kind::Ping => Ok(Incoming::Ping(header.id)),
             Kind::Pong => Ok(Incoming::Handled),
             Kind::Goodbye => Ok(Incoming::Goodbye),
-            Kind::TracedOneWay | Kind::TracedRequest | Kind::TracedStreamOpen => {
+            Kind::TracedOneWay
+            | Kind::TracedRequest
+            | Kind::TracedStreamOpen
+            | Kind::TracedWatch
+            | Kind::TracedExchange => {
                 let (context, header, rest) = split_trace(&header, &payload)?;
                 let payload = payload.slice_ref(rest);
                 let mut incoming = self.receive(Frame { header, payload })?;

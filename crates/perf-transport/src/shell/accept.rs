@@ -318,7 +318,7 @@ async fn serve(
             backlog_bytes_max: config.queue_bytes[class as usize * 2] + config.outbox_bytes,
             frame_bytes_max: accepted.welcome.frame_bytes_max as usize,
         },
-        inner.local.checksum,
+        (inner.local.checksum, accepted.stream_window_bytes),
         Arc::clone(&inner.unhandled),
     );
     let established = Established {

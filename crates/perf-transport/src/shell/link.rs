@@ -9,11 +9,12 @@ use crate::error::TransportError;
 use crate::event::{CloseReason, PeerEvent};
 use crate::proto::{
     Admission, Backoff, Channel, Client, ConnectionClass, Decoder, DialState, Dialer,
-    FEATURE_GOODBYE, FEATURE_TRACE, Fault, FrameError, FrameRef, HandshakeError, Kind, ReadBuffer,
-    Takes, Welcome, check_welcome,
+    FEATURE_GOODBYE, FEATURE_TRACE, FEATURE_WATCH, Fault, FrameError, FrameRef, HandshakeError,
+    Kind, ReadBuffer, Takes, Welcome, check_welcome,
 };
 use crate::refused::Refused;
 use crate::transport::{Alive, Inner};
+use bytes::Bytes;
 use parking_lot::Mutex;
 use std::fmt;
 use std::sync::Arc;
@@ -302,6 +303,7 @@ async fn connected(inner: &Arc<Inner>, peer: &Arc<Peer>, class: ConnectionClass)
     link.conn.channel.fit_to(Takes {
         frame_bytes_max: welcome.frame_bytes_max,
         traces,
+        watches: welcome.features & FEATURE_WATCH != 0,
     });
     if !link.connected() {
         link.lost(&Fault::Unreachable, |_| ());
@@ -456,7 +458,12 @@ impl Role for ClientRole {
     #[inline]
     fn receive(&mut self, frame: FrameRef<'_>, conn: &Arc<Conn>) -> Result<(), FrameError> {
         let was_draining = self.client.is_draining();
-        self.queued |= self.client.receive(frame.to_frame(), &conn.channel)?;
+        let mut frame = frame.to_frame();
+        if frame.header.kind == Kind::StreamChunk {
+            // It may lie there unread for long, and must not keep the memory around it.
+            frame.payload = Bytes::copy_from_slice(&frame.payload);
+        }
+        self.queued |= self.client.receive(frame, &conn.channel)?;
         if self.client.is_draining() && !was_draining {
             self.peer.link(self.class).draining();
         }

@@ -2,15 +2,16 @@
 
 use super::conn::{Conn, DIRECT_CALLS_MAX};
 use super::session::Role;
-use crate::body::Body;
+use crate::body::{Body, Chunks};
 use crate::error::{Rejection, RejectionCode};
+use crate::items::ItemSender;
 use crate::message::{Message, MessageRef, Origin, Reply};
 use crate::names::Named;
 use crate::payload::Payload;
 use crate::priority::Priority;
 use crate::proto::{
-    Block, BodyState, Frame, FrameError, FrameRef, Header, Incoming, Kind, Lane, Messages,
-    MethodName, NotQueued, Server, TimeLimit, Waiter, split_trace,
+    Block, BodyState, CallKey, Frame, FrameError, FrameRef, Header, Incoming, Kind, Lane, Messages,
+    MethodName, NotQueued, SendWindow, Server, TimeLimit, Waiter, split_trace,
 };
 use crate::router::{Handler, HandlerFuture, OneWayRef, Router};
 use crate::spans::{self, HandlerSpan};
@@ -113,6 +114,8 @@ pub(crate) struct ServeRole {
     origin: Origin,
     limits: ServeLimits,
     checksum: bool,
+    /// What the peer takes of an answer in chunks before it asks for more.
+    answer_window_bytes: u32,
     /// Replies of this batch, by lane: those of its method's priority.
     replies: [Option<Block>; 2],
     /// One of them is full.
@@ -142,7 +145,7 @@ impl ServeRole {
         router: Arc<Router>,
         origin: Origin,
         limits: ServeLimits,
-        checksum: bool,
+        (checksum, answer_window_bytes): (bool, u32),
         unhandled: Arc<AtomicU64>,
     ) -> Self {
         Self {
@@ -152,6 +155,7 @@ impl ServeRole {
             origin,
             limits,
             checksum,
+            answer_window_bytes,
             replies: [None, None],
             is_full: false,
             must_stop: false,
@@ -209,7 +213,9 @@ impl ServeRole {
         }
         let handler = self.router.handler(&name);
         let priority = self.router.priority(name.service(), name.method());
-        let is_cancellable = self.router.is_cancellable(&name);
+        // A watch whose reader is gone would wait for ever.
+        let is_watch = matches!(handler, Some(Handler::Watch(_) | Handler::Exchange(_)));
+        let is_cancellable = is_watch || self.router.is_cancellable(&name);
         let limit = self.router.limit(&name);
         // A name that is given to the number anew does not forget what waits.
         let before = self.methods[place].as_ref();
@@ -456,6 +462,9 @@ impl ServeRole {
 
     /// Nobody waits for the answer to a request any more.
     fn cancel(&mut self, id: u64, conn: &Conn) {
+        if conn.channel.windows() > 0 {
+            conn.channel.stop_window(CallKey::from_id(id));
+        }
         conn.running.stop(id);
         let is_it = |held: &Held| held.header.kind == Kind::Request && held.header.id == id;
         if let Some(place) = self.held.iter().position(is_it)
@@ -560,39 +569,69 @@ impl ServeRole {
         bytes
     }
 
-    /// A request with a body, to its handler.
+    /// A request with a body, or whose answer comes in chunks, to its handler.
     fn open(
         &mut self,
         number: u16,
         (id, limit): (u64, TimeLimit),
         (sequence, trace, payload): (u64, Option<TraceContext>, Bytes),
-        body: Arc<BodyState>,
+        (body, in_chunks): (Option<Arc<BodyState>>, bool),
         conn: &Arc<Conn>,
-    ) {
+    ) -> Result<(), FrameError> {
+        let key = CallKey::from_id(id);
+        if in_chunks && conn.channel.has_window(key) {
+            return Err(FrameError::Malformed { kind: Kind::Watch });
+        }
         let Some(Some(method)) = self.methods.get(usize::from(number)) else {
-            return;
+            return Ok(());
         };
         let lane = method.priority.lane();
         let refuse = |role: &mut Self, code, text| {
-            body.end(false);
+            if let Some(body) = &body {
+                body.end(false);
+            }
             role.scratch.clear();
             role.reply_inline((id, lane), Err(Rejection::new(code, text)), None);
+            Ok(())
         };
-        let Some(Handler::Streamed(handler)) = &method.handler else {
-            let text = "no streamed handler of this service and method";
-            return refuse(self, RejectionCode::NotFound, text);
+        let handler = match (&method.handler, &body, in_chunks) {
+            (Some(handler @ Handler::Streamed(_)), Some(_), false)
+            | (Some(handler @ Handler::Watch(_)), None, true)
+            | (Some(handler @ Handler::Exchange(_)), Some(_), true) => handler.clone(),
+            _ => {
+                let text = "no handler of this service and method that reads and answers so";
+                return refuse(self, RejectionCode::NotFound, text);
+            }
         };
         if !method.may_start() {
             let text = "as many requests of this method run as may";
             return refuse(self, RejectionCode::Busy, text);
         }
-        let handler = Arc::clone(handler);
         let message = method.message(self.origin_of(sequence), (id, limit), trace, payload);
         let responder = self.responder(method, true, &message, conn);
         let message = self.detached(message);
-        let body = Body::new(body, Arc::clone(conn), id);
+        let item_bytes_max = self.limits.frame_bytes_max;
+        let body = body.map(|body| Body::new(body, Arc::clone(conn), (id, item_bytes_max)));
+        let answer = in_chunks.then(|| {
+            let credit = self.answer_window_bytes.into();
+            let bytes_max = self.limits.frame_bytes_max;
+            // As many as handlers may run.
+            let window = conn.channel.open_window(key, credit, usize::MAX);
+            let window = window.unwrap_or_else(|| Arc::new(SendWindow::new(0)));
+            let chunks = Chunks::new(Arc::clone(conn), (key, lane), window, bytes_max);
+            ItemSender::new(chunks, false)
+        });
         let span = HandlerSpan::new(&message);
-        responder.spawn(span, move || handler(message, body));
+        responder.spawn(span, move || match (handler, body, answer) {
+            (Handler::Streamed(handler), Some(body), _) => handler(message, body),
+            (Handler::Watch(handler), _, Some(answer)) => handler(message, answer),
+            (Handler::Exchange(handler), Some(body), Some(answer)) => {
+                handler(message, body, answer)
+            }
+            // Looked at above.
+            _ => Box::pin(std::future::ready(Err(panicked()))),
+        });
+        Ok(())
     }
 
     /// What is no message and no request.
@@ -610,8 +649,26 @@ impl ServeRole {
                 trace,
                 payload,
                 body,
+                in_chunks,
             } => {
-                self.open(method, (id, limit), (sequence, trace, payload), body, conn);
+                let how = (Some(body), in_chunks);
+                self.open(method, (id, limit), (sequence, trace, payload), how, conn)?;
+            }
+            Incoming::Message {
+                in_chunks: true,
+                method,
+                id,
+                sequence,
+                limit,
+                trace,
+                payload,
+                ..
+            } => {
+                let how = (None, true);
+                self.open(method, (id, limit), (sequence, trace, payload), how, conn)?;
+            }
+            Incoming::Granted { id, bytes } => {
+                conn.channel.grant(CallKey::from_id(id), bytes.into());
             }
             Incoming::TooManyBodies { id } => {
                 let text = "too many bodies are open on this connection";
@@ -794,11 +851,10 @@ impl Drop for Responder {
         if self.wants_reply {
             let header = Header::new(Kind::Failure, 0, self.id);
             let payload = Payload::Shared(panicked().encode());
-            // Some 60 bytes, at most one for each handler that may run.
+            // Some 60 bytes, at most one for each handler that may run, and behind what the handler has sent.
             let lanes = &self.conn.channel.lanes;
-            if lanes.push(Lane::System, header, &payload, None).is_ok() {
-                self.conn.notify(false);
-            }
+            lanes.push_past_limit(self.lane, header, &payload);
+            self.conn.notify(false);
         }
         self.running.fetch_sub(1, Ordering::SeqCst);
         self.conn.handlers.fetch_sub(1, Ordering::SeqCst);
@@ -830,7 +886,7 @@ async fn send_wait(conn: &Conn, lane: Lane, header: Header, payload: &Payload<'_
             Ok(()) => Poll::Ready(true),
             // Looked at before, by the handler's end.
             Err(NotQueued::TooLong { .. }) => Poll::Ready(false),
-            Err(NotQueued::Full | NotQueued::Closed | NotQueued::Untraced) => Poll::Pending,
+            Err(_) => Poll::Pending,
         }
     })
     .await;

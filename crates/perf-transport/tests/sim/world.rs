@@ -5,10 +5,10 @@ use bytes::{Bytes, BytesMut};
 use perf_transport::Payload;
 use perf_transport::proto::{
     Admission, Backoff, BatchBlock, BodyState, BodyStep, CallKey, Channel, ChannelLimits, Client,
-    ConnectionClass, Decoder, Define, DialState, Dialer, FEATURE_TRACE, Fault, Header, Incoming,
-    Kind, Lane, LaneLimits, Liveness, LivenessLimits, Local, Messages, NotQueued, Notified,
-    Progress, SendWindow, Server, ServerLimits, Takes, TimeLimit, Transmit, Verdict, Waiter,
-    accept, check_welcome,
+    ConnectionClass, Decoder, Define, DialState, Dialer, FEATURE_TRACE, FEATURE_WATCH, Fault,
+    Header, Incoming, Kind, Lane, LaneLimits, Liveness, LivenessLimits, Local, Messages, NotQueued,
+    Notified, Progress, SendWindow, Server, ServerLimits, Takes, TimeLimit, Transmit, Verdict,
+    Waiter, accept, check_welcome,
 };
 use prost::Message;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -55,6 +55,8 @@ pub(crate) struct Summary {
     pub(crate) messages: u64,
     pub(crate) batched: u64,
     pub(crate) bodies: u64,
+    /// Answers in chunks that were read to their end.
+    pub(crate) watches: u64,
     /// Callers that waited for a slot and got one.
     pub(crate) patient: u64,
     /// Times in which the server only asked and read nothing.
@@ -181,6 +183,16 @@ struct Accepted {
     /// Requests of this connection that have arrived.
     begun: HashSet<u64>,
     bodies: Vec<Reading>,
+    answering: Vec<Answering>,
+}
+
+/// An answer in chunks: its bytes are its number, over and over.
+struct Answering {
+    id: u64,
+    number: u64,
+    left: u64,
+    window: Arc<SendWindow>,
+    task: Task,
 }
 
 struct Reading {
@@ -221,6 +233,15 @@ struct Sending {
     task: Task,
     left: u64,
     call: Task,
+}
+
+/// An answer in chunks that is being read.
+struct Watching {
+    number: u64,
+    key: CallKey,
+    body: Arc<BodyState>,
+    task: Task,
+    left: u64,
 }
 
 /// Which messages have arrived, each once.
@@ -283,6 +304,7 @@ struct World {
     patient: Vec<Patient>,
     waiting: Vec<Waiting>,
     sending: Vec<Sending>,
+    watching: Vec<Watching>,
     numbers: u64,
     arrived: Arrived,
     answered: HashSet<u64>,
@@ -386,6 +408,7 @@ impl World {
             patient: Vec::new(),
             waiting: Vec::new(),
             sending: Vec::new(),
+            watching: Vec::new(),
             numbers: 0,
             arrived: Arrived::default(),
             answered: HashSet::new(),
@@ -404,7 +427,8 @@ impl World {
             130..150 => self.new_patient(),
             150..220 => self.new_one_way(),
             220..270 => self.new_waiting(),
-            270..290 => self.new_body(),
+            270..280 => self.new_body(),
+            280..290 => self.new_watch(),
             290..330 => self.cancel_something(),
             330..350 if !self.is_calm => self.break_something(),
             350 => self.quiet_until_ms = self.now_ms + 2 * TIMEOUT_MS,
@@ -677,8 +701,95 @@ impl World {
         });
     }
 
+    fn new_watch(&mut self) {
+        if !self.admit() {
+            return;
+        }
+        let deadline_ms = self.now_ms + 100 * TIMEOUT_MS;
+        let channel = &self.channel;
+        let Some(key) = channel.pending.open(Lane::Second, deadline_ms) else {
+            return;
+        };
+        let Some(body) = channel.open_answer(key, WINDOW_BYTES, 2) else {
+            channel.pending.cancel(key);
+            return;
+        };
+        self.numbers += 1;
+        let (number, left) = (self.numbers, self.random.below(20_000));
+        let header = Header::new(Kind::Watch, 3, key.id());
+        let head = [number.to_le_bytes(), left.to_le_bytes()].concat();
+        let (lane, payload) = (Lane::Second, Payload::Borrowed(&head));
+        let pushed = channel.lanes.push(lane, header, &payload, Some(&define()));
+        if pushed.is_err() {
+            channel.close_answer(key);
+            channel.pending.cancel(key);
+            return;
+        }
+        self.notify_client();
+        self.watching.push(Watching {
+            number,
+            key,
+            body,
+            task: Task::new(),
+            left,
+        });
+    }
+
+    /// Reads what has arrived of an answer, then looks whether there is more to come.
+    fn run_watching(&mut self, mut watching: Watching) -> Result<Option<Watching>, String> {
+        if !watching.task.is_woken() {
+            return Ok(Some(watching));
+        }
+        self.read_answer(&mut watching)?;
+        let mut cx = Context::from_waker(&watching.task.waker);
+        let outcome = match self.channel.pending.poll(watching.key, &mut cx) {
+            Poll::Pending => return Ok(Some(watching)),
+            Poll::Ready(outcome) => outcome,
+        };
+        // What came between the two looks.
+        self.read_answer(&mut watching)?;
+        if let Ok(reply) = outcome {
+            let (number, left) = (number_of(&reply)?, watching.left);
+            if number != watching.number || left > 0 {
+                let wanted = watching.number;
+                return Err(format!(
+                    "watch {wanted} ended as {number}, without {left} bytes"
+                ));
+            }
+            self.summary.watches += 1;
+        }
+        self.channel.close_answer(watching.key);
+        Ok(None)
+    }
+
+    fn read_answer(&mut self, watching: &mut Watching) -> Result<(), String> {
+        let mut cx = Context::from_waker(&watching.task.waker);
+        while let Poll::Ready(BodyStep::Chunk(chunk, grant)) = watching.body.poll_next(&mut cx) {
+            let number = watching.number as u8;
+            if chunk.iter().any(|&byte| byte != number) {
+                return Err(format!("watch {number} got the chunk of another one"));
+            }
+            let more = watching.left.checked_sub(chunk.len() as u64);
+            watching.left = more.ok_or("an answer is longer than it was sent")?;
+            if grant > 0 {
+                let header = Header::new(Kind::StreamCredit, 0, watching.key.id());
+                let grant = grant.to_le_bytes();
+                let payload = Payload::Borrowed(&grant);
+                let lanes = &self.channel.lanes;
+                let _ = lanes.push(Lane::System, header, &payload, None);
+                self.notify_client();
+            }
+        }
+        Ok(())
+    }
+
     fn cancel_something(&mut self) {
-        match self.random.below(4) {
+        match self.random.below(5) {
+            4 if !self.watching.is_empty() && self.random.chance(30) => {
+                let watching = self.watching.swap_remove(0);
+                self.channel.close_answer(watching.key);
+                self.cancel(watching.key);
+            }
             3 if !self.patient.is_empty() => {
                 let place = self.random.below(self.patient.len() as u64) as usize;
                 let mut patient = self.patient.remove(place);
@@ -872,6 +983,7 @@ impl World {
         self.channel.fit_to(Takes {
             frame_bytes_max: welcome.frame_bytes_max,
             traces: welcome.features & FEATURE_TRACE != 0,
+            watches: welcome.features & FEATURE_WATCH != 0,
         });
         // A connection that the client has given up may still be there on the server.
         self.server_gone();
@@ -893,6 +1005,7 @@ impl World {
             owed: Vec::new(),
             begun: HashSet::new(),
             bodies: Vec::new(),
+            answering: Vec::new(),
         });
         self.dialled = Some(Dialled {
             number,
@@ -1053,6 +1166,29 @@ impl World {
                 .map_err(|error| error.to_string())?
             {
                 Incoming::Message {
+                    in_chunks: true,
+                    id,
+                    payload,
+                    ..
+                } => {
+                    let (number, left) = (number_of(&payload)?, number_of(&payload[8..])?);
+                    let key = CallKey::from_id(id);
+                    let credit = WINDOW_BYTES.into();
+                    let window = accepted.channel.open_window(key, credit, usize::MAX);
+                    accepted.begun.insert(id);
+                    accepted.answering.push(Answering {
+                        id,
+                        number,
+                        left,
+                        window: window.ok_or("no window")?,
+                        task: Task::new(),
+                    });
+                }
+                Incoming::Granted { id, bytes } => {
+                    let key = CallKey::from_id(id);
+                    accepted.channel.grant(key, bytes.into());
+                }
+                Incoming::Message {
                     wants_reply,
                     id,
                     limit,
@@ -1084,6 +1220,8 @@ impl World {
                     accepted.owed.retain(|(_, other, _)| *other != id);
                     self.summary.stopped += (owed - accepted.owed.len()) as u64;
                     accepted.bodies.retain(|reading| reading.id != id);
+                    accepted.channel.close_window(CallKey::from_id(id));
+                    accepted.answering.retain(|answering| answering.id != id);
                 }
                 Incoming::Batch { payload, .. } => {
                     let (messages, _) =
@@ -1148,6 +1286,9 @@ impl World {
                 .is_err()
         });
         Self::notify_server(channel);
+        accepted
+            .answering
+            .retain_mut(|answering| Self::answer(answering, channel));
         let mut replies = Vec::new();
         for reading in &mut accepted.bodies {
             if !reading.task.is_woken() {
@@ -1198,7 +1339,51 @@ impl World {
         Ok(())
     }
 
+    /// Sends chunks of an answer as far as there is credit and room, then its end. `true` if there is more to do.
+    fn answer(answering: &mut Answering, channel: &Channel) -> bool {
+        let key = CallKey::from_id(answering.id);
+        if !answering.task.is_woken() {
+            return true;
+        }
+        let mut cx = Context::from_waker(&answering.task.waker);
+        // What is taken must be sent.
+        while channel.lanes.queued().1 + 2 <= FRAMES_MAX {
+            if answering.left == 0 {
+                let reply = Header::new(Kind::Reply, 0, answering.id);
+                let number = answering.number.to_le_bytes();
+                let payload = Payload::Borrowed(&number);
+                let pushed = channel.lanes.push(Lane::Second, reply, &payload, None);
+                if pushed.is_err() {
+                    break;
+                }
+                channel.close_window(key);
+                Self::notify_server(channel);
+                return false;
+            }
+            let wanted = answering.left.min(900);
+            let taken = match answering.window.poll_take(wanted, &mut cx) {
+                Poll::Ready(Some(taken)) => taken,
+                Poll::Ready(None) => return false,
+                Poll::Pending => return true,
+            };
+            let header = Header::new(Kind::StreamChunk, 0, answering.id);
+            let chunk = vec![answering.number as u8; taken as usize];
+            let payload = Payload::Shared(chunk.into());
+            // There is room, see above.
+            let _ = channel.lanes.push(Lane::Second, header, &payload, None);
+            answering.left -= taken;
+            Self::notify_server(channel);
+        }
+        answering.task.waker.wake_by_ref();
+        true
+    }
+
     fn run_tasks(&mut self) -> Result<(), String> {
+        for watching in std::mem::take(&mut self.watching) {
+            if let Some(watching) = self.run_watching(watching)? {
+                self.watching.push(watching);
+            }
+        }
         for call in std::mem::take(&mut self.calls) {
             if let Some(call) = self.run_call(call)? {
                 self.calls.push(call);
@@ -1409,6 +1594,9 @@ impl World {
         {
             let owed = accepted.owed.len();
             return Err(format!("{owed} handlers work for callers that are gone"));
+        }
+        if !self.watching.is_empty() {
+            return Err("an answer is stuck".to_owned());
         }
         if !self.sending.is_empty() || self.channel.windows() > 0 {
             return Err("a body is stuck".to_owned());
