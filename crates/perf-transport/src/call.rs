@@ -3,7 +3,7 @@
 use crate::error::TransportError;
 use crate::proto::{CallKey, Fault};
 use crate::shell::conn::Conn;
-use crate::spans::CallSpan;
+use crate::spans::Observed;
 use crate::trace::{TRACE_BYTES, TraceContext};
 use bytes::{Buf, Bytes};
 use std::fmt;
@@ -20,7 +20,7 @@ use std::task::{Context, Poll};
 #[must_use = "dropping a call cancels it"]
 pub struct Call {
     state: State,
-    span: CallSpan,
+    observed: Observed,
 }
 
 enum State {
@@ -36,18 +36,18 @@ enum State {
 
 impl Call {
     #[inline]
-    pub(crate) fn waiting(conn: Arc<Conn>, key: CallKey, span: CallSpan) -> Self {
+    pub(crate) fn waiting(conn: Arc<Conn>, key: CallKey, observed: Observed) -> Self {
         Self {
             state: State::Waiting { conn, key },
-            span,
+            observed,
         }
     }
 
     #[cold]
-    pub(crate) fn failed(error: TransportError, span: CallSpan) -> Self {
+    pub(crate) fn failed(error: TransportError, observed: Observed) -> Self {
         Self {
             state: State::Failed(error),
-            span,
+            observed,
         }
     }
 
@@ -98,12 +98,12 @@ impl Future for Call {
                 }
                 Err(fault) => self.faulted(fault),
             };
-            self.span.ended(outcome.as_ref().err());
+            self.observed.ended(outcome.as_ref());
             return Poll::Ready(outcome);
         }
         match std::mem::replace(&mut self.state, State::Done) {
             State::Failed(error) => {
-                self.span.ended(Some(&error));
+                self.observed.ended(Err(&error));
                 Poll::Ready(Err(error))
             }
             // Polled again after its end, which the contract of futures forbids.

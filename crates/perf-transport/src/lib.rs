@@ -18,6 +18,8 @@ mod event;
 mod items;
 mod message;
 #[cfg(feature = "metrics")]
+mod methods;
+#[cfg(feature = "metrics")]
 mod metrics;
 mod names;
 mod payload;
@@ -50,13 +52,15 @@ pub use error::{Rejection, RejectionCode, TransportError, Undelivered};
 pub use event::{CloseReason, PeerEvent};
 pub use items::{Answer, ItemSender};
 pub use message::{Message, MessageRef, Origin, Reply};
+#[cfg(feature = "metrics")]
+pub use methods::MethodMetrics;
 pub use payload::Payload;
 pub use priority::Priority;
 pub use proto::{CertificateFault, ConnectionClass, HandshakeError};
 pub use remote::RemoteMethod;
 pub use router::Router;
 pub use security::Security;
-pub use stats::{ConnectionStatus, LinkStats, PeerStats, Stats};
+pub use stats::{ConnectionStatus, LinkStats, PeerState, PeerStats, PeerStatus, QueueDepth, Stats};
 #[cfg(feature = "tls")]
 pub use tls::{TlsIdentity, node_name};
 pub use trace::{InvalidTraceparent, TraceContext};

@@ -8,7 +8,7 @@ use crate::payload::Payload;
 use crate::priority::Priority;
 use crate::route::Route;
 use crate::trace::TraceContext;
-use crate::transport::{Transport, span_of};
+use crate::transport::Transport;
 use bytes::Bytes;
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -162,7 +162,7 @@ impl RemoteMethod {
         let envelope = self.envelope(payload.into());
         match self.transport.call_along(&self.route, &envelope) {
             Ok(call) => call,
-            Err(error) => Call::failed(error, span_of(&envelope)),
+            Err(error) => Call::failed(error, self.transport.observe(&envelope)),
         }
     }
 
@@ -191,7 +191,7 @@ impl RemoteMethod {
         let envelope = self.envelope(payload.into()).with_trace(trace);
         match self.transport.call_along(&self.route, &envelope) {
             Ok(call) => call,
-            Err(error) => Call::failed(error, span_of(&envelope)),
+            Err(error) => Call::failed(error, self.transport.observe(&envelope)),
         }
     }
 

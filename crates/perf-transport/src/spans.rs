@@ -1,8 +1,10 @@
 //! Spans and events of the `tracing` ecosystem. Without the feature all of this is empty and compiled away.
 
+use crate::error::TransportError;
 use crate::event::PeerEvent;
 use crate::message::Message;
 use crate::trace::TraceContext;
+use bytes::Bytes;
 
 #[cfg(feature = "tracing")]
 mod imp {
@@ -146,3 +148,39 @@ mod imp {
 }
 
 pub(crate) use imp::*;
+
+/// What is told of a call: its span, and its method's metrics.
+#[derive(Debug)]
+pub(crate) struct Observed {
+    span: CallSpan,
+    #[cfg(feature = "metrics")]
+    measured: Option<crate::methods::Measured>,
+}
+
+impl Observed {
+    #[inline]
+    pub(crate) fn new(span: CallSpan) -> Self {
+        Self {
+            span,
+            #[cfg(feature = "metrics")]
+            measured: None,
+        }
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(crate) fn measured(self, measured: crate::methods::Measured) -> Self {
+        Self {
+            measured: Some(measured),
+            ..self
+        }
+    }
+
+    #[inline]
+    pub(crate) fn ended(&mut self, outcome: Result<&Bytes, &TransportError>) {
+        self.span.ended(outcome.err());
+        #[cfg(feature = "metrics")]
+        if let Some(mut measured) = self.measured.take() {
+            measured.called(outcome.map(Bytes::len));
+        }
+    }
+}

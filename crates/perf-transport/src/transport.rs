@@ -27,13 +27,13 @@ use crate::shell::conn::{Conn, DIRECT_CALLS_MAX};
 use crate::shell::link::{Link, Peer};
 use crate::shell::serve::Waiting;
 use crate::shell::{accept, ticker};
-use crate::spans::CallSpan;
-use crate::stats::{ConnectionStatus, Counts, LinkStats, PeerStats, Stats};
+use crate::spans::{CallSpan, Observed};
+use crate::stats::{ConnectionStatus, Counts, LinkStats, PeerStats, PeerStatus, QueueDepth, Stats};
 use crate::trace::{TRACE_BYTES, with_head};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use perf_atomics::Membership;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::future::poll_fn;
 use std::hash::BuildHasher;
@@ -74,6 +74,8 @@ pub(crate) struct Inner {
     /// Tasks of connections, and the one that accepts.
     tasks: AtomicUsize,
     pub(crate) router: Arc<Router>,
+    #[cfg(feature = "metrics")]
+    pub(crate) method_metrics: Option<crate::methods::MethodMetrics>,
     pub(crate) connector: Arc<dyn Connector>,
     pub(crate) events: Events,
     pub(crate) runtime: tokio::runtime::Handle,
@@ -422,10 +424,10 @@ struct Slot {
 }
 
 impl Slot {
-    fn into_call(mut self, span: CallSpan) -> Call {
+    fn into_call(mut self, observed: Observed) -> Call {
         match self.conn.take() {
-            Some(conn) => Call::waiting(conn, self.key, span),
-            None => Call::failed(TransportError::ShuttingDown, span),
+            Some(conn) => Call::waiting(conn, self.key, observed),
+            None => Call::failed(TransportError::ShuttingDown, observed),
         }
     }
 }
@@ -470,6 +472,8 @@ impl Transport {
             peers: Vec::new(),
             #[cfg(feature = "metrics")]
             metrics: None,
+            #[cfg(feature = "metrics")]
+            method_metrics: None,
         }
     }
 
@@ -519,10 +523,39 @@ impl Transport {
         true
     }
 
-    /// The peers that are known.
+    /// Ids of the peers that are known.
     #[must_use]
-    pub fn peers(&self) -> Vec<u64> {
+    pub fn peer_ids(&self) -> Vec<u64> {
         self.inner.all.lock().iter().map(|peer| peer.id).collect()
+    }
+
+    /// All nodes there is something to say of, by id: those that are known, and others that have connected. For each its state, its connections, what is
+    /// queued, and what went wrong last. Takes a few locks for each connection.
+    #[must_use]
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        let mut all: BTreeMap<u64, PeerStatus> = BTreeMap::new();
+        for peer in self.inner.peers() {
+            let mut status = PeerStatus::new(peer.id);
+            status.address = Some(peer.address.lock().clone());
+            status.is_known = true;
+            let [control, bulk] = peer.links();
+            status.state = control
+                .state(self.inner.now_ms())
+                .max(bulk.state(self.inner.now_ms()));
+            let depths = |link: &Link| {
+                let [_, first, second] = link.conn.channel.lanes.depths();
+                [first, second].map(|(bytes, frames)| QueueDepth { bytes, frames })
+            };
+            let ([critical, high], [normal, low]) = (depths(control), depths(bulk));
+            status.queues = [critical, high, normal, low];
+            all.insert(peer.id, status);
+        }
+        for connection in self.connections() {
+            let peer = connection.peer;
+            let status = all.entry(peer).or_insert_with(|| PeerStatus::new(peer));
+            status.add(connection);
+        }
+        all.into_values().collect()
     }
 
     /// The most bytes of one message's payload that this node sends and takes: [`Config::frame_bytes_max`]. A peer may take less;
@@ -674,6 +707,29 @@ impl Transport {
             link,
             lane: priority.lane(),
         })
+    }
+
+    /// What is told of a call that was not sent.
+    #[cold]
+    pub(crate) fn observe(&self, envelope: &Envelope<'_>) -> Observed {
+        match self.route(envelope) {
+            Ok(route) => self.observe_on(&route, envelope),
+            Err(_) => Observed::new(span_of(envelope)),
+        }
+    }
+
+    /// What is told of a call.
+    #[inline]
+    fn observe_on(&self, route: &Route, envelope: &Envelope<'_>) -> Observed {
+        let observed = Observed::new(span_of(envelope));
+        #[cfg(feature = "metrics")]
+        if let Some(metrics) = &self.inner.method_metrics {
+            let recorder = route.name.recorder(metrics);
+            let measured = crate::methods::Measured::call(recorder, envelope.payload.len());
+            return observed.measured(measured);
+        }
+        let _ = route;
+        observed
     }
 
     /// Sends a message without a reply. It is queued, or written at once where the connection is idle and the message urgent. Never waits.
@@ -912,7 +968,7 @@ impl Transport {
     pub fn call(&self, envelope: Envelope<'_>) -> Call {
         match self.try_call(&envelope) {
             Ok(call) => call,
-            Err(error) => Call::failed(error, span_of(&envelope)),
+            Err(error) => Call::failed(error, self.observe(&envelope)),
         }
     }
 
@@ -990,7 +1046,7 @@ impl Transport {
                 queued.as_mut().poll(cx).map(Some)
             });
             match queued.await {
-                Some(Ok(())) => return Ok(slot.into_call(span_of(envelope))),
+                Some(Ok(())) => return Ok(slot.into_call(self.observe_on(route, envelope))),
                 Some(Err(refused)) => return Err(refused),
                 None => {}
             }
@@ -1042,14 +1098,14 @@ impl Transport {
         let (key, limit) = self.open(&way, timeout)?;
         let conn = way.conn();
         let header = way.header(Kind::Request, key.id()).within(limit);
-        let span = span_of(envelope);
+        let observed = self.observe_on(route, envelope);
         if let Err(refused) = self.queue_message(&way, header, envelope) {
             // The peer has not got it, and need not be told.
             conn.channel.pending.cancel(key);
             return Err(refused);
         }
         conn.notify(conn.channel.pending.in_flight() <= DIRECT_CALLS_MAX);
-        Ok(Call::waiting(Arc::clone(conn), key, span))
+        Ok(Call::waiting(Arc::clone(conn), key, observed))
     }
 
     /// Takes a slot, and says what the peer is told of the timeout.
@@ -1180,7 +1236,7 @@ impl Transport {
         let mut streams = Streams {
             chunks: None,
             answer: None,
-            call: Call::waiting(Arc::clone(conn), key, span_of(envelope)),
+            call: Call::waiting(Arc::clone(conn), key, self.observe_on(&route, envelope)),
         };
         let channel = &conn.channel;
         let fail = |streams: Streams, error| {
@@ -1375,6 +1431,19 @@ impl Transport {
     }
 }
 
+/// Around a call to where an envelope goes.
+#[inline]
+fn span_of(envelope: &Envelope<'_>) -> CallSpan {
+    let Envelope {
+        target,
+        service,
+        method,
+        trace,
+        ..
+    } = *envelope;
+    CallSpan::new(target, service, method, trace)
+}
+
 #[inline]
 fn is_urgent(way: &Way<'_>) -> bool {
     way.link.class == crate::proto::ConnectionClass::Control
@@ -1395,19 +1464,6 @@ fn relayed<'a>(target: u64, message: &'a Message) -> Envelope<'a> {
         .with_request_id(message.request_id());
     envelope.trace = message.trace();
     envelope
-}
-
-/// Around a call to where an envelope goes.
-#[inline]
-pub(crate) fn span_of(envelope: &Envelope<'_>) -> CallSpan {
-    let Envelope {
-        target,
-        service,
-        method,
-        trace,
-        ..
-    } = *envelope;
-    CallSpan::new(target, service, method, trace)
 }
 
 fn connection_status(conn: &Conn, class: ConnectionClass, address: String) -> ConnectionStatus {
@@ -1494,6 +1550,8 @@ pub struct Builder {
     peers: Vec<(u64, String)>,
     #[cfg(feature = "metrics")]
     metrics: Option<&'static perf_metrics::NodeMetrics>,
+    #[cfg(feature = "metrics")]
+    method_metrics: Option<crate::methods::MethodMetrics>,
 }
 
 impl Builder {
@@ -1564,6 +1622,13 @@ impl Builder {
     #[cfg(feature = "metrics")]
     pub fn metrics(mut self, metrics: &'static perf_metrics::NodeMetrics) -> Self {
         self.metrics = Some(metrics);
+        self
+    }
+
+    /// Records calls, errors, latency, bytes and what is in flight, for each service and method.
+    #[cfg(feature = "metrics")]
+    pub fn method_metrics(mut self, metrics: crate::methods::MethodMetrics) -> Self {
+        self.method_metrics = Some(metrics);
         self
     }
 
@@ -1642,6 +1707,8 @@ impl Builder {
             sources: Mutex::default(),
             tasks: AtomicUsize::new(0),
             router: Arc::new(self.router),
+            #[cfg(feature = "metrics")]
+            method_metrics: self.method_metrics,
             connector: self.connector,
             events: Events::new(self.callback),
             runtime: tokio::runtime::Handle::current(),

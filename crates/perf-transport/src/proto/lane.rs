@@ -626,6 +626,13 @@ impl Lanes {
         })
     }
 
+    /// Bytes and frames that wait in each lane.
+    #[must_use]
+    pub fn depths(&self) -> [(usize, usize); 3] {
+        let state = self.state.lock();
+        [0, 1, 2].map(|place| (state.lanes[place].bytes, state.lanes[place].frames))
+    }
+
     /// Messages that were queued since the beginning: frames with a name.
     #[must_use]
     pub fn messages(&self) -> u64 {

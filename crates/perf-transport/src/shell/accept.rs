@@ -320,6 +320,8 @@ async fn serve(
         },
         (inner.local.checksum, accepted.stream_window_bytes),
         Arc::clone(&inner.unhandled),
+        #[cfg(feature = "metrics")]
+        inner.method_metrics.clone(),
     );
     let established = Established {
         read,

@@ -13,6 +13,7 @@ use crate::proto::{
     Kind, ReadBuffer, Takes, Welcome, check_welcome,
 };
 use crate::refused::Refused;
+use crate::stats::PeerState;
 use crate::transport::{Alive, Inner};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -20,6 +21,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::Waker;
+use std::time::Duration;
 use tokio::time::timeout;
 
 /// One of a peer's two connections, from this node's side.
@@ -233,6 +235,20 @@ impl Link {
     /// Whether it will never be connected again.
     pub(crate) fn is_closed(&self) -> bool {
         self.dialer.lock().state() == DialState::Closed
+    }
+
+    /// Where it stands, for people.
+    pub(crate) fn state(&self, now_ms: u64) -> PeerState {
+        match self.dialer.lock().state() {
+            DialState::Idle => PeerState::Idle,
+            DialState::Dialing => PeerState::Connecting,
+            DialState::Up | DialState::Ending => PeerState::Connected,
+            DialState::Draining => PeerState::Draining,
+            DialState::Backoff { until_ms } => PeerState::Unreachable {
+                retry_in: Duration::from_millis(until_ms.saturating_sub(now_ms)),
+            },
+            DialState::Closed => PeerState::Closed,
+        }
     }
 
     pub(crate) fn is_up(&self) -> bool {

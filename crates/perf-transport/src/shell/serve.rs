@@ -37,9 +37,26 @@ struct Method {
     running_max: usize,
     /// Frames of this method that wait until others have ended.
     held: usize,
+    #[cfg(feature = "metrics")]
+    recorder: Option<Arc<crate::methods::MethodRecorder>>,
 }
 
 impl Method {
+    /// A handler of it begins with a message of so many bytes.
+    #[inline]
+    fn measure(&self, bytes: usize) -> Measure {
+        #[cfg(feature = "metrics")]
+        return Measure(self.recorder.as_ref().map(|recorder| {
+            let recorder = Arc::clone(recorder);
+            crate::methods::Measured::handler(recorder, bytes)
+        }));
+        #[cfg(not(feature = "metrics"))]
+        {
+            let _ = bytes;
+            Measure
+        }
+    }
+
     #[inline]
     fn may_start(&self) -> bool {
         self.running.load(Ordering::SeqCst) < self.running_max
@@ -81,6 +98,25 @@ impl Method {
         };
         // The handler's own state may be left half changed by a panic; that is its affair, as in a thread of its own.
         let _ = catch_unwind(AssertUnwindSafe(|| handler(message)));
+    }
+}
+
+/// A handler that runs, for its method's metrics. Nothing without them.
+#[cfg(feature = "metrics")]
+struct Measure(Option<crate::methods::Measured>);
+#[cfg(not(feature = "metrics"))]
+struct Measure;
+
+impl Measure {
+    /// It has answered with so many bytes, or with an error.
+    #[inline]
+    fn ended(self, outcome: Result<usize, RejectionCode>) {
+        #[cfg(feature = "metrics")]
+        if let Some(mut measured) = self.0 {
+            measured.handled(outcome);
+        }
+        #[cfg(not(feature = "metrics"))]
+        let _ = outcome;
     }
 }
 
@@ -137,6 +173,8 @@ pub(crate) struct ServeRole {
     has_said_goodbye: bool,
     /// One-way messages that no handler wanted, of the whole transport.
     unhandled: Arc<AtomicU64>,
+    #[cfg(feature = "metrics")]
+    metrics: Option<crate::methods::MethodMetrics>,
 }
 
 impl ServeRole {
@@ -147,6 +185,7 @@ impl ServeRole {
         limits: ServeLimits,
         (checksum, answer_window_bytes): (bool, u32),
         unhandled: Arc<AtomicU64>,
+        #[cfg(feature = "metrics")] metrics: Option<crate::methods::MethodMetrics>,
     ) -> Self {
         Self {
             server,
@@ -168,6 +207,8 @@ impl ServeRole {
             is_blocked: false,
             has_said_goodbye: false,
             unhandled,
+            #[cfg(feature = "metrics")]
+            metrics,
         }
     }
 
@@ -221,7 +262,15 @@ impl ServeRole {
         let before = self.methods[place].as_ref();
         let held = before.map_or(0, |method| method.held);
         let running = before.map_or_else(Arc::default, |method| Arc::clone(&method.running));
+        #[cfg(feature = "metrics")]
+        let recorder = {
+            // Peers must not make series by asking for what is not there.
+            let metrics = self.metrics.as_ref().filter(|_| handler.is_some());
+            metrics.map(|metrics| metrics.server(name.service(), name.method()))
+        };
         self.methods[place] = Some(Method {
+            #[cfg(feature = "metrics")]
+            recorder,
             held,
             running,
             running_max: limit.unwrap_or(self.limits.handlers_per_method_max),
@@ -273,11 +322,18 @@ impl ServeRole {
                     shared: None,
                 };
                 let message = message();
+                let measure = method.measure(frame.payload.len());
                 // The handler's own state may be left half changed by a panic; that is its affair, as in a thread of its own.
                 let result = catch_unwind(AssertUnwindSafe(|| {
                     spans::handle(&message, || handler(&message, &mut reply))
                 }));
                 let shared = reply.shared.take();
+                let length = self.scratch.len() + shared.as_ref().map_or(0, Bytes::len);
+                measure.ended(match &result {
+                    Ok(Ok(())) => Ok(length),
+                    Ok(Err(rejection)) => Err(rejection.code),
+                    Err(_) => Err(RejectionCode::Internal),
+                });
                 if trace.is_some() {
                     self.reply_context = reply_context(&message);
                 }
@@ -289,11 +345,14 @@ impl ServeRole {
             }
             Some(Handler::OneWay(handler)) if !wants_reply => {
                 // The same as above.
-                let _ = catch_unwind(AssertUnwindSafe(|| {
+                let measure = method.measure(frame.payload.len());
+                let handled = catch_unwind(AssertUnwindSafe(|| {
                     let message = message();
                     let span = HandlerSpan::new(&message);
                     span.within(|| handler(message));
                 }));
+                let outcome = handled.map(|()| 0);
+                measure.ended(outcome.map_err(|_| RejectionCode::Internal));
             }
             Some(Handler::Spawned(handler)) => {
                 if method.held > 0 || !method.may_start() || !self.has_handlers_left(conn) {
@@ -550,6 +609,7 @@ impl ServeRole {
             frame_bytes_max: self.limits.frame_bytes_max,
             running: Arc::clone(&method.running),
             trace: message.trace.clone(),
+            measure: Some(method.measure(bytes)),
         }
     }
 
@@ -785,6 +845,8 @@ struct Responder {
     /// Handlers of the method that run.
     running: Arc<AtomicUsize>,
     trace: Option<Arc<Traced>>,
+    /// Ended with the handler; dropped with a handler that is stopped.
+    measure: Option<Measure>,
 }
 
 impl Responder {
@@ -810,6 +872,10 @@ impl Responder {
     }
 
     async fn answer(mut self, outcome: Result<Bytes, Rejection>) {
+        if let Some(measure) = self.measure.take() {
+            let outcome = outcome.as_ref().map(Bytes::len);
+            measure.ended(outcome.map_err(|rejection| rejection.code));
+        }
         self.ends();
         if !self.wants_reply {
             return;
@@ -855,6 +921,9 @@ impl Drop for Responder {
             let lanes = &self.conn.channel.lanes;
             lanes.push_past_limit(self.lane, header, &payload);
             self.conn.notify(false);
+            if let Some(measure) = self.measure.take() {
+                measure.ended(Err(RejectionCode::Internal));
+            }
         }
         self.running.fetch_sub(1, Ordering::SeqCst);
         self.conn.handlers.fetch_sub(1, Ordering::SeqCst);
