@@ -21,6 +21,8 @@ mod message;
 mod methods;
 #[cfg(feature = "metrics")]
 mod metrics;
+#[cfg(feature = "tower")]
+mod middleware;
 mod names;
 mod payload;
 mod primitive;
@@ -54,6 +56,8 @@ pub use items::{Answer, ItemSender};
 pub use message::{Message, MessageRef, Origin, Reply};
 #[cfg(feature = "metrics")]
 pub use methods::MethodMetrics;
+#[cfg(feature = "tower")]
+pub use middleware::{HandlerService, Request};
 pub use payload::Payload;
 pub use priority::Priority;
 pub use proto::{CertificateFault, ConnectionClass, HandshakeError};

@@ -17,7 +17,7 @@ pub(crate) type HandlerFuture = Pin<Box<dyn Future<Output = Result<Bytes, Reject
 type Inline = dyn Fn(&Message, &mut Reply<'_>) -> Result<(), Rejection> + Send + Sync;
 type OneWay = dyn Fn(Message) + Send + Sync;
 pub(crate) type OneWayRef = dyn Fn(MessageRef<'_>) + Send + Sync;
-type Spawned = dyn Fn(Message) -> HandlerFuture + Send + Sync;
+pub(crate) type Spawned = dyn Fn(Message) -> HandlerFuture + Send + Sync;
 type Streamed = dyn Fn(Message, Body) -> HandlerFuture + Send + Sync;
 type Watch = dyn Fn(Message, ItemSender) -> HandlerFuture + Send + Sync;
 type Exchange = dyn Fn(Message, Body, ItemSender) -> HandlerFuture + Send + Sync;
@@ -31,6 +31,9 @@ pub(crate) enum Handler {
     Streamed(Arc<Streamed>),
     Watch(Arc<Watch>),
     Exchange(Arc<Exchange>),
+    /// An inline or one-way handler with a layer around it: polled once in the connection's task, and only then spawned.
+    #[cfg(feature = "tower")]
+    Now(Arc<Spawned>),
 }
 
 /// Handlers by service and method, and the table of priorities.
@@ -223,6 +226,53 @@ impl Router {
     {
         let boxed = move |message| -> HandlerFuture { Box::pin(handler(message)) };
         self.fallback = Some(Handler::Spawned(Arc::new(boxed)));
+        self
+    }
+
+    /// Puts a layer around all handlers there are so far, the fallback among them: authorisation by origin and method, limits, timing. Layers that are put later are
+    /// farther outside. A layer of `tower` fits if its service takes [`Request`](crate::Request) and gives [`Bytes`] or a [`Rejection`].
+    ///
+    /// Inline and one-way handlers stay in the connection's task, and messages stay in their order, as long as what the layer makes is ready when it is first polled; where
+    /// it waits, it goes on in a task of its own. Each costs some allocations then. Routers without layers pay nothing.
+    ///
+    /// ```
+    /// # #[cfg(feature = "tower")] {
+    /// use perf_transport::{HandlerService, Rejection, RejectionCode, Request, Router};
+    /// use tower::service_fn;
+    /// use tower::layer::layer_fn;
+    /// use tower_service::Service;
+    ///
+    /// let only_node_1 = layer_fn(|inner: HandlerService| {
+    ///     service_fn(move |request: Request| {
+    ///         let mut inner = inner.clone();
+    ///         async move {
+    ///             match request.message.from() {
+    ///                 1 => inner.call(request).await,
+    ///                 _ => Err(Rejection::new(RejectionCode::Forbidden, "only node 1 may")),
+    ///             }
+    ///         }
+    ///     })
+    /// });
+    /// let router = Router::new().inline("vm", "stop", |_, _| Ok(())).layer(only_node_1);
+    /// # }
+    /// ```
+    #[cfg(feature = "tower")]
+    #[must_use]
+    pub fn layer<L>(mut self, layer: L) -> Self
+    where
+        L: tower_layer::Layer<crate::middleware::HandlerService>,
+        L::Service: tower_service::Service<crate::middleware::Request, Response = Bytes, Error = Rejection>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        <L::Service as tower_service::Service<crate::middleware::Request>>::Future: Send + 'static,
+    {
+        let around = |handler: &mut Handler| {
+            *handler = crate::middleware::layered(handler.clone(), &layer);
+        };
+        self.handlers.values_mut().for_each(around);
+        self.fallback.iter_mut().for_each(around);
         self
     }
 

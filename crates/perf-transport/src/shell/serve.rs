@@ -305,7 +305,8 @@ impl ServeRole {
             id, limit, method, ..
         } = frame.header;
         let wants_reply = frame.header.kind == Kind::Request;
-        let Some(Some(method)) = self.methods.get(usize::from(method)) else {
+        let number = method;
+        let Some(Some(method)) = self.methods.get(usize::from(number)) else {
             return;
         };
         let origin = self.origin_of(sequence);
@@ -366,6 +367,19 @@ impl ServeRole {
                 let span = HandlerSpan::new(&message);
                 responder.spawn(span, move || handler(message));
             }
+            #[cfg(feature = "tower")]
+            Some(Handler::Now(handler)) => {
+                let handler = Arc::clone(handler);
+                // What it makes may live long.
+                let message = self.detached(message());
+                self.run_now(
+                    usize::from(number),
+                    handler.as_ref(),
+                    message,
+                    wants_reply,
+                    conn,
+                );
+            }
             _ if wants_reply => {
                 self.scratch.clear();
                 let text = "no handler of this service and method";
@@ -375,6 +389,52 @@ impl ServeRole {
             _ => {
                 self.unhandled.fetch_add(1, Ordering::Relaxed);
             }
+        }
+    }
+
+    /// A handler with a layer around it: it answers here if it is ready at once, and in a task of its own if not.
+    #[cfg(feature = "tower")]
+    fn run_now(
+        &mut self,
+        number: usize,
+        handler: &crate::router::Spawned,
+        message: Message,
+        wants_reply: bool,
+        conn: &Arc<Conn>,
+    ) {
+        let Some(Some(method)) = self.methods.get(number) else {
+            return;
+        };
+        let measure = method.measure(message.payload.len());
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            spans::handle(&message, || {
+                let mut future = handler(message.clone());
+                match crate::middleware::poll_now(&mut future) {
+                    Poll::Ready(outcome) => Ok(outcome),
+                    Poll::Pending => Err(future),
+                }
+            })
+        }));
+        let outcome = match polled.unwrap_or_else(|_| Ok(Err(panicked()))) {
+            Ok(outcome) => outcome,
+            Err(future) => {
+                let mut responder = self.responder(method, wants_reply, &message, conn);
+                responder.measure = Some(measure);
+                let span = HandlerSpan::new(&message);
+                return responder.spawn(span, move || future);
+            }
+        };
+        let length = outcome.as_ref().map(Bytes::len);
+        measure.ended(length.map_err(|rejection| rejection.code));
+        if wants_reply {
+            let lane = method.priority.lane();
+            self.scratch.clear();
+            self.reply_context = reply_context(&message);
+            let (result, shared) = match outcome {
+                Ok(reply) => (Ok(()), Some(reply)),
+                Err(rejection) => (Err(rejection), None),
+            };
+            self.reply_inline((message.request_id, lane), result, shared);
         }
     }
 
