@@ -47,6 +47,12 @@ impl Body {
         }
     }
 
+    /// The node that sends it.
+    #[must_use]
+    pub fn peer(&self) -> u64 {
+        self.conn.peer
+    }
+
     /// The next item of an [`exchange`](crate::Transport::exchange), as the caller sent it; `None` when there are no more. Not to be mixed with
     /// [`next`](Self::next), which gives the chunks that items are put together from.
     ///

@@ -93,6 +93,11 @@ pub enum TransportError {
         /// The peer.
         peer: u64,
     },
+    /// What the peer sent is no message of the type that was expected: the two ends have different versions of a service.
+    Malformed {
+        /// The peer.
+        peer: u64,
+    },
     /// This transport is shutting down. Nothing was sent.
     ShuttingDown,
     /// A handshake failed.
@@ -159,6 +164,7 @@ impl TransportError {
                 | Self::Disconnected { .. }
                 | Self::PeerRejected { .. }
                 | Self::BodyBroken { .. }
+                | Self::Malformed { .. }
         )
     }
 }
@@ -209,6 +215,10 @@ impl fmt::Display for TransportError {
             Self::Unsupported { peer } => {
                 write!(f, "node {peer} does not know answers in parts: upgrade it")
             }
+            Self::Malformed { peer } => write!(
+                f,
+                "what node {peer} sent is no message of the expected type: compare the versions of the service"
+            ),
             Self::ShuttingDown => f.write_str("this transport is shutting down"),
             Self::Handshake { peer, error } => match peer {
                 Some(peer) => write!(f, "handshake with node {peer}: {error}"),

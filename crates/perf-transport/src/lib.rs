@@ -40,6 +40,7 @@ mod stats;
 mod tls;
 mod trace;
 mod transport;
+mod typed;
 
 pub use accept::Arrival;
 pub use batch::Batch;
@@ -69,6 +70,9 @@ pub use stats::{ConnectionStatus, LinkStats, PeerState, PeerStats, PeerStatus, Q
 pub use tls::{TlsIdentity, node_name};
 pub use trace::{InvalidTraceparent, TraceContext};
 pub use transport::{Broadcast, Builder, Transport};
+#[doc(hidden)]
+pub use typed::__server;
+pub use typed::{MethodOptions, ServiceClient, TypedAnswer, TypedBody, TypedSender};
 
 /// Lets the tests choose a deliberate fault. Not a public interface.
 #[cfg(any(perf_loom, perf_mutants))]
