@@ -41,7 +41,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime};
-use tokio::net::TcpListener;
 use tokio::sync::{broadcast, watch};
 #[cfg(feature = "tls")]
 use {crate::proto::CertificateFault, crate::shell::conn::Info};
@@ -1567,7 +1566,7 @@ impl Builder {
         self
     }
 
-    /// Accepts connections at an address, `host:port`; port 0 lets the system choose. Without it the node only dials.
+    /// Accepts connections at an address, `host:port`, or on Unix `unix:/path`; port 0 lets the system choose. Without it the node only dials.
     pub fn listen(mut self, address: impl Into<String>) -> Self {
         self.listener = ListenOn::Address(address.into());
         self
@@ -1651,9 +1650,7 @@ impl Builder {
         let listen_on = std::mem::replace(&mut self.listener, ListenOn::Nothing);
         let listener: Option<Box<dyn Listener>> = match listen_on {
             ListenOn::Nothing => None,
-            ListenOn::Address(address) => {
-                Some(Box::new(TcpListener::bind(&address).await.map_err(io)?))
-            }
+            ListenOn::Address(address) => Some(crate::connect::listen(&address).await.map_err(io)?),
             ListenOn::Listener(listener) => Some(listener),
         };
         let address = listener.as_ref().map(|listener| listener.address());
