@@ -140,7 +140,7 @@ impl ItemSender {
         self.chunks.flush().await
     }
 
-    /// Ends the caller's side of an exchange: the handler's [`Body`] is complete. A handler's answer ends when the handler returns.
+    /// Ends the caller's side of an exchange: the handler's [`Body`](crate::Body) is complete. A handler's answer ends when the handler returns.
     ///
     /// # Errors
     /// As [`send`](Self::send). [`Answer`] says why.

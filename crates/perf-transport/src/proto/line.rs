@@ -4,7 +4,7 @@ use crate::primitive::mutant;
 use std::collections::VecDeque;
 use std::task::Waker;
 
-/// A place in a [`Line`].
+/// A place in a line of callers that wait for the same thing.
 #[derive(Debug, Default)]
 pub struct Waiter {
     ticket: Option<u64>,

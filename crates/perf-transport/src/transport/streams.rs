@@ -43,7 +43,7 @@ impl Transport {
     }
 
     /// Sends a request that is answered item by item: a watch of what changes, a long list. The peer's handler is one of
-    /// [`Router::watch`]. The answer may take as long as a streamed body ([`Config::stream_timeout`](crate::Config::stream_timeout)) where the envelope does not say.
+    /// [`Router::watch`](crate::Router::watch). The answer may take as long as a streamed body ([`Config::stream_timeout`](crate::Config::stream_timeout)) where the envelope does not say.
     ///
     /// ```no_run
     /// # async fn f(transport: &perf_transport::Transport) -> Result<(), perf_transport::TransportError> {
@@ -65,7 +65,7 @@ impl Transport {
     }
 
     /// Sends a request with items both ways at once: the caller sends and reads at its own pace. The peer's handler is one of
-    /// [`Router::exchange`].
+    /// [`Router::exchange`](crate::Router::exchange).
     ///
     /// # Errors
     /// As [`watch`](Self::watch).
