@@ -95,6 +95,16 @@ fn a_log_that_is_not_kept_for_a_peer_that_gets_a_snapshot_is_found() {
 }
 
 #[test]
+fn a_fetch_with_entries_of_an_older_term_is_found() {
+    is_caught("stale_fetch");
+}
+
+#[test]
+fn entries_that_leave_memory_before_they_are_applied_are_found() {
+    is_caught("evict_above_applied");
+}
+
+#[test]
 fn a_late_word_to_campaign_that_is_obeyed_is_found() {
     is_caught("late_word_counts");
 }

@@ -151,6 +151,14 @@ impl<T> Core<T> {
         self.cluster_now = self.cluster();
     }
 
+    /// Looks for the first table among entries that were in the log and come into memory. Later ones may be there by then.
+    pub(super) fn note_fetched_table(&mut self, entries: &[Entry]) {
+        let later = self.first_table.take();
+        self.note_first_table(entries);
+        self.first_table = self.first_table.take().or(later);
+        self.cluster_now = self.cluster();
+    }
+
     /// Whether a frame of a peer with this incarnation counts. Notes what a leader needs to know of it.
     pub(super) fn counts(&mut self, message: &Message, header: &FrameHeader) -> bool {
         let (kind, incarnation) = (message.get_msg_type(), header.incarnation);
@@ -259,7 +267,8 @@ impl<T> Core<T> {
         } else {
             // A first voter may lose its disk once the table is pinned: the group would wait for its former self for ever.
             let is_pinned = !now.members.rows.is_empty();
-            if !(is_pinned && self.replace_stranger()) && !self.finish_change() {
+            let is_replaced = is_pinned && self.replace_stranger();
+            if !is_replaced && !self.finish_change() {
                 self.form_group();
             }
         }

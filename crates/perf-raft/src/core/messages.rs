@@ -196,9 +196,10 @@ impl<T> Core<T> {
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
                 self.ticks < self.silent_ticks && message.context != CAMPAIGN_TRANSFER
             }
-            // raft-rs would campaign, which it cannot while a snapshot is being restored.
+            // raft-rs would campaign, which it cannot while a snapshot is being restored, or entries that it would look at are on disk.
             MessageType::MsgTimeoutNow => {
                 self.restoring.is_some()
+                    || self.is_replaying()
                     || !self.is_itself()
                     || !self
                         .handover
@@ -222,8 +223,14 @@ impl<T> Core<T> {
     }
 
     /// Whether more entries would go beyond what a follower may hold.
+    ///
+    /// Memory counts only while the state machine is behind, which ends by itself. A follower that takes no entries because of others that are not
+    /// committed could keep them from being committed.
     fn is_behind(&self) -> bool {
-        self.unapplied() > 2 * self.options.unapplied_entries_max
+        let log = &self.node.raft.raft_log;
+        let is_crowded = log.applied < log.committed && self.node.store().excess(2) > 0;
+        is_crowded
+            || self.unapplied() > 2 * self.options.unapplied_entries_max
             || self.node.store().bytes() > 2 * self.options.log_bytes_max
     }
 
@@ -591,6 +598,7 @@ mod tests {
             seed: 1,
             incarnation: 1,
             session: 1,
+            entry_memory: crate::EntryMemory::of_process(),
         };
         let state = crate::core::bootstrap_state(&[1, 2, 3], Bytes::new());
         let mut core: Core<()> = Core::new(config, state).expect("a sound start");
