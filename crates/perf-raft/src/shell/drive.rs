@@ -425,8 +425,14 @@ impl Driver {
         self.published.status.publish(self.last_status);
         self.publish_stats();
         let Self {
-            log, apply, ended, ..
+            core,
+            log,
+            apply,
+            ended,
+            ..
         } = self;
+        // With the memory that its entries take.
+        drop(core);
         match apply {
             ApplySide::Thread(thread) => thread.close().await,
             ApplySide::Inline(applier) => drop(applier),
