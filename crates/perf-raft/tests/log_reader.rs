@@ -1,5 +1,7 @@
 //! Entries are read from a `SegmentLog` while it is written to: never a wrong one, and errors where the files are the cause.
-#![cfg(feature = "testing")]
+#![cfg(all(unix, feature = "testing"))]
+
+mod read_beside;
 
 use perf_raft::eraftpb::Entry;
 use perf_raft::log::testing::{Fault, SimDisk};
@@ -123,6 +125,16 @@ fn what_is_read_beside_writes_is_never_wrong() {
     });
     let count = fs::read_dir(folder.path()).expect("it is there").count();
     assert!(count < 100, "segments are purged: {count} files");
+}
+
+#[test]
+fn any_step_of_a_writer_may_be_beside_any_step_of_a_reader() {
+    let mut read = 0;
+    for seed in 0..40 {
+        read += read_beside::run(seed).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+    }
+    println!("{read} entries read");
+    assert!(read > 40 * 1_000, "only {read}");
 }
 
 /// A log with 40 entries of 2 jobs in each record.

@@ -5,6 +5,8 @@
 #![cfg(perf_mutants)]
 
 #[cfg(feature = "testing")]
+mod read_beside;
+#[cfg(feature = "testing")]
 mod segment_life;
 #[cfg(feature = "testing")]
 mod segment_mutants;
@@ -100,8 +102,8 @@ fn a_fetch_with_entries_of_an_older_term_is_found() {
 }
 
 #[test]
-fn entries_that_leave_memory_before_they_are_applied_are_found() {
-    is_caught("evict_above_applied");
+fn a_campaign_before_entries_are_in_memory_is_found() {
+    is_caught("replay_ignored");
 }
 
 #[test]

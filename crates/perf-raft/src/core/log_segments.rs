@@ -339,6 +339,22 @@ impl LogSegments {
         count - entries.len()
     }
 
+    /// For the mutant that takes what was read for newer than what is in memory.
+    pub(super) fn fill_present(&mut self, entries: &[Entry]) {
+        for entry in entries {
+            let place = self.place_of(entry.index);
+            if let Some(segment) = self.segments.get_mut(place) {
+                let place = segment.place(entry.index);
+                if let Some(present) = &mut segment.entries {
+                    let place = present.live.start + place;
+                    if let Some(now) = Arc::make_mut(&mut present.entries).get_mut(place) {
+                        *now = entry.clone();
+                    }
+                }
+            }
+        }
+    }
+
     /// Puts entries in the place of a part of an absent segment.
     fn fill_within(&mut self, place: usize, entries: Arc<Vec<Entry>>, first: u64) {
         let window = Segment::present(first, entries);

@@ -6,6 +6,7 @@ use crate::GroupId;
 use crate::error::StartError;
 use crate::log::{LogOutline, LogState, StoredSnapshot};
 use crate::memory::{EntryMemory, GroupMemory};
+use crate::primitive::mutant;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, NO_LIMIT, RaftState, Storage, StorageError};
 use std::cell::{Cell, RefCell};
@@ -201,6 +202,9 @@ impl LogView {
 
     /// Puts fetched entries in their places. Returns how many of them were absent, from the first on.
     pub(crate) fn fill(&mut self, entries: Vec<Entry>) -> usize {
+        if mutant::is("stale_fetch") {
+            self.entries.fill_present(&entries);
+        }
         let filled = self.entries.fill(entries);
         self.count_memory();
         filled

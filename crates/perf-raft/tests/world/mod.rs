@@ -67,6 +67,8 @@ enum Event {
     /// A thread goes on that was held up after it had read the clock, and finds a lease read that was asked for just now.
     Woken(u64),
     Restart(u64),
+    /// The power of a node fails that was cut off, and its links are there again.
+    PowerFailure(u64),
     /// A node's thread is held up from now on for so long.
     HeldUp(u64, u64),
     Admin,
@@ -479,6 +481,10 @@ impl World {
             Event::Fault => self.fault(),
             Event::Woken(id) => self.woken(id),
             Event::Restart(id) => self.start(id),
+            Event::PowerFailure(id) if !self.calm => {
+                self.cut.retain(|(from, to)| *from != id && *to != id);
+                self.crash(id);
+            }
             Event::HeldUp(id, held_up) if !self.calm => {
                 let until = self.now + held_up;
                 if let Some(node) = self.nodes.get_mut(&id) {
@@ -843,7 +849,7 @@ impl World {
     /// Reads now or when it is done, as a thread does that is fast or slow to begin.
     fn begin_fetch(&mut self, id: u64, fetch: Fetch) {
         let is_late = self.random.one_in(2);
-        let delay = if !self.calm && self.random.one_in(8) {
+        let delay = if !self.calm && self.random.one_in(3) {
             self.random.below(400 * MS)
         } else {
             100_000 + self.random.below(2 * MS)
@@ -1150,7 +1156,7 @@ impl World {
             .copied()
             .filter(|_| self.random.one_in(2));
         let id = leader.unwrap_or_else(|| ids[self.random.index(ids.len())]);
-        match self.random.below(18) {
+        match self.random.below(20) {
             0..=2 => self.crash(id),
             3 => {
                 // The power fails for all.
@@ -1184,6 +1190,13 @@ impl World {
             8 | 9 => self.cut.clear(),
             15 | 16 => self.replace_disk(id),
             17 => self.read_error_at = Some(id),
+            18 | 19 if self.is_formed() => {
+                // A leader writes alone, and finds another one when it is back: its log has a tail that the group overwrites while it reads it.
+                self.cut
+                    .extend(ids.iter().flat_map(|&other| [(id, other), (other, id)]));
+                let after = (50 + self.random.below(400)) * MS;
+                self.at(after, Event::PowerFailure(id));
+            }
             14 => self.no_snapshots_until = self.now + self.random.below(2_000 * MS),
             10 => {
                 let until = self.now + self.random.below(500 * MS);
@@ -1280,6 +1293,12 @@ impl World {
             node.disk = SimDisk::new(real_seed);
             (node.identity, node.voters, node.is_disk_used) = (identity, voters, false);
         }
+    }
+
+    /// Whether the leader knows where all members are.
+    fn is_formed(&self) -> bool {
+        let members = self.leader_members().unwrap_or_default();
+        !members.is_empty() && members.iter().all(|member| member.address.is_some())
     }
 
     /// The members as the latest leader knows them.
