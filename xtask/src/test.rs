@@ -32,7 +32,7 @@ const SPECIAL: [Special; 2] = [
         what: "mutants, simulations and hit ratios",
         cfg: "perf_mutants",
         optimised: &[],
-        targets: &["mutants", "simulation", "hit_ratio"],
+        targets: &["mutants", "simulation", "segment_simulation", "hit_ratio"],
     },
 ];
 
