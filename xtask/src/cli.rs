@@ -83,14 +83,15 @@ Usage: cargo xtask test
 
 Runs the unit, integration and doc tests of all crates with all features but the benches' peers, then
 in optimised builds the loom models (tests/loom.rs) under `--cfg perf_loom` and the mutants, simulations,
-shells on shuttle's scheduler and hit ratios (tests/mutants.rs, simulation.rs, shuttle.rs, hit_ratio.rs) under
-`--cfg perf_mutants`. These two run side by side, and only if the first passed.
+shells on shuttle's scheduler and hit ratios (tests/mutants.rs, simulation.rs, segment_simulation.rs, shuttle.rs,
+hit_ratio.rs) under `--cfg perf_mutants`. These two run side by side, and only if the first passed.
 ";
 
 const SIM_HELP: &str = "\
 Usage: cargo xtask sim CRATE [--seeds N] [--start SEED]
 
-Runs the simulation of a crate (tests/simulation.rs), such as `transport` or `raft`, in a release build.
+Runs the simulation of a crate (tests/simulation.rs), such as `transport` or `raft`, in a release build;
+of a part of a crate (tests/PART_simulation.rs) with CRATE/PART, such as `raft/segment`.
 A seed that fails is printed with the command that runs it again.
 
   --seeds N     how many seeds, 1000 without it
@@ -102,7 +103,8 @@ Usage: cargo xtask soak [--minutes N] [--seed N] [--debug]
 
 A cluster of three nodes under load and every fault of `cluster --chaos`, for so many minutes (10 without it): nodes are killed, ended, paused, wiped,
 replaced and cut off, and their logs are written past many purges. Prints memory and disk of the largest node as a curve, and fails when
-anything acknowledged is missing or wrong, a node does not start again, or one does not catch up.
+anything acknowledged is missing or wrong, a node does not start again, one does not catch up, or memory or disk are not flat in a run of
+two minutes or more.
 
   --minutes N    how long the load lasts
   --seed N       the faults of an earlier run again

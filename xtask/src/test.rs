@@ -33,7 +33,13 @@ const SPECIAL: [Special; 2] = [
         what: "mutants, simulations, shells on shuttle and hit ratios",
         cfg: "perf_mutants",
         optimised: &[],
-        targets: &["mutants", "simulation", "shuttle", "hit_ratio"],
+        targets: &[
+            "mutants",
+            "simulation",
+            "segment_simulation",
+            "shuttle",
+            "hit_ratio",
+        ],
     },
 ];
 

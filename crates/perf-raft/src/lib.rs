@@ -10,6 +10,7 @@ pub mod forward;
 pub mod inbound;
 pub mod log;
 mod members;
+mod memory;
 #[cfg(feature = "metrics")]
 mod metrics;
 #[cfg(feature = "transport")]
@@ -22,7 +23,7 @@ mod transport;
 
 pub use crate::core::{MembershipChange, Peer, RaftReport, Trouble};
 pub use error::{LeaderHint, ProposeError, ReadError, StartError, StopReason};
-pub use log::{LogError, LogStore, MemoryLog, SharedLog};
+pub use log::{LogError, LogReader, LogStore, MemoryLog, SharedLog};
 #[cfg(feature = "durable")]
 pub use log::{OnDamage, SegmentLog, SegmentLogOptions};
 /// The former name of the log on disk.
@@ -30,6 +31,7 @@ pub use log::{OnDamage, SegmentLog, SegmentLogOptions};
 #[doc(hidden)]
 pub use log::{SegmentLog as EngineLog, SegmentLogOptions as EngineLogOptions};
 pub use members::{Identity, Member, MemberRole, Members};
+pub use memory::EntryMemory;
 #[cfg(feature = "metrics")]
 pub use metrics::{RaftMetrics, Stage};
 #[cfg(feature = "transport")]

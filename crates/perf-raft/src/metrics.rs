@@ -69,7 +69,7 @@ impl RaftMetrics {
             log_memory: registry
                 .f64_gauge("raft.log.memory")
                 .with_unit("By")
-                .with_description("The log in memory")
+                .with_description("Entries of the log in memory")
                 .build_table::<()>()?,
         })
     }
@@ -122,7 +122,7 @@ impl Recorder {
         metrics.stage(Stage::Propose, &now.propose, &last.propose);
         metrics.stage(Stage::Log, &now.log, &last.log);
         metrics.stage(Stage::Apply, &now.apply, &last.apply);
-        metrics.log_memory.set(now.log_bytes as f64);
+        metrics.log_memory.set(now.log_memory_bytes as f64);
     }
 }
 

@@ -54,7 +54,7 @@ pub struct RaftOptions {
     pub inbound_bytes_max: usize,
     /// Entries after which a snapshot is made: 100 000.
     pub snapshot_entries: u64,
-    /// Bytes of the log after which a snapshot is made: 64 MiB. The log is in memory from the last snapshot on.
+    /// Bytes of the log after which a snapshot is made: 64 MiB. Those in memory have a bound of their own: [`EntryMemory`](crate::EntryMemory).
     pub snapshot_log_bytes: usize,
     /// Bytes of the log at which proposals get [`Busy`](crate::ProposeError::Busy): 256 MiB.
     pub log_bytes_max: usize,

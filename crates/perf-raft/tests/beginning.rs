@@ -24,6 +24,7 @@ impl Group {
                 seed: 7,
                 incarnation: id,
                 session: id,
+                entry_memory: perf_raft::EntryMemory::of_process(),
             };
             let core = Core::new(config, state.clone()).expect("a sound start");
             (id, core)

@@ -5,6 +5,8 @@
 #![cfg(perf_mutants)]
 
 #[cfg(feature = "testing")]
+mod read_beside;
+#[cfg(feature = "testing")]
 mod segment_life;
 #[cfg(feature = "testing")]
 mod segment_mutants;
@@ -92,6 +94,16 @@ fn a_log_that_is_cut_above_what_raft_has_applied_is_found() {
 #[test]
 fn a_log_that_is_not_kept_for_a_peer_that_gets_a_snapshot_is_found() {
     is_caught("log_not_kept");
+}
+
+#[test]
+fn a_fetch_with_entries_of_an_older_term_is_found() {
+    is_caught("stale_fetch");
+}
+
+#[test]
+fn a_campaign_before_entries_are_in_memory_is_found() {
+    is_caught("replay_ignored");
 }
 
 #[test]

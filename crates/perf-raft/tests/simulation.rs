@@ -63,6 +63,8 @@ fn groups_stay_sound_in_a_bad_world() {
             ("late words to campaign", 2 * sum.late_words),
             ("frames that are too long for a peer", 2 * sum.too_long),
             ("bursts that are more than a log takes", sum.bursts),
+            ("fetched entries", sum.fetched),
+            ("failed reads of the log", 4 * sum.failed_reads),
             ("different lists of first voters", 8 * sum.mixed),
             ("nodes that name both lists", 4 * sum.mixed_named),
             ("starts on the log of another", sum.wrong_logs),
@@ -137,6 +139,8 @@ fn add(sum: &mut world::Coverage, one: world::Coverage) {
     sum.late_words += one.late_words;
     sum.too_long += one.too_long;
     sum.bursts += one.bursts;
+    sum.fetched += one.fetched;
+    sum.failed_reads += one.failed_reads;
     sum.mixed += one.mixed;
     sum.mixed_named += one.mixed_named;
     sum.wrong_logs += one.wrong_logs;

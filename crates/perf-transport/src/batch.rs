@@ -12,8 +12,6 @@ use std::fmt;
 pub(crate) struct Outgoing {
     pub(crate) block: BatchBlock,
     pub(crate) priority: Option<Priority>,
-    /// The longest payload in it, small ones aside.
-    pub(crate) longest: usize,
 }
 
 /// Messages without a reply to a method of a peer, which one sender has at once: logs, samples, events.
@@ -61,7 +59,6 @@ impl Batch {
             outgoing: Outgoing {
                 block: BatchBlock::new(method.route.number, limits, checksum),
                 priority: method.priority,
-                longest: 0,
             },
             method,
         }
@@ -91,7 +88,6 @@ impl Batch {
     /// Drops the messages in it.
     pub fn clear(&mut self) {
         self.outgoing.block.clear();
-        self.outgoing.longest = 0;
     }
 
     /// Adds a message. Some 50 instructions for a small one; [`feed`](Self::feed) is the same with a flush where it is needed.
@@ -148,10 +144,6 @@ impl Batch {
             return Ok(self.outgoing.block.push(payload));
         }
         self.method.check_length(bytes)?;
-        let has_room = self.outgoing.block.push(payload);
-        if has_room {
-            self.outgoing.longest = self.outgoing.longest.max(bytes);
-        }
-        Ok(has_room)
+        Ok(self.outgoing.block.push(payload))
     }
 }

@@ -2,11 +2,15 @@
 
 use crate::call::Call;
 use crate::error::TransportError;
+use crate::items::ItemReader;
 use crate::payload::Payload;
-use crate::proto::{BodyState, BodyStep, CallKey, Header, Kind, Lane, SendWindow, Waiter};
+use crate::proto::{
+    BodyState, BodyStep, CallKey, Header, Kind, Lane, NotQueued, SendWindow, Waiter,
+};
 use crate::shell::conn::Conn;
 use crate::shell::serve::Waiting;
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -23,15 +27,67 @@ pub struct Body {
     conn: Arc<Conn>,
     id: u64,
     ended: bool,
+    items: ItemReader,
+    item_bytes_max: usize,
 }
 
 impl Body {
-    pub(crate) fn new(state: Arc<BodyState>, conn: Arc<Conn>, id: u64) -> Self {
+    pub(crate) fn new(
+        state: Arc<BodyState>,
+        conn: Arc<Conn>,
+        (id, item_bytes_max): (u64, usize),
+    ) -> Self {
         Self {
             state,
             conn,
             id,
             ended: false,
+            items: ItemReader::default(),
+            item_bytes_max,
+        }
+    }
+
+    /// The node that sends it.
+    #[must_use]
+    pub fn peer(&self) -> u64 {
+        self.conn.peer
+    }
+
+    /// The next item of an [`exchange`](crate::Transport::exchange), as the caller sent it; `None` when there are no more. Not to be mixed with
+    /// [`next`](Self::next), which gives the chunks that items are put together from.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next), also if the last item is not whole; [`TransportError::TooLarge`] if an item is longer than
+    /// [`Config::frame_bytes_max`](crate::Config::frame_bytes_max).
+    pub async fn next_item(&mut self) -> Option<Result<Bytes, TransportError>> {
+        poll_fn(|cx| self.poll_next_item(cx)).await
+    }
+
+    /// [`next_item`](Self::next_item) for those who poll.
+    pub fn poll_next_item(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, TransportError>>> {
+        loop {
+            match self.items.next(self.item_bytes_max) {
+                Ok(Some(item)) => return Poll::Ready(Some(Ok(item))),
+                Ok(None) => {}
+                Err(bytes) => {
+                    let bytes_max = self.item_bytes_max;
+                    return Poll::Ready(Some(Err(TransportError::TooLarge { bytes, bytes_max })));
+                }
+            }
+            if self.ended {
+                return Poll::Ready(None);
+            }
+            match self.poll_next(cx) {
+                Poll::Ready(Some(Ok(chunk))) => self.items.receive(chunk),
+                Poll::Ready(None) if self.items.is_within_item() => {
+                    let peer = self.conn.peer;
+                    return Poll::Ready(Some(Err(TransportError::BodyBroken { peer })));
+                }
+                other => return other,
+            }
         }
     }
 
@@ -130,60 +186,83 @@ impl fmt::Debug for Body {
 /// Chunks are cut to this size: a message of the other class waits for at most one of them in front of it.
 const CHUNK_BYTES_MAX: usize = 64 * 1024;
 
-/// Sends a body in chunks, made by [`Transport::stream`](crate::Transport::stream).
-///
-/// Dropping it before [`finish`](Self::finish) breaks the body off: the receiver gets [`TransportError::BodyBroken`], never a body that looks
-/// complete.
-#[must_use = "a body that is not finished is broken off"]
-pub struct BodySender {
+/// Sends chunks in one lane, no more than their reader wants.
+pub(crate) struct Chunks {
     pub(crate) conn: Arc<Conn>,
-    pub(crate) key: CallKey,
-    pub(crate) window: Arc<SendWindow>,
-    pub(crate) lane: Lane,
-    pub(crate) call: Option<Call>,
-    pub(crate) sent_bytes: u64,
+    key: CallKey,
+    lane: Lane,
+    window: Arc<SendWindow>,
+    /// The longest payload that the reader takes, where that is not the connection's to say.
+    bytes_max: usize,
+    /// What is to be sent, and the part of it for which there is credit already. Both outlive futures that are dropped.
+    unsent: VecDeque<Bytes>,
+    credited: Bytes,
+    sent_bytes: u64,
 }
 
-impl BodySender {
-    /// Sends the next part of the body, cut into chunks of 64 KiB at most. Waits while the receiver has a window full of unread bytes, or the
-    /// queue is full. The bytes are shared, not copied.
-    ///
-    /// # Errors
-    /// [`TransportError::BodyBroken`] if the receiver wants no more or the connection was lost. [`finish`](Self::finish) says why.
-    pub async fn send(&mut self, mut part: Bytes) -> Result<(), TransportError> {
-        while !part.is_empty() {
-            let bytes_max = self.conn.frame_bytes_max.load(Ordering::Relaxed) as usize;
-            let wanted = part.len().min(bytes_max).min(CHUNK_BYTES_MAX);
-            let taken = poll_fn(|cx| self.window.poll_take(wanted as u64, cx)).await;
+impl Chunks {
+    pub(crate) fn new(
+        conn: Arc<Conn>,
+        (key, lane): (CallKey, Lane),
+        window: Arc<SendWindow>,
+        bytes_max: usize,
+    ) -> Self {
+        Self {
+            conn,
+            key,
+            lane,
+            window,
+            bytes_max,
+            unsent: VecDeque::new(),
+            credited: Bytes::new(),
+            sent_bytes: 0,
+        }
+    }
+
+    /// Something to be sent by [`flush`](Self::flush), behind what is there.
+    pub(crate) fn add(&mut self, part: Bytes) {
+        if !part.is_empty() {
+            self.unsent.push_back(part);
+        }
+    }
+
+    /// Sends what there is. Nothing is lost and nothing is doubled if the future is dropped: the next one goes on.
+    pub(crate) async fn flush(&mut self) -> Result<(), TransportError> {
+        loop {
+            self.queue_credited().await?;
+            let Some(part) = self.unsent.front_mut() else {
+                return Ok(());
+            };
+            let known = self.conn.frame_bytes_max.load(Ordering::Relaxed) as usize;
+            let bytes_max = known.min(self.bytes_max).min(CHUNK_BYTES_MAX);
+            let wanted = part.len().min(bytes_max);
+            let window = &self.window;
+            let taken = poll_fn(|cx| window.poll_take(wanted as u64, cx)).await;
             let Some(taken) = taken else {
                 return Err(self.broken());
             };
-            let chunk = part.split_to(usize::try_from(taken).unwrap_or(wanted));
-            self.sent_bytes += chunk.len() as u64;
-            self.queue(Kind::StreamChunk, Payload::Shared(chunk))
-                .await?;
+            self.credited = part.split_to(usize::try_from(taken).unwrap_or(wanted));
+            if part.is_empty() {
+                self.unsent.pop_front();
+            }
+        }
+    }
+
+    async fn queue_credited(&mut self) -> Result<(), TransportError> {
+        let mut bytes_max = self.credited.len();
+        while !self.credited.is_empty() {
+            let piece = self.credited.slice(..bytes_max.min(self.credited.len()));
+            let length = piece.len();
+            match self.try_queue(Kind::StreamChunk, piece).await? {
+                Queued::Whole => {
+                    self.credited.advance(length);
+                    self.sent_bytes += length as u64;
+                }
+                // What the peer takes has become known since the chunk was cut.
+                Queued::TooLong(most) => bytes_max = most as usize,
+            }
         }
         Ok(())
-    }
-
-    /// Bytes sent so far.
-    #[must_use]
-    pub fn sent_bytes(&self) -> u64 {
-        self.sent_bytes
-    }
-
-    /// Ends the body and waits for the receiver's reply.
-    ///
-    /// # Errors
-    /// What a call can fail with; [`TransportError::PeerRejected`] if the handler gave up early.
-    pub async fn finish(mut self) -> Result<Bytes, TransportError> {
-        // If the receiver has stopped, its answer says why.
-        let _ = self.queue(Kind::StreamEnd, Payload::default()).await;
-        self.conn.channel.close_window(self.key);
-        match self.call.take() {
-            Some(call) => call.await,
-            None => Err(self.broken()),
-        }
     }
 
     fn broken(&self) -> TransportError {
@@ -192,8 +271,27 @@ impl BodySender {
         }
     }
 
-    async fn queue(&self, kind: Kind, payload: Payload<'_>) -> Result<(), TransportError> {
+    /// Queues the end of a body, behind its chunks.
+    pub(crate) async fn queue(&self, kind: Kind, payload: Bytes) -> Result<(), TransportError> {
+        self.try_queue(kind, payload).await.map(|_| ())
+    }
+
+    /// The same whether there is room or not: it was within the limit when it began.
+    pub(crate) fn queue_past_limit(&self, kind: Kind) {
         let header = Header::new(kind, 0, self.key.id());
+        let lanes = &self.conn.channel.lanes;
+        lanes.push_past_limit(self.lane, header, &Payload::default());
+        self.conn.notify(false);
+    }
+
+    /// The reader's credit is of no use any more.
+    pub(crate) fn close(&self) {
+        self.conn.channel.close_window(self.key);
+    }
+
+    async fn try_queue(&self, kind: Kind, payload: Bytes) -> Result<Queued, TransportError> {
+        let header = Header::new(kind, 0, self.key.id());
+        let payload = Payload::Shared(payload);
         let mut waiting = Waiting {
             conn: &self.conn,
             lane: self.lane,
@@ -203,7 +301,7 @@ impl BodySender {
         let queued = poll_fn(|cx| {
             // A body is of one connection: once that is lost, no chunk may go to the next one.
             match self.window.poll_take(0, cx) {
-                Poll::Ready(None) => return Poll::Ready(false),
+                Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Ready(Some(_)) | Poll::Pending => {}
             }
             let lanes = &conn.channel.lanes;
@@ -214,17 +312,123 @@ impl BodySender {
                 next.wake();
             }
             match result {
-                Ok(()) => Poll::Ready(true),
+                Ok(()) => Poll::Ready(Some(Queued::Whole)),
+                Err(NotQueued::TooLong { bytes_max }) => {
+                    Poll::Ready(Some(Queued::TooLong(bytes_max)))
+                }
                 Err(_) => Poll::Pending,
             }
         })
         .await;
         drop(waiting);
-        if !queued {
-            return Err(self.broken());
-        }
+        let queued = queued.ok_or_else(|| self.broken())?;
         self.conn.notify(false);
-        Ok(())
+        Ok(queued)
+    }
+}
+
+/// What became of a frame of a body.
+enum Queued {
+    Whole,
+    /// The peer takes so many bytes at most.
+    TooLong(u32),
+}
+
+/// An answer in chunks, as it arrives at the caller.
+pub(crate) struct AnswerBody {
+    state: Arc<BodyState>,
+    conn: Arc<Conn>,
+    key: CallKey,
+}
+
+impl AnswerBody {
+    pub(crate) fn new(state: Arc<BodyState>, conn: Arc<Conn>, key: CallKey) -> Self {
+        Self { state, conn, key }
+    }
+
+    pub(crate) fn peer(&self) -> u64 {
+        self.conn.peer
+    }
+
+    /// The next chunk; `None` if there will be no more.
+    pub(crate) fn poll_chunk(&self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let step = match self.state.poll_next(cx) {
+            Poll::Ready(step) => step,
+            Poll::Pending => return Poll::Pending,
+        };
+        let BodyStep::Chunk(chunk, grant) = step else {
+            return Poll::Ready(None);
+        };
+        if grant > 0 {
+            let header = Header::new(Kind::StreamCredit, 0, self.key.id());
+            let grant = grant.to_le_bytes();
+            let payload = Payload::Borrowed(&grant);
+            let lanes = &self.conn.channel.lanes;
+            // A few bytes, at most two for each window that was read.
+            if lanes.push(Lane::System, header, &payload, None).is_ok() {
+                self.conn.notify(true);
+            }
+        }
+        Poll::Ready(Some(chunk))
+    }
+}
+
+impl Drop for AnswerBody {
+    fn drop(&mut self) {
+        self.conn.channel.close_answer(self.key);
+    }
+}
+
+/// Sends a body in chunks, made by [`Transport::stream`](crate::Transport::stream).
+///
+/// Dropping it before [`finish`](Self::finish) breaks the body off: the receiver gets [`TransportError::BodyBroken`], never a body that looks
+/// complete.
+#[must_use = "a body that is not finished is broken off"]
+pub struct BodySender {
+    chunks: Chunks,
+    call: Option<Call>,
+}
+
+impl BodySender {
+    pub(crate) fn new(chunks: Chunks, call: Call) -> Self {
+        Self {
+            chunks,
+            call: Some(call),
+        }
+    }
+
+    /// Sends the next part of the body, cut into chunks of 64 KiB at most. Waits while the receiver has a window full of unread bytes, or the
+    /// queue is full. The bytes are shared, not copied.
+    ///
+    /// Dropping the future before it is ready loses nothing: the rest goes with the next part, or with [`finish`](Self::finish).
+    ///
+    /// # Errors
+    /// [`TransportError::BodyBroken`] if the receiver wants no more or the connection was lost. [`finish`](Self::finish) says why.
+    pub async fn send(&mut self, part: Bytes) -> Result<(), TransportError> {
+        self.chunks.add(part);
+        self.chunks.flush().await
+    }
+
+    /// Bytes sent so far.
+    #[must_use]
+    pub fn sent_bytes(&self) -> u64 {
+        self.chunks.sent_bytes
+    }
+
+    /// Ends the body and waits for the receiver's reply.
+    ///
+    /// # Errors
+    /// What a call can fail with; [`TransportError::PeerRejected`] if the handler gave up early.
+    pub async fn finish(mut self) -> Result<Bytes, TransportError> {
+        // If the receiver has stopped, its answer says why.
+        if self.chunks.flush().await.is_ok() {
+            let _ = self.chunks.queue(Kind::StreamEnd, Bytes::new()).await;
+        }
+        self.chunks.close();
+        match self.call.take() {
+            Some(call) => call.await,
+            None => Err(self.chunks.broken()),
+        }
     }
 }
 
@@ -233,20 +437,17 @@ impl Drop for BodySender {
         if self.call.is_none() {
             return;
         }
-        self.conn.channel.close_window(self.key);
+        self.chunks.close();
         // Behind the body's other frames.
-        let header = Header::new(Kind::StreamReset, 0, self.key.id());
-        let lanes = &self.conn.channel.lanes;
-        lanes.push_past_limit(self.lane, header, &Payload::default());
-        self.conn.notify(false);
+        self.chunks.queue_past_limit(Kind::StreamReset);
     }
 }
 
 impl fmt::Debug for BodySender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BodySender")
-            .field("peer", &self.conn.peer)
-            .field("sent_bytes", &self.sent_bytes)
+            .field("peer", &self.chunks.conn.peer)
+            .field("sent_bytes", &self.chunks.sent_bytes)
             .finish_non_exhaustive()
     }
 }

@@ -1,9 +1,11 @@
 //! A call in flight.
 
 use crate::error::TransportError;
-use crate::proto::CallKey;
+use crate::proto::{CallKey, Fault};
 use crate::shell::conn::Conn;
-use bytes::Bytes;
+use crate::spans::Observed;
+use crate::trace::{TRACE_BYTES, TraceContext};
+use bytes::{Buf, Bytes};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -18,27 +20,64 @@ use std::task::{Context, Poll};
 #[must_use = "dropping a call cancels it"]
 pub struct Call {
     state: State,
+    observed: Observed,
 }
 
 enum State {
-    Waiting { conn: Arc<Conn>, key: CallKey },
+    Waiting {
+        conn: Arc<Conn>,
+        key: CallKey,
+    },
     Failed(TransportError),
     Done,
+    /// Done, with the context of the reply.
+    Traced(TraceContext),
 }
 
 impl Call {
     #[inline]
-    pub(crate) fn waiting(conn: Arc<Conn>, key: CallKey) -> Self {
+    pub(crate) fn waiting(conn: Arc<Conn>, key: CallKey, observed: Observed) -> Self {
         Self {
             state: State::Waiting { conn, key },
+            observed,
         }
     }
 
     #[cold]
-    pub(crate) fn failed(error: TransportError) -> Self {
+    pub(crate) fn failed(error: TransportError, observed: Observed) -> Self {
         Self {
             state: State::Failed(error),
+            observed,
         }
+    }
+
+    /// The trace context that the handler gave to its reply ([`Message::set_reply_trace`](crate::Message::set_reply_trace)). `None` before the reply
+    /// is there: await the call by reference, then ask.
+    #[must_use]
+    pub fn reply_trace(&self) -> Option<TraceContext> {
+        match self.state {
+            State::Traced(context) => Some(context),
+            _ => None,
+        }
+    }
+
+    #[cold]
+    fn faulted(&mut self, fault: Fault) -> Result<Bytes, TransportError> {
+        let state = std::mem::replace(&mut self.state, State::Done);
+        let State::Waiting { conn, .. } = &state else {
+            return Err(TransportError::ShuttingDown);
+        };
+        let error = match fault {
+            Fault::Traced(mut reply) => {
+                if let Some(context) = reply.first_chunk().and_then(TraceContext::decode) {
+                    self.state = State::Traced(context);
+                }
+                reply.advance(TRACE_BYTES.min(reply.len()));
+                return Ok(reply);
+            }
+            fault => conn.error(fault),
+        };
+        Err(error)
     }
 }
 
@@ -52,12 +91,21 @@ impl Future for Call {
                 Poll::Ready(outcome) => outcome,
                 Poll::Pending => return Poll::Pending,
             };
-            let outcome = outcome.map_err(|fault| conn.error(fault));
-            self.state = State::Done;
+            let outcome = match outcome {
+                Ok(reply) => {
+                    self.state = State::Done;
+                    Ok(reply)
+                }
+                Err(fault) => self.faulted(fault),
+            };
+            self.observed.ended(outcome.as_ref());
             return Poll::Ready(outcome);
         }
         match std::mem::replace(&mut self.state, State::Done) {
-            State::Failed(error) => Poll::Ready(Err(error)),
+            State::Failed(error) => {
+                self.observed.ended(Err(&error));
+                Poll::Ready(Err(error))
+            }
             // Polled again after its end, which the contract of futures forbids.
             _ => Poll::Pending,
         }
@@ -78,7 +126,7 @@ impl fmt::Debug for Call {
         let (state, peer) = match &self.state {
             State::Waiting { conn, .. } => ("waiting", Some(conn.peer)),
             State::Failed(_) => ("failed", None),
-            State::Done => ("done", None),
+            State::Done | State::Traced(_) => ("done", None),
         };
         f.debug_struct("Call")
             .field("state", &state)

@@ -72,7 +72,18 @@ pub trait Listener: Send + 'static {
     fn address(&self) -> String;
 }
 
-/// TCP.
+#[cfg(unix)]
+impl ByteStream for tokio::net::UnixStream {
+    fn into_halves(self: Box<Self>) -> (BoxRead, BoxWrite) {
+        let (read, write) = self.into_split();
+        (Box::new(read), Box::new(write))
+    }
+}
+
+/// What addresses of unix sockets begin with: `unix:/run/node-7.sock`.
+pub(crate) const UNIX: &str = "unix:";
+
+/// TCP for addresses `host:port`, and on Unix a socket in the file system for addresses like `unix:/run/node-7.sock`: for peers on one machine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TcpConnector;
 
@@ -83,6 +94,11 @@ impl Connector for TcpConnector {
         options: StreamOptions,
     ) -> BoxFuture<'a, io::Result<Box<dyn ByteStream>>> {
         Box::pin(async move {
+            #[cfg(unix)]
+            if let Some(path) = address.strip_prefix(UNIX) {
+                let stream = tokio::net::UnixStream::connect(path).await?;
+                return Ok(Box::new(stream) as Box<dyn ByteStream>);
+            }
             let addresses = tokio::net::lookup_host(address).await?;
             let stream = first_of(by_turns(addresses), options).await?;
             Ok(Box::new(stream) as Box<dyn ByteStream>)
@@ -146,6 +162,73 @@ async fn connect_to(address: SocketAddr, options: StreamOptions) -> io::Result<T
     let stream = socket.connect(address).await?;
     stream.set_nodelay(options.nodelay)?;
     Ok(stream)
+}
+
+/// Listens at an address: TCP, or a unix socket.
+pub(crate) async fn listen(address: &str) -> io::Result<Box<dyn Listener>> {
+    #[cfg(unix)]
+    if let Some(path) = address.strip_prefix(UNIX) {
+        return Ok(Box::new(UnixSocket::bind(path)?));
+    }
+    Ok(Box::new(TcpListener::bind(address).await?))
+}
+
+/// A unix socket that is listened on. Its file is removed at the end.
+#[cfg(unix)]
+struct UnixSocket {
+    listener: tokio::net::UnixListener,
+    path: std::path::PathBuf,
+    address: String,
+}
+
+#[cfg(unix)]
+impl UnixSocket {
+    fn bind(path: &str) -> io::Result<Self> {
+        let bind = || tokio::net::UnixListener::bind(path);
+        let listener = match bind() {
+            // The file of a process that crashed: nobody answers there.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                let answer = std::os::unix::net::UnixStream::connect(path);
+                if !answer.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+                    return Err(error);
+                }
+                std::fs::remove_file(path)?;
+                bind()?
+            }
+            other => other?,
+        };
+        Ok(Self {
+            listener,
+            path: path.into(),
+            address: format!("{UNIX}{path}"),
+        })
+    }
+}
+
+#[cfg(unix)]
+impl Drop for UnixSocket {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(unix)]
+impl Listener for UnixSocket {
+    fn accept(&mut self) -> BoxFuture<'_, io::Result<(Box<dyn ByteStream>, String)>> {
+        Box::pin(async move {
+            let (stream, _) = self.listener.accept().await?;
+            // Peers have no address of their own.
+            Ok((
+                Box::new(stream) as Box<dyn ByteStream>,
+                self.address.clone(),
+            ))
+        })
+    }
+
+    fn address(&self) -> String {
+        self.address.clone()
+    }
 }
 
 impl Listener for TcpListener {

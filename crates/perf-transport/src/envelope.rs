@@ -2,6 +2,7 @@
 
 use crate::payload::Payload;
 use crate::priority::Priority;
+use crate::trace::TraceContext;
 use std::time::Duration;
 
 /// A message with its address. It borrows everything, so making one costs nothing.
@@ -33,6 +34,9 @@ pub struct Envelope<'a> {
     pub request_id: u64,
     /// How long a call may take; by default [`Config::call_timeout`](crate::Config::call_timeout).
     pub timeout: Option<Duration>,
+    /// Where it belongs in a distributed trace; nothing by default. The receiver gets it ([`Message::trace`](crate::Message::trace)) if its version
+    /// knows trace contexts. A payload that is within 25 bytes of the peer's cap goes without.
+    pub trace: Option<&'a TraceContext>,
 }
 
 impl<'a> Envelope<'a> {
@@ -53,6 +57,7 @@ impl<'a> Envelope<'a> {
             priority: None,
             request_id: 0,
             timeout: None,
+            trace: None,
         }
     }
 
@@ -69,6 +74,14 @@ impl<'a> Envelope<'a> {
     #[must_use]
     pub fn with_request_id(mut self, request_id: u64) -> Self {
         self.request_id = request_id;
+        self
+    }
+
+    /// Sets where it belongs in a distributed trace.
+    #[inline]
+    #[must_use]
+    pub fn with_trace(mut self, trace: &'a TraceContext) -> Self {
+        self.trace = Some(trace);
         self
     }
 

@@ -1,6 +1,7 @@
 //! What can go wrong.
 
 use crate::envelope::Envelope;
+use crate::event::CloseReason;
 use crate::proto::{Fault, HandshakeError};
 use bytes::Bytes;
 use std::borrow::Cow;
@@ -44,6 +45,8 @@ pub enum TransportError {
     Disconnected {
         /// The peer.
         peer: u64,
+        /// Why the last connection to the peer ended: also the error's `source`. `None` if it never ended, as while a transport shuts down.
+        cause: Option<Arc<CloseReason>>,
     },
     /// The peer could not be reached. Nothing was sent.
     Unreachable {
@@ -85,6 +88,16 @@ pub enum TransportError {
         /// The peer.
         peer: u64,
     },
+    /// The peer's version does not know requests with answers in parts. Nothing was sent.
+    Unsupported {
+        /// The peer.
+        peer: u64,
+    },
+    /// What the peer sent is no message of the type that was expected: the two ends have different versions of a service.
+    Malformed {
+        /// The peer.
+        peer: u64,
+    },
     /// This transport is shutting down. Nothing was sent.
     ShuttingDown,
     /// A handshake failed.
@@ -113,20 +126,27 @@ impl TransportError {
     pub(crate) fn from_fault(
         fault: Fault,
         peer: u64,
-        cause: impl FnOnce() -> Option<Arc<Self>>,
+        ended: impl FnOnce() -> Option<Arc<CloseReason>>,
+        failed: impl FnOnce() -> Option<Arc<Self>>,
     ) -> Self {
         match fault {
             Fault::Timeout => Self::Timeout { peer },
-            Fault::Disconnected => Self::Disconnected { peer },
+            Fault::Disconnected => Self::Disconnected {
+                peer,
+                cause: ended(),
+            },
             Fault::Unreachable => Self::Unreachable {
                 peer,
                 retry_in_ms: 0,
-                cause: cause(),
+                cause: failed(),
             },
             Fault::TooLarge { bytes, bytes_max } => Self::TooLarge {
                 bytes: bytes as usize,
                 bytes_max: bytes_max as usize,
             },
+            Fault::Unsupported => Self::Unsupported { peer },
+            // The caller has taken it off, see `Call`.
+            Fault::Traced(_) => Self::Disconnected { peer, cause: None },
             Fault::Rejected { code, text } => Self::PeerRejected {
                 peer,
                 code: RejectionCode::from_u8(code),
@@ -144,6 +164,7 @@ impl TransportError {
                 | Self::Disconnected { .. }
                 | Self::PeerRejected { .. }
                 | Self::BodyBroken { .. }
+                | Self::Malformed { .. }
         )
     }
 }
@@ -167,7 +188,7 @@ impl fmt::Display for TransportError {
                 "{streams_max} bodies are being sent to node {peer}, no more are allowed: raise its `streams_max`"
             ),
             Self::Timeout { peer } => write!(f, "node {peer} did not answer in time"),
-            Self::Disconnected { peer } => write!(
+            Self::Disconnected { peer, .. } => write!(
                 f,
                 "the connection to node {peer} was lost; it may or may not have handled the message"
             ),
@@ -191,6 +212,13 @@ impl fmt::Display for TransportError {
             Self::BodyBroken { peer } => {
                 write!(f, "the body from node {peer} ended before it was complete")
             }
+            Self::Unsupported { peer } => {
+                write!(f, "node {peer} does not know answers in parts: upgrade it")
+            }
+            Self::Malformed { peer } => write!(
+                f,
+                "what node {peer} sent is no message of the expected type: compare the versions of the service"
+            ),
             Self::ShuttingDown => f.write_str("this transport is shutting down"),
             Self::Handshake { peer, error } => match peer {
                 Some(peer) => write!(f, "handshake with node {peer}: {error}"),
@@ -206,6 +234,9 @@ impl std::error::Error for TransportError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Unreachable {
+                cause: Some(cause), ..
+            } => Some(cause.as_ref()),
+            Self::Disconnected {
                 cause: Some(cause), ..
             } => Some(cause.as_ref()),
             Self::Handshake { error, .. } => Some(error),

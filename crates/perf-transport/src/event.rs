@@ -1,4 +1,4 @@
-//! What happens to connections, for whoever wants to know.
+//! What happens to connections: events and the reasons of ends.
 
 use crate::error::TransportError;
 use crate::proto::{ConnectionClass, FrameError, HandshakeError};
@@ -43,6 +43,16 @@ impl fmt::Display for CloseReason {
             Self::PeerDrained => f.write_str("the peer shuts down"),
             Self::Closed => f.write_str("closed by this node"),
             Self::Certificate(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for CloseReason {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Protocol(error) => Some(error),
+            Self::Certificate(error) => Some(error),
+            _ => None,
         }
     }
 }
@@ -129,6 +139,44 @@ pub enum PeerEvent {
     },
 }
 
+impl fmt::Display for PeerEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connected { peer, class } => write!(f, "connected to node {peer} ({class:?})"),
+            Self::Unreachable {
+                peer,
+                class,
+                failures,
+                error,
+            } => write!(
+                f,
+                "node {peer} cannot be reached ({class:?}), {failures} attempts in a row: {error}"
+            ),
+            Self::Lost {
+                peer,
+                class,
+                reason,
+            } => write!(f, "connection to node {peer} ({class:?}) ended: {reason}"),
+            Self::Accepted {
+                peer, class, from, ..
+            } => write!(f, "node {peer} connected from {from} ({class:?})"),
+            Self::Duplicate { peer, from } => write!(
+                f,
+                "another process that is node {peer} connected from {from}"
+            ),
+            Self::PeerBusy { peer, class } => {
+                write!(f, "node {peer} has too much to do to read ({class:?})")
+            }
+            Self::Ended {
+                peer,
+                class,
+                reason,
+            } => write!(f, "connection from node {peer} ({class:?}) ended: {reason}"),
+            Self::Refused { from, error } => write!(f, "refused {from}: {error}"),
+        }
+    }
+}
+
 impl PeerEvent {
     /// The peer that is not reachable, if that is what this says: dialling failed, or a connection broke.
     #[must_use]
@@ -163,6 +211,7 @@ impl Events {
     }
 
     pub(crate) fn report(&self, event: PeerEvent) {
+        crate::spans::event(&event);
         if let Some(callback) = &self.callback {
             // A callback that panics must not end the task where something happened.
             let _ = catch_unwind(AssertUnwindSafe(|| callback(&event)));

@@ -15,9 +15,14 @@ mod connect;
 mod envelope;
 mod error;
 mod event;
+mod items;
 mod message;
 #[cfg(feature = "metrics")]
+mod methods;
+#[cfg(feature = "metrics")]
 mod metrics;
+#[cfg(feature = "tower")]
+mod middleware;
 mod names;
 mod payload;
 mod primitive;
@@ -29,10 +34,13 @@ mod route;
 mod router;
 mod security;
 mod shell;
+mod spans;
 mod stats;
 #[cfg(feature = "tls")]
 mod tls;
+mod trace;
 mod transport;
+mod typed;
 
 pub use accept::Arrival;
 pub use batch::Batch;
@@ -45,17 +53,26 @@ pub use connect::{
 pub use envelope::Envelope;
 pub use error::{Rejection, RejectionCode, TransportError, Undelivered};
 pub use event::{CloseReason, PeerEvent};
+pub use items::{Answer, ItemSender};
 pub use message::{Message, MessageRef, Origin, Reply};
+#[cfg(feature = "metrics")]
+pub use methods::MethodMetrics;
+#[cfg(feature = "tower")]
+pub use middleware::{HandlerService, Request};
 pub use payload::Payload;
 pub use priority::Priority;
 pub use proto::{CertificateFault, ConnectionClass, HandshakeError};
 pub use remote::RemoteMethod;
 pub use router::Router;
 pub use security::Security;
-pub use stats::{ConnectionStatus, LinkStats, PeerStats, Stats};
+pub use stats::{ConnectionStatus, LinkStats, PeerState, PeerStats, PeerStatus, QueueDepth, Stats};
 #[cfg(feature = "tls")]
 pub use tls::{TlsIdentity, node_name};
+pub use trace::{InvalidTraceparent, TraceContext};
 pub use transport::{Broadcast, Builder, Transport};
+#[doc(hidden)]
+pub use typed::__server;
+pub use typed::{MethodOptions, ServiceClient, TypedAnswer, TypedBody, TypedSender};
 
 /// Lets the tests choose a deliberate fault. Not a public interface.
 #[cfg(any(perf_loom, perf_mutants))]

@@ -2,7 +2,9 @@
 
 use crate::names::Named;
 use crate::proto::{FrameRef, MethodName, TimeLimit};
+use crate::trace::{TraceContext, Traced};
 use bytes::Bytes;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Where a message came from: proven by the certificate where there is TLS, said by the peer otherwise.
@@ -32,6 +34,7 @@ pub struct Message {
     pub(crate) name: Named,
     pub(crate) request_id: u64,
     pub(crate) limit: TimeLimit,
+    pub(crate) trace: Option<Arc<Traced>>,
     pub(crate) payload: Bytes,
 }
 
@@ -79,6 +82,22 @@ impl Message {
         self.limit.duration()
     }
 
+    /// Where it belongs in a distributed trace, if its sender said so.
+    #[inline]
+    #[must_use]
+    pub fn trace(&self) -> Option<&TraceContext> {
+        self.trace.as_ref().map(|traced| &traced.context)
+    }
+
+    /// Sets the context that the reply carries, usually that of the handler's own span: the caller has it from
+    /// [`Call::reply_trace`](crate::Call::reply_trace). The first one counts. Does nothing where the request has no context.
+    pub fn set_reply_trace(&self, context: TraceContext) {
+        if let Some(traced) = &self.trace {
+            // The first one counts.
+            let _ = traced.reply.set(context);
+        }
+    }
+
     /// Its bytes.
     #[inline]
     #[must_use]
@@ -102,6 +121,7 @@ pub struct MessageRef<'a> {
     pub(crate) from: &'a Origin,
     pub(crate) sequence: u64,
     pub(crate) name: &'a MethodName,
+    pub(crate) trace: Option<&'a TraceContext>,
 }
 
 impl<'a> MessageRef<'a> {
@@ -134,6 +154,13 @@ impl<'a> MessageRef<'a> {
     #[must_use]
     pub fn method(&self) -> &'a str {
         self.name.method()
+    }
+
+    /// Where it belongs in a distributed trace, if its sender said so.
+    #[inline]
+    #[must_use]
+    pub fn trace(&self) -> Option<&'a TraceContext> {
+        self.trace
     }
 
     /// The sender's number.

@@ -62,12 +62,24 @@ pub(crate) struct Name {
     pub(crate) priority: Priority,
     /// The payload of its `Define` frame.
     pub(crate) define: Bytes,
+    #[cfg(feature = "metrics")]
+    recorder: OnceLock<Arc<crate::methods::MethodRecorder>>,
 }
 
 impl Name {
     #[inline]
     pub(crate) fn is(&self, service: &str, method: &str) -> bool {
         self.name.service() == service && self.name.method() == method
+    }
+
+    /// Where calls of it are recorded.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn recorder(
+        &self,
+        metrics: &crate::methods::MethodMetrics,
+    ) -> Arc<crate::methods::MethodRecorder> {
+        let made = || metrics.client(self.service(), self.method());
+        Arc::clone(self.recorder.get_or_init(made))
     }
 
     #[inline]
@@ -143,6 +155,8 @@ impl NameTable {
                     name: name.clone(),
                     priority,
                     define: define.clone(),
+                    #[cfg(feature = "metrics")]
+                    recorder: OnceLock::new(),
                 })
             });
             // Another thread may have put another name there, or the same one.

@@ -10,8 +10,15 @@ pub(crate) enum Refused {
     PeerDraining,
     QueueFull,
     TooManyCalls,
-    TooLarge { bytes_max: u32 },
-    Unreachable { retry_in_ms: u64 },
+    TooLarge {
+        bytes_max: u32,
+    },
+    Unreachable {
+        retry_in_ms: u64,
+    },
+    Unsupported,
+    /// The message is to be queued without its trace context. Never an error of a caller's.
+    Untraced,
 }
 
 /// What is known of a message that was refused.
@@ -37,7 +44,8 @@ impl Refused {
         } = attempt;
         match self {
             Self::ShuttingDown => TransportError::ShuttingDown,
-            Self::PeerDraining => TransportError::PeerDraining { peer },
+            Self::Unsupported => TransportError::Unsupported { peer },
+            Self::Untraced | Self::PeerDraining => TransportError::PeerDraining { peer },
             Self::QueueFull => TransportError::QueueFull { peer },
             Self::TooManyCalls => TransportError::TooManyCalls { peer, calls_max },
             Self::TooLarge { bytes_max } => TransportError::TooLarge {

@@ -7,7 +7,9 @@ use crate::error::{TransportError, Undelivered};
 use crate::payload::Payload;
 use crate::priority::Priority;
 use crate::route::Route;
+use crate::trace::TraceContext;
 use crate::transport::Transport;
+use bytes::Bytes;
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -115,6 +117,7 @@ impl RemoteMethod {
             priority: self.priority,
             request_id: 0,
             timeout: self.timeout,
+            trace: None,
         }
     }
 
@@ -159,7 +162,48 @@ impl RemoteMethod {
         let envelope = self.envelope(payload.into());
         match self.transport.call_along(&self.route, &envelope) {
             Ok(call) => call,
-            Err(error) => Call::failed(error),
+            Err(error) => Call::failed(error, self.transport.observe(&envelope)),
         }
+    }
+
+    /// Sends a message without a reply, with a trace context.
+    ///
+    /// # Errors
+    /// Those of [`Transport::send`].
+    pub fn send_traced<'a>(
+        &'a self,
+        payload: impl Into<Payload<'a>>,
+        trace: &'a TraceContext,
+    ) -> Result<(), TransportError> {
+        let envelope = self.envelope(payload.into()).with_trace(trace);
+        self.transport.send_along(&self.route, &envelope)
+    }
+
+    /// Sends a request with a trace context, and returns the future of its reply.
+    ///
+    /// # Errors
+    /// The future's: those of [`Transport::call`].
+    pub fn call_traced<'a>(
+        &'a self,
+        payload: impl Into<Payload<'a>>,
+        trace: &'a TraceContext,
+    ) -> Call {
+        let envelope = self.envelope(payload.into()).with_trace(trace);
+        match self.transport.call_along(&self.route, &envelope) {
+            Ok(call) => call,
+            Err(error) => Call::failed(error, self.transport.observe(&envelope)),
+        }
+    }
+
+    /// Sends a request and waits for room first, as [`Transport::call_wait`] does.
+    ///
+    /// # Errors
+    /// Those of [`Transport::call_wait`].
+    pub async fn call_wait(
+        &self,
+        payload: impl Into<Payload<'_>>,
+    ) -> Result<Bytes, TransportError> {
+        let envelope = self.envelope(payload.into());
+        self.transport.call_wait_along(&self.route, &envelope).await
     }
 }

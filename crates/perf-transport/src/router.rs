@@ -2,6 +2,7 @@
 
 use crate::body::Body;
 use crate::error::Rejection;
+use crate::items::ItemSender;
 use crate::message::{Message, MessageRef, Reply};
 use crate::priority::Priority;
 use crate::proto::MethodName;
@@ -16,8 +17,10 @@ pub(crate) type HandlerFuture = Pin<Box<dyn Future<Output = Result<Bytes, Reject
 type Inline = dyn Fn(&Message, &mut Reply<'_>) -> Result<(), Rejection> + Send + Sync;
 type OneWay = dyn Fn(Message) + Send + Sync;
 pub(crate) type OneWayRef = dyn Fn(MessageRef<'_>) + Send + Sync;
-type Spawned = dyn Fn(Message) -> HandlerFuture + Send + Sync;
+pub(crate) type Spawned = dyn Fn(Message) -> HandlerFuture + Send + Sync;
 type Streamed = dyn Fn(Message, Body) -> HandlerFuture + Send + Sync;
+type Watch = dyn Fn(Message, ItemSender) -> HandlerFuture + Send + Sync;
+type Exchange = dyn Fn(Message, Body, ItemSender) -> HandlerFuture + Send + Sync;
 
 #[derive(Clone)]
 pub(crate) enum Handler {
@@ -26,6 +29,11 @@ pub(crate) enum Handler {
     OneWayRef(Arc<OneWayRef>),
     Spawned(Arc<Spawned>),
     Streamed(Arc<Streamed>),
+    Watch(Arc<Watch>),
+    Exchange(Arc<Exchange>),
+    /// An inline or one-way handler with a layer around it: polled once in the connection's task, and only then spawned.
+    #[cfg(feature = "tower")]
+    Now(Arc<Spawned>),
 }
 
 /// Handlers by service and method, and the table of priorities.
@@ -37,6 +45,8 @@ pub(crate) enum Handler {
 /// | [`one_way_ref`](Self::one_way_ref) | the same | small messages without a reply, many of them |
 /// | [`spawned`](Self::spawned) | in a task of its own | everything that waits |
 /// | [`streamed`](Self::streamed) | in a task of its own, with the body as it arrives | snapshots |
+/// | [`watch`](Self::watch) | in a task of its own, answers item by item | events, lists, downloads |
+/// | [`exchange`](Self::exchange) | in a task of its own, both at once | sessions, replication |
 ///
 /// A request without a handler is answered `NotFound`; a one-way message without one is dropped and counted. A one-way message may also go to
 /// an inline or spawned handler, whose reply is then dropped. The method `*` stands for all methods of a service that have no
@@ -154,6 +164,60 @@ impl Router {
         self.with(service, method, Handler::Streamed(Arc::new(boxed)))
     }
 
+    /// A handler that answers item by item: watches of what changes, long lists, downloads. It runs in a task of its own. The caller has each item when
+    /// it was sent, and the end, or the rejection, when the handler returns.
+    ///
+    /// It is dropped at its next `await` when nobody reads the answer any more, as [with cancellation](Self::with_cancellation): a watch that waits for the next
+    /// event would run for ever otherwise.
+    ///
+    /// ```
+    /// # use perf_transport::Router;
+    /// let router = Router::new().watch("vm", "count", |_message, mut answer| async move {
+    ///     for number in 0..3_u8 {
+    ///         // An error says that nobody reads any more.
+    ///         if answer.send(vec![number]).await.is_err() {
+    ///             break;
+    ///         }
+    ///     }
+    ///     Ok(())
+    /// });
+    /// ```
+    #[must_use]
+    pub fn watch<F>(
+        self,
+        service: &str,
+        method: &str,
+        handler: impl Fn(Message, ItemSender) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Result<(), Rejection>> + Send + 'static,
+    {
+        let boxed = move |message, answer| -> HandlerFuture {
+            let handled = handler(message, answer);
+            Box::pin(async move { handled.await.map(|()| Bytes::new()) })
+        };
+        self.with(service, method, Handler::Watch(Arc::new(boxed)))
+    }
+
+    /// A handler that reads items ([`Body::next_item`]) and answers item by item, both at once. As with [`watch`](Self::watch) it runs in a task of its own, and is
+    /// dropped when nobody reads the answer any more.
+    #[must_use]
+    pub fn exchange<F>(
+        self,
+        service: &str,
+        method: &str,
+        handler: impl Fn(Message, Body, ItemSender) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Result<(), Rejection>> + Send + 'static,
+    {
+        let boxed = move |message, body, answer| -> HandlerFuture {
+            let handled = handler(message, body, answer);
+            Box::pin(async move { handled.await.map(|()| Bytes::new()) })
+        };
+        self.with(service, method, Handler::Exchange(Arc::new(boxed)))
+    }
+
     /// A spawned handler for everything that has none: for a node that forwards.
     #[must_use]
     pub fn fallback<F>(mut self, handler: impl Fn(Message) -> F + Send + Sync + 'static) -> Self
@@ -162,6 +226,53 @@ impl Router {
     {
         let boxed = move |message| -> HandlerFuture { Box::pin(handler(message)) };
         self.fallback = Some(Handler::Spawned(Arc::new(boxed)));
+        self
+    }
+
+    /// Puts a layer around all handlers there are so far, the fallback among them: authorisation by origin and method, limits, timing. Layers that are put later are
+    /// farther outside. A layer of `tower` fits if its service takes [`Request`](crate::Request) and gives [`Bytes`] or a [`Rejection`].
+    ///
+    /// Inline and one-way handlers stay in the connection's task, and messages stay in their order, as long as what the layer makes is ready when it is first polled; where
+    /// it waits, it goes on in a task of its own. Each costs some allocations then. Routers without layers pay nothing.
+    ///
+    /// ```
+    /// # #[cfg(feature = "tower")] {
+    /// use perf_transport::{HandlerService, Rejection, RejectionCode, Request, Router};
+    /// use tower::service_fn;
+    /// use tower::layer::layer_fn;
+    /// use tower_service::Service;
+    ///
+    /// let only_node_1 = layer_fn(|inner: HandlerService| {
+    ///     service_fn(move |request: Request| {
+    ///         let mut inner = inner.clone();
+    ///         async move {
+    ///             match request.message.from() {
+    ///                 1 => inner.call(request).await,
+    ///                 _ => Err(Rejection::new(RejectionCode::Forbidden, "only node 1 may")),
+    ///             }
+    ///         }
+    ///     })
+    /// });
+    /// let router = Router::new().inline("vm", "stop", |_, _| Ok(())).layer(only_node_1);
+    /// # }
+    /// ```
+    #[cfg(feature = "tower")]
+    #[must_use]
+    pub fn layer<L>(mut self, layer: L) -> Self
+    where
+        L: tower_layer::Layer<crate::middleware::HandlerService>,
+        L::Service: tower_service::Service<crate::middleware::Request, Response = Bytes, Error = Rejection>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        <L::Service as tower_service::Service<crate::middleware::Request>>::Future: Send + 'static,
+    {
+        let around = |handler: &mut Handler| {
+            *handler = crate::middleware::layered(handler.clone(), &layer);
+        };
+        self.handlers.values_mut().for_each(around);
+        self.fallback.iter_mut().for_each(around);
         self
     }
 

@@ -1,10 +1,11 @@
 //! What a transport has done and has waiting.
 
 use crate::error::TransportError;
+use crate::event::CloseReason;
 use crate::proto::ConnectionClass;
 use crate::shell::conn::Conn;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// One connection to a peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,6 +77,88 @@ pub struct ConnectionStatus {
     pub peer_busy: u64,
     /// Why it was not possible to connect when that was last tried in vain.
     pub last_error: Option<TransportError>,
+    /// Why the connection before this one ended, or this one if it is not established; only of dialled ones.
+    pub last_close: Option<CloseReason>,
+}
+
+/// Where this node stands with a peer. Of a peer's two connections the one that asks for more attention counts, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum PeerState {
+    /// This node has not dialled it, or the connection ended because nobody used it: the next message dials.
+    Idle,
+    /// A connection is established.
+    Connected,
+    /// This node dials it.
+    Connecting,
+    /// The peer shuts down and takes no new requests.
+    Draining,
+    /// The last attempt to dial it failed. Messages are refused until the next one.
+    Unreachable {
+        /// When the next attempt may be made.
+        retry_in: Duration,
+    },
+    /// It was removed, or this transport shuts down.
+    Closed,
+}
+
+/// What waits to be written, of one priority.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct QueueDepth {
+    /// Bytes, headers included.
+    pub bytes: usize,
+    /// Frames; each message of a batch counts.
+    pub frames: usize,
+}
+
+/// A node, as this one sees it: what an operator asks for when something is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PeerStatus {
+    /// Its id.
+    pub peer: u64,
+    /// Whether it has been made known with `add_peer`. Others have connected on their own.
+    pub is_known: bool,
+    /// The state of the connections that this node dials; [`PeerState::Idle`] if it is not known.
+    pub state: PeerState,
+    /// Where it is dialled, if it is known.
+    pub address: Option<String>,
+    /// When the first of its certificates expires that are in use.
+    pub certificate_expires_at: Option<SystemTime>,
+    /// What waits to be written to it, by [`Priority`](crate::Priority): Critical, High, Normal, Low.
+    pub queues: [QueueDepth; 4],
+    /// Why it was not possible to connect when that was last tried in vain.
+    pub last_error: Option<TransportError>,
+    /// Its connections: those that this node dials, whether they are up or not, and those that it has dialled.
+    pub connections: Vec<ConnectionStatus>,
+}
+
+impl PeerStatus {
+    pub(crate) fn new(peer: u64) -> Self {
+        Self {
+            peer,
+            is_known: false,
+            state: PeerState::Idle,
+            address: None,
+            certificate_expires_at: None,
+            queues: [QueueDepth::default(); 4],
+            last_error: None,
+            connections: Vec::new(),
+        }
+    }
+
+    pub(crate) fn add(&mut self, connection: ConnectionStatus) {
+        let expiries = self.certificate_expires_at.into_iter();
+        let expires_at = connection
+            .certificate_expires_at
+            .filter(|_| connection.is_up);
+        self.certificate_expires_at = expiries.chain(expires_at).min();
+        if let Some(error) = &connection.last_error {
+            self.last_error = Some(error.clone());
+        }
+        self.connections.push(connection);
+    }
 }
 
 /// A whole transport.

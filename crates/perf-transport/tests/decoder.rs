@@ -30,7 +30,8 @@ fn reference(input: &[u8], checksum: bool) -> Meaning {
             return (frames, Some(FrameError::UnknownKind { kind: rest[4] }));
         };
         // A request's limit of time.
-        if rest[5] != 0 && !matches!(kind, Kind::Request | Kind::StreamOpen) {
+        // 9, 12, 20 and 21, and the same with a trace context.
+        if rest[5] != 0 && ![9, 12, 20, 21].contains(&(rest[4] & 0x7F)) {
             return (frames, Some(FrameError::ReservedBits { bits: rest[5] }));
         }
         let length_max = kind.payload_bytes_max().min(FRAME_BYTES_MAX);

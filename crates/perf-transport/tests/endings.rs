@@ -50,7 +50,8 @@ fn nobody_waits_for_a_runtime_that_has_ended() {
         other.block_on(async {
             if let Some(hanging) = hanging {
                 let ended = hanging.await.expect("no panics");
-                assert_eq!(ended, Err(TransportError::Disconnected { peer: 2 }));
+                let is_it = matches!(ended, Err(TransportError::Disconnected { peer: 2, .. }));
+                assert!(is_it, "{ended:?}");
             }
             // What is begun now or later fails, at once or with the connection.
             soon(async {
@@ -170,6 +171,81 @@ async fn many_large_calls_wait_for_room_instead_of_failing() {
     for call in (0..20).map(wait).collect::<Vec<_>>() {
         assert!(soon(call).await.expect("no panics").is_err());
     }
+}
+
+/// A caller that waits because of `calls_max` goes on when a call ends, not at some later look: the only tick of this transport is a minute away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_waits_for_a_slot_is_woken() {
+    let mut config = Config::default();
+    config.calls_max = 1;
+    config.tick = Duration::from_secs(60);
+    let (client, _server) = pair(echo(), config).await;
+    let method = client.method(2, "vm", "never").expect("known");
+    let method = method.with_timeout(Duration::from_secs(600));
+    for _ in 0..20 {
+        let hanging = method.call(b"x");
+        let waiting = {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let envelope = Envelope::new(2, "vm", "echo", b"y").with_timeout(PATIENCE);
+                client.call_wait(envelope).await
+            })
+        };
+        tokio::task::yield_now().await;
+        drop(hanging);
+        let reply = soon(waiting).await.expect("no panics");
+        assert_eq!(reply.as_deref(), Ok(&b"y"[..]));
+    }
+    // Who gives up leaves the turn to the next one.
+    let hanging = method.call(b"x");
+    let short = Envelope::new(2, "vm", "echo", b"z").with_timeout(Duration::from_millis(20));
+    let full = soon(client.call_wait(short)).await;
+    let calls_max = 1;
+    assert_eq!(
+        full,
+        Err(TransportError::TooManyCalls { peer: 2, calls_max })
+    );
+    drop(hanging);
+    let echo = client.method(2, "vm", "echo").expect("known");
+    let reply = soon(echo.call_wait(b"after")).await;
+    assert_eq!(reply.as_deref(), Ok(&b"after"[..]));
+}
+
+/// The connection fails under a call: the error says why, as its source.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_in_flight_says_why_its_connection_failed() {
+    use std::error::Error;
+    use tokio::io::AsyncWriteExt;
+    // A peer that answers with what is no frame.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("loopback");
+    let at = listener.local_addr().expect("bound").to_string();
+    let client = plain(1).peer(2, at).start().await.expect("starts");
+    let calling = {
+        let client = client.clone();
+        tokio::spawn(async move { client.call(Envelope::new(2, "vm", "echo", b"x")).await })
+    };
+    let (mut stream, _) = soon(listener.accept()).await.expect("it dials");
+    support::raw::welcome(&mut stream).await;
+    while soon(support::raw::read(&mut stream))
+        .await
+        .expect("frames")
+        .0
+        != perf_transport::proto::Kind::Request as u8
+    {}
+    stream.write_all(&[0xFF; 64]).await.expect("it reads");
+    let error = soon(calling)
+        .await
+        .expect("no panics")
+        .expect_err("it is cut off");
+    assert!(!error.is_unsent());
+    let source = error.source().expect("a cause");
+    let reason: &CloseReason = source.downcast_ref().expect("the reason of the end");
+    assert!(matches!(reason, CloseReason::Protocol(_)), "{reason:?}");
+    assert!(reason.source().is_some());
+    let of_peer = |status: &perf_transport::ConnectionStatus| status.last_close.is_some();
+    assert!(client.connections().iter().any(of_peer));
 }
 
 /// Chunks of a body as a `futures` stream.

@@ -72,3 +72,39 @@ async fn a_smaller_frame_cap_costs_only_what_is_too_long() {
         }
     }
 }
+
+/// Callers on several threads queue messages of all lengths while the connection comes about on which it is learned that the peer takes less. None of those
+/// that are too long gets in behind the look at what is queued: the peer would cut the connection off, and all others would be lost with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cap_that_is_learned_while_messages_are_queued_holds_for_all_of_them() {
+    let server = plain(2)
+        .router(echo())
+        .config(capped(10_000))
+        .listen("127.0.0.1:0");
+    let server = server.start().await.expect("starts");
+    for _ in 0..40 {
+        let client = plain(1).config(capped(20_000)).peer(2, address(&server));
+        let client = client.start().await.expect("starts");
+        let callers: Vec<_> = (0..4)
+            .map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move {
+                    for round in 0..100 {
+                        let length = if round % 2 == 0 { 11_000 } else { 7 };
+                        let envelope = Envelope::new(2, "vm", "length", vec![7; length]);
+                        match client.call_wait(envelope).await {
+                            Ok(reply) => assert_eq!(reply[..], length.to_le_bytes()),
+                            Err(TransportError::TooLarge { bytes, .. }) => {
+                                assert_eq!(bytes, 11_000)
+                            }
+                            Err(error) => panic!("{length} bytes: {error}"),
+                        }
+                    }
+                })
+            })
+            .collect();
+        for caller in callers {
+            soon(caller).await.expect("no panics");
+        }
+    }
+}

@@ -9,7 +9,7 @@ use loom::thread;
 use perf_transport::__mutant::set;
 use perf_transport::Payload;
 use perf_transport::proto::{
-    Channel, ChannelLimits, Header, Kind, Lane, LaneLimits, Notified, Pending,
+    Channel, ChannelLimits, Header, Kind, Lane, LaneLimits, Notified, Pending, Waiter,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -159,6 +159,35 @@ fn deadlines() {
         let ended = pending.poll(key, &mut cx);
         assert!(ended.is_ready(), "a deadline is overlooked");
     }
+}
+
+/// A call ends while another caller looks for a slot: that one gets it, at once or when it is woken.
+fn slot_line() {
+    let pending = Arc::new(Pending::new(1));
+    let key = pending.open(Lane::First, 10).expect("room");
+    let its = Arc::clone(&pending);
+    let other = thread::spawn(move || its.cancel(key));
+    let count = std::sync::Arc::new(Count::default());
+    let waker = Waker::from(std::sync::Arc::clone(&count));
+    let mut waiter = Waiter::default();
+    let (first, _) = pending.open_or_wait(&mut waiter, &waker, Lane::First, 10);
+    other.join().expect("no panics");
+    if first.is_none() {
+        assert_eq!(count.0.load(Ordering::SeqCst), 1, "nobody was woken");
+        let (second, _) = pending.open_or_wait(&mut waiter, &waker, Lane::First, 10);
+        assert!(second.is_some(), "the slot is lost");
+    }
+    assert_eq!((pending.in_flight(), pending.waiters()), (1, 0));
+}
+
+#[test]
+fn who_waits_for_a_slot_gets_it() {
+    holds(slot_line);
+}
+
+#[test]
+fn a_line_that_is_not_seen_is_found() {
+    catches("slot_line_unseen", slot_line);
 }
 
 #[test]

@@ -25,6 +25,9 @@ fn each_fault_is_found() {
         "names_outlive_connection",
         "pong_without_bound",
         "busy_for_ever",
+        "cap_unknown_to_lanes",
+        "chunk_finds_any_answer",
+        "answer_credit_ignored",
     ] {
         set(Some(mutant));
         let found = (0..SEEDS).find_map(|seed| {

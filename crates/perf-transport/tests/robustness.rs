@@ -242,7 +242,10 @@ async fn a_black_holed_peer_is_reported_and_used_again_when_it_is_back() {
     let call = client.call(Envelope::new(2, "vm", "echo", b"x"));
     assert_eq!(
         soon(call).await,
-        Err(TransportError::Disconnected { peer: 2 })
+        Err(TransportError::Disconnected {
+            peer: 2,
+            cause: Some(Arc::new(CloseReason::Silent))
+        })
     );
     let lost = event(&mut events, |event| event.unreachable_peer() == Some(2)).await;
     assert!(

@@ -32,7 +32,9 @@ fn nothing_is_lost_doubled_mixed_up_or_stuck() {
                 all.messages += summary.messages;
                 all.batched += summary.batched;
                 all.bodies += summary.bodies;
+                all.watches += summary.watches;
                 all.deaf += summary.deaf;
+                all.patient += summary.patient;
             }
             Err(error) => panic!(
                 "seed {seed}: {error}\nto run it again: cargo xtask sim transport --start {seed} --seeds 1"
@@ -51,6 +53,7 @@ fn nothing_is_lost_doubled_mixed_up_or_stuck() {
             "{all:?}"
         );
         assert!(all.replies > seeds * 10 && all.bodies > seeds, "{all:?}");
-        assert!(all.deaf > seeds, "{all:?}");
+        assert!(all.deaf > seeds && all.patient > seeds, "{all:?}");
+        assert!(all.watches > seeds, "{all:?}");
     }
 }

@@ -6,9 +6,11 @@
 
 mod bare;
 mod flood;
+mod groups;
 mod latency;
 mod naive;
 mod ours;
+mod restart;
 mod wal;
 
 #[cfg(feature = "peers")]
@@ -85,6 +87,7 @@ pub fn cases() -> Vec<Case> {
             ],
             &[ratio(WAL, 0.8)],
         ),
+        groups::case(),
         encode(),
     ]
 }
@@ -92,7 +95,12 @@ pub fn cases() -> Vec<Case> {
 /// The experiments of `perf-raft`.
 #[must_use]
 pub fn experiments() -> Vec<Experiment> {
-    vec![flood::experiment(), latency::experiment()]
+    vec![
+        flood::experiment(),
+        latency::experiment(),
+        groups::experiment(),
+        restart::experiment(),
+    ]
 }
 
 const fn ratio(against: &'static str, at_least: f64) -> Goal {

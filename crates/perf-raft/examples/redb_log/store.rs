@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use parking_lot::Mutex;
 use perf_raft::log::disk::{Access, Disk, DiskFile};
-use perf_raft::log::{LogError, LogJob, LogState, LogStore, StoredSnapshot};
+use perf_raft::log::{LogError, LogJob, LogReader, LogState, LogStore, StoredSnapshot};
 use perf_raft::{GroupId, Identity, Members};
 use prost::Message as _;
 use protobuf::Message as _;
@@ -14,6 +14,7 @@ use redb::{
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// By group and index.
 const ENTRIES: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("entries");
@@ -24,7 +25,7 @@ const SNAPSHOTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("snapsho
 
 /// A log in a database.
 pub(crate) struct RedbLog {
-    database: Database,
+    database: Arc<Database>,
     path: PathBuf,
 }
 
@@ -39,7 +40,7 @@ impl RedbLog {
         let file = file.map_err(|error| failed(path, "opening", error))?;
         let database = Database::builder().create_with_backend(Backend(Mutex::new(file)));
         let log = Self {
-            database: database.map_err(|error| failed(path, "opening", error))?,
+            database: Arc::new(database.map_err(|error| failed(path, "opening", error))?),
             path: path.to_owned(),
         };
         // The tables exist from the beginning.
@@ -220,6 +221,50 @@ impl LogStore for RedbLog {
             Ok(groups)
         };
         list().map_err(|error| failed(&self.path, "reading", error))
+    }
+
+    /// A read transaction sees one moment of the database and waits for no write.
+    fn reader(&mut self) -> Result<Option<Box<dyn LogReader>>, LogError> {
+        Ok(Some(Box::new(RedbReader {
+            database: Arc::clone(&self.database),
+            path: self.path.clone(),
+        })))
+    }
+}
+
+struct RedbReader {
+    database: Arc<Database>,
+    path: PathBuf,
+}
+
+impl LogReader for RedbReader {
+    fn read(
+        &mut self,
+        group: GroupId,
+        first: u64,
+        end: u64,
+        bytes_max: u64,
+    ) -> Result<Vec<Entry>, LogError> {
+        let read = || -> Result<Vec<Entry>, redb::Error> {
+            let transaction = self.database.begin_read()?;
+            let table = transaction.open_table(ENTRIES)?;
+            let (mut entries, mut bytes) = (Vec::new(), 0);
+            if first >= end {
+                return Ok(entries);
+            }
+            let range = table.range((group.0, first)..(group.0, end))?;
+            for (due, found) in (first..).zip(range) {
+                let entry = Entry::parse_from_bytes(found?.1.value()).map_err(unreadable)?;
+                bytes += (entry.data.len() + entry.context.len()) as u64;
+                // `first` may be compacted.
+                if entry.index != due || (bytes > bytes_max && !entries.is_empty()) {
+                    break;
+                }
+                entries.push(entry);
+            }
+            Ok(entries)
+        };
+        read().map_err(|error| failed(&self.path, "reading", error))
     }
 }
 

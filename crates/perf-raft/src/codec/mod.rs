@@ -117,7 +117,12 @@ pub fn encoded_entry_len(entry: &Entry) -> usize {
 
 /// No less than [`encoded_entry_len`], for what its payloads are long: keys, lengths and numbers take 44 bytes at most.
 pub(crate) fn entry_len_max(entry: &Entry) -> usize {
-    44 + entry.data.len() + entry.context.len()
+    payload_len_max(entry.data.len() + entry.context.len())
+}
+
+/// The same for an entry whose data and context have so many bytes together.
+pub(crate) fn payload_len_max(bytes: usize) -> usize {
+    44 + bytes
 }
 
 /// Appends the message to `buf`: one copy of each payload, no allocation of its own.

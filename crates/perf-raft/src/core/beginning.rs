@@ -2,7 +2,9 @@
 
 use crate::GroupId;
 use crate::error::StartError;
-use crate::log::{LogError, LogJob, LogState, LogStore, StoredSnapshot, run_jobs};
+use crate::log::{
+    LogError, LogJob, LogOutline, LogReader, LogState, LogStore, StoredSnapshot, run_jobs,
+};
 use crate::members::{Identity, Members};
 use crate::primitive::mutant;
 use bytes::Bytes;
@@ -38,7 +40,61 @@ pub fn bootstrap_state(voters: &[u64], empty_state_machine: Bytes) -> LogState {
     }
 }
 
-/// Reads what the log of a node holds. An empty log becomes this node's: its identity is made durable, and with `voters` the beginning of a group.
+/// What a node starts from.
+#[derive(Clone, Debug)]
+pub enum Start {
+    /// All of a log that cannot be read beside its writes: [`Core::new`](super::Core::new).
+    Entries(LogState),
+    /// A log without the contents of its entries, which are fetched when they are needed: [`Core::open`](super::Core::open).
+    Outline(LogOutline),
+}
+
+impl Start {
+    /// Which node this is.
+    #[must_use]
+    pub fn identity(&self) -> Option<Identity> {
+        match self {
+            Self::Entries(state) => state.identity,
+            Self::Outline(outline) => outline.identity,
+        }
+    }
+
+    /// The hard state.
+    #[must_use]
+    pub fn hard_state(&self) -> &HardState {
+        match self {
+            Self::Entries(state) => &state.hard_state,
+            Self::Outline(outline) => &outline.hard_state,
+        }
+    }
+
+    /// The latest snapshot.
+    #[must_use]
+    pub fn snapshot(&self) -> Option<&StoredSnapshot> {
+        match self {
+            Self::Entries(state) => state.snapshot.as_ref(),
+            Self::Outline(outline) => outline.snapshot.as_ref(),
+        }
+    }
+
+    fn set_identity(&mut self, identity: Identity) {
+        match self {
+            Self::Entries(state) => state.identity = Some(identity),
+            Self::Outline(outline) => outline.identity = Some(identity),
+        }
+    }
+
+    /// Bytes of the longest payload of an entry, 0 if there is none.
+    pub(crate) fn longest_payload(&self) -> usize {
+        let longest = match self {
+            Self::Entries(state) => LogOutline::from(state).longest(),
+            Self::Outline(outline) => outline.longest(),
+        };
+        usize::try_from(longest).unwrap_or(usize::MAX)
+    }
+}
+
+/// Reads what the log of a node holds, without the contents of its entries if those can be fetched by the reader that is returned. An empty log becomes this node's: its identity is made durable, and with `voters` the beginning of a group.
 ///
 /// `drawn` is the node's id with an incarnation that was drawn just now; a log that has one keeps its own. `empty` is the snapshot of a
 /// state machine that has applied nothing; it is asked for only if a group begins.
@@ -52,32 +108,64 @@ pub fn open_log<L: LogStore + ?Sized>(
     drawn: Identity,
     voters: &[u64],
     empty: impl FnOnce() -> Result<Bytes, String>,
-) -> Result<LogState, StartError> {
-    let id = drawn.node;
-    let ours = || format!("node {id} of group {}", group.0);
-    if let Some(mut state) = log.load(group)? {
-        match state.identity {
-            Some(identity) if identity.node != id && !mutant::is("log_of_another_node") => {
-                return Err(StartError::WrongLog {
-                    theirs: format!("node {} of group {}", identity.node, group.0),
-                    ours: ours(),
-                });
-            }
-            Some(_) => {}
-            // Of an earlier version.
-            None => {
-                write_identity(log, group, drawn, None)?;
-                state.identity = Some(drawn);
+) -> Result<(Start, Option<Box<dyn LogReader>>), StartError> {
+    let reader = log.reader()?;
+    let found = match &reader {
+        Some(_) => log.outline(group)?.map(Start::Outline),
+        None => log.load(group)?.map(Start::Entries),
+    };
+    let start = match found {
+        Some(start) => check_identity(log, group, drawn, start)?,
+        None => {
+            let state = begin(log, group, drawn, voters, empty)?;
+            match &reader {
+                Some(_) => Start::Outline(LogOutline::from(&state)),
+                None => Start::Entries(state),
             }
         }
-        return Ok(state);
+    };
+    Ok((start, reader))
+}
+
+/// Whose log it is: this node's, or the node's of an earlier version, which did not say.
+fn check_identity<L: LogStore + ?Sized>(
+    log: &mut L,
+    group: GroupId,
+    drawn: Identity,
+    mut start: Start,
+) -> Result<Start, StartError> {
+    let id = drawn.node;
+    match start.identity() {
+        Some(identity) if identity.node != id && !mutant::is("log_of_another_node") => {
+            return Err(StartError::WrongLog {
+                theirs: format!("node {} of group {}", identity.node, group.0),
+                ours: format!("node {id} of group {}", group.0),
+            });
+        }
+        Some(_) => {}
+        None => {
+            write_identity(log, group, drawn, None)?;
+            start.set_identity(drawn);
+        }
     }
+    Ok(start)
+}
+
+/// A node that was never there, made durable.
+fn begin<L: LogStore + ?Sized>(
+    log: &mut L,
+    group: GroupId,
+    drawn: Identity,
+    voters: &[u64],
+    empty: impl FnOnce() -> Result<Bytes, String>,
+) -> Result<LogState, StartError> {
+    let id = drawn.node;
     if let Some(other) = log.groups()?.first()
         && !mutant::is("log_of_another_group")
     {
         return Err(StartError::WrongLog {
             theirs: format!("group {}", other.0),
-            ours: ours(),
+            ours: format!("node {id} of group {}", group.0),
         });
     }
     if voters.is_empty() {

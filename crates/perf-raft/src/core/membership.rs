@@ -154,6 +154,14 @@ impl<T> Core<T> {
         self.cluster_now = self.cluster();
     }
 
+    /// Looks for the first table among entries that were in the log and come into memory. Later ones may be there by then.
+    pub(super) fn note_fetched_table(&mut self, entries: &[Entry]) {
+        let later = self.first_table.take();
+        self.note_first_table(entries);
+        self.first_table = self.first_table.take().or(later);
+        self.cluster_now = self.cluster();
+    }
+
     /// Whether a frame of a peer with this incarnation counts. Notes what a leader needs to know of it.
     pub(super) fn counts(&mut self, message: &Message, header: &FrameHeader) -> bool {
         let (kind, incarnation) = (message.get_msg_type(), header.incarnation);

@@ -203,9 +203,10 @@ impl<T> Core<T> {
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
                 self.ticks < self.silent_ticks && message.context != CAMPAIGN_TRANSFER
             }
-            // raft-rs would campaign, which it cannot while a snapshot is being restored.
+            // raft-rs would campaign, which it cannot while a snapshot is being restored, or entries that it would look at are on disk.
             MessageType::MsgTimeoutNow => {
                 self.restoring.is_some()
+                    || self.is_replaying()
                     || !self.is_itself()
                     || !self
                         .handover
@@ -230,13 +231,16 @@ impl<T> Core<T> {
 
     /// Whether more entries would go beyond what a follower may hold, and it will have room later.
     ///
-    /// A log of nothing but entries that are not applied gets no shorter by waiting. A new leader can commit them only with an entry of its own term, so
-    /// that is taken: else the group would stand still for ever.
+    /// A log of nothing but entries that are not applied gets no shorter by waiting, and memory is free only once what is committed is applied. A new
+    /// leader can commit what it finds with an entry of its own term only, so that is taken: else the group would stand still for ever.
     fn is_behind(&self) -> bool {
-        let log = self.node.store();
-        let is_full = log.bytes() > 2 * self.options.log_bytes_max;
-        let will_shrink = log.first() <= self.applied || mutant::is("full_log_takes_nothing");
-        self.unapplied() > 2 * self.options.unapplied_entries_max || (is_full && will_shrink)
+        let (raft_log, view) = (&self.node.raft.raft_log, self.node.store());
+        let is_crowded = raft_log.applied < raft_log.committed && view.excess(2) > 0;
+        let is_full = view.bytes() > 2 * self.options.log_bytes_max;
+        let will_shrink = view.first() <= self.applied || mutant::is("full_log_takes_nothing");
+        is_crowded
+            || self.unapplied() > 2 * self.options.unapplied_entries_max
+            || (is_full && will_shrink)
     }
 
     fn receive_chunk(&mut self, header: FrameHeader, mut chunk: SnapshotChunk) {
@@ -607,6 +611,7 @@ mod tests {
             seed: 1,
             incarnation: 1,
             session: 1,
+            entry_memory: crate::EntryMemory::of_process(),
         };
         let state = crate::core::bootstrap_state(&[1, 2, 3], Bytes::new());
         let mut core: Core<()> = Core::new(config, state).expect("a sound start");

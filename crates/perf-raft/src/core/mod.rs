@@ -12,6 +12,7 @@
 
 mod addresses;
 mod beginning;
+mod fetching;
 mod fork;
 mod handover;
 mod log_segments;
@@ -25,12 +26,14 @@ mod ready;
 mod report;
 mod requests;
 mod snapshots;
+mod terms;
 mod validate;
 mod view;
 
 pub use crate::transport::encode_frames;
 pub(crate) use addresses::ADDRESS_BYTES_MAX;
-pub use beginning::{bootstrap_state, open_log};
+pub use beginning::{Start, bootstrap_state, open_log};
+pub use fetching::Fetch;
 pub use membership::MembershipChange;
 pub use outputs::{ApplyJob, Outputs, Reply};
 pub use report::{Peer, RaftReport, Trouble};
@@ -39,13 +42,15 @@ use crate::GroupId;
 use crate::codec::Frame;
 use crate::dedup::MessageDedup;
 use crate::error::{LeaderHint, ProposeError, ReadError, StartError, StopReason};
-use crate::log::{LogJob, LogState, StoredSnapshot};
+use crate::log::{LogJob, LogOutline, LogState, StoredSnapshot};
 use crate::members::Row;
+use crate::memory::EntryMemory;
 use crate::options::RaftOptions;
 use crate::primitive::mutant;
 use crate::transport::SendError;
 use addresses::Addresses;
 use bytes::Bytes;
+use fetching::Fetching;
 use handover::Handover;
 use membership::{Configuration, Heard};
 use peer_limits::PeerLimits;
@@ -82,6 +87,8 @@ pub struct CoreConfig {
     /// Names this start of the node in its frames and reads. Must be random and different for each start of each node: what two starts share
     /// their peers take for repeated deliveries.
     pub session: u64,
+    /// The bound on the memory that entries take, which may be that of others too. For a core that is made by [`Core::open`].
+    pub entry_memory: EntryMemory,
 }
 
 /// Counts of what a core did. All grow from 0.
@@ -132,6 +139,8 @@ pub struct CoreStats {
     pub answers_of_strangers: u64,
     /// Frames of nodes that belong to another group, by its founders.
     pub messages_foreign: u64,
+    /// Entries that were read from the log because they were not in memory: after the start, and for slow followers.
+    pub entries_fetched: u64,
     /// Members that lost their disks and were made learners of their new incarnations.
     pub members_replaced: u64,
 }
@@ -267,6 +276,7 @@ pub struct Core<T> {
     assembly: Option<Assembly>,
     /// A snapshot that arrived whole and is being given to Raft.
     arrived: Option<StoredSnapshot>,
+    fetching: Fetching,
     lease_until_ns: u64,
     lease_renewed_tick: u64,
     handover: Handover,
@@ -291,13 +301,45 @@ impl<T> std::fmt::Debug for Core<T> {
 }
 
 impl<T> Core<T> {
-    /// A node that starts from what its log holds; an empty state is a node that waits to be added to a group.
+    /// A node that starts from what its log holds; an empty state is a node that waits to be added to a group. All entries stay in memory until
+    /// they are compacted: for a log that cannot be read beside its writes.
     ///
     /// If there is a snapshot, the first output restores it.
     ///
     /// # Errors
     /// [`StartError`] if an option is out of range or the state contradicts itself.
     pub fn new(config: CoreConfig, state: LogState) -> Result<Self, StartError> {
+        config.options.check()?;
+        let portion_bytes = config.options.message_bytes_max as u64;
+        let view = LogView::load(config.group, state, portion_bytes)?;
+        Self::with_view(config, view)
+    }
+
+    /// The same from what [`open_log`] found.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn start(config: CoreConfig, start: Start) -> Result<Self, StartError> {
+        match start {
+            Start::Entries(state) => Self::new(config, state),
+            Start::Outline(outline) => Self::open(config, outline),
+        }
+    }
+
+    /// The same from a log without the contents of its entries. They are fetched when they are needed ([`Outputs::fetches`]), and leave memory
+    /// when they are applied and [`CoreConfig::entry_memory`] is above its bound.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn open(config: CoreConfig, outline: LogOutline) -> Result<Self, StartError> {
+        config.options.check()?;
+        let portion_bytes = config.options.message_bytes_max as u64;
+        let memory = &config.entry_memory;
+        let view = LogView::fetching(config.group, outline, portion_bytes, memory)?;
+        Self::with_view(config, view)
+    }
+
+    fn with_view(config: CoreConfig, view: LogView) -> Result<Self, StartError> {
         let CoreConfig {
             id,
             group,
@@ -305,15 +347,14 @@ impl<T> Core<T> {
             seed,
             incarnation,
             session,
+            entry_memory: _,
         } = config;
-        options.check()?;
         if id == 0 {
             return Err(StartError::Options {
                 option: "id",
                 reason: "0 stands for no node".to_owned(),
             });
         }
-        let view = LogView::load(group, state, options.message_bytes_max as u64)?;
         let hard_state = view.initial_hard_state().clone();
         let snapshot = view.snapshot().cloned();
         let applied = view.snapshot_index();
@@ -394,6 +435,7 @@ impl<T> Core<T> {
             delivered: Vec::new(),
             assembly: None,
             arrived: None,
+            fetching: Fetching::default(),
             lease_until_ns: 0,
             lease_renewed_tick: 0,
             handover: Handover::default(),
@@ -406,7 +448,7 @@ impl<T> Core<T> {
             options,
             node,
         };
-        let found: Vec<Entry> = core.node.store().all_entries();
+        let found: Vec<Entry> = core.node.store().first_entries();
         core.note_first_table(&found);
         core.table_changed();
         core.draw_timeout();
@@ -423,8 +465,9 @@ impl<T> Core<T> {
     pub fn tick(&mut self, now_ns: u64) {
         self.ticks += 1;
         self.set_now(now_ns);
-        // While a snapshot is restored the log and the state machine are apart, and raft-rs may not campaign.
-        if self.restoring.is_none() {
+        // While a snapshot is restored the log and the state machine are apart, and raft-rs may not campaign. Nor while entries are on disk only that
+        // it would look at then.
+        if self.restoring.is_none() && !self.is_replaying() {
             if !self.is_itself() {
                 // Its id stands for another node: it never asks for votes.
                 self.node.raft.election_elapsed = 0;
@@ -473,6 +516,7 @@ impl<T> Core<T> {
         if index >= log.applied && index <= limit {
             self.node.advance_apply_to(index);
         }
+        self.evict_entries();
     }
 
     /// The state machine made a snapshot when it was at `index`, or says why it could not. After a failure it is asked again after some
@@ -593,10 +637,16 @@ impl<T> Core<T> {
         self.node.store().term_at(index)
     }
 
-    /// Bytes of the log in memory.
+    /// Bytes of the log, in memory and on disk.
     #[must_use]
     pub fn log_bytes(&self) -> usize {
         self.node.store().bytes()
+    }
+
+    /// Bytes of the entries in memory.
+    #[must_use]
+    pub fn log_memory_bytes(&self) -> usize {
+        self.node.store().present_bytes()
     }
 
     /// Proposals without an answer.
@@ -706,6 +756,7 @@ impl<T> Core<T> {
     fn take_outputs(&mut self, out: &mut Outputs<T>) {
         out.frames.append(&mut self.out.frames);
         out.log_jobs.append(&mut self.out.log_jobs);
+        out.fetches.append(&mut self.out.fetches);
         out.apply_jobs.append(&mut self.out.apply_jobs);
         for (_, reply) in &self.out.replies {
             match reply {

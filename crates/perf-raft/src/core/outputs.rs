@@ -1,5 +1,6 @@
 //! What the core asks its driver to do.
 
+use super::Fetch;
 use crate::codec::Frame;
 use crate::error::{ProposeError, ReadError};
 use crate::log::{LogJob, StoredSnapshot};
@@ -50,6 +51,9 @@ pub struct Outputs<T> {
     pub frames: Vec<Frame>,
     /// Jobs for the log, to be done in order; then [`Core::persisted`](super::Core::persisted).
     pub log_jobs: Vec<LogJob>,
+    /// Entries to read from the log, beside everything else, one at a time; then [`Core::fetched`](super::Core::fetched). Only of a core that was
+    /// made by [`Core::open`](super::Core::open).
+    pub fetches: Vec<Fetch>,
     /// Jobs for the state machine.
     pub apply_jobs: Vec<ApplyJob<T>>,
     /// Answers. Those to proposals that are applied come with [`ApplyJob::Apply`].
@@ -61,6 +65,7 @@ impl<T> Default for Outputs<T> {
         Self {
             frames: Vec::new(),
             log_jobs: Vec::new(),
+            fetches: Vec::new(),
             apply_jobs: Vec::new(),
             replies: Vec::new(),
         }
@@ -73,6 +78,7 @@ impl<T> Outputs<T> {
     pub fn is_empty(&self) -> bool {
         self.frames.is_empty()
             && self.log_jobs.is_empty()
+            && self.fetches.is_empty()
             && self.apply_jobs.is_empty()
             && self.replies.is_empty()
     }

@@ -26,9 +26,13 @@ impl<T> Core<T> {
         self.begin_reads();
         loop {
             while self.node.has_ready() {
-                self.handle_ready();
+                let is_empty = self.handle_ready();
                 self.draw_timeout();
                 self.begin_reads();
+                if is_empty {
+                    // What is committed is on disk, and being fetched.
+                    break;
+                }
             }
             // Each tick sees to the members of a group that is formed.
             if self.formed_now || !self.is_leader() {
@@ -50,6 +54,8 @@ impl<T> Core<T> {
         });
         self.send_all_chunks();
         self.consider_snapshot();
+        self.evict_entries();
+        self.consider_fetch();
         self.take_outputs(out);
     }
 
@@ -92,15 +98,23 @@ impl<T> Core<T> {
         }
     }
 
+    /// Whether it was empty.
     // Apart from `poll`, which often finds nothing and needs none of its stack.
     #[inline(never)]
-    fn handle_ready(&mut self) {
+    fn handle_ready(&mut self) -> bool {
         let mut ready = self.node.ready();
         let mut early = ready.take_messages();
         let mut late = ready.take_persisted_messages();
         let committed = ready.take_committed_entries();
         let read_states = ready.take_read_states();
         let number = ready.number();
+        let is_empty = early.is_empty()
+            && late.is_empty()
+            && committed.is_empty()
+            && read_states.is_empty()
+            && ready.ss().is_none()
+            && ready.hs().is_none()
+            && !ready.must_sync();
         let snapshot = self.take_snapshot(&ready);
         let entries = Some(ready.take_entries()).filter(|entries| !entries.is_empty());
         let entries = entries.map(Arc::new);
@@ -177,6 +191,7 @@ impl<T> Core<T> {
         for state in read_states {
             self.read_round_done(&state.request_ctx, state.index);
         }
+        is_empty
     }
 
     /// Notes changes of role, term and leader since the last look.

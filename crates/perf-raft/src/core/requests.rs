@@ -110,7 +110,14 @@ impl<T> Core<T> {
                 limit: self.options.unapplied_entries_max,
             });
         }
-        if self.node.store().bytes() <= self.options.log_bytes_max {
+        let view = self.node.store();
+        if view.excess(1) > 0 {
+            return Some(ProposeError::Busy {
+                what: "bytes of entries in memory that are not applied",
+                limit: view.memory_bytes_max() as u64,
+            });
+        }
+        if view.bytes() <= self.options.log_bytes_max {
             return None;
         }
         if let Some(reason) = self.snapshot_failure() {

@@ -1,21 +1,28 @@
-//! The log as Raft sees it: all of it in memory, from the last compaction on.
+//! The log as Raft sees it, from the last compaction on: the terms of all entries, and the entries that are in memory.
 
-use super::log_segments::LogSegments;
+use super::log_segments::{LogSegments, entries_bytes};
+use super::terms::Terms;
 use crate::GroupId;
 use crate::error::StartError;
-use crate::log::{LogState, StoredSnapshot};
+use crate::log::{LogOutline, LogState, StoredSnapshot};
+use crate::memory::{EntryMemory, GroupMemory};
+use crate::primitive::mutant;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, NO_LIMIT, RaftState, Storage, StorageError};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 /// For so many entries room is made beforehand when Raft asks for some.
 const FOUND_AT_ONCE: usize = 1024;
 
+/// Places in the log that Raft waits for. Whoever is not among them is seen to with its next heartbeat.
+const ASKED_MAX: usize = 64;
+
 /// Entries since the last compaction, the latest snapshot, and what Raft starts from.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct LogView {
     entries: LogSegments,
+    terms: Terms,
     /// Index and term of the last entry that is gone.
     compacted: (u64, u64),
     hard_state: HardState,
@@ -26,48 +33,85 @@ pub(crate) struct LogView {
     portion_bytes: u64,
     /// Bytes of entries since the node started, those that it found included.
     appended_bytes: u64,
+    /// Of entries that can be fetched again. None if they cannot: then all stay.
+    memory: Option<GroupMemory>,
+    /// Entries that Raft waits for: the first index, and whom it is for.
+    asked: RefCell<Vec<(u64, GetEntriesContext)>>,
 }
 
 impl LogView {
-    /// `portion_bytes` is about how much Raft gets at once for a message or the state machine.
+    /// A log whose entries are all in memory, and stay there. `portion_bytes` is about how much Raft gets at once for a message or the state
+    /// machine.
     pub(crate) fn load(
         group: GroupId,
         state: LogState,
         portion_bytes: u64,
     ) -> Result<Self, StartError> {
+        for (due, entry) in (state.compacted.0 + 1..).zip(&state.entries) {
+            if entry.index != due {
+                return Err(StartError::Inconsistent {
+                    group: group.0,
+                    reason: format!("entry {} where index {due} is due", entry.index),
+                });
+            }
+        }
+        let outline = LogOutline::from(&state);
+        let mut view = Self::open(group, outline, portion_bytes)?;
+        view.entries = LogSegments::of(state.entries);
+        view.appended_bytes = view.entries.bytes() as u64;
+        Ok(view)
+    }
+
+    /// A log whose entries are all on disk, from where they can be fetched.
+    pub(crate) fn fetching(
+        group: GroupId,
+        outline: LogOutline,
+        portion_bytes: u64,
+        memory: &EntryMemory,
+    ) -> Result<Self, StartError> {
+        let mut view = Self::open(group, outline, portion_bytes)?;
+        view.memory = Some(GroupMemory::new(memory));
+        Ok(view)
+    }
+
+    fn open(group: GroupId, outline: LogOutline, portion_bytes: u64) -> Result<Self, StartError> {
         let wrong = |reason: String| StartError::Inconsistent {
             group: group.0,
             reason,
         };
-        let mut next = state.compacted.0 + 1;
-        let mut term = state.compacted.1;
-        for entry in &state.entries {
-            if entry.index != next || entry.term < term {
+        let mut next = outline.compacted.0 + 1;
+        let mut term = outline.compacted.1;
+        let (mut entries, mut terms) = (LogSegments::default(), Terms::default());
+        for stretch in &outline.stretches {
+            if stretch.term < term {
                 return Err(wrong(format!(
-                    "entry {} of term {} where index {next} and at least term {term} are due",
-                    entry.index, entry.term
+                    "entry {next} of term {} where at least term {term} is due",
+                    stretch.term
                 )));
             }
-            (next, term) = (next + 1, entry.term);
+            let bytes = entries_bytes(stretch.count, stretch.bytes);
+            entries.push_absent(next, stretch.count, bytes);
+            terms.push(next, stretch.term);
+            (next, term) = (next + stretch.count, stretch.term);
         }
-        let mut hard_state = state.hard_state;
+        let mut hard_state = outline.hard_state;
         let mut conf_state = ConfState::default();
-        if let Some(snapshot) = &state.snapshot {
+        if let Some(snapshot) = &outline.snapshot {
             let index = snapshot.metadata.index;
-            if index < state.compacted.0 || index >= next {
+            if index < outline.compacted.0 || index >= next {
                 return Err(wrong(format!(
                     "the snapshot is at {index}, the log from {} to {}",
-                    state.compacted.0,
+                    outline.compacted.0,
                     next - 1
                 )));
             }
             conf_state = snapshot.metadata.get_conf_state().clone();
             // The commit index is not written each time it grows; what is in a snapshot was committed.
             hard_state.commit = hard_state.commit.max(index);
-        } else if state.compacted.0 > 0 {
+        } else if outline.compacted.0 > 0 {
             return Err(wrong(format!(
                 "entries up to {} are gone and there is no snapshot",
-                state.compacted.0
+                outline.compacted.0
             )));
         }
         if hard_state.commit >= next {
@@ -78,16 +122,18 @@ impl LogView {
             )));
         }
         hard_state.term = hard_state.term.max(term);
-        let entries = LogSegments::of(state.entries);
         Ok(Self {
             appended_bytes: entries.bytes() as u64,
             entries,
-            compacted: state.compacted,
+            terms,
+            compacted: outline.compacted,
             hard_state,
             conf_state,
-            snapshot: state.snapshot,
+            snapshot: outline.snapshot,
             wanted: Cell::new(false),
             portion_bytes,
+            memory: None,
+            asked: RefCell::default(),
         })
     }
 
@@ -100,16 +146,108 @@ impl LogView {
     }
 
     pub(crate) fn last(&self) -> u64 {
-        self.compacted.0 + self.entries.len() as u64
+        self.compacted.0 + self.entries.len()
     }
 
+    /// Of all entries, in memory and on disk.
     pub(crate) fn bytes(&self) -> usize {
         self.entries.bytes()
     }
 
-    /// Those that are there, for a look at the start.
-    pub(crate) fn all_entries(&self) -> Vec<Entry> {
+    /// Of the entries in memory.
+    pub(crate) fn present_bytes(&self) -> usize {
+        self.entries.present_bytes()
+    }
+
+    pub(crate) fn portion_bytes(&self) -> u64 {
+        self.portion_bytes
+    }
+
+    /// Those in memory from the beginning on, for a look at the start.
+    pub(crate) fn first_entries(&self) -> Vec<Entry> {
         self.entries.from(self.first()).cloned().collect()
+    }
+
+    /// The first stretch from `index` on that is on disk only: its first index and the one behind its last.
+    pub(crate) fn absent_from(&self, index: u64) -> Option<(u64, u64)> {
+        self.entries.absent_from(index)
+    }
+
+    pub(crate) fn is_absent(&self, index: u64) -> bool {
+        self.absent_from(index)
+            .is_some_and(|(first, _)| first == index)
+    }
+
+    /// Bytes of entries in memory above so many shares of the bound.
+    pub(crate) fn excess(&self, shares: usize) -> usize {
+        self.memory
+            .as_ref()
+            .map_or(0, |memory| memory.excess(shares))
+    }
+
+    /// The bound on the entries of all groups.
+    pub(crate) fn memory_bytes_max(&self) -> usize {
+        self.memory
+            .as_ref()
+            .map_or(usize::MAX, GroupMemory::bytes_max)
+    }
+
+    /// Lets entries up to `limit` leave memory while it is above its bound.
+    pub(crate) fn evict(&mut self, limit: u64) {
+        let excess = self.excess(1);
+        if excess > 0 && self.entries.evict(limit, excess) > 0 {
+            self.count_memory();
+        }
+    }
+
+    /// Puts fetched entries in their places. Returns how many of them were absent, from the first on.
+    pub(crate) fn fill(&mut self, entries: Vec<Entry>) -> usize {
+        if mutant::is("stale_fetch") {
+            self.entries.fill_present(&entries);
+        }
+        let filled = self.entries.fill(entries);
+        self.count_memory();
+        filled
+    }
+
+    /// The first stretch that Raft waits for and that is still on disk only. Forgets what it need not wait for.
+    pub(crate) fn asked(&self) -> Option<(u64, u64)> {
+        let mut asked = self.asked.borrow_mut();
+        asked.retain(|(first, _)| self.is_absent(*first));
+        let (first, _) = asked.first()?;
+        self.absent_from(*first)
+    }
+
+    /// Takes whom Raft waits for entries below `end` for.
+    pub(crate) fn take_asked(&mut self, end: u64) -> Vec<GetEntriesContext> {
+        let (first, entries) = (self.first(), &self.entries);
+        let is_absent = |index: u64| {
+            entries
+                .absent_from(index)
+                .is_some_and(|(first, _)| first == index)
+        };
+        let asked = self.asked.get_mut();
+        let ready = asked.extract_if(.., |(low, _)| *low < end.max(first) && !is_absent(*low));
+        ready.map(|(_, context)| context).collect()
+    }
+
+    fn ask(&self, low: u64, context: GetEntriesContext) {
+        let mut asked = self.asked.borrow_mut();
+        // Each heartbeat asks again.
+        let name = format!("{context:?}");
+        let is_known = |(first, known): &(u64, GetEntriesContext)| {
+            *first == low && format!("{known:?}") == name
+        };
+        if asked.len() < ASKED_MAX && !asked.iter().any(is_known) {
+            asked.push((low, context));
+        }
+    }
+
+    fn count_memory(&mut self) {
+        let bytes = self.entries.present_bytes();
+        if let Some(memory) = &mut self.memory {
+            memory.set(bytes);
+        }
     }
 
     pub(crate) fn appended_bytes(&self) -> u64 {
@@ -135,7 +273,10 @@ impl LogView {
         if index == self.compacted.0 {
             return Some(self.compacted.1);
         }
-        self.entries.get(index).map(|entry| entry.term)
+        match index >= self.first() && index <= self.last() {
+            true => self.terms.get(index),
+            false => None,
+        }
     }
 
     /// Appends entries in the place of all from the first one's index on.
@@ -144,15 +285,22 @@ impl LogView {
             return;
         };
         self.entries.truncate(first.index);
+        self.terms.truncate(first.index);
         debug_assert_eq!(first.index, self.last() + 1);
         let before = self.entries.bytes();
         self.entries.push(Arc::clone(entries));
+        for entry in entries.iter() {
+            self.terms.push(entry.index, entry.term);
+        }
         self.appended_bytes += (self.entries.bytes() - before) as u64;
+        self.count_memory();
     }
 
     /// A snapshot from the leader takes the place of the log.
     pub(crate) fn install(&mut self, snapshot: StoredSnapshot) {
         self.entries.clear();
+        self.terms.clear();
+        self.count_memory();
         self.compacted = (snapshot.metadata.index, snapshot.metadata.term);
         self.snapshot = Some(snapshot);
     }
@@ -165,8 +313,13 @@ impl LogView {
     /// Forgets entries up to `index`; returns what is now [`compacted`](Self::compacted) if that changed.
     pub(crate) fn compact(&mut self, index: u64) -> Option<(u64, u64)> {
         let index = index.min(self.snapshot_index());
-        let term = self.entries.get(index)?.term;
+        if index < self.first() {
+            return None;
+        }
+        let term = self.term_at(index)?;
         self.entries.advance(index + 1);
+        self.terms.advance(index + 1);
+        self.count_memory();
         self.compacted = (index, term);
         Some(self.compacted)
     }
@@ -185,7 +338,7 @@ impl Storage for LogView {
         low: u64,
         high: u64,
         max_size: impl Into<Option<u64>>,
-        _context: GetEntriesContext,
+        context: GetEntriesContext,
     ) -> raft::Result<Vec<Entry>> {
         if low < self.first() {
             return Err(raft::Error::Store(StorageError::Compacted));
@@ -194,7 +347,8 @@ impl Storage for LogView {
             return Err(raft::Error::Store(StorageError::Unavailable));
         }
         let count = usize::try_from(high - low).unwrap_or(usize::MAX);
-        let limit = match max_size.into() {
+        let max_size = max_size.into();
+        let limit = match max_size {
             Some(NO_LIMIT) => self.portion_bytes,
             Some(limit) => limit,
             // It looks for changes of membership, and must see all.
@@ -210,6 +364,15 @@ impl Storage for LogView {
             }
             found.push(entry.clone());
         }
+        if max_size.is_none() && found.len() < count {
+            // The core keeps Raft from campaigning until all that it would look at is in memory.
+            return Err(raft::Error::Store(StorageError::Unavailable));
+        }
+        if found.is_empty() && context.can_async() {
+            self.ask(low, context);
+            return Err(raft::Error::Store(StorageError::LogTemporarilyUnavailable));
+        }
+        // Of what is committed the state machine gets what there is. The core fetches the rest.
         Ok(found)
     }
 

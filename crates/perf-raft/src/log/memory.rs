@@ -1,8 +1,10 @@
 //! A log in memory.
 
-use super::{LogError, LogJob, LogState, LogStore, StoredSnapshot};
+use super::outline::portion;
+use super::{LogError, LogJob, LogReader, LogState, LogStore, StoredSnapshot};
 use crate::GroupId;
 use parking_lot::Mutex;
+use raft::eraftpb::Entry;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -32,6 +34,20 @@ impl MemoryLog {
 }
 
 impl LogState {
+    /// What a [`LogReader`] of this state returns. For stores in memory and for models.
+    #[must_use]
+    pub fn read(&self, first: u64, end: u64, bytes_max: u64) -> Vec<Entry> {
+        let place = |index: u64| {
+            let place = index.checked_sub(self.compacted.0 + 1)?;
+            usize::try_from(place).ok()
+        };
+        let Some(from) = place(first) else {
+            return Vec::new();
+        };
+        let until = place(end).unwrap_or(0).min(self.entries.len());
+        portion(self.entries.get(from..until).unwrap_or_default(), bytes_max)
+    }
+
     /// Does to this state what a store does to its log. For stores in memory and for models.
     pub fn apply(&mut self, job: &LogJob) {
         if let Some(snapshot) = &job.snapshot {
@@ -89,7 +105,29 @@ impl LogStore for MemoryLog {
         Ok(kept.map_or_else(Vec::new, |kept| kept.lock().keys().copied().collect()))
     }
 
+    /// None for a log that keeps nothing.
+    fn reader(&mut self) -> Result<Option<Box<dyn LogReader>>, LogError> {
+        let kept = self.kept.clone();
+        Ok(kept.map(|kept| Box::new(Kept(kept)) as Box<dyn LogReader>))
+    }
+
     fn is_volatile(&self) -> bool {
         true
+    }
+}
+
+struct Kept(Arc<Mutex<BTreeMap<GroupId, LogState>>>);
+
+impl LogReader for Kept {
+    fn read(
+        &mut self,
+        group: GroupId,
+        first: u64,
+        end: u64,
+        bytes_max: u64,
+    ) -> Result<Vec<Entry>, LogError> {
+        let kept = self.0.lock();
+        let state = kept.get(&group);
+        Ok(state.map_or_else(Vec::new, |state| state.read(first, end, bytes_max)))
     }
 }

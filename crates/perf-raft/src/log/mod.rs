@@ -3,6 +3,7 @@
 #[cfg(feature = "durable")]
 pub mod disk;
 mod memory;
+mod outline;
 mod runner;
 #[cfg(feature = "durable")]
 mod segment;
@@ -11,6 +12,7 @@ mod shared;
 pub mod testing;
 
 pub use memory::MemoryLog;
+pub use outline::{LogOutline, Stretch};
 pub use runner::run_jobs;
 #[cfg(feature = "durable")]
 pub use segment::{DiskUse, Healed, OnDamage, SegmentLog, SegmentLogOptions};
@@ -55,7 +57,7 @@ pub struct LogJob {
     pub replaces_log: bool,
     /// Entries up to this index go; the index and the term of its entry are kept.
     pub compacted: Option<(u64, u64)>,
-    /// Entries to append. They take the place of all entries from the first one's index on. The node keeps them in memory too.
+    /// Entries to append. They take the place of all entries from the first one's index on.
     pub entries: Arc<Vec<Entry>>,
     /// The new hard state.
     pub hard_state: Option<HardState>,
@@ -85,7 +87,7 @@ pub struct LogState {
 ///
 /// | | |
 /// |---|---|
-/// | threads | One thread calls it. |
+/// | threads | One thread calls it. A [`reader`](Self::reader) is called by another one, at any time. |
 /// | order | Jobs take effect in the order in which they are given, in one write and from write to write. The parts of one job take effect in the order of its fields. |
 /// | appends | A job's entries are consecutive. They begin at the latest after the last entry, and after what is compacted; entries from the first one's index on go. |
 /// | compaction | Entries up to an index go; index and term of the last one stay, for good. |
@@ -93,6 +95,7 @@ pub struct LogState {
 /// | groups | A write may have jobs of several groups. They do not see each other. |
 /// | durability | When [`write`](Self::write) with `sync` returns, all writes up to this one are durable. After a crash the log holds those, and the beginning, job by job, of what followed. |
 /// | errors | Errors of [`save_snapshot`](Self::save_snapshot) and [`write`](Self::write) end the node; neither is called again after one. A failed fsync is an error, and is never repeated: a second one may confirm what the kernel has dropped. |
+/// | reading | A reader sees what is durable, and maybe what was written after it. What it returns are entries that the log held at one moment of the call: it returns none of another term, and no error, for what is compacted or overwritten meanwhile. |
 /// | torn writes | A write that a crash cut short is cut off, and no error. Damage before it is [`LogError::Corrupted`], and the store changes nothing then. |
 ///
 /// `log::testing::conformance` (feature `testing`) holds a store to this, on a simulated disk too. `examples/redb_log` is a
@@ -125,6 +128,25 @@ pub trait LogStore: Send + 'static {
         Ok(Vec::new())
     }
 
+    /// What is there without the contents of entries, `None` if nothing was ever written for the group. A node that can fetch entries by a
+    /// [`reader`](Self::reader) starts from this. The default reads all entries by [`load`](Self::load).
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    fn outline(&mut self, group: GroupId) -> Result<Option<LogOutline>, LogError> {
+        let state = self.load(group)?;
+        Ok(state.as_ref().map(LogOutline::from))
+    }
+
+    /// Reads entries beside the store's other work, which goes on meanwhile. None, the default, if the store cannot: then a node keeps the
+    /// entries of its log in memory.
+    ///
+    /// # Errors
+    /// [`LogError`] if it cannot be made now.
+    fn reader(&mut self) -> Result<Option<Box<dyn LogReader>>, LogError> {
+        Ok(None)
+    }
+
     /// Whether the log is gone with the process. Then writes take no thread of their own.
     fn is_volatile(&self) -> bool {
         false
@@ -134,6 +156,22 @@ pub trait LogStore: Send + 'static {
     fn damage(&self) -> Option<String> {
         None
     }
+}
+
+/// Reads entries of a [`LogStore`] in a thread of its own, while the store is written to.
+pub trait LogReader: Send + 'static {
+    /// Consecutive entries of a group from the index `first` on, below `end`: as many as have `bytes_max` bytes of payload together, or fewer,
+    /// but one at least if it is there. None if `first` is compacted, or behind the last entry.
+    ///
+    /// # Errors
+    /// [`LogError`] if what the log holds cannot be read or is not sound. [`LogError::is_damage`] says whether the files are the cause.
+    fn read(
+        &mut self,
+        group: GroupId,
+        first: u64,
+        end: u64,
+        bytes_max: u64,
+    ) -> Result<Vec<Entry>, LogError>;
 }
 
 impl LogStore for Box<dyn LogStore> {
@@ -151,6 +189,14 @@ impl LogStore for Box<dyn LogStore> {
 
     fn groups(&mut self) -> Result<Vec<GroupId>, LogError> {
         self.as_mut().groups()
+    }
+
+    fn outline(&mut self, group: GroupId) -> Result<Option<LogOutline>, LogError> {
+        self.as_mut().outline(group)
+    }
+
+    fn reader(&mut self) -> Result<Option<Box<dyn LogReader>>, LogError> {
+        self.as_mut().reader()
     }
 
     fn is_volatile(&self) -> bool {

@@ -1,6 +1,6 @@
 //! One store for the nodes of several groups in a process.
 
-use super::{LogError, LogJob, LogState, LogStore, StoredSnapshot};
+use super::{LogError, LogJob, LogOutline, LogReader, LogState, LogStore, StoredSnapshot};
 use crate::GroupId;
 use parking_lot::{Condvar, Mutex};
 use std::fmt;
@@ -149,6 +149,15 @@ impl LogStore for SharedLog {
 
     fn write(&mut self, jobs: &[LogJob], sync: bool) -> Result<(), LogError> {
         self.shared.write(jobs, sync)
+    }
+
+    fn outline(&mut self, group: GroupId) -> Result<Option<LogOutline>, LogError> {
+        self.shared.store.lock().outline(group)
+    }
+
+    /// The store's: it does not wait for writes.
+    fn reader(&mut self) -> Result<Option<Box<dyn LogReader>>, LogError> {
+        self.shared.store.lock().reader()
     }
 
     fn is_volatile(&self) -> bool {

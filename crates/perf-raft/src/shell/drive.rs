@@ -2,6 +2,7 @@
 
 use super::answer::{Token, wake, wake_all};
 use super::apply::{Applier, ApplyThread, Outcome};
+use super::fetcher::Fetcher;
 use super::log_thread::LogThread;
 use super::mailbox::{Incoming, Mailbox, Reports, Request};
 use super::stats::{RaftStats, StageStats};
@@ -86,6 +87,7 @@ pub(crate) struct Driver {
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) log: LogSide,
+    pub(crate) fetcher: Fetcher,
     pub(crate) apply: ApplySide,
     pub(crate) published: Arc<Published>,
     pub(crate) ended: watch::Sender<Option<StopReason>>,
@@ -215,6 +217,11 @@ impl Driver {
         if reports.applied > 0 {
             self.core.applied(std::mem::take(&mut reports.applied));
         }
+        if let Some(fetched) = reports.fetched.take() {
+            let (fetch, entries) = self.fetcher.end(fetched);
+            let entries = entries.map_err(|error| StopReason::Log(Arc::new(error)))?;
+            self.core.fetched(fetch, entries);
+        }
         if let Some((index, data)) = reports.snapshot.take() {
             self.core.snapshot_made(index, data);
         }
@@ -253,6 +260,9 @@ impl Driver {
             self.publish_status();
             told |= self.send_frames();
             told |= self.write_log()?;
+            for fetch in self.scratch.out.fetches.drain(..) {
+                self.fetcher.begin(fetch, &self.mailbox);
+            }
             told |= self.run_apply_jobs()?;
             if self.scratch.out.replies.iter().any(is_of_membership) {
                 // The caller finds the new membership in the report.
@@ -378,6 +388,7 @@ impl Driver {
             apply,
             proposals_in_log: self.core.proposals_waiting() as u64,
             log_bytes: self.core.log_bytes() as u64,
+            log_memory_bytes: self.core.log_memory_bytes() as u64,
         };
         #[cfg(feature = "metrics")]
         if let Some(metrics) = &mut self.metrics {
@@ -415,8 +426,14 @@ impl Driver {
         self.published.status.publish(self.last_status);
         self.publish_stats();
         let Self {
-            log, apply, ended, ..
+            core,
+            log,
+            apply,
+            ended,
+            ..
         } = self;
+        // With the memory that its entries take.
+        drop(core);
         match apply {
             ApplySide::Thread(thread) if mutant::is("machine_outlives_node") => drop(thread),
             ApplySide::Thread(thread) => thread.close().await,

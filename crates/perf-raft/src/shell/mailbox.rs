@@ -1,6 +1,7 @@
 //! Work that is queued for the driver of a node.
 
 use super::answer::{Answer, Batch, Token, wake};
+use super::fetcher::Fetched;
 use super::slot::{Answerer, Slot};
 use crate::GroupId;
 use crate::codec::Frame;
@@ -99,6 +100,7 @@ impl Queued for Incoming {
 pub(crate) struct Reports {
     pub(crate) persisted: u64,
     pub(crate) applied: u64,
+    pub(crate) fetched: Option<Fetched>,
     pub(crate) snapshot: Option<(u64, Result<Bytes, String>)>,
     pub(crate) failure: Option<StopReason>,
     pub(crate) requests: Vec<Request>,

@@ -4,6 +4,7 @@ mod answer;
 mod apply;
 pub(crate) mod combining_lock;
 mod drive;
+mod fetcher;
 mod handle;
 mod inbox;
 mod log_thread;

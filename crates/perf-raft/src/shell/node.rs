@@ -2,6 +2,7 @@
 
 use super::apply::{Applier, ApplyThread};
 use super::drive::{ApplySide, Driver, LogSide, Published, Scratch};
+use super::fetcher::Fetcher;
 use super::handle::RaftHandle;
 use super::inbox::Inbox;
 use super::log_thread::LogThread;
@@ -10,11 +11,12 @@ use super::shared::NodeShared;
 use super::stats::{RaftStats, StageStats};
 use super::task;
 use crate::GroupId;
-use crate::codec::{ENTRY_ROOM_BYTES, entry_len_max};
-use crate::core::{ADDRESS_BYTES_MAX, Core, CoreConfig, open_log};
+use crate::codec::{ENTRY_ROOM_BYTES, payload_len_max};
+use crate::core::{ADDRESS_BYTES_MAX, Core, CoreConfig, Start, open_log};
 use crate::error::{StartError, panic_message};
-use crate::log::{LogError, LogState, LogStore};
+use crate::log::{LogError, LogReader, LogStore};
 use crate::members::Identity;
+use crate::memory::EntryMemory;
 use crate::options::{ApplyMode, RaftOptions};
 use crate::primitive::threads;
 use crate::state_machine::StateMachine;
@@ -78,6 +80,7 @@ impl RaftNode {
             voters: Vec::new(),
             address: String::new(),
             seed: None,
+            entry_memory: None,
             #[cfg(feature = "metrics")]
             metrics: None,
         }
@@ -96,6 +99,7 @@ pub struct RaftNodeBuilder {
     voters: Vec<u64>,
     address: String,
     seed: Option<u64>,
+    entry_memory: Option<EntryMemory>,
     #[cfg(feature = "metrics")]
     metrics: Option<crate::metrics::Recorder>,
 }
@@ -163,6 +167,13 @@ impl RaftNodeBuilder {
         self
     }
 
+    /// The bound on the memory of log entries that this node shares with others. Without it that of the process, 64 MiB:
+    /// [`EntryMemory::of_process`].
+    pub fn entry_memory(mut self, memory: &EntryMemory) -> Self {
+        self.entry_memory = Some(memory.clone());
+        self
+    }
+
     /// Records the node's figures with these instruments at each tick.
     #[cfg(feature = "metrics")]
     pub fn metrics(mut self, metrics: Arc<crate::RaftMetrics>) -> Self {
@@ -206,25 +217,26 @@ impl RaftNodeBuilder {
             incarnation: random_number(),
         };
         let loaded = threads::spawn_blocking(move || {
-            let state = load(log.as_mut(), group, identity, &voters, &mut applier);
-            state.map(|state| (log, applier, state))
+            let loaded = load(log.as_mut(), group, identity, &voters, &mut applier);
+            loaded.map(|(start, reader)| (log, applier, start, reader))
         });
         // A panic of the state machine is caught there, so this one is the log's, or the runtime ends.
-        let (log, applier, state) = loaded.await.map_err(|error| LogError::Io {
+        let (log, applier, start, reader) = loaded.await.map_err(|error| LogError::Io {
             file: PathBuf::new(),
             action: "reading the log",
             reason: error.to_string(),
         })??;
-        check_frames(&options, &state, transport.frame_bytes_max())?;
+        check_frames(&options, &start, transport.frame_bytes_max())?;
         let config = CoreConfig {
             id,
             group,
             options: options.clone(),
             seed,
-            incarnation: state.identity.map_or(0, |identity| identity.incarnation),
+            incarnation: start.identity().map_or(0, |identity| identity.incarnation),
             session: random_number(),
+            entry_memory: self.entry_memory.unwrap_or_else(EntryMemory::of_process),
         };
-        let mut core = Core::new(config, state)?;
+        let mut core = Core::start(config, start)?;
         core.set_address(self.address);
         if let Some(damage) = log.damage() {
             core.set_log_damage(damage);
@@ -261,6 +273,7 @@ impl RaftNodeBuilder {
             mailbox,
             transport,
             log,
+            fetcher: Fetcher::new(reader),
             apply,
             published: Arc::clone(&published),
             ended: end,
@@ -287,7 +300,7 @@ impl RaftNodeBuilder {
 /// sent again for ever, and stop the group.
 fn check_frames(
     options: &RaftOptions,
-    state: &LogState,
+    start: &Start,
     frame_bytes_max: usize,
 ) -> Result<(), StartError> {
     let needed = options.frame_bytes_max();
@@ -300,8 +313,11 @@ fn check_frames(
             ),
         });
     }
-    let entries = state.entries.iter().map(entry_len_max);
-    let longest = entries.max().unwrap_or(0) + ENTRY_ROOM_BYTES;
+    let longest = match start.longest_payload() {
+        0 => 0,
+        bytes => payload_len_max(bytes),
+    };
+    let longest = longest + ENTRY_ROOM_BYTES;
     if longest > frame_bytes_max {
         return Err(StartError::Options {
             option: "proposal_bytes_max",
@@ -327,7 +343,7 @@ fn load(
     drawn: Identity,
     voters: &[u64],
     applier: &mut Applier,
-) -> Result<LogState, StartError> {
+) -> Result<(Start, Option<Box<dyn LogReader>>), StartError> {
     let empty = || {
         let made = catch_unwind(AssertUnwindSafe(|| applier.snapshot_at_start()));
         made.unwrap_or_else(|panic| Err(panic_message(&*panic)))

@@ -69,6 +69,8 @@ pub struct RaftStats {
     pub apply: StageStats,
     /// Proposals in the log without an answer.
     pub proposals_in_log: u64,
-    /// Bytes of the log in memory.
+    /// Bytes of the log from the last compaction on, in memory and on disk.
     pub log_bytes: u64,
+    /// Bytes of the log's entries in memory: see [`EntryMemory`](crate::EntryMemory).
+    pub log_memory_bytes: u64,
 }

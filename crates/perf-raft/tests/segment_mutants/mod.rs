@@ -1,6 +1,6 @@
 //! Deliberate faults of the segment log, each of which its simulation must find.
 
-use crate::{is_caught_within, segment_life};
+use crate::{is_caught_within, read_beside, segment_life};
 
 const SEEDS: u64 = 3000;
 
@@ -86,4 +86,14 @@ fn snapshots_that_go_before_the_sync_are_found() {
 #[test]
 fn a_failed_write_that_is_forgotten_is_found() {
     is_caught("segment_error_forgotten");
+}
+
+#[test]
+fn a_purge_that_a_reader_takes_for_damage_is_found() {
+    is_caught_within(100, "segment_purge_is_damage", read_beside::run);
+}
+
+#[test]
+fn a_place_that_readers_see_before_its_record_is_written_is_found() {
+    is_caught_within(100, "segment_index_before_record", read_beside::run);
 }

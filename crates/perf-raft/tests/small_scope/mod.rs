@@ -99,6 +99,7 @@ fn start(id: u64, starts: u64, disk: LogState) -> Core<u64> {
         seed: id,
         incarnation: disk.identity.map_or(0, |identity| identity.incarnation),
         session: id * 1000 + starts,
+        entry_memory: perf_raft::EntryMemory::of_process(),
     };
     Core::new(config, disk).expect("what was durable is sound")
 }

@@ -2,12 +2,14 @@
 
 use super::random::Random;
 use bytes::Bytes;
+use perf_raft::core::Fetch;
+use perf_raft::eraftpb::Entry;
 #[cfg(feature = "testing")]
 use perf_raft::log::SegmentLog;
 #[cfg(feature = "testing")]
 use perf_raft::log::testing;
-use perf_raft::log::{LogJob, LogState, StoredSnapshot};
-use perf_raft::{GroupId, LogError, LogStore};
+use perf_raft::log::{LogJob, LogOutline, LogState, StoredSnapshot};
+use perf_raft::{GroupId, LogError, LogReader, LogStore};
 use std::collections::BTreeMap;
 
 /// A node's disk with its log.
@@ -52,6 +54,23 @@ impl SimDisk {
         }
     }
 
+    pub(crate) fn fail_next_read(&mut self) {
+        match self {
+            Self::Model(disk) => disk.fails_next_read = true,
+            #[cfg(feature = "testing")]
+            Self::Real(log) => log.disk.fail(testing::Fault::Read),
+        }
+    }
+
+    /// What a reader returns now.
+    pub(crate) fn read(&mut self, fetch: Fetch) -> Result<Vec<Entry>, LogError> {
+        match self {
+            Self::Model(disk) => disk.read(fetch),
+            #[cfg(feature = "testing")]
+            Self::Real(log) => log.read(fetch),
+        }
+    }
+
     fn store(&mut self) -> &mut dyn LogStore {
         match self {
             Self::Model(disk) => &mut **disk,
@@ -77,6 +96,23 @@ impl LogStore for SimDisk {
     fn groups(&mut self) -> Result<Vec<GroupId>, LogError> {
         self.store().groups()
     }
+
+    fn outline(&mut self, group: GroupId) -> Result<Option<LogOutline>, LogError> {
+        self.store().outline(group)
+    }
+
+    /// Says that there is one. The world reads by [`SimDisk::read`].
+    fn reader(&mut self) -> Result<Option<Box<dyn LogReader>>, LogError> {
+        Ok(Some(Box::new(ByTheWorld)))
+    }
+}
+
+struct ByTheWorld;
+
+impl LogReader for ByTheWorld {
+    fn read(&mut self, _: GroupId, _: u64, _: u64, _: u64) -> Result<Vec<Entry>, LogError> {
+        Ok(Vec::new())
+    }
 }
 
 /// What is durable, and what was written since the last sync.
@@ -88,9 +124,21 @@ pub(crate) struct ModelDisk {
     snapshots: BTreeMap<(u64, u64), Bytes>,
     unsynced: Vec<LogJob>,
     fails_next_sync: bool,
+    fails_next_read: bool,
 }
 
 impl ModelDisk {
+    fn read(&mut self, fetch: Fetch) -> Result<Vec<Entry>, LogError> {
+        if std::mem::take(&mut self.fails_next_read) {
+            return Err(LogError::Corrupted {
+                file: "log".into(),
+                offset: 0,
+                reason: "simulated".to_owned(),
+            });
+        }
+        Ok(self.durable.read(fetch.first, fetch.end, fetch.bytes_max))
+    }
+
     fn keep(&mut self, snapshot: &StoredSnapshot) {
         let place = (snapshot.metadata.index, snapshot.metadata.term);
         self.snapshots.insert(place, snapshot.data.clone());
@@ -109,6 +157,7 @@ impl ModelDisk {
     /// Some of what was not synced is there, from the start on, the rest is gone.
     fn crash(&mut self, chance: u64) -> u64 {
         let mut random = Random::new(chance);
+        self.fails_next_read = false;
         let kept = random.index(self.unsynced.len() + 1);
         let lost = self.unsynced.split_off(kept);
         self.sync();
@@ -200,6 +249,12 @@ impl RealLog {
         Ok(self.log.insert(log))
     }
 
+    fn read(&mut self, fetch: Fetch) -> Result<Vec<Entry>, LogError> {
+        let reader = self.open()?.reader()?;
+        let mut reader = reader.expect("this log has one");
+        reader.read(fetch.group, fetch.first, fetch.end, fetch.bytes_max)
+    }
+
     fn write_unsynced(&mut self, jobs: &[LogJob]) {
         let Ok(log) = self.open() else {
             return;
@@ -216,6 +271,7 @@ impl RealLog {
     fn crash(&mut self) -> u64 {
         self.log = None;
         self.disk.crash();
+        self.disk.mend();
         0
     }
 }
@@ -224,6 +280,10 @@ impl RealLog {
 impl LogStore for RealLog {
     fn load(&mut self, group: GroupId) -> Result<Option<LogState>, LogError> {
         self.open()?.load(group)
+    }
+
+    fn outline(&mut self, group: GroupId) -> Result<Option<LogOutline>, LogError> {
+        self.open()?.outline(group)
     }
 
     fn save_snapshot(&mut self, group: GroupId, snapshot: &StoredSnapshot) -> Result<(), LogError> {

@@ -13,12 +13,13 @@ use history::{History, Kind};
 use machine::Machine;
 use mixed::Mixed;
 use perf_raft::codec::{Body, Frame};
-use perf_raft::core::{ApplyJob, Core, CoreConfig, Outputs, Reply, encode_frames, open_log};
+use perf_raft::core::{ApplyJob, Core, CoreConfig, Fetch, Outputs, Reply, encode_frames, open_log};
+use perf_raft::eraftpb::Entry;
 use perf_raft::inbound::{InboundLimits, InboundQueues};
 use perf_raft::log::{LogJob, run_jobs};
 use perf_raft::{
-    GroupId, Identity, Member, MemberRole, MembershipChange, ProposeError, RaftOptions, ReadError,
-    Role, SendError, StartError, StopReason,
+    EntryMemory, GroupId, Identity, LogError, Member, MemberRole, MembershipChange, ProposeError,
+    RaftOptions, ReadError, Role, SendError, StartError, StopReason,
 };
 use raft::eraftpb::MessageType;
 use random::Random;
@@ -63,15 +64,21 @@ enum Event {
     Deliver(u64, Bytes),
     LogDone(u64, u64),
     ApplyDone(u64, u64),
+    Fetched(u64, u64),
     Client(u64),
     Fault,
     /// A thread goes on that was held up after it had read the clock, and finds a lease read that was asked for just now.
     Woken(u64),
     Restart(u64),
+    /// The power of a node fails that was cut off, and its links are there again.
+    PowerFailure(u64),
     /// A node's thread is held up from now on for so long.
     HeldUp(u64, u64),
     Admin,
 }
+
+/// What a reader of the log returned.
+type Read = Result<Vec<Entry>, LogError>;
 
 struct Node {
     core: Option<Core<Op>>,
@@ -93,6 +100,10 @@ struct Node {
     /// What the thread of the state machine has taken.
     apply_list: VecDeque<ApplyJob<Op>>,
     apply_busy: bool,
+    /// The fetch under way, with its entries if they were read when it began.
+    fetch: Option<(Fetch, Option<Read>)>,
+    /// A read of its log fails, this one or a later one.
+    has_read_fault: bool,
     /// Applied and not reported yet.
     unreported: u64,
     inbound: InboundQueues<Frame>,
@@ -137,6 +148,8 @@ pub(crate) struct Coverage {
     pub(crate) wrong_logs: u64,
     pub(crate) late_frames: u64,
     pub(crate) late_heartbeats: u64,
+    pub(crate) fetched: u64,
+    pub(crate) failed_reads: u64,
     pub(crate) trace: u64,
 }
 
@@ -151,6 +164,9 @@ pub(crate) struct World {
     cut: BTreeSet<(u64, u64)>,
     calm: bool,
     fsync_error_at: Option<u64>,
+    read_error_at: Option<u64>,
+    /// Of the entries in the memory of each node.
+    memory_bytes: usize,
     history: History,
     leaders: BTreeMap<u64, u64>,
     applied: BTreeMap<u64, (u64, Bytes)>,
@@ -277,8 +293,9 @@ pub(crate) fn run_at_pace(seed: u64, is_slow: bool) -> Result<Coverage, Violatio
     outcome.map(|()| world.coverage).map_err(|violation| {
         let options = &world.options;
         format!(
-            "{violation} (at {} ms of {count} nodes, with {options:?})",
-            world.now / MS
+            "{violation} (at {} ms of {count} nodes, with {} bytes of memory, {options:?})",
+            world.now / MS,
+            world.memory_bytes,
         )
     })
 }
@@ -304,6 +321,12 @@ impl World {
         let mixed = random.one_in(12).then(|| Mixed::draw(&mut random, count));
         let has_late_frames = random.one_in(4);
         let hands_over_often = random.one_in(6);
+        let memory_bytes = match random.below(4) {
+            0 => 0,
+            1 => 300,
+            2 => 3_000,
+            _ => 1 << 20,
+        };
         let mut nodes = BTreeMap::new();
         for &id in &voters {
             let node = Node {
@@ -323,6 +346,8 @@ impl World {
                 apply_jobs: Vec::new(),
                 apply_list: VecDeque::new(),
                 apply_busy: false,
+                fetch: None,
+                has_read_fault: false,
                 unreported: 0,
                 inbound: InboundQueues::new(limits(&options)),
                 // Within the drift of 10 % between any two.
@@ -343,6 +368,8 @@ impl World {
             cut: BTreeSet::new(),
             calm: false,
             fsync_error_at: None,
+            read_error_at: None,
+            memory_bytes,
             history: History::default(),
             leaders: BTreeMap::new(),
             applied: BTreeMap::new(),
@@ -417,6 +444,7 @@ impl World {
             || options.unapplied_entries_max == 1
             || options.snapshot_chunk_bytes == 1
             || options.inflight_messages_max == 1
+            || self.memory_bytes == 0
     }
 
     fn happen(&mut self, event: Event) {
@@ -424,6 +452,7 @@ impl World {
             Event::Tick(id, _)
             | Event::LogDone(id, _)
             | Event::ApplyDone(id, _)
+            | Event::Fetched(id, _)
             | Event::Deliver(id, _) => Some(id),
             _ => None,
         };
@@ -451,10 +480,15 @@ impl World {
             Event::Deliver(id, bytes) => self.deliver(id, bytes),
             Event::LogDone(id, run) if self.is_running(id, run) => self.log_done(id),
             Event::ApplyDone(id, run) if self.is_running(id, run) => self.apply_done(id),
+            Event::Fetched(id, run) if self.is_running(id, run) => self.fetched(id),
             Event::Client(client) => self.client(client),
             Event::Fault => self.fault(),
             Event::Woken(id) => self.woken(id),
             Event::Restart(id) => self.start(id),
+            Event::PowerFailure(id) if !self.calm => {
+                self.cut.retain(|(from, to)| *from != id && *to != id);
+                self.crash(id);
+            }
             Event::HeldUp(id, held_up) if !self.calm => {
                 let until = self.now + held_up;
                 if let Some(node) = self.nodes.get_mut(&id) {
@@ -489,8 +523,8 @@ impl World {
         node.run += 1;
         node.is_disk_used = true;
         let empty = || Ok(Machine::default().snapshot());
-        let state = match open_log(&mut node.disk, GROUP, node.identity, &node.voters, empty) {
-            Ok(state) => state,
+        let start = match open_log(&mut node.disk, GROUP, node.identity, &node.voters, empty) {
+            Ok((start, _)) => start,
             Err(error) => {
                 self.fail(format!("node {id} cannot start again: {error}"));
                 return;
@@ -500,16 +534,17 @@ impl World {
             id,
             group: GROUP,
             options: self.options.clone(),
-            incarnation: state.identity.map_or(0, |identity| identity.incarnation),
+            incarnation: start.identity().map_or(0, |identity| identity.incarnation),
             // One for all nodes and starts: nothing but election timeouts may depend on it.
             seed: self.shared_seed.unwrap_or_else(|| self.random.next()),
             session: self.random.next(),
+            entry_memory: EntryMemory::new(self.memory_bytes).expect("it is in range"),
         };
-        node.commit_logged = state.hard_state.commit;
-        if let Some(snapshot) = &state.snapshot {
+        node.commit_logged = start.hard_state().commit;
+        if let Some(snapshot) = start.snapshot() {
             node.commit_logged = node.commit_logged.max(snapshot.metadata.index);
         }
-        match Core::new(config, state) {
+        match Core::start(config, start) {
             Ok(mut core) => {
                 core.set_address(address(id, node.run));
                 node.core = Some(core);
@@ -524,6 +559,7 @@ impl World {
         (node.log_jobs, node.log_busy) = (Vec::new(), None);
         (node.apply_jobs, node.apply_list) = (Vec::new(), VecDeque::new());
         (node.apply_busy, node.unreported) = (false, 0);
+        (node.fetch, node.has_read_fault) = (None, false);
         let run = node.run;
         let first = self.random.below(TICK_NS);
         self.at(first, Event::Tick(id, run));
@@ -539,6 +575,7 @@ impl World {
             }
             let group = if owner == id { GroupId(4) } else { GROUP };
             let opened = open_log(&mut node.disk, group, identity, &[id], || Ok(Bytes::new()));
+            let opened = opened.map(|(start, _)| start);
             if !matches!(opened, Err(StartError::WrongLog { .. })) {
                 self.violation.get_or_insert(format!(
                     "node {id} in group {} starts on the log of node {owner}: {opened:?}",
@@ -652,6 +689,9 @@ impl World {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.log_jobs.append(&mut out.log_jobs);
             node.apply_jobs.append(&mut out.apply_jobs);
+        }
+        for fetch in out.fetches.drain(..) {
+            self.begin_fetch(id, fetch);
         }
         self.begin_log(id);
         self.begin_apply(id);
@@ -803,6 +843,58 @@ impl World {
             Err(error) => {
                 self.fsync_error_at = None;
                 self.coverage.fsync_errors += 1;
+                self.stop(id, &StopReason::Log(std::sync::Arc::new(error)));
+                let after = 100 * MS + self.random.below(800 * MS);
+                self.at(after, Event::Restart(id));
+            }
+        }
+    }
+
+    /// Reads now or when it is done, as a thread does that is fast or slow to begin.
+    fn begin_fetch(&mut self, id: u64, fetch: Fetch) {
+        let is_late = self.random.one_in(2);
+        let delay = if !self.calm && self.random.one_in(3) {
+            self.random.below(400 * MS)
+        } else {
+            100_000 + self.random.below(2 * MS)
+        };
+        let fails = self.read_error_at == Some(id);
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        if node.fetch.is_some() {
+            self.fail(format!("node {id} has two fetches under way"));
+            return;
+        }
+        if fails {
+            self.read_error_at = None;
+            node.has_read_fault = true;
+            node.disk.fail_next_read();
+        }
+        let read = (!is_late).then(|| node.disk.read(fetch));
+        node.fetch = Some((fetch, read));
+        let run = node.run;
+        self.at(delay, Event::Fetched(id, run));
+    }
+
+    fn fetched(&mut self, id: u64) {
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        let Some((fetch, read)) = node.fetch.take() else {
+            return;
+        };
+        let read = read.unwrap_or_else(|| node.disk.read(fetch));
+        let has_fault = node.has_read_fault;
+        match read {
+            Ok(entries) => {
+                self.with_core(id, |core, _| core.fetched(fetch, entries));
+            }
+            Err(error) if !has_fault => {
+                self.fail(format!("node {id} cannot read its log: {error}"));
+            }
+            Err(error) => {
+                self.coverage.failed_reads += 1;
                 self.stop(id, &StopReason::Log(std::sync::Arc::new(error)));
                 let after = 100 * MS + self.random.below(800 * MS);
                 self.at(after, Event::Restart(id));
@@ -1085,7 +1177,7 @@ impl World {
             .copied()
             .filter(|_| self.random.one_in(2));
         let id = leader.unwrap_or_else(|| ids[self.random.index(ids.len())]);
-        match self.random.below(17) {
+        match self.random.below(20) {
             0..=2 => self.crash(id),
             3 => {
                 // The power fails for all.
@@ -1118,6 +1210,14 @@ impl World {
             }
             8 | 9 => self.cut.clear(),
             15 | 16 => self.replace_disk(id),
+            17 => self.read_error_at = Some(id),
+            18 | 19 if self.is_formed() => {
+                // A leader writes alone, and finds another one when it is back: its log has a tail that the group overwrites while it reads it.
+                self.cut
+                    .extend(ids.iter().flat_map(|&other| [(id, other), (other, id)]));
+                let after = (50 + self.random.below(400)) * MS;
+                self.at(after, Event::PowerFailure(id));
+            }
             14 => self.no_snapshots_until = self.now + self.random.below(2_000 * MS),
             10 => {
                 let until = self.now + self.random.below(500 * MS);
@@ -1158,6 +1258,7 @@ impl World {
         }
         self.coverage.jobs_lost += node.disk.crash(chance);
         self.coverage.appends_refused += core.stats().appends_refused;
+        self.coverage.fetched += core.stats().entries_fetched;
         node.apply_jobs.clear();
         node.apply_list.clear();
         self.fillers.retain(|_, at| *at != id);
@@ -1213,6 +1314,12 @@ impl World {
             node.disk = SimDisk::new(real_seed);
             (node.identity, node.voters, node.is_disk_used) = (identity, voters, false);
         }
+    }
+
+    /// Whether the leader knows where all members are.
+    fn is_formed(&self) -> bool {
+        let members = self.leader_members().unwrap_or_default();
+        !members.is_empty() && members.iter().all(|member| member.address.is_some())
     }
 
     /// The members as the latest leader knows them.
@@ -1327,7 +1434,7 @@ impl World {
         self.calm = true;
         self.no_snapshots_until = 0;
         self.cut.clear();
-        self.fsync_error_at = None;
+        (self.fsync_error_at, self.read_error_at) = (None, None);
         for node in self.nodes.values_mut() {
             node.paused_until = 0;
         }
@@ -1338,6 +1445,7 @@ impl World {
         self.coverage.leaders = self.leaders.len() as u64;
         for node in self.nodes.values().filter_map(|node| node.core.as_ref()) {
             self.coverage.strangers += node.stats().answers_of_strangers;
+            self.coverage.fetched += node.stats().entries_fetched;
         }
         self.see_to_the_wiped();
         if let Some(id) = self.wiped {

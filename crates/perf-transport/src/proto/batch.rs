@@ -22,6 +22,8 @@ pub struct BatchBlock {
     open: Option<usize>,
     /// Where in the block's memory that frame must end; 0 if there is none.
     end: usize,
+    /// The longest payload in it.
+    longest: usize,
 }
 
 impl BatchBlock {
@@ -38,6 +40,7 @@ impl BatchBlock {
             limits,
             open: None,
             end: 0,
+            longest: 0,
         }
     }
 
@@ -58,6 +61,17 @@ impl BatchBlock {
     pub fn clear(&mut self) {
         self.block.clear();
         (self.open, self.end) = (None, 0);
+        self.longest = 0;
+    }
+
+    /// The longest payload in it that has a frame of its own; 0 if there is none. Every peer takes frames of several messages.
+    #[must_use]
+    pub fn longest(&self) -> usize {
+        if self.block.is_empty() {
+            0
+        } else {
+            self.longest
+        }
     }
 
     /// Appends a message. `false` if there is no room for it beside what is there; an empty batch has room for every message.
@@ -154,6 +168,8 @@ impl BatchBlock {
         if !block.is_empty() && (block.is_full_for(payload) || !self.has_room(bytes, 0)) {
             return false;
         }
+        // What was queued of an earlier batch left an empty block.
+        self.longest = self.longest().max(payload.len());
         let header = Header::new(Kind::OneWay, self.method, 0);
         self.block.push(header, payload, self.checksum);
         true

@@ -2,9 +2,11 @@
 
 use super::decoder::{Decoder, Frame};
 use super::frame::{CHECKSUM_BYTES, HEADER_BYTES, Header, Kind};
+use super::lane::Takes;
 use crate::payload::Payload;
 use crate::primitive::{Buffer, pooled};
-use bytes::{Bytes, BytesMut};
+use crate::trace::TRACE_BYTES;
+use bytes::{Buf, Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
@@ -254,10 +256,11 @@ impl Block {
         }
     }
 
-    /// Takes out the frames whose payloads are longer than `bytes_max`, and notes their headers. Chunks of bodies are cut instead. Nothing may
-    /// have been written of it.
-    pub(crate) fn shorten(&mut self, bytes_max: u32, checksum: bool, removed: &mut Vec<Header>) {
-        if self.bytes <= bytes_max as usize {
+    /// Takes out the frames whose payloads are longer than the peer takes, and notes their headers. Chunks of bodies are cut instead. Takes off trace
+    /// contexts that the peer does not know. Nothing may have been written of it.
+    pub(crate) fn fit_to(&mut self, takes: Takes, checksum: bool, removed: &mut Vec<Header>) {
+        let bytes_max = takes.frame_bytes_max;
+        if takes.traces && takes.watches && self.bytes <= bytes_max as usize {
             return;
         }
         let mut wire = BytesMut::with_capacity(self.bytes);
@@ -268,8 +271,19 @@ impl Block {
         let mut next = Self::new();
         let mut frames = self.frames;
         // This node has put the frames together: they are sound.
-        while let Ok(Some(Frame { header, payload })) = decoder.next(&mut wire) {
-            if header.length <= bytes_max {
+        while let Ok(Some(Frame {
+            mut header,
+            mut payload,
+        })) = decoder.next(&mut wire)
+        {
+            if let Some(kind) = header.kind.untraced().filter(|_| !takes.traces) {
+                header.kind = kind;
+                payload.advance(TRACE_BYTES.min(payload.len()));
+                // Of a message that is removed, the length is reported.
+                header.length = length_of(payload.len());
+            }
+            let is_known = takes.watches || !header.kind.is_watch();
+            if header.length <= bytes_max && is_known {
                 next.push(header, &Payload::Shared(payload), checksum);
                 continue;
             }

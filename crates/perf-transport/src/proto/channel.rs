@@ -1,12 +1,13 @@
 //! What those who send and the connection share.
 
-use super::frame::{Header, Kind};
+use super::frame::{FrameError, Header, Kind};
 use super::gate::Gate;
-use super::lane::{Lane, LaneLimits, Lanes};
+use super::lane::{Lane, LaneLimits, Lanes, Takes};
 use super::pending::{CallKey, Fault, Pending};
-use super::stream::SendWindow;
+use super::stream::{BodyState, SendWindow};
 use crate::payload::Payload;
 use crate::primitive::mutant;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,8 +36,10 @@ pub struct Channel {
     /// Calls in flight.
     pub pending: Pending,
     windows: Mutex<Vec<(CallKey, Arc<SendWindow>)>>,
-    /// How many there are, so that replies need not ask under the lock.
-    windows_open: AtomicUsize,
+    /// Answers that arrive in chunks.
+    answers: Mutex<Vec<(CallKey, Arc<BodyState>)>>,
+    /// How many there are of both, so that replies need not ask under the locks.
+    bodies_open: AtomicUsize,
 }
 
 impl Channel {
@@ -48,7 +51,8 @@ impl Channel {
             gate: Gate::new(),
             pending: Pending::new(limits.calls_max),
             windows: Mutex::new(Vec::new()),
-            windows_open: AtomicUsize::new(0),
+            answers: Mutex::new(Vec::new()),
+            bodies_open: AtomicUsize::new(0),
         }
     }
 
@@ -95,21 +99,77 @@ impl Channel {
         }
         let window = Arc::new(SendWindow::new(credit));
         windows.push((key, Arc::clone(&window)));
-        self.windows_open.store(windows.len(), Ordering::Release);
+        self.bodies_open.fetch_add(1, Ordering::AcqRel);
         Some(window)
+    }
+
+    /// Whether a body of this key is being sent.
+    #[must_use]
+    pub fn has_window(&self, key: CallKey) -> bool {
+        self.windows() > 0 && self.window(key).is_some()
+    }
+
+    /// Opens an answer that this side reads; `None` if `answers_max` are open.
+    pub fn open_answer(
+        &self,
+        key: CallKey,
+        window_bytes: u32,
+        answers_max: usize,
+    ) -> Option<Arc<BodyState>> {
+        let mut answers = self.answers.lock();
+        if answers.len() >= answers_max {
+            return None;
+        }
+        let body = Arc::new(BodyState::new(window_bytes));
+        answers.push((key, Arc::clone(&body)));
+        self.bodies_open.fetch_add(1, Ordering::AcqRel);
+        Some(body)
+    }
+
+    /// An answer was read, or is not wanted any more.
+    pub fn close_answer(&self, key: CallKey) {
+        self.close_bodies(&mut self.answers.lock(), key);
+    }
+
+    /// A chunk of an answer has arrived. One that nobody reads was on its way when it was given up.
+    ///
+    /// # Errors
+    /// [`FrameError::BudgetExceeded`] if it is more than was allowed.
+    pub fn answer_chunk(&self, key: CallKey, chunk: Bytes) -> Result<(), FrameError> {
+        let body = {
+            let answers = self.answers.lock();
+            let is_it =
+                |(other, _): &&(CallKey, _)| *other == key || mutant::is("chunk_finds_any_answer");
+            answers.iter().find(is_it).map(|(_, body)| Arc::clone(body))
+        };
+        body.map_or(Ok(()), |body| body.receive(chunk))
+    }
+
+    /// A call is about to complete: nothing more comes of its answer, and nothing more is wanted of its body.
+    pub fn end_bodies(&self, key: CallKey) {
+        self.stop_window(key);
+        let answers = self.answers.lock();
+        if let Some((_, body)) = answers.iter().find(|(other, _)| *other == key) {
+            body.end(true);
+        }
+    }
+
+    fn close_bodies<T>(&self, bodies: &mut Vec<(CallKey, T)>, key: CallKey) {
+        let before = bodies.len();
+        bodies.retain(|(other, _)| *other != key);
+        let closed = before - bodies.len();
+        self.bodies_open.fetch_sub(closed, Ordering::AcqRel);
     }
 
     /// The body was sent, or given up.
     pub fn close_window(&self, key: CallKey) {
-        let mut windows = self.windows.lock();
-        windows.retain(|(other, _)| *other != key);
-        self.windows_open.store(windows.len(), Ordering::Release);
+        self.close_bodies(&mut self.windows.lock(), key);
     }
 
-    /// Bodies that are being sent.
+    /// Bodies that are being sent, and answers that arrive in chunks.
     #[must_use]
     pub fn windows(&self) -> usize {
-        self.windows_open.load(Ordering::Acquire)
+        self.bodies_open.load(Ordering::Acquire)
     }
 
     /// The reader of a body allows more.
@@ -132,18 +192,30 @@ impl Channel {
         found.map(|(_, window)| Arc::clone(window))
     }
 
-    /// The peer of the coming connection takes payloads of `bytes_max` bytes at most. Calls whose requests are queued and longer end with
+    /// What the peer of the coming connection takes. Calls whose requests are queued and longer end with
     /// [`Fault::TooLarge`]; longer messages are dropped; everything else stays. To be called before anything is written to it.
-    pub fn shorten(&self, bytes_max: u32) {
-        for header in self.lanes.shorten(bytes_max) {
+    pub fn fit_to(&self, takes: Takes) {
+        let bytes_max = takes.frame_bytes_max;
+        for header in self.lanes.fit_to(takes) {
             if header.kind.wants_answer() {
                 let key = CallKey::from_id(header.id);
                 let bytes = header.length;
-                let fault = Fault::TooLarge { bytes, bytes_max };
+                let fault = if bytes > bytes_max {
+                    Fault::TooLarge { bytes, bytes_max }
+                } else {
+                    Fault::Unsupported
+                };
+                self.end_bodies(key);
                 self.pending.complete(key, Err(fault));
-                self.stop_window(key);
             }
         }
+    }
+
+    /// New messages are refused from now on, see [`Lanes::close`]. Returns who waits for room or for a slot, to be woken.
+    pub fn close(&self) -> Vec<Waker> {
+        let mut wakers = self.lanes.close();
+        wakers.extend(self.pending.dismiss());
+        wakers
     }
 
     /// The connection is lost. What was queued is dropped, every call ends with `fault`, every body is stopped. Returns
@@ -152,8 +224,13 @@ impl Channel {
     /// The queues go first: a call that is opened after its end here is queued after it, and so belongs to the next connection. If they are
     /// [closed](Lanes::close) before, there is none until they are opened.
     pub fn lost(&self, fault: &Fault) -> Vec<Waker> {
-        let wakers = self.lanes.clear();
+        let mut wakers = self.lanes.clear();
+        // What arrived is read before the call's end is.
+        for (_, body) in self.answers.lock().iter() {
+            body.end(true);
+        }
         self.pending.fail_all(fault);
+        wakers.extend(self.pending.dismiss());
         for (_, window) in self.windows.lock().iter() {
             window.close();
         }

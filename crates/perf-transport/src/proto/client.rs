@@ -4,6 +4,7 @@ use super::channel::Channel;
 use super::decoder::Frame;
 use super::frame::{FrameError, Header, Kind};
 use super::pending::{CallKey, Fault};
+use crate::trace::TRACE_BYTES;
 use bytes::Buf;
 
 /// What a dialling side does with received frames.
@@ -45,10 +46,17 @@ impl Client {
         let key = CallKey::from_id(header.id);
         match header.kind {
             Kind::Reply => {
-                channel.pending.complete(key, Ok(payload));
                 if channel.windows() > 0 {
-                    channel.stop_window(key);
+                    channel.end_bodies(key);
                 }
+                channel.pending.complete(key, Ok(payload));
+            }
+            Kind::TracedReply => {
+                if payload.len() < TRACE_BYTES {
+                    return Err(FrameError::Malformed { kind: header.kind });
+                }
+                channel.end_bodies(key);
+                channel.pending.complete(key, Err(Fault::Traced(payload)));
             }
             Kind::Failure => {
                 if payload.is_empty() {
@@ -56,10 +64,10 @@ impl Client {
                 }
                 let code = payload.get_u8();
                 let text = payload;
+                channel.end_bodies(key);
                 channel
                     .pending
                     .complete(key, Err(Fault::Rejected { code, text }));
-                channel.stop_window(key);
             }
             Kind::StreamCredit => {
                 let bytes = payload
@@ -67,6 +75,7 @@ impl Client {
                     .map_err(|_| FrameError::Malformed { kind: header.kind })?;
                 channel.grant(key, bytes.into());
             }
+            Kind::StreamChunk => channel.answer_chunk(key, payload)?,
             Kind::StreamReset => channel.stop_window(key),
             Kind::Goodbye => self.draining = true,
             Kind::Busy => self.busy += 1,

@@ -50,6 +50,22 @@ pub enum Kind {
     Cancel = 18,
     /// The accepting side lives, but has too much to do to read.
     Busy = 19,
+    /// A request whose answer comes in chunks; they go as those of a `StreamOpen` do, the other way. `Reply` or `Failure` ends it.
+    Watch = 20,
+    /// A `Watch` whose own body follows in chunks, too.
+    Exchange = 21,
+    /// A `OneWay` with a trace context before its payload.
+    TracedOneWay = 128 + 8,
+    /// A `Request` with a trace context before its payload.
+    TracedRequest = 128 + 9,
+    /// A `Reply` with a trace context before its payload.
+    TracedReply = 128 + 10,
+    /// A `StreamOpen` with a trace context before its payload.
+    TracedStreamOpen = 128 + 12,
+    /// A `Watch` with a trace context before its payload.
+    TracedWatch = 128 + 20,
+    /// An `Exchange` with a trace context before its payload.
+    TracedExchange = 128 + 21,
 }
 
 impl Kind {
@@ -77,6 +93,14 @@ impl Kind {
             17 => Self::Batch,
             18 => Self::Cancel,
             19 => Self::Busy,
+            20 => Self::Watch,
+            21 => Self::Exchange,
+            136 => Self::TracedOneWay,
+            137 => Self::TracedRequest,
+            138 => Self::TracedReply,
+            140 => Self::TracedStreamOpen,
+            148 => Self::TracedWatch,
+            149 => Self::TracedExchange,
             _ => return None,
         })
     }
@@ -106,7 +130,50 @@ impl Kind {
     #[inline]
     #[must_use]
     pub const fn wants_answer(self) -> bool {
-        matches!(self, Self::Request | Self::StreamOpen)
+        matches!(
+            self,
+            Self::Request | Self::StreamOpen | Self::TracedRequest | Self::TracedStreamOpen
+        ) || self.is_watch()
+    }
+
+    /// Whether it is a request whose answer comes in chunks.
+    #[inline]
+    #[must_use]
+    pub const fn is_watch(self) -> bool {
+        matches!(
+            self,
+            Self::Watch | Self::Exchange | Self::TracedWatch | Self::TracedExchange
+        )
+    }
+
+    /// The same with a trace context before its payload, if there is such a kind.
+    #[inline]
+    #[must_use]
+    pub const fn traced(self) -> Option<Self> {
+        Some(match self {
+            Self::OneWay => Self::TracedOneWay,
+            Self::Request => Self::TracedRequest,
+            Self::Reply => Self::TracedReply,
+            Self::StreamOpen => Self::TracedStreamOpen,
+            Self::Watch => Self::TracedWatch,
+            Self::Exchange => Self::TracedExchange,
+            _ => return None,
+        })
+    }
+
+    /// The same without a trace context, if this one has one.
+    #[inline]
+    #[must_use]
+    pub const fn untraced(self) -> Option<Self> {
+        Some(match self {
+            Self::TracedOneWay => Self::OneWay,
+            Self::TracedRequest => Self::Request,
+            Self::TracedReply => Self::Reply,
+            Self::TracedStreamOpen => Self::StreamOpen,
+            Self::TracedWatch => Self::Watch,
+            Self::TracedExchange => Self::Exchange,
+            _ => return None,
+        })
     }
 }
 
@@ -281,6 +348,10 @@ mod tests {
                 continue;
             };
             assert_eq!(kind as u8, number);
+            if let Some(traced) = kind.traced() {
+                assert_eq!(traced.untraced(), Some(kind));
+                assert_eq!(traced.wants_answer(), kind.wants_answer());
+            }
             let mut header = Header::new(kind, 0x1234, 0x0102_0304_0506_0708);
             header.length = 77;
             if kind.wants_answer() {

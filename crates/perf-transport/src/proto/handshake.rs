@@ -13,6 +13,10 @@ pub const VERSION_MAX: u32 = 1;
 pub const FEATURE_CHECKSUM: u64 = 1;
 /// The side that accepts knows a good-bye of the side that dials.
 pub const FEATURE_GOODBYE: u64 = 2;
+/// Messages may have trace contexts.
+pub const FEATURE_TRACE: u64 = 4;
+/// Requests may have answers that come in chunks.
+pub const FEATURE_WATCH: u64 = 8;
 /// The most bytes of a handshake message: names are short.
 pub const HANDSHAKE_BYTES_MAX: u32 = 4096;
 /// The least cap of a frame that a peer may ask for. Below it control frames would not fit.
@@ -77,6 +81,9 @@ pub struct Hello {
     /// The longest payload it takes.
     #[prost(uint32, tag = "10")]
     pub frame_bytes_max: u32,
+    /// How many bytes of an answer in chunks may be on their way before its reader asks for more.
+    #[prost(uint32, tag = "11")]
+    pub stream_window_bytes: u32,
 }
 
 /// Answer of the side that accepts.
@@ -147,7 +154,10 @@ impl Local {
     /// The feature bits that this node has.
     #[must_use]
     pub const fn features(&self) -> u64 {
-        FEATURE_GOODBYE | if self.checksum { FEATURE_CHECKSUM } else { 0 }
+        FEATURE_GOODBYE
+            | FEATURE_TRACE
+            | FEATURE_WATCH
+            | if self.checksum { FEATURE_CHECKSUM } else { 0 }
     }
 
     /// The first message to a node.
@@ -164,6 +174,7 @@ impl Local {
             connection,
             class: class.number(),
             frame_bytes_max: self.frame_bytes_max,
+            stream_window_bytes: self.stream_window_bytes,
         }
     }
 }
@@ -343,6 +354,8 @@ pub struct Accepted {
     pub connection: u64,
     /// What the connection is for.
     pub class: ConnectionClass,
+    /// How many bytes of an answer in chunks the peer takes before it asks for more.
+    pub stream_window_bytes: u32,
     /// What is answered.
     pub welcome: Welcome,
 }
@@ -386,6 +399,7 @@ pub fn accept(local: &Local, header: &Header, payload: &Bytes) -> Result<Accepte
         incarnation: hello.incarnation,
         connection: hello.connection,
         class,
+        stream_window_bytes: hello.stream_window_bytes,
         welcome: Welcome {
             version,
             features: hello.features & local.features(),

@@ -3,6 +3,7 @@
 use super::batch::BatchBlock;
 use super::block::Block;
 use super::frame::{Header, Kind};
+use super::line::{Line, Turn, Waiter};
 use crate::payload::Payload;
 use crate::primitive::{Mutex, mutant};
 use bytes::Bytes;
@@ -50,12 +51,50 @@ pub enum NotQueued {
     Full,
     /// It is a new message, and the lanes are [closed](Lanes::close).
     Closed,
+    /// The peer takes no payload of this length.
+    TooLong {
+        /// What it takes.
+        bytes_max: u32,
+    },
+    /// The peer does not know trace contexts: queue the message without its own.
+    Untraced,
+    /// The peer does not know requests whose answers come in chunks.
+    Unsupported,
 }
 
-/// Who waits for room in a lane.
-#[derive(Debug, Default)]
-pub struct Waiter {
-    ticket: Option<u64>,
+/// What the peer of a connection takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Takes {
+    /// The longest payload.
+    pub frame_bytes_max: u32,
+    /// Whether messages may have trace contexts.
+    pub traces: bool,
+    /// Whether answers may come in chunks.
+    pub watches: bool,
+}
+
+impl Takes {
+    /// Everything but longer payloads.
+    #[must_use]
+    pub const fn all(frame_bytes_max: u32) -> Self {
+        Self {
+            frame_bytes_max,
+            traces: true,
+            watches: true,
+        }
+    }
+}
+
+/// What is to be queued.
+#[derive(Clone, Copy)]
+struct Size {
+    bytes: usize,
+    frames: usize,
+    /// The longest payload in it.
+    longest: usize,
+    /// New messages, not frames of what was begun.
+    is_new: bool,
+    kind: Kind,
 }
 
 #[derive(Debug)]
@@ -67,16 +106,15 @@ struct LaneState {
     deficit: i64,
     /// A bit for each number whose `Define` is in this lane or was written.
     announced: [u64; ANNOUNCED_WORDS],
-    waiters: VecDeque<(u64, Waker)>,
-    /// Woken, and has not come back yet.
-    woken: Option<u64>,
+    line: Line,
 }
 
 #[derive(Debug)]
 struct State {
     lanes: [LaneState; 3],
     spares: Vec<Block>,
-    tickets: u64,
+    /// As far as is known.
+    takes: Takes,
     /// Frames that had a name to announce, since the beginning.
     messages: u64,
     /// Frames that were dropped by `clear` since the beginning.
@@ -104,8 +142,7 @@ impl LaneState {
             limits,
             deficit: 0,
             announced: [0; ANNOUNCED_WORDS],
-            waiters: VecDeque::new(),
-            woken: None,
+            line: Line::default(),
         }
     }
 
@@ -118,39 +155,32 @@ impl LaneState {
         } = self.limits;
         self.bytes + bytes <= bytes_max && self.frames + frames <= frames_max
     }
-
-    /// The next in line, unless somebody who was woken has not come back.
-    fn wake_next(&mut self) -> Option<Waker> {
-        if self.woken.is_some() {
-            return None;
-        }
-        let (ticket, waker) = self.waiters.pop_front()?;
-        self.woken = Some(ticket);
-        Some(waker)
-    }
-
-    /// The waiter is in line no more. Returns whose turn it is now, if it was the waiter's.
-    fn leave_line(&mut self, waiter: &mut Waiter) -> Option<Waker> {
-        let ticket = waiter.ticket.take()?;
-        if self.woken == Some(ticket) {
-            if mutant::is("turn_lost_on_cancel") {
-                return None;
-            }
-            self.woken = None;
-            return self.wake_next();
-        }
-        self.waiters.retain(|(other, _)| *other != ticket);
-        None
-    }
-
-    /// Nobody is in line any more. Returns who was.
-    fn dismiss(&mut self) -> impl Iterator<Item = Waker> {
-        self.woken = None;
-        self.waiters.drain(..).map(|(_, waker)| waker)
-    }
 }
 
 impl State {
+    /// Whether the peer takes a frame of this kind with a payload of this length.
+    #[inline]
+    fn check(&self, bytes: usize, kind: Kind) -> Result<(), NotQueued> {
+        let Takes {
+            frame_bytes_max,
+            traces,
+            watches,
+        } = self.takes;
+        if bytes > frame_bytes_max as usize && !mutant::is("cap_unknown_to_lanes") {
+            return Err(NotQueued::TooLong {
+                bytes_max: frame_bytes_max,
+            });
+        }
+        // Every peer of this version takes all kinds.
+        if !traces && kind.untraced().is_some() {
+            return Err(NotQueued::Untraced);
+        }
+        if !watches && kind.is_watch() {
+            return Err(NotQueued::Unsupported);
+        }
+        Ok(())
+    }
+
     #[inline]
     fn put(&mut self, lane: usize, header: Header, payload: &Payload<'_>, sum: Option<u32>) {
         let Self { lanes, spares, .. } = self;
@@ -205,7 +235,7 @@ impl Lanes {
             state: Mutex::new(State {
                 lanes: [system, first, second].map(LaneState::new),
                 spares: Vec::new(),
-                tickets: 0,
+                takes: Takes::all(u32::MAX),
                 messages: 0,
                 dropped: 0,
                 is_closed: false,
@@ -229,7 +259,8 @@ impl Lanes {
     /// Queues a frame. `define` announces the header's method where this is its first frame in the lane; a frame that has one is a new message.
     ///
     /// # Errors
-    /// [`NotQueued`]: the lane's budget has no room, or the frame is a new message and the lanes are [closed](Self::close).
+    /// [`NotQueued`]: the lane's budget has no room, the payload is longer than the peer takes, or the frame is a new message and the lanes are
+    /// [closed](Self::close).
     #[inline]
     pub fn push(
         &self,
@@ -244,6 +275,7 @@ impl Lanes {
         if state.is_closed && define.is_some() {
             return Err(NotQueued::Closed);
         }
+        state.check(payload.len(), header.kind)?;
         if !state.lanes[lane as usize].has_room(bytes, 1) {
             return Err(NotQueued::Full);
         }
@@ -298,7 +330,7 @@ impl Lanes {
     /// The second value is a waker to be called by whoever gets it: the next in line, where there is room left.
     ///
     /// # Errors
-    /// [`NotQueued::Full`] if the caller is in line now, [`NotQueued::Closed`] if it is not.
+    /// [`NotQueued::Full`] if the caller is in line now; it is not with the others.
     pub fn push_or_wait(
         &self,
         waiter: &mut Waiter,
@@ -310,7 +342,13 @@ impl Lanes {
     ) -> (Result<(), NotQueued>, Option<Waker>) {
         let bytes = Block::frame_bytes(payload.len(), self.checksum);
         let sum = self.sum(header, payload);
-        let size = (bytes, 1, define.is_some());
+        let size = Size {
+            bytes,
+            frames: 1,
+            longest: payload.len(),
+            is_new: define.is_some(),
+            kind: header.kind,
+        };
         self.in_turn(waiter, waker, lane, size, |state| {
             self.put(state, lane, header, (payload, sum), define);
         })
@@ -325,13 +363,20 @@ impl Lanes {
         payload_bytes: usize,
     ) -> Poll<()> {
         let bytes = Block::frame_bytes(payload_bytes, self.checksum);
-        let (result, next) = self.in_turn(waiter, waker, lane, (bytes, 1, true), |_| ());
+        let size = Size {
+            bytes,
+            frames: 1,
+            longest: payload_bytes,
+            is_new: true,
+            kind: Kind::Request,
+        };
+        let (result, next) = self.in_turn(waiter, waker, lane, size, |_| ());
         if let Some(next) = next {
             next.wake();
         }
         match result {
             Err(NotQueued::Full) => Poll::Pending,
-            Ok(()) | Err(NotQueued::Closed) => Poll::Ready(()),
+            Ok(()) | Err(_) => Poll::Ready(()),
         }
     }
 
@@ -348,10 +393,17 @@ impl Lanes {
         batch: &mut BatchBlock,
         (method, define): (u16, &Bytes),
     ) -> (Result<(), NotQueued>, Option<Waker>) {
+        let longest = batch.longest();
         let block = batch.complete();
-        let (bytes, frames) = (block.bytes(), block.frames());
-        self.in_turn(waiter, waker, lane, (bytes, frames, true), |state| {
-            state.messages += frames as u64;
+        let size = Size {
+            bytes: block.bytes(),
+            frames: block.frames(),
+            longest,
+            is_new: true,
+            kind: Kind::Batch,
+        };
+        self.in_turn(waiter, waker, lane, size, |state| {
+            state.messages += size.frames as u64;
             if !mutant::is("batch_without_name") {
                 self.announce(state, lane, method, define);
             }
@@ -359,57 +411,45 @@ impl Lanes {
         })
     }
 
-    /// Calls `put` if there is room for so many bytes and frames (of new messages or not) and it is the waiter's turn; otherwise the waiter
-    /// is in line.
+    /// Calls `put` if there is room and it is the waiter's turn; otherwise the waiter is in line.
     #[inline]
     fn in_turn(
         &self,
         waiter: &mut Waiter,
         waker: &Waker,
         lane: Lane,
-        (bytes, frames, is_new): (usize, usize, bool),
+        size: Size,
         put: impl FnOnce(&mut State),
     ) -> (Result<(), NotQueued>, Option<Waker>) {
         let mut guard = self.state.lock();
         let state = &mut *guard;
+        let refused = if state.is_closed && size.is_new {
+            Err(NotQueued::Closed)
+        } else {
+            state.check(size.longest, size.kind)
+        };
         let mine = &mut state.lanes[lane as usize];
-        if state.is_closed && is_new {
-            let next = mine.leave_line(waiter);
-            return (Err(NotQueued::Closed), next);
+        if let Err(refused) = refused {
+            return (Err(refused), mine.line.leave(waiter));
         }
-        let had_turn = waiter.ticket.is_some() && mine.woken == waiter.ticket;
         // Those who were there before go first.
-        let my_turn = had_turn || (mine.waiters.is_empty() && mine.woken.is_none());
-        if had_turn {
-            mine.woken = None;
-        }
-        if my_turn && mine.has_room(bytes, frames) {
-            if let Some(ticket) = waiter.ticket.take() {
-                mine.waiters.retain(|(other, _)| *other != ticket);
-            }
-            let next = mine.wake_next();
+        let turn = mine.line.turn(waiter);
+        if turn != Turn::Waits && mine.has_room(size.bytes, size.frames) {
+            let next = mine.line.served(waiter);
             put(state);
             return (Ok(()), next);
         }
-        let ticket = *waiter.ticket.get_or_insert_with(|| {
-            state.tickets += 1;
-            state.tickets
-        });
-        let place = mine.waiters.iter_mut().find(|(other, _)| *other == ticket);
-        match place {
-            Some((_, known)) => known.clone_from(waker),
-            // It had its turn and there was no room yet: it keeps its place.
-            None if had_turn => mine.waiters.push_front((ticket, waker.clone())),
-            None => mine.waiters.push_back((ticket, waker.clone())),
-        }
+        mine.line.wait(waiter, waker, turn);
         (Err(NotQueued::Full), None)
     }
 
     /// The waiter gives up. If it was its turn, the turn goes to the next in line, whose waker is returned.
     pub fn forget(&self, waiter: &mut Waiter, lane: Lane) -> Option<Waker> {
         // Most never waited, and need not lock.
-        waiter.ticket?;
-        self.state.lock().lanes[lane as usize].leave_line(waiter)
+        if !waiter.is_in_line() {
+            return None;
+        }
+        self.state.lock().lanes[lane as usize].line.leave(waiter)
     }
 
     /// Queues a frame by which the connection asks or says that it lives, unless many frames of its own wait already. A peer that asks and
@@ -430,15 +470,14 @@ impl Lanes {
         let state = self.state.lock();
         let lanes = state.lanes.iter();
         lanes.fold((0, false), |(bytes, waits), lane| {
-            let is_waited_for = lane.woken.is_some() || !lane.waiters.is_empty();
-            (bytes + lane.bytes, waits || is_waited_for)
+            (bytes + lane.bytes, waits || !lane.line.is_empty())
         })
     }
 
     /// How many wait for room in a lane.
     #[must_use]
     pub fn waiters(&self, lane: Lane) -> usize {
-        self.state.lock().lanes[lane as usize].waiters.len()
+        self.state.lock().lanes[lane as usize].line.waiters()
     }
 
     /// Queues frames that were put together elsewhere, and leaves an empty block for the next ones.
@@ -494,7 +533,7 @@ impl Lanes {
                     lane.frames -= block.frames();
                     sink(block);
                     if waker.is_none() {
-                        *waker = lane.wake_next();
+                        *waker = lane.line.wake_next();
                     }
                 }
             }
@@ -510,7 +549,7 @@ impl Lanes {
         let mut state = self.state.lock();
         state.is_closed = !mutant::is("lanes_stay_open");
         let lanes = state.lanes.iter_mut();
-        lanes.flat_map(LaneState::dismiss).collect()
+        lanes.flat_map(|lane| lane.line.dismiss()).collect()
     }
 
     /// The same if they are open and nothing is queued; `false` otherwise, and then nothing has changed. For a connection that ends because
@@ -535,17 +574,18 @@ impl Lanes {
         state.is_closed = false;
     }
 
-    /// The peer of the coming connection takes payloads of `bytes_max` bytes at most: takes out the queued frames that are longer, and
-    /// returns their headers. Chunks of bodies are cut instead. Only for lanes that nothing is written from: it costs a copy of
+    /// What the peer of the coming connection takes: other messages are refused from now on. Takes out the queued frames that are too long or of
+    /// kinds that the peer does not know, and returns their headers; takes trace contexts off that the peer would not know. Chunks of bodies are cut instead. Only for lanes that nothing is written from: it costs a copy of
     /// what is queued where a frame is too long, and a look at each block otherwise.
     #[must_use]
-    pub fn shorten(&self, bytes_max: u32) -> Vec<Header> {
+    pub fn fit_to(&self, takes: Takes) -> Vec<Header> {
         let mut removed = Vec::new();
         let mut guard = self.state.lock();
+        guard.takes = takes;
         for lane in &mut guard.lanes {
             for block in &mut lane.blocks {
                 let (bytes, frames) = (block.bytes(), block.frames());
-                block.shorten(bytes_max, self.checksum, &mut removed);
+                block.fit_to(takes, self.checksum, &mut removed);
                 lane.bytes = lane.bytes - bytes + block.bytes();
                 lane.frames = lane.frames - frames + block.frames();
             }
@@ -572,7 +612,7 @@ impl Lanes {
             lane.frames = 0;
             lane.deficit = 0;
             lane.announced = [0; ANNOUNCED_WORDS];
-            wakers.extend(lane.dismiss());
+            wakers.extend(lane.line.dismiss());
         }
         wakers
     }
@@ -586,6 +626,13 @@ impl Lanes {
         })
     }
 
+    /// Bytes and frames that wait in each lane.
+    #[must_use]
+    pub fn depths(&self) -> [(usize, usize); 3] {
+        let state = self.state.lock();
+        [0, 1, 2].map(|place| (state.lanes[place].bytes, state.lanes[place].frames))
+    }
+
     /// Messages that were queued since the beginning: frames with a name.
     #[must_use]
     pub fn messages(&self) -> u64 {
@@ -596,5 +643,54 @@ impl Lanes {
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.state.lock().dropped
+    }
+}
+
+#[cfg(all(test, not(perf_loom)))]
+mod tests {
+    use super::*;
+
+    /// Who has found its payload short enough before, and queues it behind the look at what is queued, is refused all the same.
+    #[test]
+    fn what_the_peer_does_not_take_is_not_queued_once_that_is_known() {
+        let limits = LaneLimits {
+            bytes_max: 1 << 20,
+            frames_max: 100,
+            weight: 1,
+        };
+        let lanes = Lanes::new(limits, limits, false);
+        let header = Header::new(Kind::OneWay, 0, 0);
+        let push = |bytes: usize| {
+            let payload = vec![7; bytes];
+            lanes.push(Lane::First, header, &Payload::Borrowed(&payload), None)
+        };
+        let takes = Takes::all;
+        assert_eq!(push(5000), Ok(()));
+        assert_eq!(lanes.fit_to(takes(4096)).len(), 1);
+        let bytes_max = 4096;
+        assert_eq!(push(5000), Err(NotQueued::TooLong { bytes_max }));
+        assert_eq!(push(4096), Ok(()));
+        let mut waiter = Waiter::default();
+        let long = vec![7; 5000];
+        let long = Payload::Borrowed(&long);
+        let (waited, next) =
+            lanes.push_or_wait(&mut waiter, Waker::noop(), Lane::First, header, &long, None);
+        assert_eq!(waited, Err(NotQueued::TooLong { bytes_max }));
+        assert!(next.is_none() && lanes.waiters(Lane::First) == 0);
+        let mut batch = BatchBlock::new(0, limits, false);
+        assert!(batch.push(&Payload::Borrowed(b"short")) && batch.push(&long));
+        let name = Bytes::new();
+        let (queued, _) = lanes.push_batch_or_wait(
+            &mut waiter,
+            Waker::noop(),
+            Lane::First,
+            &mut batch,
+            (0, &name),
+        );
+        assert_eq!(queued, Err(NotQueued::TooLong { bytes_max }));
+        assert_eq!((batch.messages(), batch.longest()), (2, 5000));
+        // Another connection may take more.
+        assert!(lanes.fit_to(takes(1 << 20)).is_empty());
+        assert_eq!(push(5000), Ok(()));
     }
 }

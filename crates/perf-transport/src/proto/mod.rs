@@ -16,6 +16,7 @@ mod frame;
 mod gate;
 mod handshake;
 mod lane;
+mod line;
 mod liveness;
 mod pending;
 mod read_buffer;
@@ -36,13 +37,15 @@ pub use frame::{CHECKSUM_BYTES, FrameError, HEADER_BYTES, Header, Kind};
 pub use gate::{Gate, Notified};
 pub use handshake::{
     Accepted, CertificateFault, ConnectionClass, Define, FEATURE_CHECKSUM, FEATURE_GOODBYE,
-    HANDSHAKE_BYTES_MAX, HandshakeError, Hello, Local, Refuse, VERSION_MAX, VERSION_MIN, Welcome,
-    accept, check_welcome, refusal,
+    FEATURE_TRACE, FEATURE_WATCH, HANDSHAKE_BYTES_MAX, HandshakeError, Hello, Local, Refuse,
+    VERSION_MAX, VERSION_MIN, Welcome, accept, check_welcome, refusal,
 };
-pub use lane::{Lane, LaneLimits, Lanes, METHODS_MAX, NotQueued, Waiter};
+pub use lane::{Lane, LaneLimits, Lanes, METHODS_MAX, NotQueued, Takes};
+pub use line::Waiter;
 pub use liveness::{Liveness, LivenessLimits, Progress, Verdict};
 pub use pending::{CALLS_MAX, CallKey, Fault, Outcome, Pending};
 pub use read_buffer::ReadBuffer;
+pub(crate) use server::split_trace;
 pub use server::{Incoming, MethodName, NAME_BYTES_MAX, Server, ServerLimits};
 pub use stream::{BodyState, BodyStep, SendWindow};
 pub use time_limit::TimeLimit;

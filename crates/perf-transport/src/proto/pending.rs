@@ -1,6 +1,7 @@
 //! Calls that wait for their reply.
 
 use super::lane::Lane;
+use super::line::{Line, Turn, Waiter};
 use super::slots::Slots;
 use crate::primitive::{AtomicU64, AtomicUsize, Mutex, Ordering, mutant};
 use bytes::Bytes;
@@ -57,6 +58,10 @@ pub enum Fault {
         /// What the peer takes.
         bytes_max: u32,
     },
+    /// The peer's version does not know what was asked of it. The peer has not got it.
+    Unsupported,
+    /// There is a reply, and a trace context of 25 bytes before it. No fault, and here because replies without one pay nothing for it this way.
+    Traced(Bytes),
     /// The peer answered with an error: code and text.
     Rejected {
         /// A `RejectionCode` as a number.
@@ -68,6 +73,9 @@ pub enum Fault {
 
 /// How a call ended.
 pub type Outcome = Result<Bytes, Fault>;
+
+/// Callers wait for a slot. In the word that each call changes anyway, so that calls pay nothing for it.
+const WAITED_FOR: usize = 1 << (usize::BITS - 1);
 
 #[derive(Debug)]
 enum State {
@@ -102,7 +110,9 @@ impl Default for Slot {
 #[derive(Debug)]
 pub struct Pending {
     slots: Slots<Mutex<Slot>>,
+    /// How many slots are taken, with [`WAITED_FOR`] while callers wait for one.
     in_flight: AtomicUsize,
+    line: Mutex<Line>,
     /// No call that waits has a deadline before this, so until then there is none to look for.
     due_ms: AtomicU64,
 }
@@ -114,6 +124,7 @@ impl Pending {
         Self {
             slots: Slots::new(calls_max),
             in_flight: AtomicUsize::new(0),
+            line: Mutex::new(Line::default()),
             due_ms: AtomicU64::new(u64::MAX),
         }
     }
@@ -123,7 +134,67 @@ impl Pending {
     #[must_use]
     pub fn in_flight(&self) -> usize {
         // A hint for scheduling and statistics; nothing is ordered by it.
-        self.in_flight.load(Ordering::Relaxed)
+        self.in_flight.load(Ordering::Relaxed) & !WAITED_FOR
+    }
+
+    /// Takes a slot as [`open`](Self::open) does, or puts the caller in line for one. The caller calls this again when it is woken, and
+    /// [`forget`](Self::forget) if it gives up.
+    ///
+    /// The second value is a waker that the caller must call: the next in line, for which there may be a slot, too.
+    pub fn open_or_wait(
+        &self,
+        waiter: &mut Waiter,
+        waker: &Waker,
+        lane: Lane,
+        deadline_ms: u64,
+    ) -> (Option<CallKey>, Option<Waker>) {
+        let mut line = self.line.lock();
+        let turn = line.turn(waiter);
+        // Before the look for a slot: one that is freed behind that look wakes this caller, see `freed`.
+        if !mutant::is("slot_line_unseen") {
+            self.in_flight.fetch_or(WAITED_FOR, Ordering::AcqRel);
+        }
+        if turn != Turn::Waits
+            && let Some(key) = self.open(lane, deadline_ms)
+        {
+            let next = line.served(waiter);
+            self.note_line(&line);
+            return (Some(key), next);
+        }
+        line.wait(waiter, waker, turn);
+        (None, None)
+    }
+
+    /// The waiter gives up. Returns the next in line if it was the waiter's turn.
+    pub fn forget(&self, waiter: &mut Waiter) -> Option<Waker> {
+        if !waiter.is_in_line() {
+            return None;
+        }
+        let mut line = self.line.lock();
+        let next = line.leave(waiter);
+        self.note_line(&line);
+        next
+    }
+
+    /// Nobody waits for a slot any more. Returns who did, to be woken: they may have to go another way.
+    pub fn dismiss(&self) -> Vec<Waker> {
+        let mut line = self.line.lock();
+        let wakers = line.dismiss().collect();
+        self.note_line(&line);
+        wakers
+    }
+
+    /// How many wait for a slot and were not woken.
+    #[must_use]
+    pub fn waiters(&self) -> usize {
+        self.line.lock().waiters()
+    }
+
+    /// Under the line's lock, when it may have become empty.
+    fn note_line(&self, line: &Line) {
+        if line.is_empty() {
+            self.in_flight.fetch_and(!WAITED_FOR, Ordering::AcqRel);
+        }
     }
 
     /// Takes a slot for a call in this lane that may last until `deadline_ms`; `None` if all are taken.
@@ -213,6 +284,24 @@ impl Pending {
         }
     }
 
+    /// Ready if the call has ended, for a caller whose request is not queued yet. The outcome stays in its slot.
+    pub fn poll_lost(&self, key: CallKey, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(slot) = self.slot(key) else {
+            return Poll::Ready(());
+        };
+        let mut slot = slot.lock();
+        if slot.generation != key.generation() {
+            return Poll::Ready(());
+        }
+        match &mut slot.state {
+            State::Waiting(waker, _) => {
+                *waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            State::Free | State::Done(_) => Poll::Ready(()),
+        }
+    }
+
     /// Ends a call that nobody waits for any more. Its late reply will find nothing. Returns the lane of its request if there was no
     /// outcome yet: then the peer may be at work on it.
     #[inline]
@@ -237,8 +326,19 @@ impl Pending {
 
     #[inline]
     fn freed(&self, key: CallKey) {
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.slots.give_back(key.index());
+        // Behind the slot: who says before this that it waits is seen here, and who says so later finds the slot.
+        if self.in_flight.fetch_sub(1, Ordering::AcqRel) & WAITED_FOR != 0 {
+            self.freed_for_others();
+        }
+    }
+
+    #[cold]
+    fn freed_for_others(&self) {
+        let next = self.line.lock().wake_next();
+        if let Some(next) = next {
+            next.wake();
+        }
     }
 
     /// Ends every call whose deadline is not after `now_ms` with [`Fault::Timeout`], tells `ended` which and in what lane, and returns how many.

@@ -7,7 +7,9 @@ use super::handshake::Define;
 use super::lane::METHODS_MAX;
 use super::stream::BodyState;
 use super::time_limit::TimeLimit;
-use bytes::Bytes;
+use crate::primitive::mutant;
+use crate::trace::{TRACE_BYTES, TraceContext};
+use bytes::{Buf, Bytes};
 use prost::Message;
 use std::fmt;
 use std::sync::Arc;
@@ -54,6 +56,25 @@ impl fmt::Display for MethodName {
     }
 }
 
+/// Takes the trace context off the front of a message: the context, the header of the message without it, and the message.
+///
+/// # Errors
+/// [`FrameError::Malformed`] if there is no room for a context, or the kind has none.
+pub(crate) fn split_trace<'a>(
+    header: &Header,
+    payload: &'a [u8],
+) -> Result<(Option<TraceContext>, Header, &'a [u8]), FrameError> {
+    let malformed = FrameError::Malformed { kind: header.kind };
+    let kind = header.kind.untraced().ok_or(malformed)?;
+    let (context, rest) = payload.split_first_chunk().ok_or(malformed)?;
+    let header = Header {
+        kind,
+        length: header.length - TRACE_BYTES as u32,
+        ..*header
+    };
+    Ok((TraceContext::decode(context), header, rest))
+}
+
 /// Bounds of a [`Server`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerLimits {
@@ -72,6 +93,8 @@ pub enum Incoming {
     Message {
         /// Whether an answer is wanted.
         wants_reply: bool,
+        /// Whether the answer comes in chunks: it is a `Watch`.
+        in_chunks: bool,
         /// Number of its method, defined before.
         method: u16,
         /// Its id.
@@ -80,6 +103,8 @@ pub enum Incoming {
         sequence: u64,
         /// How long the peer waits for an answer.
         limit: TimeLimit,
+        /// Where it belongs in a trace.
+        trace: Option<TraceContext>,
         /// Its bytes.
         payload: Bytes,
     },
@@ -102,10 +127,21 @@ pub enum Incoming {
         sequence: u64,
         /// How long the peer waits for an answer.
         limit: TimeLimit,
+        /// Where it belongs in a trace.
+        trace: Option<TraceContext>,
         /// Its bytes.
         payload: Bytes,
         /// Where its body arrives.
         body: Arc<BodyState>,
+        /// Whether the answer comes in chunks, too: it is an `Exchange`.
+        in_chunks: bool,
+    },
+    /// The reader of an answer in chunks allows more.
+    Granted {
+        /// The request's id.
+        id: u64,
+        /// How many bytes.
+        bytes: u32,
     },
     /// A body more than may be open: answer that this side is busy. Its chunks will be ignored.
     TooManyBodies {
@@ -158,10 +194,12 @@ impl Server {
                 let sequence = self.admit(&header)?;
                 Ok(Incoming::Message {
                     wants_reply: header.kind == Kind::Request,
+                    in_chunks: false,
                     method: header.method,
                     id: header.id,
                     sequence,
                     limit: header.limit,
+                    trace: None,
                     payload,
                 })
             }
@@ -181,7 +219,32 @@ impl Server {
                     payload,
                 })
             }
-            Kind::StreamOpen => {
+            Kind::Watch => {
+                let sequence = self.admit(&header)?;
+                Ok(Incoming::Message {
+                    wants_reply: true,
+                    in_chunks: true,
+                    method: header.method,
+                    id: header.id,
+                    sequence,
+                    limit: header.limit,
+                    trace: None,
+                    payload,
+                })
+            }
+            Kind::StreamCredit => {
+                let malformed = FrameError::Malformed { kind: header.kind };
+                let mut payload = payload;
+                let bytes = payload.try_get_u32_le().map_err(|_| malformed)?;
+                if mutant::is("answer_credit_ignored") {
+                    return Ok(Incoming::Handled);
+                }
+                Ok(Incoming::Granted {
+                    id: header.id,
+                    bytes,
+                })
+            }
+            Kind::StreamOpen | Kind::Exchange => {
                 let sequence = self.admit(&header)?;
                 if self.bodies.iter().any(|(id, _)| *id == header.id) {
                     return Err(FrameError::Malformed { kind: header.kind });
@@ -197,8 +260,10 @@ impl Server {
                     id: header.id,
                     sequence,
                     limit: header.limit,
+                    trace: None,
                     payload,
                     body,
+                    in_chunks: header.kind == Kind::Exchange,
                 })
             }
             Kind::StreamChunk => {
@@ -221,6 +286,21 @@ impl Server {
             Kind::Ping => Ok(Incoming::Ping(header.id)),
             Kind::Pong => Ok(Incoming::Handled),
             Kind::Goodbye => Ok(Incoming::Goodbye),
+            Kind::TracedOneWay
+            | Kind::TracedRequest
+            | Kind::TracedStreamOpen
+            | Kind::TracedWatch
+            | Kind::TracedExchange => {
+                let (context, header, rest) = split_trace(&header, &payload)?;
+                let payload = payload.slice_ref(rest);
+                let mut incoming = self.receive(Frame { header, payload })?;
+                if let Incoming::Message { trace, .. } | Incoming::Opened { trace, .. } =
+                    &mut incoming
+                {
+                    *trace = context;
+                }
+                Ok(incoming)
+            }
             kind => Err(FrameError::Unexpected { kind }),
         }
     }

@@ -318,8 +318,10 @@ async fn serve(
             backlog_bytes_max: config.queue_bytes[class as usize * 2] + config.outbox_bytes,
             frame_bytes_max: accepted.welcome.frame_bytes_max as usize,
         },
-        inner.local.checksum,
+        (inner.local.checksum, accepted.stream_window_bytes),
         Arc::clone(&inner.unhandled),
+        #[cfg(feature = "metrics")]
+        inner.method_metrics.clone(),
     );
     let established = Established {
         read,

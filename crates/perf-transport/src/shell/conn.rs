@@ -75,10 +75,14 @@ pub(crate) struct Conn {
     parting: Mutex<Option<(BoxWrite, bool)>>,
     /// The peer knows what a good-bye of this side is.
     pub(crate) hears_goodbye: AtomicBool,
+    /// The peer knows trace contexts, as far as is known.
+    pub(crate) hears_traces: AtomicBool,
     /// Of the connection there is, or was last.
     pub(crate) info: Mutex<Option<Info>>,
     /// Why there is no connection, or was none when it was last tried.
     pub(crate) last_error: Mutex<Option<Arc<TransportError>>>,
+    /// Why the last connection ended.
+    pub(crate) last_close: Mutex<Option<Arc<CloseReason>>>,
     task: Mutex<Option<Waker>>,
     is_closing: AtomicBool,
     closing: Mutex<Option<CloseReason>>,
@@ -120,8 +124,10 @@ impl Conn {
             wire: Mutex::new(None),
             parting: Mutex::new(None),
             hears_goodbye: AtomicBool::new(true),
+            hears_traces: AtomicBool::new(true),
             info: Mutex::new(None),
             last_error: Mutex::new(None),
+            last_close: Mutex::new(None),
             task: Mutex::new(None),
             is_closing: AtomicBool::new(false),
             closing: Mutex::new(None),
@@ -329,7 +335,9 @@ impl Conn {
     /// A call has failed.
     #[cold]
     pub(crate) fn error(&self, fault: Fault) -> TransportError {
-        TransportError::from_fault(fault, self.peer, || self.last_error.lock().clone())
+        let ended = || self.last_close.lock().clone();
+        let failed = || self.last_error.lock().clone();
+        TransportError::from_fault(fault, self.peer, ended, failed)
     }
 
     /// The task has ended: forgets the stream. What is queued stays.

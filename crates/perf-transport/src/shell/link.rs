@@ -9,16 +9,19 @@ use crate::error::TransportError;
 use crate::event::{CloseReason, PeerEvent};
 use crate::proto::{
     Admission, Backoff, Channel, Client, ConnectionClass, Decoder, DialState, Dialer,
-    FEATURE_GOODBYE, Fault, FrameError, FrameRef, HandshakeError, Kind, ReadBuffer, Welcome,
-    check_welcome,
+    FEATURE_GOODBYE, FEATURE_TRACE, FEATURE_WATCH, Fault, FrameError, FrameRef, HandshakeError,
+    Kind, ReadBuffer, Takes, Welcome, check_welcome,
 };
 use crate::refused::Refused;
+use crate::stats::PeerState;
 use crate::transport::{Alive, Inner};
+use bytes::Bytes;
 use parking_lot::Mutex;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::Waker;
+use std::time::Duration;
 use tokio::time::timeout;
 
 /// One of a peer's two connections, from this node's side.
@@ -171,11 +174,12 @@ impl Link {
     }
 
     /// The connection has ended. `true` if somebody waits for the next one.
-    fn ended(&self) -> bool {
+    fn ended(&self, reason: &CloseReason) -> bool {
+        *self.conn.last_close.lock() = Some(Arc::new(reason.clone()));
         let mut dialer = self.dialer.lock();
         self.is_open.store(false, Ordering::Release);
         // Until somebody dials. Whoever is refused meanwhile does so.
-        let wakers = self.conn.channel.lanes.close();
+        let wakers = self.conn.channel.close();
         let was_idle = dialer.state() == DialState::Ending;
         if was_idle {
             self.conn.detach();
@@ -195,7 +199,7 @@ impl Link {
         dialer.draining();
         if dialer.state() == DialState::Draining {
             self.is_open.store(false, Ordering::Release);
-            let wakers = self.conn.channel.lanes.close();
+            let wakers = self.conn.channel.close();
             drop(dialer);
             wake(wakers);
         }
@@ -203,6 +207,10 @@ impl Link {
 
     /// No more connections.
     pub(crate) fn close(&self) {
+        self.conn
+            .last_close
+            .lock()
+            .get_or_insert_with(|| Arc::new(CloseReason::Closed));
         self.dialer.lock().close();
         self.is_open.store(false, Ordering::Release);
         self.refuse_new();
@@ -213,7 +221,7 @@ impl Link {
 
     /// Queues no new messages until the next connection is dialled. Who waits for room asks anew whether there is a way.
     fn refuse_new(&self) {
-        wake(self.conn.channel.lanes.close());
+        wake(self.conn.channel.close());
     }
 
     /// The connection is lost, or there will be none: what is queued is dropped. Only then `say` tells the dialer, so that whoever asks it next
@@ -227,6 +235,20 @@ impl Link {
     /// Whether it will never be connected again.
     pub(crate) fn is_closed(&self) -> bool {
         self.dialer.lock().state() == DialState::Closed
+    }
+
+    /// Where it stands, for people.
+    pub(crate) fn state(&self, now_ms: u64) -> PeerState {
+        match self.dialer.lock().state() {
+            DialState::Idle => PeerState::Idle,
+            DialState::Dialing => PeerState::Connecting,
+            DialState::Up | DialState::Ending => PeerState::Connected,
+            DialState::Draining => PeerState::Draining,
+            DialState::Backoff { until_ms } => PeerState::Unreachable {
+                retry_in: Duration::from_millis(until_ms.saturating_sub(now_ms)),
+            },
+            DialState::Closed => PeerState::Closed,
+        }
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -259,6 +281,8 @@ impl Drop for Running {
         };
         let link = self.peer.link(self.class);
         let fault = if link.is_up() {
+            let reason = CloseReason::Io(error.to_string());
+            *link.conn.last_close.lock() = Some(Arc::new(reason));
             Fault::Disconnected
         } else {
             Fault::Unreachable
@@ -290,7 +314,13 @@ async fn connected(inner: &Arc<Inner>, peer: &Arc<Peer>, class: ConnectionClass)
     link.conn
         .frame_bytes_max
         .store(welcome.frame_bytes_max, Ordering::Relaxed);
-    link.conn.channel.shorten(welcome.frame_bytes_max);
+    let traces = welcome.features & FEATURE_TRACE != 0;
+    link.conn.hears_traces.store(traces, Ordering::Relaxed);
+    link.conn.channel.fit_to(Takes {
+        frame_bytes_max: welcome.frame_bytes_max,
+        traces,
+        watches: welcome.features & FEATURE_WATCH != 0,
+    });
     if !link.connected() {
         link.lost(&Fault::Unreachable, |_| ());
         return;
@@ -311,7 +341,7 @@ async fn connected(inner: &Arc<Inner>, peer: &Arc<Peer>, class: ConnectionClass)
     parting::say(&link.conn, &reason, inner.local.checksum).await;
     inner.counts.connected(false);
     inner.counts.transferred(&link.conn);
-    let is_wanted = link.ended();
+    let is_wanted = link.ended(&reason);
     inner.events.report(PeerEvent::Lost {
         peer: peer.id,
         class,
@@ -444,7 +474,12 @@ impl Role for ClientRole {
     #[inline]
     fn receive(&mut self, frame: FrameRef<'_>, conn: &Arc<Conn>) -> Result<(), FrameError> {
         let was_draining = self.client.is_draining();
-        self.queued |= self.client.receive(frame.to_frame(), &conn.channel)?;
+        let mut frame = frame.to_frame();
+        if frame.header.kind == Kind::StreamChunk {
+            // It may lie there unread for long, and must not keep the memory around it.
+            frame.payload = Bytes::copy_from_slice(&frame.payload);
+        }
+        self.queued |= self.client.receive(frame, &conn.channel)?;
         if self.client.is_draining() && !was_draining {
             self.peer.link(self.class).draining();
         }

@@ -5,9 +5,10 @@ use bytes::{Bytes, BytesMut};
 use perf_transport::Payload;
 use perf_transport::proto::{
     Admission, Backoff, BatchBlock, BodyState, BodyStep, CallKey, Channel, ChannelLimits, Client,
-    ConnectionClass, Decoder, Define, DialState, Dialer, Fault, Header, Incoming, Kind, Lane,
-    LaneLimits, Liveness, LivenessLimits, Local, Messages, NotQueued, Notified, Progress,
-    SendWindow, Server, ServerLimits, TimeLimit, Transmit, Verdict, Waiter, accept, check_welcome,
+    ConnectionClass, Decoder, Define, DialState, Dialer, FEATURE_TRACE, FEATURE_WATCH, Fault,
+    Header, Incoming, Kind, Lane, LaneLimits, Liveness, LivenessLimits, Local, Messages, NotQueued,
+    Notified, Progress, SendWindow, Server, ServerLimits, Takes, TimeLimit, Transmit, Verdict,
+    Waiter, accept, check_welcome,
 };
 use prost::Message;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -19,6 +20,8 @@ const CALLS_MAX: usize = 6;
 const FRAMES_MAX: usize = 8;
 const BYTES_MAX: usize = 24 * 1024;
 const FRAME_BYTES_MAX: u32 = 16 * 1024;
+/// What a server takes that takes less: some of the payloads are longer.
+const FRAME_BYTES_LESS: u32 = 5000;
 const WINDOW_BYTES: u32 = 4000;
 const PIPE_BYTES: usize = 6000;
 const OUTBOX_BYTES: usize = 8000;
@@ -52,6 +55,10 @@ pub(crate) struct Summary {
     pub(crate) messages: u64,
     pub(crate) batched: u64,
     pub(crate) bodies: u64,
+    /// Answers in chunks that were read to their end.
+    pub(crate) watches: u64,
+    /// Callers that waited for a slot and got one.
+    pub(crate) patient: u64,
     /// Times in which the server only asked and read nothing.
     pub(crate) deaf: u64,
 }
@@ -136,9 +143,9 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(now_ms: u64) -> Self {
+    fn new(now_ms: u64, frame_bytes_max: u32) -> Self {
         Self {
-            decoder: Decoder::new(FRAME_BYTES_MAX, true),
+            decoder: Decoder::new(frame_bytes_max, true),
             input: BytesMut::new(),
             frames: 0,
             bytes: 0,
@@ -146,10 +153,13 @@ impl Reader {
         }
     }
 
-    /// What has arrived whole.
-    fn batch(&mut self) -> Bytes {
+    /// What has arrived whole. As the shell does, it looks at the header of what has not.
+    fn batch(&mut self) -> Result<Bytes, String> {
         let whole = self.decoder.whole_bytes(&self.input);
-        self.input.split_to(whole).freeze()
+        let batch = self.input.split_to(whole).freeze();
+        let needed = self.decoder.needed(&self.input);
+        needed.map_err(|error| error.to_string())?;
+        Ok(batch)
     }
 }
 
@@ -173,6 +183,16 @@ struct Accepted {
     /// Requests of this connection that have arrived.
     begun: HashSet<u64>,
     bodies: Vec<Reading>,
+    answering: Vec<Answering>,
+}
+
+/// An answer in chunks: its bytes are its number, over and over.
+struct Answering {
+    id: u64,
+    number: u64,
+    left: u64,
+    window: Arc<SendWindow>,
+    task: Task,
 }
 
 struct Reading {
@@ -188,6 +208,12 @@ struct Call {
     key: CallKey,
     task: Task,
     opened_ms: u64,
+}
+
+/// A caller that waits until fewer calls are in flight.
+struct Patient {
+    waiter: Waiter,
+    task: Task,
 }
 
 /// Somebody who waits for room, for a message or for a batch of several.
@@ -209,12 +235,23 @@ struct Sending {
     call: Task,
 }
 
+/// An answer in chunks that is being read.
+struct Watching {
+    number: u64,
+    key: CallKey,
+    body: Arc<BodyState>,
+    task: Task,
+    left: u64,
+}
+
 /// Which messages have arrived, each once.
 #[derive(Default)]
 struct Arrived {
     all: HashSet<u64>,
     /// Those that must arrive right behind the one before.
     batched: HashSet<u64>,
+    /// Those that a server with a smaller cap does not take.
+    long: HashSet<u64>,
     last: u64,
 }
 
@@ -224,7 +261,7 @@ impl Arrived {
             return Err(format!("message {number} arrived twice"));
         }
         if self.batched.contains(&number) {
-            if self.last != number - 1 {
+            if self.last != number - 1 && !self.long.contains(&(number - 1)) {
                 let last = self.last;
                 return Err(format!("message {number} of a batch came behind {last}"));
             }
@@ -252,6 +289,8 @@ struct World {
     is_cut: [bool; 2],
     cut_since: Option<u64>,
     calls: Vec<Call>,
+    /// Ids of calls that a server with a smaller cap does not take.
+    long_calls: HashSet<u64>,
     /// Until then nobody begins anything.
     quiet_until_ms: u64,
     /// When the connection is gone that nobody used.
@@ -262,8 +301,10 @@ struct World {
     deaf_until_ms: u64,
     /// How much the client had written when that last grew, and when that was.
     stuck: (u64, u64),
+    patient: Vec<Patient>,
     waiting: Vec<Waiting>,
     sending: Vec<Sending>,
+    watching: Vec<Watching>,
     numbers: u64,
     arrived: Arrived,
     answered: HashSet<u64>,
@@ -292,12 +333,12 @@ pub(crate) fn run(seed: u64) -> Result<Summary, String> {
     Ok(world.summary)
 }
 
-fn local(node: u64) -> Local {
+fn local(node: u64, frame_bytes_max: u32) -> Local {
     Local {
         cluster: "sim".to_owned(),
         node,
         incarnation: node,
-        frame_bytes_max: FRAME_BYTES_MAX,
+        frame_bytes_max,
         stream_window_bytes: WINDOW_BYTES,
         streams_max: 2,
         checksum: true,
@@ -358,13 +399,16 @@ impl World {
             is_cut: [false; 2],
             cut_since: None,
             calls: Vec::new(),
+            long_calls: HashSet::new(),
             quiet_until_ms: 0,
             ending_until: None,
             hesitant: Vec::new(),
             deaf_until_ms: 0,
             stuck: (0, 1),
+            patient: Vec::new(),
             waiting: Vec::new(),
             sending: Vec::new(),
+            watching: Vec::new(),
             numbers: 0,
             arrived: Arrived::default(),
             answered: HashSet::new(),
@@ -379,10 +423,12 @@ impl World {
         let is_quiet = self.now_ms < self.quiet_until_ms;
         match self.random.below(1000) {
             0..290 if is_quiet => self.end_if_idle(),
-            0..150 => self.new_call(),
+            0..130 => self.new_call(),
+            130..150 => self.new_patient(),
             150..220 => self.new_one_way(),
             220..270 => self.new_waiting(),
-            270..290 => self.new_body(),
+            270..280 => self.new_body(),
+            280..290 => self.new_watch(),
             290..330 => self.cancel_something(),
             330..350 if !self.is_calm => self.break_something(),
             350 => self.quiet_until_ms = self.now_ms + 2 * TIMEOUT_MS,
@@ -437,6 +483,9 @@ impl World {
     fn payload(&mut self, number: u64) -> Vec<u8> {
         let longest = if self.random.chance(10) { 9000 } else { 90 };
         let length = 8 + self.random.below(longest) as usize;
+        if length > FRAME_BYTES_LESS as usize {
+            self.arrived.long.insert(number);
+        }
         let mut payload = number.to_le_bytes().to_vec();
         payload.resize(length, number as u8);
         payload
@@ -501,8 +550,43 @@ impl World {
         let Some(key) = self.channel.pending.open(lane, deadline_ms) else {
             return Err(NotQueued::Full);
         };
+        self.begin_call_of(key, lane)
+    }
+
+    fn new_patient(&mut self) {
+        if self.patient.len() < 20 {
+            self.patient.push(Patient {
+                waiter: Waiter::default(),
+                task: Task::new(),
+            });
+        }
+    }
+
+    /// `true` if it waits on.
+    fn run_patient(&mut self, patient: &mut Patient) -> bool {
+        if !self.admit() {
+            wake(self.channel.pending.forget(&mut patient.waiter));
+            return false;
+        }
+        let deadline_ms = self.now_ms + TIMEOUT_MS;
+        let lane = self.lane();
+        let Patient { waiter, task } = patient;
+        let pending = &self.channel.pending;
+        let (key, next) = pending.open_or_wait(waiter, &task.waker, lane, deadline_ms);
+        wake(next);
+        let Some(key) = key else { return true };
+        self.summary.patient += 1;
+        // Refused is refused.
+        let _ = self.begin_call_of(key, lane);
+        false
+    }
+
+    fn begin_call_of(&mut self, key: CallKey, lane: Lane) -> Result<(), NotQueued> {
         let number = self.number();
         let payload = self.payload(number);
+        if payload.len() > FRAME_BYTES_LESS as usize {
+            self.long_calls.insert(key.id());
+        }
         let limit = TimeLimit::from_millis(TIMEOUT_MS);
         let header = Header::new(Kind::Request, 3, key.id()).within(limit);
         let payload = Payload::Borrowed(&payload);
@@ -617,8 +701,101 @@ impl World {
         });
     }
 
+    fn new_watch(&mut self) {
+        if !self.admit() {
+            return;
+        }
+        let deadline_ms = self.now_ms + 100 * TIMEOUT_MS;
+        let channel = &self.channel;
+        let Some(key) = channel.pending.open(Lane::Second, deadline_ms) else {
+            return;
+        };
+        let Some(body) = channel.open_answer(key, WINDOW_BYTES, 2) else {
+            channel.pending.cancel(key);
+            return;
+        };
+        self.numbers += 1;
+        let (number, left) = (self.numbers, self.random.below(20_000));
+        let header = Header::new(Kind::Watch, 3, key.id());
+        let head = [number.to_le_bytes(), left.to_le_bytes()].concat();
+        let (lane, payload) = (Lane::Second, Payload::Borrowed(&head));
+        let pushed = channel.lanes.push(lane, header, &payload, Some(&define()));
+        if pushed.is_err() {
+            channel.close_answer(key);
+            channel.pending.cancel(key);
+            return;
+        }
+        self.notify_client();
+        self.watching.push(Watching {
+            number,
+            key,
+            body,
+            task: Task::new(),
+            left,
+        });
+    }
+
+    /// Reads what has arrived of an answer, then looks whether there is more to come.
+    fn run_watching(&mut self, mut watching: Watching) -> Result<Option<Watching>, String> {
+        if !watching.task.is_woken() {
+            return Ok(Some(watching));
+        }
+        self.read_answer(&mut watching)?;
+        let mut cx = Context::from_waker(&watching.task.waker);
+        let outcome = match self.channel.pending.poll(watching.key, &mut cx) {
+            Poll::Pending => return Ok(Some(watching)),
+            Poll::Ready(outcome) => outcome,
+        };
+        // What came between the two looks.
+        self.read_answer(&mut watching)?;
+        if let Ok(reply) = outcome {
+            let (number, left) = (number_of(&reply)?, watching.left);
+            if number != watching.number || left > 0 {
+                let wanted = watching.number;
+                return Err(format!(
+                    "watch {wanted} ended as {number}, without {left} bytes"
+                ));
+            }
+            self.summary.watches += 1;
+        }
+        self.channel.close_answer(watching.key);
+        Ok(None)
+    }
+
+    fn read_answer(&mut self, watching: &mut Watching) -> Result<(), String> {
+        let mut cx = Context::from_waker(&watching.task.waker);
+        while let Poll::Ready(BodyStep::Chunk(chunk, grant)) = watching.body.poll_next(&mut cx) {
+            let number = watching.number as u8;
+            if chunk.iter().any(|&byte| byte != number) {
+                return Err(format!("watch {number} got the chunk of another one"));
+            }
+            let more = watching.left.checked_sub(chunk.len() as u64);
+            watching.left = more.ok_or("an answer is longer than it was sent")?;
+            if grant > 0 {
+                let header = Header::new(Kind::StreamCredit, 0, watching.key.id());
+                let grant = grant.to_le_bytes();
+                let payload = Payload::Borrowed(&grant);
+                let lanes = &self.channel.lanes;
+                let _ = lanes.push(Lane::System, header, &payload, None);
+                self.notify_client();
+            }
+        }
+        Ok(())
+    }
+
     fn cancel_something(&mut self) {
-        match self.random.below(3) {
+        match self.random.below(5) {
+            4 if !self.watching.is_empty() && self.random.chance(30) => {
+                let watching = self.watching.swap_remove(0);
+                self.channel.close_answer(watching.key);
+                self.cancel(watching.key);
+            }
+            3 if !self.patient.is_empty() => {
+                let place = self.random.below(self.patient.len() as u64) as usize;
+                let mut patient = self.patient.remove(place);
+                wake(self.channel.pending.forget(&mut patient.waiter));
+                self.summary.cancelled += 1;
+            }
             0 if !self.calls.is_empty() => {
                 let place = self.random.below(self.calls.len() as u64) as usize;
                 let call = self.calls.swap_remove(place);
@@ -745,7 +922,7 @@ impl World {
             return;
         }
         self.dialled = None;
-        wake(self.channel.lanes.close());
+        wake(self.channel.close());
         self.dialer.lost();
         if self.channel.lanes.queued().1 > 0 {
             self.admit();
@@ -758,7 +935,7 @@ impl World {
             self.ending_until = Some(self.now_ms);
             self.ended();
         } else if self.dialled.take().is_some() {
-            wake(self.channel.lanes.close());
+            wake(self.channel.close());
             wake(self.channel.lost(&Fault::Disconnected));
             self.dialer.lost();
             self.summary.lost += 1;
@@ -781,21 +958,33 @@ impl World {
             return Err("a second connection was dialled".to_owned());
         }
         if self.is_cut[0] || self.is_cut[1] || (!self.is_calm && self.random.chance(20)) {
-            wake(self.channel.lanes.close());
+            wake(self.channel.close());
             wake(self.channel.lost(&Fault::Unreachable));
             self.dialer.failed(until_ms);
             return Ok(());
         }
         self.connections += 1;
         let number = self.connections;
-        let said = local(1)
+        // Restarted with another configuration, now and then.
+        let cap = if self.random.chance(30) {
+            FRAME_BYTES_LESS
+        } else {
+            FRAME_BYTES_MAX
+        };
+        let (client, server) = (local(1, FRAME_BYTES_MAX), local(2, cap));
+        let said = client
             .hello(2, number, ConnectionClass::Bulk)
             .encode_to_vec();
-        let accepted = accept(&local(2), &Header::new(Kind::Hello, 0, 0), &said.into());
+        let accepted = accept(&server, &Header::new(Kind::Hello, 0, 0), &said.into());
         let accepted = accepted.map_err(|error| error.to_string())?;
         let answer = accepted.welcome.encode_to_vec().into();
-        let welcome = check_welcome(&local(1), 2, &Header::new(Kind::Welcome, 0, 0), &answer);
-        welcome.map_err(|error| error.to_string())?;
+        let welcome = check_welcome(&client, 2, &Header::new(Kind::Welcome, 0, 0), &answer);
+        let welcome = welcome.map_err(|error| error.to_string())?;
+        self.channel.fit_to(Takes {
+            frame_bytes_max: welcome.frame_bytes_max,
+            traces: welcome.features & FEATURE_TRACE != 0,
+            watches: welcome.features & FEATURE_WATCH != 0,
+        });
         // A connection that the client has given up may still be there on the server.
         self.server_gone();
         self.to_server = Pipe::default();
@@ -808,7 +997,7 @@ impl World {
             number,
             channel: channel(),
             writer: writer(),
-            reader: Reader::new(self.now_ms),
+            reader: Reader::new(self.now_ms, cap),
             server: Server::new(ServerLimits {
                 streams_max: 2,
                 stream_window_bytes: WINDOW_BYTES,
@@ -816,11 +1005,12 @@ impl World {
             owed: Vec::new(),
             begun: HashSet::new(),
             bodies: Vec::new(),
+            answering: Vec::new(),
         });
         self.dialled = Some(Dialled {
             number,
             writer: writer(),
-            reader: Reader::new(self.now_ms),
+            reader: Reader::new(self.now_ms, FRAME_BYTES_MAX),
             client: Client::new(),
         });
         if !self.dialer.connected() {
@@ -926,7 +1116,7 @@ impl World {
         dialled.reader.bytes += read.len() as u64;
         dialled.reader.input.extend_from_slice(&read);
         let mut queued = false;
-        let batch = dialled.reader.batch();
+        let batch = dialled.reader.batch()?;
         let mut at = 0;
         while let Some(frame) = dialled
             .reader
@@ -961,7 +1151,7 @@ impl World {
         let read = self.to_server.read(self.now_ms, most);
         accepted.reader.bytes += read.len() as u64;
         accepted.reader.input.extend_from_slice(&read);
-        let batch = accepted.reader.batch();
+        let batch = accepted.reader.batch()?;
         let mut at = 0;
         while let Some(frame) = accepted
             .reader
@@ -975,6 +1165,29 @@ impl World {
                 .receive(frame.to_frame())
                 .map_err(|error| error.to_string())?
             {
+                Incoming::Message {
+                    in_chunks: true,
+                    id,
+                    payload,
+                    ..
+                } => {
+                    let (number, left) = (number_of(&payload)?, number_of(&payload[8..])?);
+                    let key = CallKey::from_id(id);
+                    let credit = WINDOW_BYTES.into();
+                    let window = accepted.channel.open_window(key, credit, usize::MAX);
+                    accepted.begun.insert(id);
+                    accepted.answering.push(Answering {
+                        id,
+                        number,
+                        left,
+                        window: window.ok_or("no window")?,
+                        task: Task::new(),
+                    });
+                }
+                Incoming::Granted { id, bytes } => {
+                    let key = CallKey::from_id(id);
+                    accepted.channel.grant(key, bytes.into());
+                }
                 Incoming::Message {
                     wants_reply,
                     id,
@@ -999,13 +1212,16 @@ impl World {
                     }
                 }
                 Incoming::Cancelled { id } => {
-                    if !accepted.begun.contains(&id) {
+                    // A request that is too long for this server was taken out, and its cancellation may have been queued before.
+                    if !accepted.begun.contains(&id) && !self.long_calls.contains(&id) {
                         return Err(format!("the end of request {id} came before it"));
                     }
                     let owed = accepted.owed.len();
                     accepted.owed.retain(|(_, other, _)| *other != id);
                     self.summary.stopped += (owed - accepted.owed.len()) as u64;
                     accepted.bodies.retain(|reading| reading.id != id);
+                    accepted.channel.close_window(CallKey::from_id(id));
+                    accepted.answering.retain(|answering| answering.id != id);
                 }
                 Incoming::Batch { payload, .. } => {
                     let (messages, _) =
@@ -1070,6 +1286,9 @@ impl World {
                 .is_err()
         });
         Self::notify_server(channel);
+        accepted
+            .answering
+            .retain_mut(|answering| Self::answer(answering, channel));
         let mut replies = Vec::new();
         for reading in &mut accepted.bodies {
             if !reading.task.is_woken() {
@@ -1120,10 +1339,59 @@ impl World {
         Ok(())
     }
 
+    /// Sends chunks of an answer as far as there is credit and room, then its end. `true` if there is more to do.
+    fn answer(answering: &mut Answering, channel: &Channel) -> bool {
+        let key = CallKey::from_id(answering.id);
+        if !answering.task.is_woken() {
+            return true;
+        }
+        let mut cx = Context::from_waker(&answering.task.waker);
+        // What is taken must be sent.
+        while channel.lanes.queued().1 + 2 <= FRAMES_MAX {
+            if answering.left == 0 {
+                let reply = Header::new(Kind::Reply, 0, answering.id);
+                let number = answering.number.to_le_bytes();
+                let payload = Payload::Borrowed(&number);
+                let pushed = channel.lanes.push(Lane::Second, reply, &payload, None);
+                if pushed.is_err() {
+                    break;
+                }
+                channel.close_window(key);
+                Self::notify_server(channel);
+                return false;
+            }
+            let wanted = answering.left.min(900);
+            let taken = match answering.window.poll_take(wanted, &mut cx) {
+                Poll::Ready(Some(taken)) => taken,
+                Poll::Ready(None) => return false,
+                Poll::Pending => return true,
+            };
+            let header = Header::new(Kind::StreamChunk, 0, answering.id);
+            let chunk = vec![answering.number as u8; taken as usize];
+            let payload = Payload::Shared(chunk.into());
+            // There is room, see above.
+            let _ = channel.lanes.push(Lane::Second, header, &payload, None);
+            answering.left -= taken;
+            Self::notify_server(channel);
+        }
+        answering.task.waker.wake_by_ref();
+        true
+    }
+
     fn run_tasks(&mut self) -> Result<(), String> {
+        for watching in std::mem::take(&mut self.watching) {
+            if let Some(watching) = self.run_watching(watching)? {
+                self.watching.push(watching);
+            }
+        }
         for call in std::mem::take(&mut self.calls) {
             if let Some(call) = self.run_call(call)? {
                 self.calls.push(call);
+            }
+        }
+        for mut patient in std::mem::take(&mut self.patient) {
+            if !patient.task.is_woken() || self.run_patient(&mut patient) {
+                self.patient.push(patient);
             }
         }
         for mut waiting in std::mem::take(&mut self.waiting) {
@@ -1189,7 +1457,7 @@ impl World {
         if result.is_ok() {
             self.notify_client();
         }
-        result.is_err()
+        matches!(result, Err(NotQueued::Full | NotQueued::Closed))
     }
 
     fn run_sending(&mut self, mut sending: Sending) -> Result<Option<Sending>, String> {
@@ -1307,6 +1575,11 @@ impl World {
                 self.waiting.len()
             ));
         }
+        let slot_waiters = self.channel.pending.waiters();
+        if !self.patient.is_empty() || slot_waiters > 0 {
+            let patient = self.patient.len();
+            return Err(format!("{patient} wait for a slot that is free"));
+        }
         if let Some(call) = self.calls.first() {
             let age_ms = self.now_ms - call.opened_ms;
             return Err(format!(
@@ -1321,6 +1594,9 @@ impl World {
         {
             let owed = accepted.owed.len();
             return Err(format!("{owed} handlers work for callers that are gone"));
+        }
+        if !self.watching.is_empty() {
+            return Err("an answer is stuck".to_owned());
         }
         if !self.sending.is_empty() || self.channel.windows() > 0 {
             return Err("a body is stuck".to_owned());

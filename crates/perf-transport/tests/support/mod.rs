@@ -196,13 +196,18 @@ pub(crate) mod raw {
         stream
     }
 
-    /// Lets a dialling node in as node 2.
+    /// Lets a dialling node in as node 2, of a version that has no feature.
     pub(crate) async fn welcome(stream: &mut TcpStream) {
+        welcome_with(stream, 0).await;
+    }
+
+    /// The same with these features.
+    pub(crate) async fn welcome_with(stream: &mut TcpStream, features: u64) {
         let (kind, ..) = soon(read(stream)).await.expect("a hello");
         assert_eq!(kind, Kind::Hello as u8);
         let welcome = Welcome {
             version: 1,
-            features: 0,
+            features,
             node: 2,
             incarnation: 1,
             frame_bytes_max: 1 << 20,

@@ -47,7 +47,7 @@ impl Report {
         self.latencies.value_at_quantile(quantile) as f64 / 1000.0
     }
 
-    /// Fails when anything acknowledged is missing or wrong.
+    /// Fails when anything acknowledged is missing or wrong, or memory or disk grow over a long run.
     pub(super) fn verdict(&self) -> Result<()> {
         let wrong = &self.checks.wrong;
         if !wrong.is_empty() {
@@ -63,6 +63,9 @@ impl Report {
                 "{} histories were not judged by both checkers: run it again with fewer --clients",
                 self.checks.undecided
             );
+        }
+        if let Some(growth) = self.curve.growth() {
+            bail!("{growth}: what is needless must go (--seed {})", self.seed);
         }
         if let Some(fault) = self.faults.iter().find(|fault| fault.outage.is_none()) {
             bail!(

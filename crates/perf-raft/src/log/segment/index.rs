@@ -1,7 +1,7 @@
 //! Where everything that counts is: for each group its latest state and the places of its entries, and for each segment how much of
 //! it is live.
 
-use super::job::{Change, SnapshotRecord, Span};
+use super::job::{Change, ENTRY_HEADER_BYTES, SnapshotRecord, Span};
 use crate::GroupId;
 use crate::members::Identity;
 use crate::primitive::mutant;
@@ -25,6 +25,18 @@ pub(super) struct Run {
     pub(super) count: u64,
     bytes: u64,
     pub(super) at: At,
+    /// Their term, `None` if there are several.
+    pub(super) term: Option<u64>,
+    /// Bytes of the longest payload of the job.
+    pub(super) longest: u32,
+}
+
+impl Run {
+    /// Bytes of all payloads, an estimate for a part of a job.
+    pub(super) fn payload_bytes(&self) -> u64 {
+        let headers = self.count.saturating_mul(ENTRY_HEADER_BYTES as u64);
+        self.bytes.saturating_sub(headers)
+    }
 }
 
 /// A value and the segment that holds its latest record.
@@ -64,6 +76,36 @@ impl Group {
 
     pub(super) fn runs(&self) -> &BTreeMap<u64, Run> {
         &self.runs
+    }
+
+    /// Runs that hold entries from `first` on and below `end`, cut to them: as many as have `bytes_max` bytes of payload together, or one more.
+    pub(super) fn runs_from(&self, first: u64, end: u64, bytes_max: u64) -> Vec<(u64, Run)> {
+        let mut found = Vec::new();
+        let (mut due, mut bytes) = (first, 0);
+        let before = self.runs.range(..=first).next_back();
+        let behind = self.runs.range(first..).skip_while(|(at, _)| **at == first);
+        for (&at, run) in before.into_iter().chain(behind) {
+            let mut run = *run;
+            if due < at || due >= at + run.count || due >= end || bytes > bytes_max {
+                break;
+            }
+            if due > at {
+                run = run.split(due - at);
+            }
+            if end - due < run.count {
+                run.split(end - due);
+            }
+            bytes += run.payload_bytes();
+            found.push((due, run));
+            due += run.count;
+        }
+        found
+    }
+
+    /// Where the entry of an index is.
+    pub(super) fn at(&self, index: u64) -> Option<At> {
+        let (first, run) = self.runs.range(..=index).next_back()?;
+        (index < first + run.count).then_some(run.at)
     }
 
     /// The index of the next entry.
@@ -152,23 +194,30 @@ impl Index {
         runs
     }
 
-    /// Whether entries that begin at `first` follow what there is.
-    pub(super) fn check_append(&self, change: &Change) -> Result<(), String> {
-        let Some(span) = &change.span else {
-            return Ok(());
-        };
-        let next = self.groups.get(&change.group).map_or(1, Group::next_index);
-        let compacted = self
-            .groups
-            .get(&change.group)
-            .map_or(0, |group| group.compacted.value.0);
-        if span.first <= compacted || span.first > next {
-            return Err(format!(
-                "group {}: entries from {} on, where {} to {next} are possible: append without gaps, and nothing that is compacted",
-                change.group.0,
-                span.first,
-                compacted + 1
-            ));
+    /// Whether the entries of each job follow what there is then.
+    pub(super) fn check(&self, changes: &[Change]) -> Result<(), String> {
+        for (place, change) in changes.iter().enumerate() {
+            let Some(span) = change.span.as_ref().filter(|_| !change.moved) else {
+                continue;
+            };
+            let group = self.groups.get(&change.group);
+            let (mut compacted, mut next) = group.map_or((0, 1), |group| {
+                (group.compacted.value.0, group.next_index())
+            });
+            let earlier = changes[..place].iter();
+            for before in earlier.filter(|before| before.group == change.group) {
+                (compacted, next) = before.bounds_after(compacted, next);
+                next = before.span.map_or(next, |span| span.end());
+            }
+            (compacted, next) = change.bounds_after(compacted, next);
+            if span.first <= compacted || span.first > next {
+                return Err(format!(
+                    "group {}: entries from {} on, where {} to {next} are possible: append without gaps, and nothing that is compacted",
+                    change.group.0,
+                    span.first,
+                    compacted + 1
+                ));
+            }
         }
         Ok(())
     }
@@ -276,6 +325,8 @@ impl Group {
             count: span.count,
             bytes: span.bytes,
             at,
+            term: span.term,
+            longest: span.longest,
         };
         self.runs.insert(span.first, run);
     }
@@ -325,7 +376,7 @@ impl Run {
         let tail = Self {
             count: self.count - count,
             bytes: self.bytes - share,
-            at: self.at,
+            ..*self
         };
         (self.count, self.bytes) = (count, share);
         tail

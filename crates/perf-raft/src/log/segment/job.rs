@@ -22,7 +22,7 @@ const MOVED: u32 = 1 << 6;
 const ALL: u32 = (1 << 7) - 1;
 
 /// Bytes of an entry before its data.
-const ENTRY_HEADER_BYTES: usize = 20;
+pub(super) const ENTRY_HEADER_BYTES: usize = 20;
 
 /// What the log knows of a snapshot, whose data is a file of its own.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -74,6 +74,10 @@ pub(super) struct Span {
     pub(super) count: u64,
     /// Bytes of the entries in the record.
     pub(super) bytes: u64,
+    /// Their term, `None` if there are several.
+    pub(super) term: Option<u64>,
+    /// Bytes of the longest payload, at most 4 GiB.
+    pub(super) longest: u32,
 }
 
 impl Span {
@@ -141,6 +145,19 @@ impl Change {
         Ok(())
     }
 
+    /// The last compacted index and the index of the next entry, once the job's snapshot and compaction have taken effect.
+    pub(super) fn bounds_after(&self, mut compacted: u64, mut next: u64) -> (u64, u64) {
+        if let Some(snapshot) = self.snapshot.as_ref().filter(|_| self.replaces_log) {
+            compacted = snapshot.position().0;
+            next = compacted + 1;
+        }
+        if let Some((index, _)) = self.compacted {
+            compacted = compacted.max(index);
+            next = next.max(compacted + 1);
+        }
+        (compacted, next)
+    }
+
     fn flags(&self, has_entries: bool) -> u32 {
         let flags = [
             (self.snapshot.is_some(), SNAPSHOT),
@@ -161,6 +178,7 @@ fn encode_entries(first: u64, entries: &[Entry], out: &mut Vec<u8>) -> Result<Sp
     out.extend((entries.len() as u32).to_le_bytes());
     let length_at = out.len();
     out.extend([0; 4]);
+    let mut longest = 0;
     for (due, entry) in (first..).zip(entries) {
         if entry.index != due {
             return Err(format!(
@@ -172,6 +190,7 @@ fn encode_entries(first: u64, entries: &[Entry], out: &mut Vec<u8>) -> Result<Sp
         if data.max(context) > u32::MAX as usize {
             return Err(format!("the entry {due} has more than 4 GiB: split it"));
         }
+        longest = longest.max(data.saturating_add(context));
         let mut header = [0; ENTRY_HEADER_BYTES];
         header[..8].copy_from_slice(&entry.term.to_le_bytes());
         header[8..12].copy_from_slice(&(data as u32).to_le_bytes());
@@ -189,6 +208,40 @@ fn encode_entries(first: u64, entries: &[Entry], out: &mut Vec<u8>) -> Result<Sp
         first,
         count: entries.len() as u64,
         bytes: bytes as u64,
+        term: one_term(entries.iter().map(|entry| entry.term)),
+        longest: u32::try_from(longest).unwrap_or(u32::MAX),
+    })
+}
+
+/// The term, if all are the same.
+fn one_term(mut terms: impl Iterator<Item = u64>) -> Option<u64> {
+    let first = terms.next()?;
+    terms.all(|term| term == first).then_some(first)
+}
+
+/// What the index keeps of entries in a record. `None` if the bytes are not the entries that are announced.
+fn scan_entries(first: u64, count: u32, bytes: &[u8]) -> Option<Span> {
+    let (mut at, mut longest) = (0_usize, 0_usize);
+    let mut term = None;
+    for place in 0..count {
+        let header = bytes.get(at..)?.get(..ENTRY_HEADER_BYTES)?;
+        let data = u32_at(header, 8)? as usize;
+        let payload = data.checked_add(u32_at(header, 12)? as usize)?;
+        let its = u64_at(header, 0)?;
+        term = if place == 0 {
+            Some(its)
+        } else {
+            term.filter(|term| *term == its)
+        };
+        longest = longest.max(payload);
+        at = at.checked_add(ENTRY_HEADER_BYTES)?.checked_add(payload)?;
+    }
+    (at == bytes.len()).then(|| Span {
+        first,
+        count: u64::from(count),
+        bytes: bytes.len() as u64,
+        term,
+        longest: u32::try_from(longest).unwrap_or(u32::MAX),
     })
 }
 
@@ -234,11 +287,9 @@ fn decode_job<'a>(reader: &mut Reader<'a>) -> Option<Stored<'a>> {
         entries = reader.part(len as usize)?;
         // No overflow of what follows the last index.
         first.checked_add(u64::from(count))?;
-        change.span = (count > 0).then_some(Span {
-            first,
-            count: u64::from(count),
-            bytes: u64::from(len),
-        });
+        if count > 0 {
+            change.span = Some(scan_entries(first, count, entries)?);
+        }
     }
     if flags & HARD_STATE != 0 {
         change.hard_state = Some(HardState {

@@ -21,18 +21,21 @@ pub use inspect::{GroupInfo, LogInfo, SegmentInfo};
 pub use repair::Repair;
 
 use super::disk::{self, Access, Disk, RealDisk};
-use super::{LogError, LogJob, LogState, LogStore, StoredSnapshot};
+use super::{LogError, LogJob, LogOutline, LogReader, LogState, LogStore, StoredSnapshot};
 use crate::GroupId;
 use crate::primitive::mutant;
 use folder::Names;
-use index::Index;
+use index::Run;
 use job::{Change, SnapshotRecord};
-use reader::Reader;
+use parking_lot::Mutex;
+use raft::eraftpb::Entry;
+use reader::{Reader, SegmentReader, Shared};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use survey::Survey;
 use writer::Tail;
 
@@ -78,7 +81,8 @@ impl Default for SegmentLogOptions {
 /// - A failed write or fsync is reported and never repeated; the log refuses all writes after it.
 /// - The format has a version, and a log of a newer version is refused ([`LogError::Version`]).
 ///
-/// The index in memory takes some 100 bytes for each job with live entries.
+/// The index in memory takes some 100 bytes for each job with live entries. Entries are read from disk when they are needed, by as many readers
+/// as there are groups; all of them together keep one record in memory.
 ///
 /// ```no_run
 /// let log = perf_raft::log::SegmentLog::open("/var/lib/node/raft")?;
@@ -91,7 +95,8 @@ pub struct SegmentLog {
     /// The log's id, 0 before there is a segment.
     log: u64,
     has_id: bool,
-    index: Index,
+    /// What readers share with the log.
+    shared: Arc<Shared>,
     /// Lengths of the segments by number.
     segments: BTreeMap<u64, u64>,
     tail: Option<Tail>,
@@ -180,7 +185,11 @@ impl SegmentLog {
             options: options.clone(),
             log: survey.log,
             has_id: survey.names.has_id,
-            index: survey.index,
+            shared: Arc::new(Shared {
+                index: Mutex::new(survey.index),
+                log: AtomicU64::new(survey.log),
+                reader: Mutex::default(),
+            }),
             segments: BTreeMap::new(),
             tail: None,
             next: None,
@@ -250,7 +259,7 @@ impl SegmentLog {
         let spares = self.spares.len() as u64 * self.options.segment_bytes;
         DiskUse {
             bytes: segments + spares,
-            live_bytes: self.index.live_bytes(),
+            live_bytes: self.shared.index.lock().live_bytes(),
         }
     }
 
@@ -323,7 +332,8 @@ impl SegmentLog {
         }
         for &(group, number) in &names.snapshots {
             self.snapshots_saved = self.snapshots_saved.max(number);
-            let record = self.index.group(group).and_then(|group| group.snapshot());
+            let index = self.shared.index.lock();
+            let record = index.group(group).and_then(|group| group.snapshot());
             if record.is_none_or(|record| record.number != number) {
                 strays.push(folder::snapshot(&self.folder, group, number));
             }
@@ -405,6 +415,39 @@ impl SegmentLog {
         Ok(())
     }
 
+    /// What there is of a group but for its entries.
+    fn beginning(&self, group: GroupId) -> Result<Option<LogOutline>, LogError> {
+        let index = self.shared.index.lock();
+        let Some(index) = index.group(group) else {
+            return Ok(None);
+        };
+        let snapshot = index.snapshot();
+        let snapshot =
+            snapshot.map(|record| load_snapshot(&*self.disk, &self.folder, group, record));
+        Ok(Some(LogOutline {
+            hard_state: index.hard_state().cloned().unwrap_or_default(),
+            snapshot: snapshot.transpose()?,
+            compacted: index.compacted(),
+            identity: index.identity(),
+            ..LogOutline::default()
+        }))
+    }
+
+    fn runs(&self, group: GroupId) -> Vec<(u64, Run)> {
+        let index = self.shared.index.lock();
+        let runs = index.group(group).map(|group| group.runs());
+        let runs = runs.into_iter().flatten();
+        runs.map(|(first, run)| (*first, *run)).collect()
+    }
+
+    /// The entries of a run.
+    fn entries(&mut self, group: GroupId, first: u64, run: Run) -> Result<Vec<Entry>, LogError> {
+        let place = survey::place(self.log, run.at.segment);
+        let wanted = (group, first, run);
+        self.reader
+            .entries(&*self.disk, &self.folder, place, wanted)
+    }
+
     /// Remembers an error: what is durable after it is unknown, so that nothing may be built on it.
     fn poisoned<T>(&mut self, result: Result<T, LogError>) -> Result<T, LogError> {
         if let Err(error) = &result
@@ -422,28 +465,46 @@ impl SegmentLog {
 
 impl LogStore for SegmentLog {
     fn load(&mut self, group: GroupId) -> Result<Option<LogState>, LogError> {
-        let Some(index) = self.index.group(group) else {
+        let Some(outline) = self.beginning(group)? else {
             return Ok(None);
         };
-        let snapshot = index.snapshot();
-        let snapshot =
-            snapshot.map(|record| load_snapshot(&*self.disk, &self.folder, group, record));
-        let mut state = LogState {
-            hard_state: index.hard_state().cloned().unwrap_or_default(),
-            snapshot: snapshot.transpose()?,
-            compacted: index.compacted(),
-            entries: Vec::new(),
-            identity: index.identity(),
-        };
-        for (&first, &run) in index.runs() {
-            let wanted = (group, first, run);
-            let place = survey::place(self.log, run.at.segment);
-            let entries = self
-                .reader
-                .entries(&*self.disk, &self.folder, place, wanted)?;
-            state.entries.extend(entries);
+        let runs = self.runs(group);
+        let mut entries = Vec::new();
+        for (first, run) in runs {
+            entries.extend(self.entries(group, first, run)?);
         }
-        Ok(Some(state))
+        Ok(Some(LogState {
+            hard_state: outline.hard_state,
+            snapshot: outline.snapshot,
+            compacted: outline.compacted,
+            entries,
+            identity: outline.identity,
+        }))
+    }
+
+    /// From the index in memory: a record is read only where a job has entries of several terms.
+    fn outline(&mut self, group: GroupId) -> Result<Option<LogOutline>, LogError> {
+        let Some(mut outline) = self.beginning(group)? else {
+            return Ok(None);
+        };
+        for (first, run) in self.runs(group) {
+            match run.term {
+                Some(term) => {
+                    outline.push(run.count, term, run.payload_bytes(), u64::from(run.longest))
+                }
+                None => outline.push_entries(&self.entries(group, first, run)?),
+            }
+        }
+        Ok(Some(outline))
+    }
+
+    fn reader(&mut self) -> Result<Option<Box<dyn LogReader>>, LogError> {
+        let reader = SegmentReader {
+            disk: Arc::clone(&self.disk),
+            folder: self.folder.clone(),
+            shared: Arc::clone(&self.shared),
+        };
+        Ok(Some(Box::new(reader)))
     }
 
     fn save_snapshot(&mut self, group: GroupId, snapshot: &StoredSnapshot) -> Result<(), LogError> {
@@ -459,7 +520,7 @@ impl LogStore for SegmentLog {
     }
 
     fn groups(&mut self) -> Result<Vec<GroupId>, LogError> {
-        Ok(self.index.groups().keys().copied().collect())
+        Ok(self.shared.index.lock().groups().keys().copied().collect())
     }
 
     fn damage(&self) -> Option<String> {

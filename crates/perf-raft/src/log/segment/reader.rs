@@ -1,15 +1,21 @@
-//! Reads single records back, and checks each.
+//! Reads single records back, and checks each: for the log itself, and for readers in other threads.
 
 use super::folder;
 use super::format::{Place, RECORD_HEADER_BYTES, u32_at};
-use super::index::{At, Run};
+use super::index::{At, Index, Run};
 use super::job::{self, Span};
+use super::survey;
 use crate::GroupId;
-use crate::log::LogError;
 use crate::log::disk::{self, Access, Disk, DiskFile};
+use crate::log::outline::portion;
+use crate::log::{LogError, LogReader};
+use crate::primitive::mutant;
+use parking_lot::Mutex;
 use raft::eraftpb::Entry;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Keeps the file and the record that were read last: the next ones are mostly there.
 #[derive(Debug, Default)]
@@ -105,5 +111,80 @@ impl Reader {
             }
         }
         Ok(Loaded { at, bytes, parts })
+    }
+}
+
+/// What a log shares with its readers.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// Locked for moments, never while a file is read or written.
+    pub(super) index: Mutex<Index>,
+    /// The log's id.
+    pub(super) log: AtomicU64,
+    /// For all readers, so that they keep one record in memory together.
+    pub(super) reader: Mutex<Reader>,
+}
+
+/// Reads entries while the log is written to.
+///
+/// A record may be moved and its segment purged, or become another one, while it is read. Then its checksum is wrong or its file is missing; the
+/// index, which is changed before, says so. An error counts only if the index still names the record.
+pub(super) struct SegmentReader {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) folder: PathBuf,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl LogReader for SegmentReader {
+    fn read(
+        &mut self,
+        group: GroupId,
+        first: u64,
+        end: u64,
+        bytes_max: u64,
+    ) -> Result<Vec<Entry>, LogError> {
+        loop {
+            let runs = {
+                let index = self.shared.index.lock();
+                let group = index.group(group);
+                group.map_or_else(Vec::new, |group| group.runs_from(first, end, bytes_max))
+            };
+            let mut entries = Vec::new();
+            let mut failed = None;
+            for (first, run) in runs {
+                match self.entries(group, first, run) {
+                    Ok(read) => entries.extend(read),
+                    Err(error) => {
+                        failed = Some((first, run.at, error));
+                        break;
+                    }
+                }
+            }
+            let Some((index, at, error)) = failed else {
+                return Ok(portion(&entries, bytes_max));
+            };
+            if self.is_at(group, index, at) || mutant::is("segment_purge_is_damage") {
+                return Err(error);
+            }
+            if !entries.is_empty() {
+                return Ok(portion(&entries, bytes_max));
+            }
+        }
+    }
+}
+
+impl SegmentReader {
+    fn entries(&self, group: GroupId, first: u64, run: Run) -> Result<Vec<Entry>, LogError> {
+        let log = self.shared.log.load(Ordering::Acquire);
+        let place = survey::place(log, run.at.segment);
+        let mut reader = self.shared.reader.lock();
+        reader.entries(&*self.disk, &self.folder, place, (group, first, run))
+    }
+
+    /// Whether the index names this place for an entry.
+    fn is_at(&self, group: GroupId, index: u64, at: At) -> bool {
+        let shared = self.shared.index.lock();
+        let now = shared.group(group).and_then(|group| group.at(index));
+        now == Some(at)
     }
 }

@@ -5,7 +5,6 @@
 
 use super::format;
 use super::job::Change;
-use super::survey;
 use super::{SLACK_SEGMENTS, SegmentLog};
 use crate::GroupId;
 use crate::log::LogError;
@@ -30,7 +29,7 @@ impl SegmentLog {
         };
         let mut is_first = true;
         // Each segment is moved once at most; what was moved then is behind the tail of now.
-        while let Some(first) = self.index.first_segment()
+        while let Some(first) = self.first_segment()
             && first < tail
             && self.needed_bytes(first) > self.bytes_max(is_first)
             && !mutant::is("segment_nothing_moved")
@@ -38,21 +37,26 @@ impl SegmentLog {
             self.move_segment(first)?;
             self.sync()?;
             is_first = false;
-            if self.index.first_segment() == Some(first) {
+            if self.first_segment() == Some(first) {
                 // A defect of this code; better too large a log than a loop without an end.
                 break;
             }
         }
-        let first = self.index.first_segment().unwrap_or(tail);
+        let first = self.first_segment().unwrap_or(tail);
         if self.segments.range(..first).count() >= DEAD_SEGMENTS_MAX {
             self.rotate(0)?;
         }
         Ok(())
     }
 
+    /// The lowest segment that anything counts of.
+    pub(super) fn first_segment(&self) -> Option<u64> {
+        self.shared.index.lock().first_segment()
+    }
+
     /// What the segments that count may take: before one is moved, or before another one is.
     fn bytes_max(&self, is_first: bool) -> u64 {
-        let live = self.index.live_bytes();
+        let live = self.shared.index.lock().live_bytes();
         let slack = SLACK_SEGMENTS * self.options.segment_bytes;
         match is_first {
             true => live + live / 2 + slack - self.options.segment_bytes,
@@ -69,20 +73,18 @@ impl SegmentLog {
     /// Writes again what counts of a segment.
     fn move_segment(&mut self, segment: u64) -> Result<(), LogError> {
         let mut parts: BTreeMap<GroupId, Vec<(u64, Vec<Entry>)>> = BTreeMap::new();
-        for (group, first, run) in self.index.runs_in(segment) {
-            let place = survey::place(self.log, segment);
-            let wanted = (group, first, run);
-            let entries = self
-                .reader
-                .entries(&*self.disk, &self.folder, place, wanted)?;
+        let runs = self.shared.index.lock().runs_in(segment);
+        for (group, first, run) in runs {
+            let entries = self.entries(group, first, run)?;
             parts.entry(group).or_default().push((first, entries));
         }
-        let states: Vec<Change> = self
-            .index
+        let index = self.shared.index.lock();
+        let states: Vec<Change> = index
             .groups()
             .iter()
             .filter_map(|(group, index)| index.state_in(*group, segment))
             .collect();
+        drop(index);
         let mut moving = Moving::new(MOVED_BYTES_MAX.min(self.options.segment_bytes / 4));
         for state in states {
             moving.add(self, state, &[])?;

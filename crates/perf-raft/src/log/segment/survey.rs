@@ -94,8 +94,13 @@ impl Survey {
         }
         self.check_numbers(folder)?;
         let mut ended = None;
+        // One buffer for all segments: new memory for each would cost as much as reading it.
+        let mut bytes = Vec::new();
         for number in self.first..=last {
-            self.read_segment(disk, folder, number, &mut ended, visit)?;
+            let path = folder::segment(folder, number);
+            disk::read_file_into(disk, &path, &mut bytes)
+                .map_err(|error| LogError::io(&path, "reading", &error))?;
+            self.read_segment(folder, number, &mut bytes, &mut ended, visit)?;
         }
         match self.segments.get(&last) {
             Some(segment) if segment.is_sealed => Err(missing(folder, last + 1)),
@@ -122,25 +127,23 @@ impl Survey {
     /// `ended` says where reading ended in an earlier segment that is not sealed.
     fn read_segment(
         &mut self,
-        disk: &dyn Disk,
         folder: &Path,
         number: u64,
+        bytes: &mut [u8],
         ended: &mut Option<LogError>,
         visit: Visit<'_>,
     ) -> Result<(), LogError> {
         let path = folder::segment(folder, number);
-        let failed = |error| LogError::io(&path, "reading", &error);
-        let mut bytes = disk::read_file(disk, &path).map_err(failed)?;
         if let Some(cut) = self.cut
             && cut.segment == number
             && let Some(cut_off) = bytes.get_mut(cut.offset as usize..)
         {
             cut_off.fill(0);
         }
-        let header = decode_header(&path, &bytes)?;
+        let header = decode_header(&path, bytes)?;
         self.check_header(&path, &header, number, bytes.len() as u64)?;
         let place = place(header.log, number);
-        let is_blank = place.find(&bytes, RECORDS_START, |_| true).is_none();
+        let is_blank = place.find(bytes, RECORDS_START, |_| true).is_none();
         if let Some(damage) = ended.take() {
             // The segment was made after all records before it were durable, and is used after the seal is.
             let is_used = !is_blank;
@@ -166,13 +169,13 @@ impl Survey {
         }
         self.segments
             .insert(number, empty_segment(header, is_blank));
-        let reason = self.read_records(&path, &bytes, number, place, visit)?;
+        let reason = self.read_records(&path, bytes, number, place, visit)?;
         let end = self.segments.get(&number).map_or(0, |segment| segment.end);
         let Some(reason) = reason else {
             return Ok(());
         };
         if place
-            .find(&bytes, end, |header| header.durable > end)
+            .find(bytes, end, |header| header.durable > end)
             .is_some()
         {
             let reason = format!("{reason}, and a later record says that it was durable");

@@ -2,6 +2,7 @@
 
 use super::folder;
 use super::format::{self, Kind, RECORDS_START, SEAL_BYTES, SegmentHeader, record_len};
+use super::index::At;
 use super::job::Change;
 use super::survey::place;
 use super::{SPARES_MAX, SegmentLog};
@@ -9,6 +10,7 @@ use crate::log::LogError;
 use crate::log::disk::{self, Access, DiskFile};
 use crate::primitive::mutant;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 /// The segment that records are appended to.
 #[derive(Debug)]
@@ -53,24 +55,34 @@ impl SegmentLog {
         let Some(tail) = &self.tail else {
             return Err(no_tail());
         };
-        let at = super::index::At {
+        let at = At {
             segment: tail.header.number,
             offset: tail.end,
         };
-        for change in changes {
-            if !change.moved {
-                self.index
-                    .check_append(change)
-                    .map_err(|reason| LogError::Unsupported { reason })?;
-            }
-            let replaced = self.index.apply(change, at);
-            self.obsolete
-                .extend(replaced.map(|record| (change.group, record.number)));
+        let checked = self.shared.index.lock().check(changes);
+        checked.map_err(|reason| LogError::Unsupported { reason })?;
+        let is_early = mutant::is("segment_index_before_record");
+        if is_early {
+            self.apply(changes, at);
+        }
+        self.put_record(Kind::Jobs)?;
+        // Readers look for records that the index names: not before they are written.
+        if !is_early {
+            self.apply(changes, at);
         }
         if mutant::is("snapshot_removed_before_sync") {
             self.remove_obsolete()?;
         }
-        self.put_record(Kind::Jobs)
+        Ok(())
+    }
+
+    fn apply(&mut self, changes: &[Change], at: At) {
+        let mut index = self.shared.index.lock();
+        for change in changes {
+            let replaced = index.apply(change, at);
+            self.obsolete
+                .extend(replaced.map(|record| (change.group, record.number)));
+        }
     }
 
     /// Writes the record in the buffer at the end of the tail.
@@ -141,12 +153,13 @@ impl SegmentLog {
     fn new_segment(&mut self, record_bytes: u64) -> Result<Tail, LogError> {
         let tail = self.tail.as_ref();
         let number = tail.map_or(1, |tail| tail.header.number + 1);
-        let mut first = self.index.first_segment().unwrap_or(number);
+        let mut first = self.first_segment().unwrap_or(number);
         if mutant::is("segment_purged_past_a_slow_group") {
             first = tail.map_or(1, |tail| tail.header.number);
         }
         if self.log == 0 {
             self.log = self.disk.unique_number();
+            self.shared.log.store(self.log, Ordering::Release);
         }
         let needed = RECORDS_START + record_bytes + SEAL_BYTES;
         let header = SegmentHeader {

@@ -2,7 +2,9 @@
 
 use super::{Fault, History, Model, Random, SimDisk};
 use crate::GroupId;
-use crate::log::{LogError, LogJob, LogStore, StoredSnapshot, run_jobs};
+use crate::log::{
+    LogError, LogJob, LogOutline, LogReader, LogState, LogStore, StoredSnapshot, run_jobs,
+};
 use crate::members::Identity;
 use raft::eraftpb::{Entry, HardState};
 use std::fmt;
@@ -96,7 +98,7 @@ type Case<S> = (&'static str, fn(&mut Bench<S>) -> Outcome);
 /// # Errors
 /// The first [`Violation`].
 pub fn conformance<S: Subject>(mut make: impl FnMut() -> S) -> Result<Report, Violation> {
-    let cases: [Case<S>; 10] = [
+    let cases: [Case<S>; 11] = [
         ("a new store is empty", new_store),
         ("jobs take effect in their order", order),
         ("entries take the place of a tail", overwriting),
@@ -106,6 +108,7 @@ pub fn conformance<S: Subject>(mut make: impl FnMut() -> S) -> Result<Report, Vi
         ("groups do not see each other", groups),
         ("a lone part of a job is kept", lone_parts),
         ("a job that is not durable is there or not", unsynced),
+        ("a reader sees what is compacted and overwritten", reading),
         ("random histories are read as written", histories),
     ];
     let on_a_disk: [Case<S>; 3] = [
@@ -142,6 +145,8 @@ pub fn conformance<S: Subject>(mut make: impl FnMut() -> S) -> Result<Report, Vi
 struct Bench<S: Subject> {
     subject: S,
     store: Option<S::Store>,
+    /// Made when the store was opened. None if it has none.
+    reader: Option<Box<dyn LogReader>>,
     model: Model,
     seed: u64,
 }
@@ -151,6 +156,7 @@ impl<S: Subject> Bench<S> {
         let mut bench = Self {
             subject,
             store: None,
+            reader: None,
             model: Model::default(),
             seed,
         };
@@ -159,10 +165,17 @@ impl<S: Subject> Bench<S> {
     }
 
     fn reopen(&mut self) -> Outcome {
-        self.store = None;
+        self.close();
         let opened = self.subject.open();
-        self.store = Some(opened.map_err(|error| format!("it does not open: {error}"))?);
+        let mut store = opened.map_err(|error| format!("it does not open: {error}"))?;
+        let reader = store.reader();
+        self.reader = reader.map_err(|error| format!("it makes no reader: {error}"))?;
+        self.store = Some(store);
         Ok(())
+    }
+
+    fn close(&mut self) {
+        (self.store, self.reader) = (None, None);
     }
 
     fn store(&mut self) -> Result<&mut S::Store, String> {
@@ -210,7 +223,21 @@ impl<S: Subject> Bench<S> {
                     model.state(group)
                 )));
             }
+            let outline = store.outline(group).map_err(failed)?;
+            if let Some(difference) = outline_differs(outline.as_ref(), model.state(group)) {
+                return Ok(Some(format!("group {}: {difference}", group.0)));
+            }
         }
+        if let Some(reader) = &mut self.reader {
+            for group in (1..=GROUPS + 1).map(GroupId) {
+                let state = model.state(group).cloned().unwrap_or_default();
+                let difference = reader_differs(reader.as_mut(), group, &state).map_err(failed)?;
+                if difference.is_some() {
+                    return Ok(difference);
+                }
+            }
+        }
+        let store = self.store()?;
         let mut groups = store.groups().map_err(failed)?;
         groups.sort_unstable();
         let expected: Vec<GroupId> = model.groups().collect();
@@ -218,6 +245,73 @@ impl<S: Subject> Bench<S> {
         let is_wrong = !groups.is_empty() && groups != expected;
         Ok(is_wrong.then(|| format!("`groups` says {groups:?} instead of {expected:?}")))
     }
+}
+
+/// How an outline is not that of what a log holds.
+fn outline_differs(outline: Option<&LogOutline>, state: Option<&LogState>) -> Option<String> {
+    let expected = state.map(LogOutline::from);
+    let (outline, expected) = match (outline, &expected) {
+        (None, None) => return None,
+        (Some(outline), Some(expected)) => (outline, expected),
+        _ => {
+            return Some(format!(
+                "the outline is {outline:?} instead of {expected:?}"
+            ));
+        }
+    };
+    // Sizes are estimates, and so is where a stretch ends.
+    let head = |outline: &LogOutline| LogOutline {
+        stretches: Vec::new(),
+        ..outline.clone()
+    };
+    let terms = |outline: &LogOutline| -> Vec<u64> {
+        let stretches = outline.stretches.iter();
+        let terms = stretches.map(|part| (part.term, usize::try_from(part.count).unwrap_or(0)));
+        terms
+            .flat_map(|(term, count)| std::iter::repeat_n(term, count))
+            .collect()
+    };
+    let longest = |outline: &LogOutline| outline.stretches.iter().map(|part| part.longest).max();
+    let is_same = head(outline) == head(expected)
+        && terms(outline) == terms(expected)
+        && longest(outline) >= longest(expected);
+    (!is_same).then(|| format!("the outline is {outline:?} instead of {expected:?}"))
+}
+
+/// How a reader reads something else than a log holds.
+fn reader_differs(
+    reader: &mut dyn LogReader,
+    group: GroupId,
+    state: &LogState,
+) -> Result<Option<String>, LogError> {
+    let first = state.compacted.0 + 1;
+    let next = first + state.entries.len() as u64;
+    let middle = first + (next - first) / 2;
+    let ranges = [
+        (first, next, u64::MAX),
+        (first, next, 0),
+        (first, middle, 100),
+        (middle, next, 50),
+        (middle, middle + 2, u64::MAX),
+        (next.saturating_sub(1), u64::MAX, 1),
+        (next, next + 5, u64::MAX),
+        (first.saturating_sub(1), next, u64::MAX),
+    ];
+    for (from, end, bytes_max) in ranges {
+        let read = reader.read(group, from, end, bytes_max)?;
+        let expected = state.read(from, end, u64::MAX);
+        let payload = |entry: &Entry| (entry.data.len() + entry.context.len()) as u64;
+        let bytes: u64 = read.iter().map(payload).sum();
+        let is_empty = read.is_empty() && !expected.is_empty();
+        let is_long = bytes > bytes_max && read.len() > 1;
+        if !expected.starts_with(&read) || is_empty || is_long {
+            return Ok(Some(format!(
+                "reading group {} from {from} to {end}, {bytes_max} bytes at most, gives {read:?} of {expected:?}",
+                group.0
+            )));
+        }
+    }
+    Ok(None)
 }
 
 fn entries(indices: std::ops::RangeInclusive<u64>, term: u64) -> std::sync::Arc<Vec<Entry>> {
@@ -433,6 +527,38 @@ fn unsynced<S: Subject>(bench: &mut Bench<S>) -> Outcome {
     bench.check()
 }
 
+/// What is read is compared after each write, by the reader that was made when the store was opened.
+fn reading<S: Subject>(bench: &mut Bench<S>) -> Outcome {
+    bench.write(vec![identity(), append(1..=20, 1)])?;
+    bench.compare()?;
+    // Within a job, across jobs, and with a job of several terms.
+    bench.write(vec![append(15..=18, 2), append(17..=22, 3)])?;
+    bench.compare()?;
+    let mixed: Vec<Entry> = entries(23..=25, 3)
+        .iter()
+        .chain(entries(26..=27, 4).iter())
+        .cloned()
+        .collect();
+    bench.write(vec![LogJob {
+        group: GROUP,
+        entries: mixed.into(),
+        ..LogJob::default()
+    }])?;
+    bench.check()?;
+    bench.write(vec![append(27..=28, 5), compact(16, 2)])?;
+    bench.compare()?;
+    bench.write(vec![compact(24, 3)])?;
+    bench.check()?;
+    let replace = LogJob {
+        replaces_log: true,
+        ..record(40, 6, "of the leader")
+    };
+    bench.write(vec![replace, append(41..=43, 6)])?;
+    bench.compare()?;
+    bench.write(vec![compact(43, 6)])?;
+    bench.check()
+}
+
 fn histories<S: Subject>(bench: &mut Bench<S>) -> Outcome {
     // One store for all: each group of a history continues what the one before left.
     for seed in 0..HISTORIES {
@@ -476,7 +602,7 @@ fn power_failures<S: Subject>(bench: &mut Bench<S>) -> Outcome {
         if under_way.is_empty() {
             return Err("it writes nothing to its disk".to_owned());
         }
-        bench.store = None;
+        bench.close();
         disk.crash();
         bench.reopen()?;
         bench.settle(&under_way)?;
@@ -525,7 +651,7 @@ impl<S: Subject> Bench<S> {
                 "a write succeeds although the disk fails: {fault:?}"
             ));
         }
-        self.store = None;
+        self.close();
         disk.crash();
         self.model = before;
         self.reopen()?;

@@ -150,6 +150,11 @@ impl SimDisk {
         self.0.lock().restart();
     }
 
+    /// Forgets a fault that has not happened yet.
+    pub fn mend(&self) {
+        self.0.lock().fault = None;
+    }
+
     /// Something goes wrong once.
     pub fn fail(&self, fault: Fault) {
         self.0.lock().fault = Some(fault);

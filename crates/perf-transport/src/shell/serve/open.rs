@@ -1,0 +1,82 @@
+//! Requests with a body, or with an answer in chunks.
+
+use crate::body::{Body, Chunks};
+use crate::error::{Rejection, RejectionCode};
+use crate::items::ItemSender;
+use crate::proto::{BodyState, CallKey, FrameError, Kind, SendWindow, TimeLimit};
+use crate::router::Handler;
+use crate::shell::conn::Conn;
+use crate::spans::HandlerSpan;
+use crate::trace::TraceContext;
+use bytes::Bytes;
+use std::sync::Arc;
+
+use super::ServeRole;
+use super::reply::panicked;
+
+impl ServeRole {
+    /// A request with a body, or whose answer comes in chunks, to its handler.
+    pub(super) fn open(
+        &mut self,
+        number: u16,
+        (id, limit): (u64, TimeLimit),
+        (sequence, trace, payload): (u64, Option<TraceContext>, Bytes),
+        (body, in_chunks): (Option<Arc<BodyState>>, bool),
+        conn: &Arc<Conn>,
+    ) -> Result<(), FrameError> {
+        let key = CallKey::from_id(id);
+        if in_chunks && conn.channel.has_window(key) {
+            return Err(FrameError::Malformed { kind: Kind::Watch });
+        }
+        let Some(Some(method)) = self.methods.get(usize::from(number)) else {
+            return Ok(());
+        };
+        let lane = method.priority.lane();
+        let refuse = |role: &mut Self, code, text| {
+            if let Some(body) = &body {
+                body.end(false);
+            }
+            role.scratch.clear();
+            role.reply_inline((id, lane), Err(Rejection::new(code, text)), None);
+            Ok(())
+        };
+        let handler = match (&method.handler, &body, in_chunks) {
+            (Some(handler @ Handler::Streamed(_)), Some(_), false)
+            | (Some(handler @ Handler::Watch(_)), None, true)
+            | (Some(handler @ Handler::Exchange(_)), Some(_), true) => handler.clone(),
+            _ => {
+                let text = "no handler of this service and method that reads and answers so";
+                return refuse(self, RejectionCode::NotFound, text);
+            }
+        };
+        if !method.may_start() {
+            let text = "as many requests of this method run as may";
+            return refuse(self, RejectionCode::Busy, text);
+        }
+        let message = method.message(self.origin_of(sequence), (id, limit), trace, payload);
+        let responder = self.responder(method, true, &message, conn);
+        let message = self.detached(message);
+        let item_bytes_max = self.limits.frame_bytes_max;
+        let body = body.map(|body| Body::new(body, Arc::clone(conn), (id, item_bytes_max)));
+        let answer = in_chunks.then(|| {
+            let credit = self.answer_window_bytes.into();
+            let bytes_max = self.limits.frame_bytes_max;
+            // As many as handlers may run.
+            let window = conn.channel.open_window(key, credit, usize::MAX);
+            let window = window.unwrap_or_else(|| Arc::new(SendWindow::new(0)));
+            let chunks = Chunks::new(Arc::clone(conn), (key, lane), window, bytes_max);
+            ItemSender::new(chunks, false)
+        });
+        let span = HandlerSpan::new(&message);
+        responder.spawn(span, move || match (handler, body, answer) {
+            (Handler::Streamed(handler), Some(body), _) => handler(message, body),
+            (Handler::Watch(handler), _, Some(answer)) => handler(message, answer),
+            (Handler::Exchange(handler), Some(body), Some(answer)) => {
+                handler(message, body, answer)
+            }
+            // Looked at above.
+            _ => Box::pin(std::future::ready(Err(panicked()))),
+        });
+        Ok(())
+    }
+}

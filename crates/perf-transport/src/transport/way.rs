@@ -1,0 +1,381 @@
+//! Where a message goes, and how it gets into its queue.
+
+use crate::envelope::Envelope;
+use crate::error::TransportError;
+use crate::payload::Payload;
+use crate::priority::Priority;
+use crate::proto::{Header, Kind, Lane, LaneLimits, NotQueued, Waiter};
+use crate::refused::{Attempt, Refused};
+use crate::route::{self, Address, Era, Route};
+use crate::shell::conn::Conn;
+use crate::shell::link::Link;
+use crate::shell::serve::Waiting;
+use crate::spans::{CallSpan, Observed};
+use crate::trace::{TRACE_BYTES, with_head};
+use bytes::Bytes;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Poll, Waker};
+
+use super::Transport;
+
+/// What a message needs to be sent.
+pub(super) struct Way<'a> {
+    pub(super) route: &'a Route,
+    pub(super) link: &'a Link,
+    pub(super) lane: Lane,
+}
+
+impl Way<'_> {
+    #[inline]
+    pub(super) fn conn(&self) -> &Arc<Conn> {
+        &self.link.conn
+    }
+
+    #[inline]
+    pub(super) fn define(&self) -> Option<&Bytes> {
+        Some(&self.route.name.define)
+    }
+
+    #[inline]
+    pub(super) fn header(&self, kind: Kind, id: u64) -> Header {
+        Header::new(kind, self.route.number, id)
+    }
+
+    /// The trace context of an envelope, and what of its payload is copied anyway, if the peer knows contexts and takes so much.
+    pub(super) fn trace_head(&self, envelope: &Envelope<'_>) -> Option<Vec<u8>> {
+        let trace = envelope.trace?;
+        let conn = self.conn();
+        let bytes_max = conn.frame_bytes_max.load(Ordering::Relaxed) as usize;
+        let fits = envelope.payload.len() + TRACE_BYTES <= bytes_max;
+        let is_heard = conn.hears_traces.load(Ordering::Relaxed);
+        (fits && is_heard).then(|| trace.before(&envelope.payload))
+    }
+
+    /// Queues a message or puts the caller in line, with the trace context that `head` begins with if the peer takes it.
+    pub(super) fn push_or_wait(
+        &self,
+        (waiter, waker): (&mut Waiter, &Waker),
+        header: Header,
+        payload: &Payload<'_>,
+        head: Option<&[u8]>,
+    ) -> (Result<(), NotQueued>, Option<Waker>) {
+        let lanes = &self.conn().channel.lanes;
+        if let (Some(head), Some(kind)) = (head, header.kind.traced()) {
+            let traced = Header { kind, ..header };
+            let payload = with_head(head, payload);
+            let (lane, define) = (self.lane, self.define());
+            match lanes.push_or_wait(waiter, waker, lane, traced, &payload, define) {
+                // What the peer takes has become known since. The turn is given up and taken again.
+                (Err(NotQueued::Untraced | NotQueued::TooLong { .. }), next) => {
+                    if let Some(next) = next {
+                        next.wake();
+                    }
+                }
+                other => return other,
+            }
+        }
+        lanes.push_or_wait(waiter, waker, self.lane, header, payload, self.define())
+    }
+}
+
+#[inline]
+pub(super) fn address<'a>(envelope: &Envelope<'a>) -> Address<'a> {
+    Address {
+        target: envelope.target,
+        service: envelope.service,
+        method: envelope.method,
+    }
+}
+
+/// Around a call to where an envelope goes.
+#[inline]
+pub(super) fn span_of(envelope: &Envelope<'_>) -> CallSpan {
+    let Envelope {
+        target,
+        service,
+        method,
+        trace,
+        ..
+    } = *envelope;
+    CallSpan::new(target, service, method, trace)
+}
+
+#[inline]
+pub(super) fn is_urgent(way: &Way<'_>) -> bool {
+    way.link.class == crate::proto::ConnectionClass::Control
+}
+
+impl Transport {
+    /// The bounds of the queue of a priority.
+    pub(crate) fn lane_limits(&self, priority: Priority) -> LaneLimits {
+        self.inner.config.lane(priority)
+    }
+
+    pub(crate) fn has_checksums(&self) -> bool {
+        self.inner.local.checksum
+    }
+
+    #[inline]
+    pub(super) fn era(&self) -> Era {
+        Era {
+            transport: self.inner.number,
+            generation: self.inner.peers.generation(),
+        }
+    }
+
+    /// Does something with the route of an envelope: the one that the thread remembers, or a new one.
+    #[inline]
+    pub(super) fn with_route<R>(
+        &self,
+        envelope: &Envelope<'_>,
+        act: impl Fn(&Route) -> Result<R, Refused>,
+    ) -> Result<R, TransportError> {
+        match route::with(self.era(), address(envelope), |route| act(route)) {
+            Some(Ok(done)) => Ok(done),
+            Some(Err(refused)) => Err(self.error(refused, envelope)),
+            None => self.with_new_route(envelope, &act),
+        }
+    }
+
+    /// The same with a route that somebody holds, while it is good.
+    #[inline]
+    pub(super) fn along<R>(
+        &self,
+        route: &Route,
+        envelope: &Envelope<'_>,
+        act: impl Fn(&Route) -> Result<R, Refused>,
+    ) -> Result<R, TransportError> {
+        if route.era != self.era() {
+            return self.with_route(envelope, act);
+        }
+        act(route).map_err(|refused| self.error(refused, envelope))
+    }
+
+    #[cold]
+    pub(super) fn with_new_route<R>(
+        &self,
+        envelope: &Envelope<'_>,
+        act: &dyn Fn(&Route) -> Result<R, Refused>,
+    ) -> Result<R, TransportError> {
+        let route = self.route(envelope)?;
+        let result = act(&route);
+        route::remember(address(envelope), route);
+        result.map_err(|refused| self.error(refused, envelope))
+    }
+
+    pub(super) fn error(&self, refused: Refused, envelope: &Envelope<'_>) -> TransportError {
+        refused.into_error(Attempt {
+            peer: envelope.target,
+            bytes: envelope.payload.len(),
+            calls_max: self.inner.config.calls_max,
+            cause: self.cause(refused, envelope.target),
+        })
+    }
+
+    /// Why a peer that could not be reached could not be.
+    pub(super) fn cause(&self, refused: Refused, peer: u64) -> Option<Arc<TransportError>> {
+        let Refused::Unreachable { .. } = refused else {
+            return None;
+        };
+        let peer = self.inner.peers.get(&peer)?;
+        let links = peer.links();
+        let errors = links.iter().map(|link| link.conn.last_error.lock().clone());
+        errors.flatten().next()
+    }
+
+    /// Looks up peer and name.
+    pub(super) fn route(&self, envelope: &Envelope<'_>) -> Result<Route, TransportError> {
+        let inner = &self.inner;
+        // Before the look-up: a change in between makes the route one of the past.
+        let era = self.era();
+        let Some(peer) = inner.peers.get(&envelope.target) else {
+            return Err(TransportError::UnknownPeer {
+                peer: envelope.target,
+            });
+        };
+        let (service, method) = (envelope.service, envelope.method);
+        let priority = || inner.router.priority(service, method);
+        let (number, name) = inner.names.number(service, method, priority)?;
+        Ok(Route {
+            era,
+            peer,
+            name: Arc::clone(name),
+            number,
+        })
+    }
+
+    /// Whether and how an envelope can go this way now; dials where nobody has.
+    #[inline]
+    pub(super) fn way<'a>(
+        &self,
+        route: &'a Route,
+        envelope: &Envelope<'_>,
+    ) -> Result<Way<'a>, Refused> {
+        self.way_of(route, envelope.priority, envelope.payload.len())
+    }
+
+    /// The same for payloads of `bytes` at most.
+    #[inline]
+    pub(super) fn way_of<'a>(
+        &self,
+        route: &'a Route,
+        priority: Option<Priority>,
+        bytes: usize,
+    ) -> Result<Way<'a>, Refused> {
+        let inner = &self.inner;
+        if inner.draining.load(Ordering::Relaxed) {
+            return Err(Refused::ShuttingDown);
+        }
+        let priority = priority.unwrap_or(route.name.priority);
+        let link = route.peer.link(priority.class());
+        let bytes_max = link.conn.frame_bytes_max.load(Ordering::Relaxed);
+        if bytes > bytes_max as usize {
+            return Err(Refused::TooLarge { bytes_max });
+        }
+        link.admit(&route.peer, inner)?;
+        Ok(Way {
+            route,
+            link,
+            lane: priority.lane(),
+        })
+    }
+
+    /// What is told of a call that was not sent.
+    #[cold]
+    pub(crate) fn observe(&self, envelope: &Envelope<'_>) -> Observed {
+        match self.route(envelope) {
+            Ok(route) => self.observe_on(&route, envelope),
+            Err(_) => Observed::new(span_of(envelope)),
+        }
+    }
+
+    /// What is told of a call.
+    #[inline]
+    pub(super) fn observe_on(&self, route: &Route, envelope: &Envelope<'_>) -> Observed {
+        let observed = Observed::new(span_of(envelope));
+        #[cfg(feature = "metrics")]
+        if let Some(metrics) = &self.inner.method_metrics {
+            let recorder = route.name.recorder(metrics);
+            let measured = crate::methods::Measured::call(recorder, envelope.payload.len());
+            return observed.measured(measured);
+        }
+        let _ = route;
+        observed
+    }
+}
+
+impl Transport {
+    /// Queues a message at once or not at all.
+    #[inline]
+    pub(super) fn queue(
+        &self,
+        way: &Way<'_>,
+        header: Header,
+        payload: &Payload<'_>,
+    ) -> Result<(), Refused> {
+        let lanes = &way.conn().channel.lanes;
+        match lanes.push(way.lane, header, payload, way.define()) {
+            Ok(()) => Ok(()),
+            Err(NotQueued::Full) => Err(Refused::QueueFull),
+            Err(NotQueued::TooLong { bytes_max }) => Err(Refused::TooLarge { bytes_max }),
+            Err(NotQueued::Closed) => self.queue_again(way, header, payload),
+            Err(NotQueued::Untraced) => Err(Refused::Untraced),
+            Err(NotQueued::Unsupported) => Err(Refused::Unsupported),
+        }
+    }
+
+    /// The same for a message that may have a trace context.
+    #[inline]
+    pub(super) fn queue_message(
+        &self,
+        way: &Way<'_>,
+        header: Header,
+        envelope: &Envelope<'_>,
+    ) -> Result<(), Refused> {
+        if envelope.trace.is_some() {
+            return self.queue_traced(way, header, envelope);
+        }
+        self.queue(way, header, &envelope.payload)
+    }
+
+    #[cold]
+    pub(super) fn queue_traced(
+        &self,
+        way: &Way<'_>,
+        header: Header,
+        envelope: &Envelope<'_>,
+    ) -> Result<(), Refused> {
+        if let (Some(head), Some(kind)) = (way.trace_head(envelope), header.kind.traced()) {
+            let traced = Header { kind, ..header };
+            match self.queue(way, traced, &with_head(&head, &envelope.payload)) {
+                // What the peer takes has become known since.
+                Err(Refused::Untraced | Refused::TooLarge { .. }) => {}
+                other => return other,
+            }
+        }
+        self.queue(way, header, &envelope.payload)
+    }
+
+    /// The connection ended since this way was found: another one is dialled, unless it is still ending.
+    #[cold]
+    pub(super) fn queue_again(
+        &self,
+        way: &Way<'_>,
+        header: Header,
+        payload: &Payload<'_>,
+    ) -> Result<(), Refused> {
+        way.link.admit_slow(&way.route.peer, &self.inner)?;
+        let lanes = &way.conn().channel.lanes;
+        let pushed = lanes.push(way.lane, header, payload, way.define());
+        pushed.map_err(|reason| match reason {
+            NotQueued::TooLong { bytes_max } => Refused::TooLarge { bytes_max },
+            NotQueued::Untraced => Refused::Untraced,
+            NotQueued::Unsupported => Refused::Unsupported,
+            NotQueued::Full | NotQueued::Closed => Refused::QueueFull,
+        })
+    }
+
+    /// Queues something, in turn with others who wait for the same queue, and sees to it that it is written.
+    pub(super) async fn queue_in_turn(
+        &self,
+        way: &Way<'_>,
+        mut push: impl FnMut(&mut Waiter, &Waker) -> (Result<(), NotQueued>, Option<Waker>),
+    ) -> Result<(), Refused> {
+        let conn = way.conn();
+        let mut waiting = Waiting {
+            conn,
+            lane: way.lane,
+            waiter: Waiter::default(),
+        };
+        poll_fn(|cx| {
+            // The connection may have been lost while this waited: then it may have to be dialled anew.
+            if let Err(reason) = way.link.admit(&way.route.peer, &self.inner) {
+                return Poll::Ready(Err(reason));
+            }
+            let (result, next) = push(&mut waiting.waiter, cx.waker());
+            if let Some(next) = next {
+                next.wake();
+            }
+            match result {
+                Ok(()) => Poll::Ready(Ok(())),
+                Err(NotQueued::Full) => Poll::Pending,
+                Err(NotQueued::TooLong { bytes_max }) => {
+                    Poll::Ready(Err(Refused::TooLarge { bytes_max }))
+                }
+                Err(NotQueued::Untraced) => Poll::Ready(Err(Refused::Untraced)),
+                Err(NotQueued::Unsupported) => Poll::Ready(Err(Refused::Unsupported)),
+                Err(NotQueued::Closed) => {
+                    // The connection ended since the look above, and soon it is known what comes next.
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+            }
+        })
+        .await?;
+        drop(waiting);
+        conn.notify(is_urgent(way));
+        Ok(())
+    }
+}

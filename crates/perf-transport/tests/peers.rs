@@ -1,0 +1,112 @@
+//! What an operator sees of each node.
+
+#![cfg(not(perf_loom))]
+
+mod support;
+
+use perf_transport::{Config, Envelope, PeerState, PeerStatus, Router, Transport};
+use std::time::Duration;
+use support::{pair, plain, soon, until};
+
+fn echo() -> Router {
+    Router::new().inline("vm", "echo", |_, _| Ok(()))
+}
+
+fn of(transport: &Transport, peer: u64) -> PeerStatus {
+    let all = transport.peers();
+    let found = all.into_iter().find(|status| status.peer == peer);
+    found.expect("a status")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn peers_are_shown_with_what_went_wrong() {
+    let (client, server) = pair(echo(), Config::default()).await;
+    assert_eq!(client.peer_ids(), [2]);
+    let before = of(&client, 2);
+    assert_eq!((before.state, before.is_known), (PeerState::Idle, true));
+    soon(client.call(Envelope::new(2, "vm", "echo", b"x")))
+        .await
+        .expect("a reply");
+    let status = of(&client, 2);
+    assert_eq!(status.state, PeerState::Connected);
+    assert_eq!(status.address.as_deref(), server.address());
+    assert_eq!(status.connections.iter().filter(|one| one.is_up).count(), 1);
+    assert_eq!(
+        (status.last_error, status.certificate_expires_at),
+        (None, None)
+    );
+    // The other side has not been told of this node, and shows it all the same.
+    let status = of(&server, 1);
+    assert!(!status.is_known && status.address.is_none());
+    assert_eq!(status.connections.len(), 1);
+    assert!(status.connections[0].is_up && !status.connections[0].is_dialled);
+    // A peer that does not answer: what is queued for it is seen, then why it cannot be reached.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("loopback");
+    client.add_peer(3, silent.local_addr().expect("bound").to_string());
+    client
+        .send(Envelope::new(3, "vm", "echo", vec![7; 100]))
+        .expect("room");
+    let status = of(&client, 3);
+    assert_eq!(status.state, PeerState::Connecting);
+    let normal = status.queues[2];
+    // The name of the method, and the message.
+    assert_eq!(normal.frames, 2);
+    assert!((116..200).contains(&normal.bytes), "{normal:?}");
+    client.add_peer(4, "127.0.0.1:1");
+    soon(client.call(Envelope::new(4, "vm", "echo", b"x")))
+        .await
+        .expect_err("nobody listens there");
+    let status = of(&client, 4);
+    assert!(status.last_error.is_some());
+    let is_unreachable = |status: &PeerStatus| {
+        let at_most = Duration::from_secs(2);
+        matches!(status.state, PeerState::Unreachable { retry_in } if retry_in <= at_most)
+    };
+    assert!(is_unreachable(&status), "{:?}", status.state);
+    // A peer that leaves.
+    let client_sees = client.clone();
+    let leaving = tokio::spawn(async move { server.drain(Duration::from_secs(5)).await });
+    until(|| of(&client_sees, 2).state != PeerState::Connected).await;
+    assert!(soon(leaving).await.expect("no panics"));
+    client.remove_peer(2);
+    assert!(client.peers().iter().all(|status| status.peer != 2));
+}
+
+#[cfg(feature = "tls")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_expiry_of_certificates_is_shown_on_both_sides() {
+    use perf_transport::{Security, TlsIdentity, node_name};
+    use std::time::SystemTime;
+    let authority = support::certificates::Authority::new();
+    let identity = |node, seconds| {
+        let (chain, key) = authority.issue_for(&node_name(node, "test"), -60, seconds);
+        let authority = authority.pem().as_bytes();
+        let identity = TlsIdentity::from_pem(authority, chain.as_bytes(), key.as_bytes());
+        Security::MutualTls(identity.expect("sound"))
+    };
+    let (short, long) = (1000, 100_000);
+    let server = Transport::builder(2, "test", identity(2, long)).router(echo());
+    let server = server.listen("127.0.0.1:0").start().await.expect("starts");
+    let client = Transport::builder(1, "test", identity(1, short));
+    let client = client.peer(2, support::address(&server)).start();
+    let client = client.await.expect("starts");
+    soon(client.call(Envelope::new(2, "vm", "echo", b"x")))
+        .await
+        .expect("a reply");
+    let left = |transport: &Transport, peer| {
+        let at = of(transport, peer).certificate_expires_at.expect("TLS");
+        at.duration_since(SystemTime::now())
+            .expect("later")
+            .as_secs()
+    };
+    assert!((short as u64..long as u64).contains(&left(&client, 2)));
+    assert!(left(&server, 1) <= short as u64);
+}
+
+#[tokio::test]
+async fn a_node_without_peers_shows_none() {
+    let alone = plain(1).start().await.expect("starts");
+    assert!(alone.peers().is_empty() && alone.peer_ids().is_empty());
+}
