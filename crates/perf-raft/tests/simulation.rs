@@ -141,6 +141,7 @@ fn add(sum: &mut world::Coverage, one: world::Coverage) {
     sum.bursts += one.bursts;
     sum.fetched += one.fetched;
     sum.failed_reads += one.failed_reads;
+    sum.emptied += one.emptied;
     sum.mixed += one.mixed;
     sum.mixed_named += one.mixed_named;
     sum.wrong_logs += one.wrong_logs;

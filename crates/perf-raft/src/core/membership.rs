@@ -172,7 +172,8 @@ impl<T> Core<T> {
         let is_stranger = counted.is_some_and(|counted| counted != 0 && counted != incarnation);
         let leads = self.is_leader() && message.term == self.node.raft.term;
         if leads {
-            self.note_answer(header, is_stranger, counted == Some(0));
+            let is_unknown = counted.is_none_or(|counted| counted == 0);
+            self.note_answer(header, is_stranger, is_unknown);
             if !is_stranger {
                 self.note_lease_answer(message);
             }
@@ -215,7 +216,7 @@ impl<T> Core<T> {
         let changed = heard.incarnation != incarnation;
         (heard.incarnation, heard.session, heard.last_tick) = (incarnation, header.session, now);
         if changed && is_unknown {
-            // A learner that lost its disk before anybody knew which node it was.
+            // It lost its disk before the table said which node it was: a learner, or a first voter.
             heard.round = None;
             self.forget_progress(id);
         }

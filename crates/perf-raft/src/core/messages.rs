@@ -278,6 +278,8 @@ impl<T> Core<T> {
         let members = chunk.members.clone();
         let assembled = Assembly::take(&mut self.assembly, from, header.session, chunk, bytes_max);
         self.send_ack(from, assembled.ack);
+        // It is on its way.
+        self.forked_since = None;
         if let Some((message, data)) = assembled.complete {
             self.stats.snapshots_received += 1;
             let Ok(members) = Members::read(&members) else {

@@ -34,6 +34,8 @@ pub use crate::transport::encode_frames;
 pub(crate) use addresses::ADDRESS_BYTES_MAX;
 pub use beginning::{Start, bootstrap_state, open_log};
 pub use fetching::Fetch;
+#[doc(hidden)]
+pub use fork::FORKED_BEFORE_FORMING;
 pub use membership::MembershipChange;
 pub use outputs::{ApplyJob, Outputs, Reply};
 pub use report::{Peer, RaftReport, Trouble};
@@ -282,6 +284,8 @@ pub struct Core<T> {
     handover: Handover,
     addresses: Addresses,
     peer_limits: PeerLimits,
+    /// The tick since which the leader contradicts what is committed here.
+    forked_since: Option<u64>,
     /// The last indexes of batches that are not committed.
     batch_ends: VecDeque<u64>,
     /// The commit index at the last tick.
@@ -441,6 +445,7 @@ impl<T> Core<T> {
             handover: Handover::default(),
             addresses: Addresses::default(),
             peer_limits: PeerLimits::default(),
+            forked_since: None,
             batch_ends: VecDeque::new(),
             told_commit: 0,
             out: Outputs::default(),
@@ -486,6 +491,7 @@ impl<T> Core<T> {
         self.tick_transfers();
         self.tick_delivered();
         self.tick_compaction();
+        self.tick_fork();
     }
 
     /// The clock, for inputs between ticks.

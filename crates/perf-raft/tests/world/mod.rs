@@ -13,7 +13,10 @@ use history::{History, Kind};
 use machine::Machine;
 use mixed::Mixed;
 use perf_raft::codec::{Body, Frame};
-use perf_raft::core::{ApplyJob, Core, CoreConfig, Fetch, Outputs, Reply, encode_frames, open_log};
+use perf_raft::core::{
+    ApplyJob, Core, CoreConfig, FORKED_BEFORE_FORMING, Fetch, Outputs, Reply, encode_frames,
+    open_log,
+};
 use perf_raft::eraftpb::Entry;
 use perf_raft::inbound::{InboundLimits, InboundQueues};
 use perf_raft::log::{LogJob, run_jobs};
@@ -143,6 +146,7 @@ pub(crate) struct Coverage {
     pub(crate) late_words: u64,
     pub(crate) too_long: u64,
     pub(crate) bursts: u64,
+    pub(crate) emptied: u64,
     pub(crate) mixed: u64,
     pub(crate) mixed_named: u64,
     pub(crate) wrong_logs: u64,
@@ -626,6 +630,21 @@ impl World {
             }
         }
         let status = core.status();
+        if core.defect() == Some(FORKED_BEFORE_FORMING) {
+            // The operator does as the node says.
+            self.coverage.emptied += 1;
+            let node = self.nodes.get_mut(&id)?;
+            node.core = Some(core);
+            let voters = node.voters.clone();
+            for (op, reply) in out.replies.drain(..) {
+                self.reply(id, op, reply);
+            }
+            self.stop(id, &StopReason::Core(FORKED_BEFORE_FORMING.into()));
+            self.give_empty_disk(id, voters);
+            let after = 20 * MS + self.random.below(200 * MS);
+            self.at(after, Event::Restart(id));
+            return None;
+        }
         if let Some(defect) = core.defect() {
             self.fail(format!("node {id}: {defect}"));
         }
@@ -1211,7 +1230,7 @@ impl World {
             8 | 9 => self.cut.clear(),
             15 | 16 => self.replace_disk(id),
             17 => self.read_error_at = Some(id),
-            18 | 19 if self.is_formed() => {
+            18 | 19 => {
                 // A leader writes alone, and finds another one when it is back: its log has a tail that the group overwrites while it reads it.
                 self.cut
                     .extend(ids.iter().flat_map(|&other| [(id, other), (other, id)]));
@@ -1314,12 +1333,6 @@ impl World {
             node.disk = SimDisk::new(real_seed);
             (node.identity, node.voters, node.is_disk_used) = (identity, voters, false);
         }
-    }
-
-    /// Whether the leader knows where all members are.
-    fn is_formed(&self) -> bool {
-        let members = self.leader_members().unwrap_or_default();
-        !members.is_empty() && members.iter().all(|member| member.address.is_some())
     }
 
     /// The members as the latest leader knows them.
