@@ -101,7 +101,8 @@ impl<T> Core<T> {
     pub(super) fn tick_fork(&mut self) {
         let patience = FORKED_ELECTIONS_MAX * self.options.election_ticks as u64;
         let is_late = |since: u64| self.ticks - since >= patience;
-        if self.forked_since.is_some_and(is_late) && self.restoring.is_none() {
+        let is_over = self.forked_since.is_some_and(is_late) && self.restoring.is_none();
+        if is_over && !mutant::is("forked_stays_forked") {
             self.defect = Some(FORKED_BEFORE_FORMING);
         }
     }
