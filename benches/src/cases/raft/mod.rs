@@ -6,11 +6,9 @@
 
 mod bare;
 mod flood;
-mod groups;
 mod latency;
 mod naive;
 mod ours;
-mod restart;
 mod wal;
 
 #[cfg(feature = "peers")]
@@ -87,7 +85,6 @@ pub fn cases() -> Vec<Case> {
             ],
             &[ratio(WAL, 0.8)],
         ),
-        groups::case(),
         encode(),
     ]
 }
@@ -95,12 +92,7 @@ pub fn cases() -> Vec<Case> {
 /// The experiments of `perf-raft`.
 #[must_use]
 pub fn experiments() -> Vec<Experiment> {
-    vec![
-        flood::experiment(),
-        latency::experiment(),
-        groups::experiment(),
-        restart::experiment(),
-    ]
+    vec![flood::experiment(), latency::experiment()]
 }
 
 const fn ratio(against: &'static str, at_least: f64) -> Goal {
