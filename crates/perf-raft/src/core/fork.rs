@@ -31,6 +31,14 @@ impl<T> Core<T> {
     /// Whether the append of a leader would replace something that is committed here.
     pub(super) fn contradicts_committed(&mut self, message: &Message) -> bool {
         let raft = &self.node.raft;
+        // Another leader's entries fit: what they bring may be acknowledged, so this node must not stop and say that its files may go.
+        if self.forked_since.is_some()
+            && message.term >= raft.term
+            && self.known_term(message.index) == Some(message.log_term)
+        {
+            self.forked_since = None;
+        }
+        let raft = &self.node.raft;
         let committed = raft.raft_log.committed;
         if message.index > committed || message.term < raft.term || self.restoring.is_some() {
             return false;
@@ -101,7 +109,8 @@ impl<T> Core<T> {
     pub(super) fn tick_fork(&mut self) {
         let patience = FORKED_ELECTIONS_MAX * self.options.election_ticks as u64;
         let is_late = |since: u64| self.ticks - since >= patience;
-        let is_over = self.forked_since.is_some_and(is_late) && self.restoring.is_none();
+        let is_over =
+            self.forked_since.is_some_and(is_late) && self.restoring.is_none() && !self.is_formed();
         if is_over && !mutant::is("forked_stays_forked") {
             self.defect = Some(FORKED_BEFORE_FORMING);
         }
