@@ -31,18 +31,19 @@ impl<T> Core<T> {
     /// Whether the append of a leader would replace something that is committed here.
     pub(super) fn contradicts_committed(&mut self, message: &Message) -> bool {
         let raft = &self.node.raft;
-        // Another leader's entries fit: what they bring may be acknowledged, so this node must not stop and say that its files may go.
-        if self.forked_since.is_some()
-            && message.term >= raft.term
-            && self.known_term(message.index) == Some(message.log_term)
-        {
-            self.forked_since = None;
-        }
-        let raft = &self.node.raft;
-        let committed = raft.raft_log.committed;
-        if message.index > committed || message.term < raft.term || self.restoring.is_some() {
+        if message.term < raft.term || self.restoring.is_some() {
             return false;
         }
+        if message.index > raft.raft_log.committed {
+            // Another leader's entries fit: what they bring may be acknowledged, so this node must not stop and say that its files may go.
+            if self.forked_since.is_some()
+                && self.known_term(message.index) == Some(message.log_term)
+            {
+                self.forked_since = None;
+            }
+            return false;
+        }
+        let committed = raft.raft_log.committed;
         let entries = message.entries.iter();
         let mut covered = entries.take_while(|entry| entry.index <= committed);
         let is_fork = self.is_other(message.index, message.log_term)
