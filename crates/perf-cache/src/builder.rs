@@ -253,7 +253,8 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
     ///
     /// let (sender, receiver) = mpsc::channel();
     /// let cache: TtlCache<u64, u64> = TtlCache::builder(100)
-    ///     .on_removal(move |key, value, why| sender.send((*key, *value, why)).unwrap())
+    ///     // An error says that the receiver is gone.
+    ///     .on_removal(move |key, value, why| drop(sender.send((*key, *value, why))))
     ///     .build()?;
     /// cache.insert(1, 10);
     /// cache.insert(1, 11);
