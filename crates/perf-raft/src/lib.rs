@@ -1,7 +1,6 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
-pub mod batch;
 pub mod codec;
 pub mod core;
 pub mod dedup;

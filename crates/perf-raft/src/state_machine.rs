@@ -6,11 +6,14 @@ use std::error::Error;
 /// A committed proposal on its way to the state machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
-    /// Its place in the log. Growing, not without gaps: Raft has entries of its own.
+    /// The entry of the log that holds it. Never falls, and has gaps: Raft has entries of its own.
     pub index: u64,
+    /// Its place in that entry, from 0: commands that were proposed together share one. `(index, place)` grows from command to command and names
+    /// each for ever.
+    pub place: u32,
     /// The term it was proposed in.
     pub term: u64,
-    /// What was proposed.
+    /// What was proposed. Shares its memory with other commands: copy what is kept for long.
     pub data: Bytes,
 }
 

@@ -59,6 +59,11 @@ fn an_answer_before_the_disk_is_found() {
 }
 
 #[test]
+fn answers_to_other_commands_of_an_entry_are_found() {
+    is_caught("pack_out_of_order");
+}
+
+#[test]
 fn a_skipped_fsync_is_found() {
     is_caught("fsync_skipped");
 }
@@ -141,6 +146,11 @@ fn a_full_log_that_takes_nothing_is_found() {
 #[test]
 fn a_node_with_committed_entries_of_its_own_that_stays_so_is_found() {
     is_caught("forked_stays_forked");
+}
+
+#[test]
+fn a_node_that_stops_as_forked_under_a_leader_that_agrees_is_found() {
+    is_caught("fork_mark_stays");
 }
 
 #[test]

@@ -27,7 +27,7 @@ fn groups_stay_sound_in_a_bad_world() {
     let mut sum = world::Coverage::default();
     for seed in start..start + seeds {
         match world::run(seed) {
-            Ok(coverage) => add(&mut sum, coverage),
+            Ok(coverage) => sum += coverage,
             Err(violation) => panic!(
                 "seed {seed}: {violation}\nagain: cargo xtask sim raft --start {seed} --seeds 1"
             ),
@@ -108,43 +108,4 @@ fn the_same_seed_is_the_same_history() {
     for seed in [3, 4] {
         assert_eq!(world::run(seed), world::run(seed));
     }
-}
-
-fn add(sum: &mut world::Coverage, one: world::Coverage) {
-    sum.writes_acked += one.writes_acked;
-    sum.reads += one.reads;
-    sum.lease_reads += one.lease_reads;
-    sum.unknown += one.unknown;
-    sum.refused += one.refused;
-    sum.crashes += one.crashes;
-    sum.fsync_errors += one.fsync_errors;
-    sum.jobs_lost += one.jobs_lost;
-    sum.partitions += one.partitions;
-    sum.snapshots_installed += one.snapshots_installed;
-    sum.memberships += one.memberships;
-    sum.transfers += one.transfers;
-    sum.leaders += one.leaders;
-    sum.duplicates += one.duplicates;
-    sum.batches += one.batches;
-    sum.batched += one.batched;
-    sum.sends_refused += one.sends_refused;
-    sum.snapshots_failed += one.snapshots_failed;
-    sum.late_reports += one.late_reports;
-    sum.appends_refused += one.appends_refused;
-    sum.busy += one.busy;
-    sum.disks_replaced += one.disks_replaced;
-    sum.taken_in += one.taken_in;
-    sum.strangers += one.strangers;
-    sum.slow_snapshots += one.slow_snapshots;
-    sum.late_words += one.late_words;
-    sum.too_long += one.too_long;
-    sum.bursts += one.bursts;
-    sum.fetched += one.fetched;
-    sum.failed_reads += one.failed_reads;
-    sum.emptied += one.emptied;
-    sum.mixed += one.mixed;
-    sum.mixed_named += one.mixed_named;
-    sum.wrong_logs += one.wrong_logs;
-    sum.late_frames += one.late_frames;
-    sum.late_heartbeats += one.late_heartbeats;
 }

@@ -26,6 +26,7 @@ mod ready;
 mod report;
 mod requests;
 mod snapshots;
+mod step;
 mod terms;
 mod validate;
 mod view;
@@ -109,7 +110,7 @@ pub struct CoreStats {
     pub reads_failed: u64,
     /// Steps of Raft that proposed them: `proposals / proposal_batches` is the mean batch.
     pub proposal_batches: u64,
-    /// Entries given to the state machine.
+    /// Commands given to the state machine.
     pub entries_applied: u64,
     /// Jobs for the state machine that applied them.
     pub apply_batches: u64,

@@ -9,7 +9,7 @@ struct Pending<T> {
     token: T,
 }
 
-/// Proposals of this node that have an index and no answer.
+/// Proposals of this node that have an index and no answer. Those of one entry are in the order of its commands.
 ///
 /// Those of the present leadership are in the order of their indexes. Once leadership is lost they become orphans: the next
 /// leader may still commit them, so they wait a while for what becomes of their index.
@@ -19,7 +19,8 @@ pub(super) struct PendingProposals<T> {
     present: VecDeque<Pending<T>>,
     /// For each tick with proposals the first index of that tick.
     ticks: VecDeque<(u64, u64)>,
-    orphans: BTreeMap<(u64, u64), (T, u64)>,
+    /// By index, term and place in the entry.
+    orphans: BTreeMap<(u64, u64, usize), (T, u64)>,
 }
 
 /// What is known of a proposal that will have no response.
@@ -45,7 +46,13 @@ impl<T> PendingProposals<T> {
         self.present.len() + self.orphans.len()
     }
 
-    /// Indexes must grow within a term.
+    /// Of the present leadership, those at or below an index.
+    pub(super) fn len_up_to(&self, index: u64) -> usize {
+        self.present
+            .partition_point(|pending| pending.index <= index)
+    }
+
+    /// Indexes must not fall within a term.
     pub(super) fn push(&mut self, term: u64, index: u64, token: T, tick: u64) {
         debug_assert!(self.present.is_empty() || self.term == term);
         self.term = term;
@@ -58,20 +65,28 @@ impl<T> PendingProposals<T> {
     /// Leadership is lost: whatever has no answer by `deadline_tick` gets `Unknown`.
     pub(super) fn orphan(&mut self, deadline_tick: u64) {
         self.ticks.clear();
+        let mut last = (0, 0);
         for pending in self.present.drain(..) {
-            self.orphans
-                .insert((pending.index, self.term), (pending.token, deadline_tick));
+            let place = if last.0 == pending.index {
+                last.1 + 1
+            } else {
+                0
+            };
+            last = (pending.index, place);
+            let key = (pending.index, self.term, place);
+            self.orphans.insert(key, (pending.token, deadline_tick));
         }
     }
 
-    /// An entry is committed: returns who waits for it, and gives those whose place it took to `lost`.
+    /// An entry is committed: gives those who wait for its commands to `found` with the places of these, and those whose place it took to `lost`.
     pub(super) fn committed(
         &mut self,
         index: u64,
         term: u64,
+        mut found: impl FnMut(usize, T),
         mut lost: impl FnMut(T, Lost),
-    ) -> Option<T> {
-        let mut found = None;
+    ) {
+        let mut place = 0;
         while self
             .present
             .front()
@@ -81,24 +96,24 @@ impl<T> PendingProposals<T> {
                 break;
             };
             if pending.index == index && self.term == term {
-                found = Some(pending.token);
+                found(place, pending.token);
+                place += 1;
             } else {
                 lost(pending.token, Lost::Dropped);
             }
         }
         while let Some(entry) = self.orphans.first_entry() {
-            let &(orphan_index, orphan_term) = entry.key();
+            let &(orphan_index, orphan_term, place) = entry.key();
             if orphan_index > index {
                 break;
             }
             let (token, _) = entry.remove();
             if (orphan_index, orphan_term) == (index, term) {
-                found = Some(token);
+                found(place, token);
             } else {
                 lost(token, Lost::Dropped);
             }
         }
-        found
     }
 
     /// A snapshot holds everything up to an index: whether it holds these nobody knows.
@@ -131,7 +146,7 @@ impl<T> PendingProposals<T> {
         if self.orphans.is_empty() {
             return;
         }
-        let expired: Vec<(u64, u64)> = self
+        let expired: Vec<(u64, u64, usize)> = self
             .orphans
             .iter()
             .filter(|(_, (_, deadline))| *deadline <= tick)
@@ -160,24 +175,29 @@ impl<T> PendingProposals<T> {
 mod tests {
     use super::*;
 
+    type Answers<T> = (Vec<(usize, T)>, Vec<(T, Lost)>);
+
+    fn committed<T>(pending: &mut PendingProposals<T>, index: u64, term: u64) -> Answers<T> {
+        let (mut all_found, mut all_lost) = (Vec::new(), Vec::new());
+        let found = |place, token| all_found.push((place, token));
+        let lost = |token, how| all_lost.push((token, how));
+        pending.committed(index, term, found, lost);
+        (all_found, all_lost)
+    }
+
     #[test]
     fn an_orphan_is_found_by_its_term_and_dropped_by_another() {
         let mut pending = PendingProposals::new();
         pending.push(3, 10, 'a', 1);
+        pending.push(3, 10, 'c', 1);
         pending.push(3, 11, 'b', 1);
         pending.orphan(100);
         pending.push(5, 10, 'x', 2); // the node leads again, over a shorter log
-        let mut lost = Vec::new();
-        assert_eq!(
-            pending.committed(10, 3, |token, how| lost.push((token, how))),
-            Some('a')
-        );
+        let (found, lost) = committed(&mut pending, 10, 3);
+        assert_eq!(found, [(0, 'a'), (1, 'c')]);
         assert_eq!(lost, [('x', Lost::Dropped)]);
-        assert_eq!(
-            pending.committed(11, 5, |token, how| lost.push((token, how))),
-            None
-        );
-        assert_eq!(lost, [('x', Lost::Dropped), ('b', Lost::Dropped)]);
+        let (found, lost) = committed(&mut pending, 11, 5);
+        assert_eq!((found, lost), (vec![], vec![('b', Lost::Dropped)]));
         assert_eq!(pending.len(), 0);
     }
 
@@ -203,13 +223,13 @@ mod tests {
             pending.push(1, index, index, tick);
         }
         let mut lost = Vec::new();
-        assert_eq!(pending.committed(5, 1, |_, _| panic!("none is")), Some(5));
+        assert_eq!(committed(&mut pending, 5, 1), (vec![(0, 5)], vec![]));
         pending.tick(10, 10, |token, how| lost.push((token, how)));
         assert_eq!(lost, []);
         pending.tick(11, 10, |token, how| lost.push((token, how)));
         assert_eq!(lost, [(6, Lost::Unknown)]);
         pending.tick(14, 10, |token, how| lost.push((token, how)));
         assert_eq!((lost.len(), pending.len()), (3, 0));
-        assert_eq!(pending.committed(6, 1, |_, _| panic!("none is")), None);
+        assert_eq!(committed(&mut pending, 6, 1), (vec![], vec![]));
     }
 }

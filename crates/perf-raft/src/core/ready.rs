@@ -4,17 +4,20 @@
 //! follower or candidate says about its log or its vote waits for the write. What is committed goes to the state machine.
 
 use super::membership::Configuration;
+use super::step::unpack;
 use super::{AfterPersist, ApplyJob, ChangeKind, Core, Making, Outputs, Reply, lost_reply};
 use crate::codec::{convert, wire};
 use crate::error::ProposeError;
 use crate::log::{LogJob, StoredSnapshot};
 use crate::members::{Update, update_of};
 use crate::primitive::mutant;
-use crate::state_machine::Command;
 use prost::Message as _;
 use raft::eraftpb::{ConfChangeV2, Entry, EntryType, MessageType};
 use raft::{Ready, StateRole};
 use std::sync::Arc;
+
+const UNREADABLE: &str =
+    "a committed entry holds commands in a format that this version cannot read";
 
 /// The longest list whose memory is kept: messages for some peers.
 const SPARE_MAX: usize = 64;
@@ -302,25 +305,22 @@ impl<T> Core<T> {
             return;
         };
         let index = last.index;
-        let mut commands = Vec::with_capacity(committed.len());
-        let mut waiting = Vec::with_capacity(self.pending.len().min(committed.len()));
+        let expected = self.pending.len_up_to(index).max(committed.len());
+        let mut commands = Vec::with_capacity(expected);
+        let mut waiting = Vec::with_capacity(expected.min(self.pending.len()));
         for entry in committed {
             let (at, term) = (entry.index, entry.term);
             let mut entered = None;
             let replies = &mut self.out.replies;
-            let token = self.pending.committed(at, term, |token, lost| {
-                replies.push((token, lost_reply(lost)))
-            });
+            let lost = |token, lost| replies.push((token, lost_reply(lost)));
+            let first = commands.len();
+            let found = |place, token| waiting.push((first + place, token));
+            self.pending.committed(at, term, found, lost);
             match entry.entry_type {
                 EntryType::EntryNormal if !entry.data.is_empty() => {
-                    if let Some(token) = token {
-                        waiting.push((commands.len(), token));
+                    if unpack(entry, &mut commands).is_err() {
+                        self.defect = Some(UNREADABLE);
                     }
-                    commands.push(Command {
-                        index: at,
-                        term,
-                        data: entry.data,
-                    });
                 }
                 // A leader's first entry, or a change of membership that Raft refused.
                 EntryType::EntryNormal => {}

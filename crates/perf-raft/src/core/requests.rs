@@ -1,12 +1,15 @@
 //! What clients ask for.
 
+use super::step::Step;
 use super::{Change, ChangeKind, Core, Making, Reply, read_reply};
-use crate::batch::ProposalBatch;
 use crate::error::{ProposeError, ReadError};
 use crate::primitive::mutant;
 use bytes::Bytes;
 use raft::eraftpb::{Message, MessageType};
 use std::sync::Arc;
+
+/// No less than an entry with several commands takes beside its data, compared with one that has one.
+const PACKED_ROOM_BYTES: usize = 16;
 
 /// For so many election timeouts a caller waits for the snapshot that it asked for.
 const SNAPSHOT_ELECTIONS_MAX: u64 = 1000;
@@ -36,9 +39,7 @@ impl<T> Core<T> {
             .proposals_max
             .saturating_sub(self.pending.len());
         let limit = self.options.proposals_max as u64;
-        let mut gathered = ProposalBatch::new(self.options.message_bytes_max / 2);
-        gathered.reserve(batch.len());
-        let mut tokens = Vec::with_capacity(batch.len());
+        let mut step = self.new_step(batch);
         for (data, token) in batch.drain(..) {
             let refused = if data.is_empty() {
                 Some(ProposeError::Empty)
@@ -47,7 +48,7 @@ impl<T> Core<T> {
                     bytes: data.len(),
                     limit: self.options.proposal_bytes_max,
                 })
-            } else if self.out_of_room(tokens.len(), room) {
+            } else if self.out_of_room(step.len(), room) {
                 Some(ProposeError::Busy {
                     what: "proposals that wait",
                     limit,
@@ -59,14 +60,25 @@ impl<T> Core<T> {
                 self.out.replies.push((token, Reply::Failed(error)));
                 continue;
             }
-            if let Err(data) = gathered.push(data) {
-                self.propose_gathered(&mut gathered, &mut tokens);
-                // An empty batch takes any proposal.
-                let _ = gathered.push(data);
+            if !step.takes(data.len()) {
+                self.propose_step(&mut step);
             }
-            tokens.push(token);
+            step.push(data, token);
         }
-        self.propose_gathered(&mut gathered, &mut tokens);
+        self.propose_step(&mut step);
+    }
+
+    fn new_step(&self, batch: &[(Bytes, T)]) -> Step<T> {
+        let options = &self.options;
+        // Whatever carries the longest proposal carries an entry with several.
+        let entry_bytes_max = options.proposal_bytes_max.saturating_sub(PACKED_ROOM_BYTES);
+        let bytes = batch.iter().map(|(data, _)| data.len()).sum();
+        Step::new(
+            options.message_bytes_max / 2,
+            entry_bytes_max,
+            batch.len(),
+            bytes,
+        )
     }
 
     /// Proposals of a group that is being formed wait for that, up to two election timeouts.
@@ -149,37 +161,43 @@ impl<T> Core<T> {
         self.out.replies.extend(failed);
     }
 
-    fn propose_gathered(&mut self, gathered: &mut ProposalBatch, tokens: &mut Vec<T>) {
-        let count = tokens.len() as u64;
-        let bytes = gathered.bytes();
-        match gathered.propose(&mut self.node) {
-            Ok(None) => {}
-            Ok(Some(indexes)) => {
-                self.stats.proposals += count;
-                self.stats.proposal_batches += 1;
-                self.batch_ends.push_back(*indexes.end());
-                let term = self.node.raft.term;
-                for (index, token) in indexes.zip(tokens.drain(..)) {
-                    self.pending.push(term, index, token, self.ticks);
-                }
-            }
-            Err(_) => {
-                let limit = self.options.uncommitted_bytes_max;
-                let full = self.node.raft.uncommitted_size().saturating_add(bytes) > limit;
-                let error = if full {
-                    ProposeError::Busy {
-                        what: "bytes of uncommitted proposals",
-                        limit: limit as u64,
-                    }
-                } else {
-                    ProposeError::ProposalDropped
-                };
-                let failed = tokens
-                    .drain(..)
-                    .map(|token| (token, Reply::Failed(error.clone())));
-                self.out.replies.extend(failed);
-            }
+    fn propose_step(&mut self, step: &mut Step<T>) {
+        let (bytes, count) = (step.bytes(), step.len() as u64);
+        let (entries, tokens) = step.take();
+        if entries.is_empty() {
+            return;
         }
+        let first = self.node.raft.raft_log.last_index() + 1;
+        let last = first + entries.len() as u64 - 1;
+        let mut message = Message {
+            from: self.id,
+            ..Default::default()
+        };
+        message.set_msg_type(MessageType::MsgPropose);
+        message.set_entries(entries.into());
+        if self.node.step(message).is_ok() {
+            self.stats.proposals += count;
+            self.stats.proposal_batches += 1;
+            self.batch_ends.push_back(last);
+            let term = self.node.raft.term;
+            for (place, token) in tokens {
+                self.pending
+                    .push(term, first + place as u64, token, self.ticks);
+            }
+            return;
+        }
+        let limit = self.options.uncommitted_bytes_max;
+        let full = self.node.raft.uncommitted_size().saturating_add(bytes) > limit;
+        let error = if full {
+            ProposeError::Busy {
+                what: "bytes of uncommitted proposals",
+                limit: limit as u64,
+            }
+        } else {
+            ProposeError::ProposalDropped
+        };
+        let failed = tokens.map(|(_, token)| (token, Reply::Failed(error.clone())));
+        self.out.replies.extend(failed);
     }
 
     /// Asks for a linearizable read: answered with [`Reply::Read`] once the state machine is at least as far as the group was

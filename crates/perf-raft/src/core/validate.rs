@@ -1,5 +1,6 @@
 //! What a message must be before Raft sees it: raft-rs panics on some that no correct peer sends.
 
+use super::step;
 use raft::eraftpb::{EntryType, Message, MessageType};
 
 /// Why a message from a peer is dropped.
@@ -55,8 +56,10 @@ fn are_contiguous(message: &Message) -> bool {
                     entry.index == index && entry.term >= term && entry.term <= message.term;
                 term = entry.term;
                 sound
-                    && (entry.get_entry_type() == EntryType::EntryNormal
-                        || entry.data.len() <= 1 << 20)
+                    && match entry.get_entry_type() {
+                        EntryType::EntryNormal => step::is_readable(entry),
+                        _ => entry.data.len() <= 1 << 20,
+                    }
             })
 }
 

@@ -1,0 +1,110 @@
+//! What must hold once the world has healed.
+
+use super::machine::Machine;
+use super::node::{Node, address};
+use super::{CALM_SNAPSHOTS_MAX, HEALED, MS, Violation, World};
+use perf_raft::Role;
+
+impl World {
+    /// What must hold once the world has healed.
+    pub(super) fn judge(&mut self, end: u64) -> Result<(), Violation> {
+        self.coverage.leaders = self.leaders.len() as u64;
+        for node in self.nodes.values().filter_map(|node| node.core.as_ref()) {
+            self.coverage.strangers += node.stats().answers_of_strangers;
+            self.coverage.fetched += node.stats().entries_fetched;
+        }
+        self.see_to_the_wiped();
+        if let Some(id) = self.wiped {
+            let cores = self.nodes.values().filter_map(|node| node.core.as_ref());
+            let reports: Vec<_> = cores.map(|core| (core.status(), core.report())).collect();
+            return Err(format!(
+                "node {id} lost its disk and was never taken in again: {reports:?}"
+            ));
+        }
+        if !self.history.acked_after(HEALED) {
+            return Err(format!(
+                "no write was acknowledged after the world healed, the last for: {}",
+                self.last_refusal
+            ));
+        }
+        // A log that a single burst fills is cut however slow the link is.
+        let keeps_log = self.options.log_bytes_max > 1 << 20;
+        if let Some(link) = &self.slow_link
+            && keeps_log
+            && link.transfers.len() > CALM_SNAPSHOTS_MAX
+        {
+            return Err(format!(
+                "node {} got one snapshot after another, though nothing failed: {:?}",
+                link.to, link.transfers
+            ));
+        }
+        if let Some((number, node)) = self.fillers.first_key_value() {
+            return Err(format!("filler {number} of node {node} waits for ever"));
+        }
+        if let Some(op) = self.history.still_waiting(end - 1_000 * MS) {
+            return Err(format!("a client waits for ever: {op}"));
+        }
+        let leads = |node: &&Node| {
+            node.core
+                .as_ref()
+                .is_some_and(|core| core.status().role == Role::Leader)
+        };
+        let leader = self
+            .nodes
+            .values()
+            .filter(leads)
+            .max_by_key(|node| node.core.as_ref().map(|core| core.status().term));
+        let core = leader
+            .and_then(|node| node.core.as_ref())
+            .ok_or("there is no leader")?;
+        for member in core.members() {
+            let expected = address(member.id, self.nodes[&member.id].run);
+            if member.address.as_ref() != Some(&expected) {
+                return Err(format!(
+                    "node {} is at {expected}, the table says {:?}",
+                    member.id, member.address
+                ));
+            }
+        }
+        let membership = core.membership();
+        let members = membership.voters.iter().chain(&membership.learners);
+        let committed = core.status().commit_index;
+        let mut reference: Option<&Machine> = None;
+        for id in members {
+            let node = &self.nodes[id];
+            let core = node.core.as_ref().ok_or(format!("node {id} is down"))?;
+            if node.machine.index != committed {
+                return Err(format!(
+                    "node {id} is at {} of {committed} long after the world healed",
+                    node.machine.index
+                ));
+            }
+            let same = reference.is_none_or(|machine| machine.state == node.machine.state);
+            if !same {
+                return Err(format!("the state machine of node {id} differs"));
+            }
+            reference = Some(&node.machine);
+            let (first, last) = core.log_range();
+            let common = self
+                .applied
+                .iter()
+                .filter(|((index, _), _)| (first..=last.min(committed)).contains(index));
+            for (&(index, _), (term, _)) in common {
+                if core.log_term(index) != Some(*term) {
+                    return Err(format!("the log of node {id} has another entry at {index}"));
+                }
+            }
+        }
+        self.history.check()
+    }
+
+    /// Whether a bound lets a node that is behind catch up in the least of steps only.
+    pub(super) fn is_slow(&self) -> bool {
+        let options = &self.options;
+        options.message_bytes_max == 1
+            || options.unapplied_entries_max == 1
+            || options.snapshot_chunk_bytes == 1
+            || options.inflight_messages_max == 1
+            || self.memory_bytes == 0
+    }
+}
