@@ -37,6 +37,7 @@ impl<T> Core<T> {
         if message.index > raft.raft_log.committed {
             // Another leader's entries fit: what they bring may be acknowledged, so this node must not stop and say that its files may go.
             if self.forked_since.is_some()
+                && !mutant::is("fork_mark_stays")
                 && self.known_term(message.index) == Some(message.log_term)
             {
                 self.forked_since = None;
@@ -48,7 +49,7 @@ impl<T> Core<T> {
         let mut covered = entries.take_while(|entry| entry.index <= committed);
         let is_fork = self.is_other(message.index, message.log_term)
             || covered.any(|entry| self.is_other(entry.index, entry.term));
-        if !is_fork {
+        if !is_fork && !mutant::is("fork_mark_stays") {
             self.forked_since = None;
         }
         is_fork
@@ -108,6 +109,10 @@ impl<T> Core<T> {
 
     /// Stops a node that got no snapshot in the place of what it has.
     pub(super) fn tick_fork(&mut self) {
+        if self.is_leader() && !mutant::is("fork_mark_stays") {
+            // A quorum takes what this node has.
+            self.forked_since = None;
+        }
         let patience = FORKED_ELECTIONS_MAX * self.options.election_ticks as u64;
         let is_late = |since: u64| self.ticks - since >= patience;
         let is_over =
