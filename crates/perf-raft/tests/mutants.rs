@@ -1,5 +1,5 @@
-//! Deliberate faults of the core and of the way to the log, each of which the simulation must find within 200 seeds (two of them within 600),
-//! and a rare path made common, in which it must find nothing.
+//! Deliberate faults of the core and of the way to the log, each of which the simulation must find within 200 seeds, and a rare
+//! path made common, in which it must find nothing.
 //!
 //! `RUSTFLAGS="--cfg perf_mutants" cargo test -p perf-raft --all-features --release --test mutants --target-dir target/mutants`
 #![cfg(perf_mutants)]
@@ -19,8 +19,6 @@ use std::panic::catch_unwind;
 use std::sync::Mutex;
 
 const SEEDS: u64 = 200;
-/// For faults that need several rare things at once.
-const RARE_SEEDS: u64 = 600;
 
 /// `PERF_MUTANT_SEEDS` takes its place, to see how far a fault is.
 fn seeds() -> u64 {
@@ -105,7 +103,7 @@ fn a_log_that_is_not_kept_for_a_peer_that_gets_a_snapshot_is_found() {
 
 #[test]
 fn a_fetch_with_entries_of_an_older_term_is_found() {
-    is_caught_within(RARE_SEEDS, "stale_fetch", world::run);
+    is_caught("stale_fetch");
 }
 
 #[test]
@@ -120,7 +118,7 @@ fn a_late_word_to_campaign_that_is_obeyed_is_found() {
 
 #[test]
 fn an_answer_to_an_earlier_round_that_gives_a_lease_back_is_found() {
-    is_caught_within(RARE_SEEDS, "early_answer_counts", world::run);
+    is_caught("early_answer_counts");
 }
 
 #[test]

@@ -6,6 +6,11 @@ use super::{CLIENTS, Event, HEALED, KEYS, LATE_REQUESTS_UNTIL, MS, Op, REQUESTS_
 use perf_raft::core::Reply;
 use perf_raft::{ProposeError, ReadError, Role};
 
+/// The client of a thread that was held up.
+pub(super) fn woken_client(id: u64, key: u64) -> u64 {
+    CLIENTS + id * KEYS + key
+}
+
 impl World {
     /// A client that waits for nothing asks for something, at a node that it believes to lead or at any.
     pub(super) fn client(&mut self, client: u64) {
@@ -14,7 +19,12 @@ impl World {
         if self.now > REQUESTS_UNTIL && (is_over || !self.is_slow()) {
             return;
         }
-        let pause = MS + self.random.below(if self.calm { 20 * MS } else { 60 * MS });
+        let longest = if self.calm || self.hands_over_often {
+            20
+        } else {
+            60
+        };
+        let pause = MS + self.random.below(longest * MS);
         self.at(pause, Event::Client(client));
         if self.history.is_waiting(client) && !self.history.gave_up(client, self.now, 1_500 * MS) {
             return;
@@ -91,16 +101,22 @@ impl World {
         });
     }
 
+    /// A thread that was held up goes on with a read of each key by its lease.
     pub(super) fn woken(&mut self, id: u64) {
-        let client = CLIENTS + id;
-        self.history.gave_up(client, self.now, 1_500 * MS);
-        if self.nodes[&id].core.is_none() || self.history.is_waiting(client) {
+        if self.nodes[&id].core.is_none() {
             return;
         }
-        let (key, now_ns) = (self.random.below(KEYS), self.local_now(id));
-        let read = Kind::Read { lease: true };
-        let op = self.history.invoke(client, key, read, self.now);
-        self.with_interrupted_core(id, |core, _| core.lease_read(Op::Client(op), now_ns));
+        for key in 0..KEYS {
+            let client = woken_client(id, key);
+            self.history.gave_up(client, self.now, 1_500 * MS);
+            if self.history.is_waiting(client) {
+                continue;
+            }
+            let now_ns = self.local_now(id);
+            let read = Kind::Read { lease: true };
+            let op = self.history.invoke(client, key, read, self.now);
+            self.with_interrupted_core(id, |core, _| core.lease_read(Op::Client(op), now_ns));
+        }
     }
 
     pub(super) fn reply(&mut self, id: u64, op: Op, reply: Reply) {

@@ -171,7 +171,7 @@ impl World {
         let has_real_logs = random.one_in(2);
         let mixed = random.one_in(12).then(|| Mixed::draw(&mut random, count));
         let has_late_frames = random.one_in(4);
-        let hands_over_often = random.one_in(6);
+        let hands_over_often = random.one_in(3);
         let memory_bytes = match random.below(4) {
             0 => 0,
             1 => 300,

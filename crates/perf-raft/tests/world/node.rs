@@ -1,10 +1,11 @@
 //! A simulated node: its disk and core, from start to crash.
 
+use super::clients::woken_client;
 use super::disk::SimDisk;
 use super::machine::Machine;
 use super::options::limits;
 use super::random::Random;
-use super::{CLIENTS, Event, GROUP, MS, Op, TICK_NS, World};
+use super::{Event, GROUP, KEYS, MS, Op, TICK_NS, World};
 use bytes::Bytes;
 use perf_raft::codec::Frame;
 use perf_raft::core::{
@@ -298,7 +299,9 @@ impl World {
         let Some(core) = node.core.take() else {
             return;
         };
-        self.history.gave_up(CLIENTS + id, self.now, 0);
+        for key in 0..KEYS {
+            self.history.gave_up(woken_client(id, key), self.now, 0);
+        }
         self.coverage.crashes += 1;
         // A write under way may be there in part.
         if let Some(jobs) = node.log_busy.take() {
