@@ -6,13 +6,17 @@
 
 mod bare;
 mod flood;
+mod groups;
 mod latency;
 mod naive;
 mod ours;
+mod restart;
 mod wal;
 
 #[cfg(feature = "peers")]
-mod peers;
+mod openraft_09;
+#[cfg(feature = "peers")]
+mod openraft_10;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -35,6 +39,7 @@ const PAYLOAD_BYTES: usize = 128;
 /// Keys that clients write in turn.
 const KEYS: u64 = 10_000;
 const OPENRAFT: &str = "openraft";
+const OPENRAFT_ALPHA: &str = "openraft 0.10";
 const NO_RAFT: &str = "no Raft";
 const WAL: &str = "bare WAL";
 const WAL_WITH_CLIENTS: &str = "WAL with clients";
@@ -46,34 +51,38 @@ pub fn cases() -> Vec<Case> {
         memory::<1>(
             "raft/memory_x1",
             "one client proposes, log in memory",
-            &[ratio(OPENRAFT, 3.0)],
+            &[ratio(OPENRAFT, 3.0), ratio(OPENRAFT_ALPHA, 5.0)],
         ),
         memory::<64>(
             "raft/memory_x64",
             "64 clients propose once each, log in memory",
-            &[ratio(OPENRAFT, 2.5)],
+            &[ratio(OPENRAFT_ALPHA, 2.0)],
         ),
         memory::<256>(
             "raft/memory_x256",
             "256 clients propose once each, log in memory",
-            &[ratio(OPENRAFT, 2.5), ratio("before", 10.0)],
+            &[
+                ratio(OPENRAFT_ALPHA, 2.0),
+                ratio(NO_RAFT, 0.8),
+                ratio("before", 10.0),
+            ],
         ),
         memory::<1024>(
             "raft/memory_x1024",
             "1024 clients propose once each, log in memory",
-            &[ratio(OPENRAFT, 2.5)],
+            &[ratio(OPENRAFT_ALPHA, 2.0), ratio(NO_RAFT, 0.8)],
         ),
         memory::<4096>(
             "raft/memory_x4096",
             "4096 clients propose once each, log in memory",
-            &[ratio(OPENRAFT, 2.5)],
+            &[ratio(OPENRAFT_ALPHA, 2.0), ratio(NO_RAFT, 0.8)],
         ),
         durable::<256>(
             "raft/durable_x256",
             "256 clients propose once each, log on disk; before: an fsync per proposal",
             naive::durable::<256>,
             Vec::new(),
-            &[ratio("before", 50.0)],
+            &[ratio("before", 60.0)],
         ),
         durable::<1024>(
             "raft/durable_x1024",
@@ -83,7 +92,7 @@ pub fn cases() -> Vec<Case> {
                 path(WAL, wal::durable::<1024>),
                 path(WAL_WITH_CLIENTS, wal::with_clients::<1024>),
             ],
-            &[ratio(WAL, 0.8)],
+            &[ratio(WAL_WITH_CLIENTS, 0.8)],
         ),
         encode(),
     ]
@@ -92,7 +101,12 @@ pub fn cases() -> Vec<Case> {
 /// The experiments of `perf-raft`.
 #[must_use]
 pub fn experiments() -> Vec<Experiment> {
-    vec![flood::experiment(), latency::experiment()]
+    vec![
+        flood::experiment(),
+        latency::experiment(),
+        groups::experiment(),
+        restart::experiment(),
+    ]
 }
 
 const fn ratio(against: &'static str, at_least: f64) -> Goal {
@@ -102,7 +116,9 @@ const fn ratio(against: &'static str, at_least: f64) -> Goal {
 fn memory<const CLIENTS: u64>(id: &'static str, about: &'static str, goals: &[Goal]) -> Case {
     let peers = vec![
         #[cfg(feature = "peers")]
-        path(OPENRAFT, peers::memory::<CLIENTS>),
+        path(OPENRAFT, openraft_09::memory::<CLIENTS>),
+        #[cfg(feature = "peers")]
+        path(OPENRAFT_ALPHA, openraft_10::memory::<CLIENTS>),
         path(NO_RAFT, bare::memory::<CLIENTS>),
     ];
     Case {

@@ -1,0 +1,163 @@
+//! A hundred groups of three nodes; the nodes of a process share one log.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use perf_raft::log::{
+    LogJob, LogOutline, LogReader, LogState, LogStore, SharedLog, StoredSnapshot,
+};
+use perf_raft::{ChannelNetwork, GroupId, LogError, RaftHandle, RaftNode, SegmentLog};
+use tempfile::TempDir;
+
+use super::ours::{Map, leader, options};
+use super::{Proposer, command, runtime};
+use crate::experiment::{Bound, Depth, Experiment, Figure, Unit};
+
+const GROUPS: u64 = 100;
+const CLIENTS: u64 = 1024;
+
+pub(super) fn experiment() -> Experiment {
+    Experiment {
+        id: "raft/durable_groups_100",
+        about: "1024 clients on one group and on 100, whose nodes share a log; bounds: 0.8 times one group's proposals, no more fsyncs than one group's",
+        measure,
+    }
+}
+
+/// The leaders of the groups, by turns.
+#[derive(Clone)]
+struct Leaders(Arc<Vec<RaftHandle>>);
+
+impl Proposer for Leaders {
+    async fn propose(&self, command: Bytes) {
+        // A client stays with its group: its keys begin with its number.
+        let key = super::key_of(&command);
+        let place = usize::try_from(key).unwrap_or(0) % self.0.len();
+        Proposer::propose(&self.0[place], command).await;
+    }
+}
+
+/// Counts the durable writes of a log.
+struct Counted {
+    log: SegmentLog,
+    syncs: Arc<AtomicU64>,
+}
+
+impl LogStore for Counted {
+    fn load(&mut self, group: GroupId) -> Result<Option<LogState>, LogError> {
+        self.log.load(group)
+    }
+
+    fn save_snapshot(&mut self, group: GroupId, snapshot: &StoredSnapshot) -> Result<(), LogError> {
+        self.log.save_snapshot(group, snapshot)
+    }
+
+    fn write(&mut self, jobs: &[LogJob], sync: bool) -> Result<(), LogError> {
+        self.syncs.fetch_add(u64::from(sync), Ordering::Relaxed);
+        self.log.write(jobs, sync)
+    }
+
+    fn outline(&mut self, group: GroupId) -> Result<Option<LogOutline>, LogError> {
+        self.log.outline(group)
+    }
+
+    fn reader(&mut self) -> Result<Option<Box<dyn LogReader>>, LogError> {
+        self.log.reader()
+    }
+}
+
+/// Starts `groups` groups. `log` makes the log of a node: its id and its group.
+async fn start(
+    groups: u64,
+    mut log: impl FnMut(u64, u64) -> Box<dyn LogStore>,
+) -> (Vec<RaftHandle>, Leaders) {
+    let mut all = Vec::new();
+    let mut leaders = Vec::new();
+    for group in 1..=groups {
+        let network = ChannelNetwork::new();
+        let mut nodes = Vec::new();
+        for id in 1..=3 {
+            let node = RaftNode::builder(id)
+                .group(GroupId(group))
+                .log_store(log(id, group))
+                .transport(network.transport(id))
+                .state_machine(<Map>::default())
+                .options(options())
+                .bootstrap([1, 2, 3])
+                .start();
+            nodes.push(node.await.expect("sound options"));
+        }
+        leaders.push(leader(&nodes).await);
+        all.append(&mut nodes);
+    }
+    (all, Leaders(Arc::new(leaders)))
+}
+
+fn measure(depth: Depth) -> Result<Vec<Figure>, String> {
+    let time = match depth {
+        Depth::Quick => Duration::from_millis(500),
+        Depth::Full => Duration::from_secs(10),
+    };
+    let one = run(1, time)?;
+    let many = run(GROUPS, time)?;
+    Ok(vec![
+        Figure::new("proposals, one group", one.proposals, Unit::PerSecond),
+        Figure::new("proposals, 100 groups", many.proposals, Unit::PerSecond)
+            .expected(Bound::AtLeast(0.8 * one.proposals)),
+        Figure::new("fsyncs, one group", one.syncs, Unit::PerSecond),
+        Figure::new("fsyncs, 100 groups", many.syncs, Unit::PerSecond)
+            .expected(Bound::AtMost(one.syncs)),
+    ])
+}
+
+/// Per second.
+struct Rates {
+    proposals: f64,
+    syncs: f64,
+}
+
+fn run(groups: u64, time: Duration) -> Result<Rates, String> {
+    let folder = TempDir::new().map_err(|error| error.to_string())?;
+    let syncs = Arc::new(AtomicU64::new(0));
+    let mut logs = Vec::new();
+    for id in 1..=3_u64 {
+        let log = SegmentLog::open(folder.path().join(id.to_string()));
+        logs.push(SharedLog::new(Counted {
+            log: log.map_err(|error| error.to_string())?,
+            syncs: Arc::clone(&syncs),
+        }));
+    }
+    runtime().block_on(async {
+        let log = |id: u64, _| Box::new(logs[id as usize - 1].clone()) as Box<dyn LogStore>;
+        let (nodes, leaders) = start(groups, log).await;
+        let before = syncs.load(Ordering::Relaxed);
+        let begin = Instant::now();
+        let mut tasks = Vec::new();
+        for client in 0..CLIENTS {
+            let leaders = leaders.clone();
+            tasks.push(tokio::spawn(async move {
+                let mut turn = 0;
+                while begin.elapsed() < time {
+                    turn += 1;
+                    leaders.propose(command(client, turn)).await;
+                }
+                turn
+            }));
+        }
+        let mut proposals = 0;
+        for task in tasks {
+            proposals += task.await.map_err(|error| error.to_string())?;
+        }
+        let seconds = begin.elapsed().as_secs_f64();
+        let done = syncs.load(Ordering::Relaxed) - before;
+        for node in &nodes {
+            node.shutdown().await;
+        }
+        Ok(Rates {
+            proposals: proposals as f64 / seconds,
+            syncs: done as f64 / seconds,
+        })
+    })
+}
