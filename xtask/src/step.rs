@@ -28,14 +28,18 @@ pub(crate) fn run(text: &str, command: &mut Command) -> Result<()> {
     finish(text, &line, status, start.elapsed())
 }
 
-/// Runs commands at the same time, and shows what each printed when it has ended, in their order.
+/// Runs a command under a heading, and others beside it. Shows what each of these printed when all have ended, in their order.
 ///
 /// # Errors
 ///
 /// Names the command line of the first that failed, after all have ended.
-pub(crate) fn run_side_by_side(commands: Vec<(&str, Command)>) -> Result<()> {
+pub(crate) fn run_beside(
+    text: &str,
+    command: &mut Command,
+    others: Vec<(&str, Command)>,
+) -> Result<()> {
     let start = Instant::now();
-    let run = |mut command: Command| {
+    let run_quietly = |mut command: Command| {
         let line = command_line(&command);
         let output = command.output();
         let output = output.with_context(|| format!("cannot start `{line}`"));
@@ -43,10 +47,10 @@ pub(crate) fn run_side_by_side(commands: Vec<(&str, Command)>) -> Result<()> {
     };
     thread::scope(|scope| {
         let mut running = Vec::new();
-        for (text, command) in commands {
-            running.push((text, scope.spawn(move || run(command))));
+        for (text, command) in others {
+            running.push((text, scope.spawn(move || run_quietly(command))));
         }
-        let mut outcome = Ok(());
+        let mut outcome = run(text, command);
         for (text, running) in running {
             let (line, output, time) = running.join().expect("a command's thread does not panic");
             heading(text);
@@ -130,19 +134,23 @@ mod tests {
     }
 
     #[test]
-    fn side_by_side_all_end_and_a_failure_names_its_command() {
+    fn all_commands_end_and_a_failure_names_its_command() {
         let shell = |script: &str| {
             let mut command = Command::new("sh");
             command.args(["-c", script]);
             command
         };
-        run_side_by_side(vec![("one", shell("true")), ("two", shell("true"))]).expect("both do");
-        let commands = vec![("one", shell("exit 3")), ("two", shell("true"))];
-        let error = run_side_by_side(commands).expect_err("the first exits with 3");
-        let text = error.to_string();
-        assert!(
-            text.contains("one failed") && text.contains("sh -c 'exit 3'"),
-            "{text}"
-        );
+        let run = |first: &str, second: &str| {
+            run_beside("one", &mut shell(first), vec![("two", shell(second))])
+        };
+        run("true", "true").expect("both do");
+        for (first, second, failed) in [("exit 3", "true", "one"), ("true", "exit 3", "two")] {
+            let error = run(first, second).expect_err("one of them exits with 3");
+            let text = error.to_string();
+            assert!(
+                text.contains(&format!("{failed} failed")) && text.contains("sh -c 'exit 3'"),
+                "{text}"
+            );
+        }
     }
 }

@@ -50,15 +50,13 @@ pub(crate) fn run() -> Result<()> {
     let start = Instant::now();
     let workspace = Workspace::load()?;
     // First of all: the tests build this program anew, in the place of the one that runs.
-    let mut special = Vec::new();
+    let mut beside = vec![("unit tests of examples", example_tests(&workspace))];
     for target in &SPECIAL {
-        special.push((target.what, special_test(target, &workspace)?));
+        beside.push((target.what, special_test(target, &workspace)?));
     }
-    let mut tests = all_tests(&workspace);
-    step::run("unit, integration and doc tests", &mut tests)?;
-    step::run("unit tests of examples", &mut example_tests(&workspace))?;
-    // Side by side: each builds on all cores, then runs on one.
-    step::run_side_by_side(special)?;
+    // Plain tests wait for sockets and clocks for much of their time, in which the others compute.
+    let what = "unit, integration and doc tests";
+    step::run_beside(what, &mut all_tests(&workspace), beside)?;
     eprintln!(
         "\nAll tests passed in {:.1} s.",
         start.elapsed().as_secs_f64()
