@@ -88,7 +88,7 @@ pub struct Member {
 }
 
 impl Members {
-    /// The table of a group that is to be made: nobody's incarnation is known.
+    /// The table of a group that is to be made: no incarnation is known.
     pub(crate) fn of_founders(voters: &[u64]) -> Self {
         let mut founders = voters.to_vec();
         founders.sort_unstable();

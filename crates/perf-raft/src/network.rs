@@ -87,7 +87,7 @@ impl RaftService {
         }
     }
 
-    /// Messages that came in and were dropped: for no group here, damaged, from somebody else, or beyond a bound.
+    /// Messages that came in and were dropped: for no group here, damaged, from a node that is not the sender they name, or beyond a bound.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.shared.dropped.load(Ordering::Relaxed)

@@ -67,7 +67,7 @@ pub struct RaftOptions {
     /// Parts on their way to one peer: 8.
     pub snapshot_window_chunks: usize,
     /// Whether [`lease_read`](crate::RaftHandle::lease_read) may be used. Must be the same on all nodes: with it, a node that
-    /// restarts votes for nobody during its first election timeout.
+    /// restarts gives no vote during its first election timeout.
     pub lease_reads: bool,
     /// How much faster or slower than this node's clock another node's may run, in per cent: 10. A lease is
     /// shorter by as much.

@@ -420,7 +420,7 @@ mod tests {
         };
         message.set_entries(vec![entry(1 << 61, b"one"), entry((1 << 61) + 1, b"two")].into());
         let sound = frame(Body::Raft(message)).encode_pooled().expect("small");
-        // A sequence said a thousand times, of which the last counts, and a field that nobody knows.
+        // A sequence said a thousand times, of which the last counts, and an unknown field.
         let padded = [&[0x28, 1].repeat(1000), &sound[..]].concat();
         let unknown = [&sound[..], &[0x78, 1]].concat();
         for (bytes, is_whole_copied) in [(sound.to_vec(), true), (padded, false), (unknown, false)]

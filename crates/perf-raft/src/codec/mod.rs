@@ -120,7 +120,7 @@ pub(crate) fn entry_len_max(entry: &Entry) -> usize {
     payload_len_max(entry.data.len() + entry.context.len())
 }
 
-/// The same for an entry whose data and context have so many bytes together.
+/// The longest frame for an entry whose data and context have so many bytes together.
 pub(crate) fn payload_len_max(bytes: usize) -> usize {
     44 + bytes
 }

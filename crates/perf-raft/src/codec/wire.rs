@@ -156,7 +156,7 @@ pub(crate) struct ChunkAck {
 /// What goes from node to node.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Frame {
-    /// 0: whoever receives it, as the same bytes go to several peers.
+    /// 0 stands for the receiver: the same bytes go to several peers.
     #[prost(uint64, tag = "1")]
     pub(crate) to: u64,
     #[prost(uint64, tag = "2")]

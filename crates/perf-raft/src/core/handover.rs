@@ -1,6 +1,6 @@
 //! The word to campaign (`MsgTimeoutNow`) and the leader's lease.
 //!
-//! A leader that hands over tells a peer to campaign at once, and those who vote for that peer do not respect the leader's lease. So
+//! A leader that hands over tells a peer to campaign at once, and voters of that peer do not respect the leader's lease. So
 //! there is no lease while the peer may still obey. The message may be late for any time, and the hand-over be given up meanwhile. Two
 //! rules bound it, so that the lease comes back:
 //!

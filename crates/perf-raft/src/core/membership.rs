@@ -3,7 +3,7 @@
 //! A leader sees to it, one change at a time:
 //!
 //! - A new group is *formed*: once every voter follows the leader, their incarnations are pinned by an entry, and once every voter has that
-//!   entry, another one says so. Before that, nothing is acknowledged. From then on whoever may be elected has the table, so a voter that
+//!   entry, another one says so. Before that, nothing is acknowledged. From then on each node that can be elected has the table, so a voter that
 //!   lost its disk counts for nothing until it has joined again.
 //! - A member that answers as another incarnation than the table's is *replaced*: it becomes a learner of its new incarnation, and a voter
 //!   again once it has caught up. This holds from the moment the incarnations are pinned.
@@ -441,7 +441,7 @@ impl<T> Core<T> {
         };
         let fresh = self.fresh_voters(&steps);
         let is_learner = |id: &u64| now.state.learners.contains(id);
-        // If nothing else is asked for, the group itself remembers to promote them, whoever leads.
+        // If nothing else is asked for, the group itself remembers to promote them, under any leader.
         let promote = fresh.len() == steps.len();
         let is_promised =
             |id: &u64| !promote || now.members.row(*id).is_some_and(|row| row.promote);

@@ -148,7 +148,7 @@ pub struct CoreStats {
     pub members_replaced: u64,
 }
 
-/// What waits for jobs to be durable.
+/// Frames, a hard state and a snapshot that wait for jobs to be durable.
 #[derive(Debug)]
 struct AfterPersist {
     /// The job it waits for.
@@ -223,7 +223,7 @@ pub struct Core<T> {
     /// The epoch of the last draw and what was drawn.
     timeout: (u64, usize),
     seen: (StateRole, u64, u64),
-    /// Ticks during which this node votes for nobody, as the lease of a leader from before its start may hold.
+    /// Ticks during which this node gives no vote, as the lease of a leader from before its start may hold.
     silent_ticks: u64,
     /// The first member of a group that never had a leader.
     begins: bool,
@@ -320,7 +320,7 @@ impl<T> Core<T> {
         Self::with_view(config, view)
     }
 
-    /// The same from what [`open_log`] found.
+    /// A node that starts from what [`open_log`] found.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -331,7 +331,7 @@ impl<T> Core<T> {
         }
     }
 
-    /// The same from a log without the contents of its entries. They are fetched when they are needed ([`Outputs::fetches`]), and leave memory
+    /// A node that starts from a log without the contents of its entries. They are fetched when they are needed ([`Outputs::fetches`]), and leave memory
     /// when they are applied and [`CoreConfig::entry_memory`] is above its bound.
     ///
     /// # Errors
@@ -737,7 +737,7 @@ impl<T> Core<T> {
         let read_failed = || Reply::ReadFailed(ReadError::Stopped(reason.clone()));
         out.replies
             .extend(self.reads.drain().map(|token| (token, read_failed())));
-        // Whether these will be applied nobody here can tell.
+        // These may be committed later or not.
         out.replies.extend(
             self.pending
                 .drain()

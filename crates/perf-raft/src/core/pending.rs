@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-/// What waits for the entry at an index.
+/// A proposal that waits for the entry at an index.
 #[derive(Debug)]
 struct Pending<T> {
     index: u64,
@@ -28,7 +28,7 @@ pub(super) struct PendingProposals<T> {
 pub(super) enum Lost {
     /// Another entry is committed in its place.
     Dropped,
-    /// Nobody knows.
+    /// It may be committed or not.
     Unknown,
 }
 
@@ -78,7 +78,7 @@ impl<T> PendingProposals<T> {
         }
     }
 
-    /// An entry is committed: gives those who wait for its commands to `found` with the places of these, and those whose place it took to `lost`.
+    /// An entry is committed: gives the proposals of its commands to `found` with their places, and proposals whose index it took to `lost`.
     pub(super) fn committed(
         &mut self,
         index: u64,
@@ -116,7 +116,7 @@ impl<T> PendingProposals<T> {
         }
     }
 
-    /// A snapshot holds everything up to an index: whether it holds these nobody knows.
+    /// A snapshot holds everything up to an index: it may hold these or not.
     pub(super) fn skipped_to(&mut self, index: u64, mut lost: impl FnMut(T, Lost)) {
         while self
             .orphans

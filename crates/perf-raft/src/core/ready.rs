@@ -141,7 +141,7 @@ impl<T> Core<T> {
         }
         self.node.advance_append_async(ready);
 
-        // A single voter leads before its vote is durable; nobody may hear of that term yet.
+        // A single voter leads before its vote is durable; no peer may hear of that term yet.
         let term_is_durable = self.persisted_hard_state.0 == self.node.raft.term;
         let mut now = std::mem::take(&mut self.out.frames);
         let mut held = std::mem::take(&mut self.spare_frames);

@@ -18,7 +18,7 @@ pub struct RaftReport {
     pub is_joint: bool,
     /// On the leader: how far the others are, by growing id.
     pub peers: Vec<Peer>,
-    /// What needs somebody's attention.
+    /// What an operator should look at.
     pub troubles: Vec<Trouble>,
 }
 

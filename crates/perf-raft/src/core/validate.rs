@@ -63,7 +63,7 @@ fn are_contiguous(message: &Message) -> bool {
             })
 }
 
-/// A place in the log, a membership with voters, and nobody in it twice.
+/// A place in the log, and a membership with voters and no id twice.
 fn is_snapshot(message: &Message) -> bool {
     let metadata = message.get_snapshot().get_metadata();
     let state = metadata.get_conf_state();

@@ -15,7 +15,7 @@ use std::sync::Arc;
 /// For so many entries room is made beforehand when Raft asks for some.
 const FOUND_AT_ONCE: usize = 1024;
 
-/// Places in the log that Raft waits for. Whoever is not among them is seen to with its next heartbeat.
+/// Places in the log that Raft waits for. A peer that is not among them gets its entries after its next heartbeat.
 const ASKED_MAX: usize = 64;
 
 /// Entries since the last compaction, the latest snapshot, and what Raft starts from.

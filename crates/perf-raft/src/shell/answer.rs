@@ -1,4 +1,4 @@
-//! How an answer finds its way to whoever asked.
+//! How an answer reaches its caller.
 
 use super::slot::{Answerer, LastResort, Slot};
 use crate::core::Reply;
@@ -17,7 +17,7 @@ pub(crate) fn wake_all(wakers: &mut Vec<Waker>) {
     }
 }
 
-/// The same for one.
+/// Answers one caller.
 pub(crate) fn wake(waker: Waker) {
     if mutant::is("waker_panics_through") {
         waker.wake();

@@ -88,7 +88,7 @@ impl Applier {
         self.machine.snapshot().map_err(|error| error.to_string())
     }
 
-    /// Does a job. Whoever waits for a response has it afterwards.
+    /// Does a job. Callers that wait for its responses have them afterwards.
     pub(crate) fn run(&mut self, job: ApplyJob<Token>) -> Result<Outcome, StopReason> {
         let machine = |reason: String| StopReason::StateMachine(reason.into());
         let ran = catch_unwind(AssertUnwindSafe(|| self.run_unguarded(job)));

@@ -1,4 +1,4 @@
-//! A lock whose holder does the others' work, too: the node's task, or a caller that found nobody at it.
+//! A lock whose holder also does the work that others queued: the node's task holds it, or a caller that found it free.
 
 use crate::primitive::{AtomicU32, Mutex, Ordering, mutant};
 

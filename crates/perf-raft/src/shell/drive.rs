@@ -180,7 +180,7 @@ impl Driver {
         u64::try_from(now_ns).unwrap_or(u64::MAX)
     }
 
-    /// Proposes what waits, unless enough batches are on their way or it is held back for more.
+    /// Proposes all queued proposals, unless enough batches are in flight or the queue is held back for more.
     fn propose(&mut self) -> Proposed {
         if self.core.batches_in_flight() >= BATCHES_IN_FLIGHT {
             return Proposed::Waiting;

@@ -275,7 +275,7 @@ impl RaftHandle {
         self.mailbox().group
     }
 
-    /// Stops the node: what waits is answered, what the log has taken is written, and its files are closed when this returns.
+    /// Stops the node. All callers that wait are answered, the jobs that the log has taken are written, and its files are closed when this returns.
     /// A leader should [`transfer_leader`](Self::transfer_leader) first. It takes as long as the calls of the log and the state machine that are under way.
     pub async fn shutdown(&self) {
         // The bound on requests does not hold for this one.

@@ -43,7 +43,7 @@ impl LogThread {
             .spawn(move || {
                 its.run(log.as_mut(), &mailbox);
                 drop(log);
-                // Nobody may wait for it.
+                // No caller may be left waiting for it.
                 let _ = end.send(());
             })?;
         Ok(Self {

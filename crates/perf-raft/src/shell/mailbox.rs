@@ -257,8 +257,8 @@ impl Mailbox {
         }
     }
 
-    /// Swaps what waits with an empty list, unless `hold` says otherwise; whether it did not. `hold` gets how many wait and how many callers there are: these,
-    /// those whose proposals are on their way, and those who have their answer and have not taken it yet.
+    /// Takes all queued proposals unless `hold(queued, callers)` is true. Returns true if they were held back. `callers` have a proposal queued or in flight,
+    /// or an answer that they have not taken yet.
     pub(crate) fn take_proposals_unless(
         &self,
         hold: impl FnOnce(usize, usize) -> bool,
@@ -346,7 +346,7 @@ impl Mailbox {
         !inbound.is_empty()
     }
 
-    /// Takes no more proposals; what waits is dropped, which answers it.
+    /// Takes no more proposals. Queued ones are dropped, which answers them.
     pub(crate) fn close(&self, reason: &StopReason) {
         let mut proposals = self.proposals.lock();
         proposals.closed = Some(reason.clone());

@@ -14,14 +14,14 @@ pub struct Slot<A> {
 #[derive(Debug)]
 enum State<A> {
     Empty,
-    /// Somebody waits.
+    /// A caller waits.
     Waiting(Waker),
     Answered(A),
 }
 
 #[cfg_attr(not(perf_loom), allow(unreachable_pub))]
 impl<A> Slot<A> {
-    /// A slot without an answer, for whom nobody waits.
+    /// A slot without an answer and without a caller.
     pub fn new() -> Self {
         Self {
             state: Mutex::new(State::Empty),
@@ -63,14 +63,14 @@ impl<A> Slot<A> {
     }
 }
 
-/// A slot on the side of whoever answers. Dropped without an answer it gives the one of last resort, so that nobody waits
+/// The answering side of a slot. Dropped without an answer it gives the one of last resort, so that no caller waits
 /// for ever.
 #[derive(Debug)]
 pub(crate) struct Answerer<A: LastResort> {
     slot: Option<Arc<Slot<A>>>,
 }
 
-/// The answer when nobody else gives one.
+/// The answer of last resort.
 pub(crate) trait LastResort {
     fn last_resort() -> Self;
 }

@@ -173,7 +173,7 @@ impl Place {
 
     /// The header of the record at the start of `bytes`, which are those of the segment from `offset` on.
     ///
-    /// It has a checksum of its own, so that a search for records costs the same for any bytes, and so that a record whose payload is torn
+    /// It has a checksum of its own, so that a search for records has one cost for any bytes, and so that a record whose payload is torn
     /// still tells what was durable before it.
     fn header(self, bytes: &[u8], offset: u64) -> Result<RecordHeader, &'static str> {
         let bytes: &[u8; RECORD_HEADER_BYTES] = bytes.first_chunk().ok_or(CUT_OFF)?;

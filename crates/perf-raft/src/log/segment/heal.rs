@@ -20,7 +20,7 @@ pub enum OnDamage {
     /// The damaged files are moved into a folder of their own, as by [`SegmentLog::set_aside`], and the log begins anew.
     ///
     /// A node on it votes for nothing under its old id until the leader of its group has taken it in again, which the leader does by itself. Refused
-    /// all the same if what can still be read says that a group has less than three voters: there nobody could take it in.
+    /// all the same if what can still be read says that a group has less than three voters: no quorum could take it in there.
     /// If the logs of a quorum are damaged, the group has no leader any more, and the files aside are all that there is.
     Rejoin,
 }
