@@ -2,7 +2,9 @@
 #![cfg(not(perf_loom))]
 
 use bytes::Bytes;
-use perf_raft::core::{ApplyJob, Core, CoreConfig, Outputs, bootstrap_state, encode_frames};
+use perf_raft::core::{
+    ApplyJob, Core, CoreConfig, FORKED_BEFORE_FORMING, Outputs, bootstrap_state, encode_frames,
+};
 use perf_raft::{GroupId, OutboundMessage, RaftOptions, Role};
 use std::collections::BTreeMap;
 
@@ -15,7 +17,13 @@ struct Group {
 impl Group {
     /// These of the members 1 to 3.
     fn of(ids: &[u64]) -> Self {
-        let state = bootstrap_state(&[3, 2, 1], Bytes::new());
+        Self::at_term(1, ids)
+    }
+
+    /// The same at a later term than the first.
+    fn at_term(term: u64, ids: &[u64]) -> Self {
+        let mut state = bootstrap_state(&[3, 2, 1], Bytes::new());
+        state.hard_state.term = term;
         let start = |&id: &u64| {
             let config = CoreConfig {
                 id,
@@ -58,7 +66,10 @@ impl Group {
                     match job {
                         ApplyJob::Apply { index, .. } => core.applied(index),
                         ApplyJob::Restore(snapshot) => core.applied(snapshot.metadata.index),
-                        ApplyJob::Snapshot => {}
+                        ApplyJob::Snapshot => {
+                            let index = core.status().applied_index;
+                            core.snapshot_made(index, Ok(Bytes::new()));
+                        }
                     }
                 }
             }
@@ -136,4 +147,62 @@ fn others_elect_one_of_them_after_their_timeouts() {
         assert_eq!(group.leaders(), leaders);
     }
     assert_eq!(group.cores[&1].status().leader_id, leaders[0]);
+}
+
+/// Node 3 has committed entries with node 1, one more for each hand-over, and both others lose their disks before the group is formed: these two elect one
+/// of them at a later term.
+fn forked_founder(hand_overs: u64) -> Group {
+    let mut old = Group::of(&[1, 3]);
+    old.ticks_to_a_leader();
+    for _ in 0..hand_overs {
+        let leader = old.leaders()[0];
+        let core = old.cores.get_mut(&leader).expect("it leads");
+        core.transfer_leader(4 - leader, ());
+        old.settle();
+    }
+    old.tick();
+    let left_over = old.cores.remove(&3).expect("it is there");
+    assert!(left_over.status().commit_index >= 2 + hand_overs && !left_over.is_formed());
+    let mut group = Group::at_term(5, &[1, 2]);
+    group.ticks_to_a_leader();
+    group.cores.insert(3, left_over);
+    group
+}
+
+#[test]
+fn a_founder_that_is_left_over_gets_a_snapshot() {
+    let mut group = forked_founder(0);
+    for _ in 0..100 {
+        group.tick();
+    }
+    let leader = group.leaders()[0];
+    let (index, term) = (
+        group.cores[&leader].log_range().1,
+        group.cores[&leader].status().term,
+    );
+    let core = &group.cores[&3];
+    assert_eq!(core.defect(), None);
+    assert_eq!(
+        (core.log_range().1, core.log_term(index)),
+        (index, Some(term))
+    );
+    assert!(core.is_formed());
+}
+
+#[test]
+fn a_founder_that_no_leader_can_help_stops_and_says_that_its_files_may_go() {
+    let mut group = forked_founder(3);
+    // The leader's snapshot does not go as far as what node 3 has committed, and too few are left to commit more.
+    let leader = group.leaders()[0];
+    group.cores.retain(|id, _| [leader, 3].contains(id));
+    assert!(group.cores[&leader].status().commit_index < group.cores[&3].status().commit_index);
+    let patience = 10 * RaftOptions::default().election_ticks;
+    let stops = (0..2 * patience).position(|_| {
+        group.tick();
+        group.cores[&3].defect() == Some(FORKED_BEFORE_FORMING)
+    });
+    assert!(
+        stops.is_some_and(|ticks| ticks + 1 >= patience),
+        "{stops:?}"
+    );
 }
