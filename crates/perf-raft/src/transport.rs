@@ -30,8 +30,8 @@ pub enum SendError {
     /// There is no way to the peer now.
     #[error("the peer is not reachable")]
     Unreachable,
-    /// The peer takes no frame of this length, for as long as it runs. Raft sends less at once; what cannot be sent at all is in the
-    /// [report](crate::Trouble::FrameTooLong).
+    /// The peer takes no frame of this length, for as long as it runs. Raft sends less at once, and what is too long in parts. Below some 600 bytes
+    /// it cannot ([`Trouble::FrameTooLong`](crate::Trouble::FrameTooLong)).
     #[error("the peer takes frames of {limit} bytes at most")]
     TooLarge {
         /// The longest frame that it takes, in bytes.

@@ -14,7 +14,7 @@ use perf_raft::{
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
@@ -415,7 +415,7 @@ async fn a_transfer_that_failed_leaves_lease_reads_as_they_were() {
 /// A transport to which node 3 has said that it takes short frames only.
 struct Short {
     end: perf_raft::ChannelTransport,
-    limit: usize,
+    limit: Arc<AtomicUsize>,
 }
 
 impl Transport for Short {
@@ -424,8 +424,9 @@ impl Transport for Short {
     }
 
     fn send(&self, message: OutboundMessage) -> Result<(), SendError> {
-        if message.to == 3 && message.frame.len() > self.limit {
-            return Err(SendError::TooLarge { limit: self.limit });
+        let limit = self.limit.load(Ordering::Relaxed);
+        if message.to == 3 && message.frame.len() > limit {
+            return Err(SendError::TooLarge { limit });
         }
         self.end.send(message)
     }
@@ -436,10 +437,9 @@ impl Transport for Short {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_peer_that_takes_short_frames_gets_short_ones_and_is_reported_when_none_is_short_enough()
-{
+async fn a_peer_that_takes_short_frames_gets_parts_and_is_reported_when_none_is_short_enough() {
     let network = ChannelNetwork::new();
-    let limit = 4096;
+    let limit = Arc::new(AtomicUsize::new(4096));
     let mut options = options();
     options.snapshot_entries = 50;
     options.log_entries_kept = 5;
@@ -449,7 +449,7 @@ async fn a_peer_that_takes_short_frames_gets_short_ones_and_is_reported_when_non
             .log_store(MemoryLog::new())
             .transport(Short {
                 end: network.transport(id),
-                limit,
+                limit: Arc::clone(&limit),
             })
             .state_machine(Map::default())
             .options(options.clone())
@@ -487,12 +487,29 @@ async fn a_peer_that_takes_short_frames_gets_short_ones_and_is_reported_when_non
         .await
         .expect("in short frames it gets everything");
 
+    // Longer than a frame.
     leader
         .propose(command(0, 8000))
         .await
         .expect("a quorum takes it");
+    let index = leader.status().applied_index;
+    let caught_up = async {
+        while nodes[2].status().applied_index < index {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), caught_up)
+        .await
+        .expect("it gets the entry in parts");
+    assert_eq!(leader.report().troubles, []);
+
+    limit.store(400, Ordering::Relaxed);
+    leader
+        .propose(command(0, 8000))
+        .await
+        .expect("a quorum takes it");
+    let is_named = |trouble: &perf_raft::Trouble| matches!(trouble, perf_raft::Trouble::FrameTooLong { peer: 3, bytes, limit: 400 } if *bytes > 8000);
     let reported = async {
-        let is_named = |trouble: &perf_raft::Trouble| matches!(trouble, perf_raft::Trouble::FrameTooLong { peer: 3, bytes, limit: 4096 } if *bytes > 8000);
         while !leader.report().troubles.iter().any(is_named) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

@@ -137,6 +137,11 @@ fn a_read_before_the_group_is_formed_is_found() {
 }
 
 #[test]
+fn an_entry_that_is_too_long_for_a_peer_and_never_arrives_is_found() {
+    is_caught("parts_lost");
+}
+
+#[test]
 fn a_full_log_that_takes_nothing_is_found() {
     is_caught("full_log_takes_nothing");
 }

@@ -53,6 +53,19 @@ pub struct SnapshotChunk {
     pub members: Bytes,
 }
 
+/// A part of an encoded message that is too long for one frame to a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MessagePart {
+    /// Tells the sender's messages apart.
+    pub number: u64,
+    /// Bytes of the whole message.
+    pub total_bytes: u64,
+    /// Where this part starts.
+    pub offset: u64,
+    /// This part.
+    pub data: Bytes,
+}
+
 /// What a node says of itself: why it takes no part with another, or where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
@@ -87,6 +100,8 @@ pub enum Body {
     Ack(ChunkAck),
     /// Why the sender takes no part with the receiver.
     Notice(Notice),
+    /// A part of a message of the `raft` crate.
+    Part(MessagePart),
 }
 
 /// What goes from node to node.
@@ -136,7 +151,7 @@ impl FrameHeader {
                         DecodeContext::default(),
                     )?;
                 }
-                (6..=8 | 11, WireType::LengthDelimited) => return Ok(header),
+                (6..=8 | 11 | 12, WireType::LengthDelimited) => return Ok(header),
                 _ => {
                     return Err(CodecError::Malformed {
                         reason: format!("field {tag} where a frame's header is expected"),
@@ -219,6 +234,22 @@ impl Notice {
     }
 }
 
+impl MessagePart {
+    fn encoded_len(&self) -> usize {
+        encode::len_uint(1, self.number)
+            + encode::len_uint(2, self.total_bytes)
+            + encode::len_uint(3, self.offset)
+            + encode::len_bytes(4, &self.data)
+    }
+
+    fn put(&self, writer: &mut Writer<impl BufMut>) {
+        writer.uint(1, self.number);
+        writer.uint(2, self.total_bytes);
+        writer.uint(3, self.offset);
+        writer.bytes(4, &self.data);
+    }
+}
+
 impl Body {
     /// The message's own receiver is written as the frame's, so that bytes for several peers are equal.
     fn encoded_len(&self, to: u64) -> usize {
@@ -227,6 +258,7 @@ impl Body {
             Self::Chunk(chunk) => chunk.encoded_len(),
             Self::Ack(ack) => ack.encoded_len(),
             Self::Notice(notice) => notice.to_wire().encoded_len(),
+            Self::Part(part) => part.encoded_len(),
         }
     }
 
@@ -236,6 +268,7 @@ impl Body {
             Self::Chunk(chunk) => chunk.put(writer),
             Self::Ack(ack) => ack.put(writer),
             Self::Notice(notice) => writer.raw(&notice.to_wire().encode_to_vec()),
+            Self::Part(part) => part.put(writer),
         }
     }
 
@@ -244,6 +277,8 @@ impl Body {
     pub fn class(&self) -> MessageClass {
         match self {
             Self::Raft(message) => MessageClass::of(message),
+            // Appends alone are ever so long.
+            Self::Part(_) => MessageClass::Append,
             Self::Chunk(_) | Self::Ack(_) | Self::Notice(_) => MessageClass::Snapshot,
         }
     }
@@ -254,6 +289,7 @@ impl Body {
             Self::Chunk(_) => 7,
             Self::Ack(_) => 8,
             Self::Notice(_) => 11,
+            Self::Part(_) => 12,
         }
     }
 }
@@ -368,6 +404,12 @@ impl Frame {
                 removed: notice.removed,
                 address: notice.address,
             }),
+            wire::Body::Part(part) => Body::Part(MessagePart {
+                number: part.number,
+                total_bytes: part.total_bytes,
+                offset: part.offset,
+                data: part.data,
+            }),
             wire::Body::Ack(ack) => Body::Ack(ChunkAck {
                 transfer: ack.transfer,
                 received: ack.received,
@@ -468,6 +510,12 @@ mod tests {
             Body::Raft(snapshot_message()),
             Body::Chunk(Box::new(chunk)),
             Body::Ack(ack),
+            Body::Part(MessagePart {
+                number: 3,
+                total_bytes: 1 << 20,
+                offset: 700,
+                data: Bytes::from_static(b"part"),
+            }),
             Body::Notice(Notice {
                 founders: vec![1, 2, 300],
                 removed: true,

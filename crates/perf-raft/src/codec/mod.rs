@@ -28,7 +28,7 @@ mod limits;
 pub(crate) mod wire;
 mod writer;
 
-pub use frame::{Body, ChunkAck, Frame, FrameHeader, Notice, SnapshotChunk};
+pub use frame::{Body, ChunkAck, Frame, FrameHeader, MessagePart, Notice, SnapshotChunk};
 pub use limits::{ENTRIES_MAX, SNAPSHOT_METADATA_BYTES_MAX};
 pub(crate) use limits::{ENTRY_ROOM_BYTES, SNAPSHOT_ROOM_BYTES};
 

@@ -175,7 +175,7 @@ pub(crate) struct Frame {
     /// Which node the sender's id stands for.
     #[prost(fixed64, tag = "10")]
     pub(crate) incarnation: u64,
-    #[prost(oneof = "Body", tags = "6, 7, 8, 11")]
+    #[prost(oneof = "Body", tags = "6, 7, 8, 11, 12")]
     pub(crate) body: Option<Body>,
 }
 
@@ -189,6 +189,21 @@ pub(crate) enum Body {
     Ack(ChunkAck),
     #[prost(message, tag = "11")]
     Notice(Notice),
+    #[prost(message, tag = "12")]
+    Part(MessagePart),
+}
+
+/// A part of a message that is too long for one frame.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct MessagePart {
+    #[prost(uint64, tag = "1")]
+    pub(crate) number: u64,
+    #[prost(uint64, tag = "2")]
+    pub(crate) total_bytes: u64,
+    #[prost(uint64, tag = "3")]
+    pub(crate) offset: u64,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub(crate) data: Bytes,
 }
 
 /// What a node says of itself.

@@ -1,8 +1,9 @@
 //! Frames from and to peers.
 
 use super::snapshots::{Assembly, Delivered, Progress, Transfer};
-use super::{Core, validate};
-use crate::codec::{self, Body, ChunkAck, Frame, FrameHeader, Notice, SnapshotChunk};
+use super::validate::CHANGE_BYTES_MAX;
+use super::{Core, parts, validate};
+use crate::codec::{self, Body, ChunkAck, Frame, FrameHeader, MessagePart, Notice, SnapshotChunk};
 use crate::dedup::Delivery;
 use crate::log::StoredSnapshot;
 use crate::members::{Members, PINNED};
@@ -11,6 +12,12 @@ use bytes::Bytes;
 use prost::Message as _;
 use raft::eraftpb::{Entry, Message, MessageType};
 use raft::{ProgressState, SnapshotStatus};
+
+/// After so many frames of one append to a peer that takes short ones no other entry is begun: a thousand would crowd out what else it gets.
+const SHORT_FRAMES_MAX: usize = 64;
+
+/// No less than a frame takes beside its message.
+const HEAD_ROOM_BYTES: usize = 128;
 
 /// Raft's mark of an election that the leader itself asked for.
 const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
@@ -57,6 +64,7 @@ impl<T> Core<T> {
             }
             Body::Ack(_) => self.stats.answers_of_strangers += 1,
             Body::Notice(notice) => self.receive_notice(&header, notice),
+            Body::Part(part) => self.receive_part(&header, part),
         }
     }
 
@@ -71,7 +79,7 @@ impl<T> Core<T> {
         let is_unformed = self.formed_now && header.cluster & PINNED == 0;
         let is_request = match body {
             Body::Raft(message) => !super::membership::is_answer(message.get_msg_type()),
-            Body::Chunk(_) => true,
+            Body::Chunk(_) | Body::Part(_) => true,
             Body::Ack(_) | Body::Notice(_) => false,
         };
         let is_refused = is_other || (is_unformed && is_request);
@@ -110,6 +118,20 @@ impl<T> Core<T> {
             self.receive_address(header, notice.address);
         } else if notice.founders.len() <= super::membership::MEMBERS_MAX {
             self.foreign = Some((from, notice.founders));
+        }
+    }
+
+    fn receive_part(&mut self, header: &FrameHeader, part: MessagePart) {
+        let entry_bytes_max = self.options.proposal_bytes_max.max(CHANGE_BYTES_MAX);
+        let bytes_max = entry_bytes_max.saturating_add(codec::ENTRY_ROOM_BYTES);
+        match self.parts.add(header.session, part, bytes_max) {
+            Ok(None) => {}
+            Ok(Some(_)) if mutant::is("parts_lost") => {}
+            Ok(Some(whole)) => match codec::decode(whole) {
+                Ok(message) => self.receive_message(header, message),
+                Err(_) => self.stats.messages_invalid += 1,
+            },
+            Err(parts::Invalid) => self.stats.messages_invalid += 1,
         }
     }
 
@@ -407,14 +429,27 @@ impl<T> Core<T> {
             frames.push(self.frame(message.to, Body::Raft(message)));
             return;
         }
+        let before = frames.len();
         for part in split_append(message, entries_max, bytes_max) {
-            let frame = self.frame(part.to, Body::Raft(part));
-            if let Some(bytes) = limit.and_then(|limit| longer_than(limit, &frame)) {
-                // Without it the rest is of no use. Raft tries again after each heartbeat, and the peer may start again with a higher limit.
-                self.peer_limits.stuck(frame.header.to, bytes);
+            if limit.is_some() && frames.len() - before >= SHORT_FRAMES_MAX {
+                // The peer takes what it got, and Raft goes on from there.
                 return;
             }
-            frames.push(frame);
+            let (to, index) = (part.to, part.index + 1);
+            let bytes = codec::encoded_len(&part) + HEAD_ROOM_BYTES;
+            if bytes <= limit.unwrap_or(usize::MAX) {
+                frames.push(self.frame(to, Body::Raft(part)));
+                continue;
+            }
+            self.part_count += 1;
+            let Some(parts) = parts::split(&part, self.part_count, room) else {
+                // Raft tries again after each heartbeat, and the peer may start again with a higher limit.
+                self.peer_limits.stuck(to, index, bytes);
+                return;
+            };
+            for part in parts {
+                frames.push(self.frame(to, Body::Part(part)));
+            }
         }
     }
 
@@ -492,11 +527,6 @@ impl<T> Core<T> {
 }
 
 /// The frame's length, if that is above the limit.
-fn longer_than(limit: usize, frame: &Frame) -> Option<usize> {
-    let bytes = frame.encoded_len();
-    (bytes > limit).then_some(bytes)
-}
-
 /// Makes appends of at most so many entries and bytes of one, but of one entry at least, each behind the last entry of the one before. A peer
 /// that gets them in another order, or not all, answers as it does to appends that raft-rs sent one by one.
 fn split_append(mut message: Message, entries_max: usize, bytes_max: usize) -> Vec<Message> {

@@ -19,6 +19,7 @@ mod log_segments;
 mod membership;
 mod messages;
 mod outputs;
+mod parts;
 mod peer_limits;
 mod pending;
 mod reads;
@@ -56,6 +57,7 @@ use bytes::Bytes;
 use fetching::Fetching;
 use handover::Handover;
 use membership::{Configuration, Heard};
+use parts::Parts;
 use peer_limits::PeerLimits;
 use pending::{Lost, PendingProposals};
 use perf_atomics::{RaftStatus, Role};
@@ -285,6 +287,9 @@ pub struct Core<T> {
     handover: Handover,
     addresses: Addresses,
     peer_limits: PeerLimits,
+    parts: Parts,
+    /// Messages that were sent in parts.
+    part_count: u64,
     /// The tick since which the leader contradicts what is committed here.
     forked_since: Option<u64>,
     /// The last indexes of batches that are not committed.
@@ -446,6 +451,8 @@ impl<T> Core<T> {
             handover: Handover::default(),
             addresses: Addresses::default(),
             peer_limits: PeerLimits::default(),
+            parts: Parts::default(),
+            part_count: 0,
             forked_since: None,
             batch_ends: VecDeque::new(),
             told_commit: 0,

@@ -12,8 +12,8 @@ struct Limit {
     /// The peer's start that it holds for: the next one may take more.
     session: u64,
     frame_bytes: usize,
-    /// The longest frame that could not be made shorter, 0 if there was none.
-    stuck_bytes: usize,
+    /// The last entry that is too long for it: its index, and the bytes of a frame with it alone.
+    stuck: Option<(u64, usize)>,
 }
 
 impl PeerLimits {
@@ -24,7 +24,7 @@ impl PeerLimits {
             peer,
             session,
             frame_bytes,
-            stuck_bytes: 0,
+            stuck: None,
         });
     }
 
@@ -39,16 +39,24 @@ impl PeerLimits {
         limit.map(|limit| limit.frame_bytes)
     }
 
-    /// A frame of `bytes` for the peer cannot be made shorter.
-    pub(super) fn stuck(&mut self, peer: u64, bytes: usize) {
+    /// The shortest of all limits.
+    pub(super) fn least(&self) -> Option<usize> {
+        self.peers.iter().map(|limit| limit.frame_bytes).min()
+    }
+
+    /// A frame with one entry alone is too long for the peer.
+    pub(super) fn stuck(&mut self, peer: u64, index: u64, bytes: usize) {
         for limit in self.peers.iter_mut().filter(|limit| limit.peer == peer) {
-            limit.stuck_bytes = limit.stuck_bytes.max(bytes);
+            limit.stuck = Some((index, bytes));
         }
     }
 
-    /// Peers that need a longer frame than they take, with the frame's and their limit's bytes.
-    pub(super) fn all_stuck(&self) -> impl Iterator<Item = (u64, usize, usize)> {
-        let stuck = self.peers.iter().filter(|limit| limit.stuck_bytes > 0);
-        stuck.map(|limit| (limit.peer, limit.stuck_bytes, limit.frame_bytes))
+    /// Peers that need a longer frame than they take: with the entry's index, the frame's bytes and the limit.
+    pub(super) fn all_stuck(&self) -> impl Iterator<Item = (u64, u64, usize, usize)> {
+        let stuck = |limit: &Limit| {
+            let (index, bytes) = limit.stuck?;
+            Some((limit.peer, index, bytes, limit.frame_bytes))
+        };
+        self.peers.iter().filter_map(stuck)
     }
 }

@@ -61,7 +61,7 @@ pub enum Trouble {
     Replaced,
     /// This node is no member any more.
     Removed,
-    /// A peer cannot get an entry: the transport takes no frame for it that is long enough.
+    /// A peer cannot get an entry, not even in parts: the transport takes hardly any frame for it.
     FrameTooLong {
         /// The peer.
         peer: u64,
@@ -186,10 +186,14 @@ impl<T> Core<T> {
             troubles.push(Trouble::Removed);
         }
         let stuck = self.peer_limits.all_stuck();
+        let lacks = |peer: u64, index: u64| {
+            let progress = self.node.raft.prs().get(peer);
+            self.is_leader() && progress.is_some_and(|progress| progress.matched < index)
+        };
         troubles.extend(
             stuck
-                .filter(|_| self.is_leader())
-                .map(|(peer, bytes, limit)| Trouble::FrameTooLong { peer, bytes, limit }),
+                .filter(|(peer, index, ..)| lacks(*peer, *index))
+                .map(|(peer, _, bytes, limit)| Trouble::FrameTooLong { peer, bytes, limit }),
         );
         if let Some(damage) = self.log_damage.as_ref().filter(|_| !self.is_taken_in()) {
             troubles.push(Trouble::LogBegunAnew {

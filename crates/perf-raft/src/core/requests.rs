@@ -2,11 +2,15 @@
 
 use super::step::Step;
 use super::{Change, ChangeKind, Core, Making, Reply, read_reply};
+use crate::codec::ENTRY_ROOM_BYTES;
 use crate::error::{ProposeError, ReadError};
 use crate::primitive::mutant;
 use bytes::Bytes;
 use raft::eraftpb::{Message, MessageType};
 use std::sync::Arc;
+
+/// Bytes of an entry with several commands. More per entry would save little more.
+const SHARED_ENTRY_BYTES_MAX: usize = 64 * 1024;
 
 /// No less than an entry with several commands takes beside its data, compared with one that has one.
 const PACKED_ROOM_BYTES: usize = 16;
@@ -70,8 +74,11 @@ impl<T> Core<T> {
 
     fn new_step(&self, batch: &[(Bytes, T)]) -> Step<T> {
         let options = &self.options;
-        // Whatever carries the longest proposal carries an entry with several.
-        let entry_bytes_max = options.proposal_bytes_max.saturating_sub(PACKED_ROOM_BYTES);
+        // What carries the longest proposal carries an entry with several, also to a peer that takes shorter frames.
+        let shortest = self.peer_limits.least().unwrap_or(usize::MAX);
+        let entry_bytes_max = SHARED_ENTRY_BYTES_MAX
+            .min(options.proposal_bytes_max.saturating_sub(PACKED_ROOM_BYTES))
+            .min(shortest.saturating_sub(ENTRY_ROOM_BYTES));
         let bytes = batch.iter().map(|(data, _)| data.len()).sum();
         Step::new(
             options.message_bytes_max / 2,

@@ -3,6 +3,9 @@
 use super::step;
 use raft::eraftpb::{EntryType, Message, MessageType};
 
+/// Bytes of an entry that changes the membership.
+pub(super) const CHANGE_BYTES_MAX: usize = 1 << 20;
+
 /// Why a message from a peer is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Invalid;
@@ -58,7 +61,7 @@ fn are_contiguous(message: &Message) -> bool {
                 sound
                     && match entry.get_entry_type() {
                         EntryType::EntryNormal => step::is_readable(entry),
-                        _ => entry.data.len() <= 1 << 20,
+                        _ => entry.data.len() <= CHANGE_BYTES_MAX,
                     }
             })
 }

@@ -47,6 +47,8 @@ const CLIENTS: u64 = 5;
 /// Once the world has healed: one that is under way, one of the next leader, one for a node that has just lost its disk, and one to spare.
 const CALM_SNAPSHOTS_MAX: usize = 4;
 const KEYS: u64 = 3;
+/// Too few for an entry with the longest proposals: the peer that takes no more gets these in parts.
+const SHORT_FRAME_BYTES: usize = 900;
 
 /// What is wrong with a run.
 pub(crate) type Violation = String;
@@ -123,6 +125,8 @@ pub(crate) struct World {
     /// A node that takes frames of so many bytes only.
     short_frames: Option<(u64, usize)>,
     mixed: Option<Mixed>,
+    /// A quorum of disks was emptied before the group was formed: two nodes may lead one term then, and neither acknowledges anything.
+    has_lost_quorum: bool,
     /// Frames arrive a second time after seconds, from starts and leaders that are no more.
     has_late_frames: bool,
     /// The last heartbeat from one node to another that was lost.
@@ -164,10 +168,14 @@ impl World {
             transfers: BTreeSet::new(),
         });
         let voters: Vec<u64> = (1..=count).collect();
-        // The largest proposal just fits.
-        let short_frames = random
-            .one_in(4)
-            .then(|| (1 + random.below(count), options.proposal_bytes_max + 512));
+        // The largest proposal just fits, or does not.
+        let short_frames = random.one_in(4).then(|| {
+            let limit = match random.one_in(2) {
+                true => options.proposal_bytes_max + 512,
+                false => SHORT_FRAME_BYTES,
+            };
+            (1 + random.below(count), limit)
+        });
         let has_real_logs = random.one_in(2);
         let mixed = random.one_in(12).then(|| Mixed::draw(&mut random, count));
         let has_late_frames = random.one_in(4);
@@ -240,6 +248,7 @@ impl World {
             slow_link,
             short_frames,
             mixed,
+            has_lost_quorum: false,
             has_late_frames,
             hands_over_often,
             lost_heartbeats: BTreeMap::new(),

@@ -194,10 +194,11 @@ impl World {
         if let Err(broken) = core.check_invariants() {
             self.fail(format!("node {id}: {broken}"));
         }
+        let counts = core.is_formed() || !self.has_lost_quorum;
         let node = self.nodes.get_mut(&id)?;
         node.core = Some(core);
         // Two groups have two leaders.
-        if status.role == Role::Leader && self.mixed.is_none() {
+        if status.role == Role::Leader && self.mixed.is_none() && counts {
             let leader = *self.leaders.entry(status.term).or_insert(id);
             if leader != id {
                 self.fail(format!(
