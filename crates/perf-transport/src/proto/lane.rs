@@ -464,6 +464,23 @@ impl Lanes {
         }
     }
 
+    /// Queues credit for a body that this side reads. `false` if so many frames of the connection's own wait already.
+    ///
+    /// A peer cannot use credit that it has not got, so an honest one is owed two grants for each body at most. One that sends without reading
+    /// would fill this node's memory with grants otherwise.
+    #[must_use]
+    pub fn push_credit(&self, header: Header, bytes: u32, frames_max: usize) -> bool {
+        let bytes = bytes.to_le_bytes();
+        let payload = Payload::Borrowed(&bytes);
+        let sum = self.sum(header, &payload);
+        let mut state = self.state.lock();
+        let has_room = state.lanes[Lane::System as usize].frames < frames_max;
+        if has_room {
+            self.put(&mut state, Lane::System, header, (&payload, sum), None);
+        }
+        has_room
+    }
+
     /// Bytes that wait, all lanes together, and whether somebody waits for room.
     #[must_use]
     pub fn pressure(&self) -> (usize, bool) {

@@ -143,6 +143,11 @@ pub enum Incoming {
         /// How many bytes.
         bytes: u32,
     },
+    /// A body is complete. What its reader has not read yet is no part of [`Server::buffered`] any more.
+    Completed {
+        /// To be counted by the caller, until [`BodyState::take_released`] gives them back.
+        unread_bytes: usize,
+    },
     /// A body more than may be open: answer that this side is busy. Its chunks will be ignored.
     TooManyBodies {
         /// The request's id.
@@ -278,7 +283,11 @@ impl Server {
                 let place = self.bodies.iter().position(|(id, _)| *id == header.id);
                 if let Some(place) = place {
                     let (_, body) = self.bodies.swap_remove(place);
-                    body.end(header.kind == Kind::StreamEnd);
+                    if header.kind == Kind::StreamEnd {
+                        let unread_bytes = body.complete();
+                        return Ok(Incoming::Completed { unread_bytes });
+                    }
+                    body.end(false);
                 }
                 Ok(Incoming::Handled)
             }

@@ -1257,7 +1257,10 @@ impl World {
                     let _ = lanes.push(Lane::System, pong, &Payload::default(), None);
                     Self::notify_server(&accepted.channel);
                 }
-                Incoming::Defined(..) | Incoming::Goodbye | Incoming::Handled => {}
+                Incoming::Defined(..)
+                | Incoming::Goodbye
+                | Incoming::Completed { .. }
+                | Incoming::Handled => {}
             }
         }
         if accepted.server.buffered() > 2 * u64::from(WINDOW_BYTES) {
