@@ -91,6 +91,11 @@ pub struct Config {
     /// 20 ns for a small frame and half of the throughput of bulk on loopback. Turn it on where the network is not trusted to keep bytes as they
     /// are: TCP's own 16 bits let one error in some ten thousand through.
     pub checksum: bool,
+    /// Whether the transport keeps its runtime from sleeping: a task that is always ready makes the runtime look for what has arrived, again and
+    /// again. A reply then needs no wake-up of a thread, which is most of what a call at a time takes between two machines' cores. It costs all
+    /// of one core, also while nothing happens, so it is for a runtime of one thread (`current_thread`) with a core of its own. Ends with the
+    /// transport. Off.
+    pub busy_poll: bool,
     /// `TCP_NODELAY`: the transport batches itself, Nagle's algorithm would only delay. On.
     pub nodelay: bool,
     /// The kernel's send buffer, if it should not choose. A small one keeps bulk short in front of the wire. Only for bulk connections.
@@ -128,6 +133,7 @@ impl Default for Config {
             known_peers_only: false,
             expiry_ends_connections: false,
             checksum: false,
+            busy_poll: false,
             nodelay: true,
             bulk_send_buffer_bytes: None,
         }
