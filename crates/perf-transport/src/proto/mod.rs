@@ -46,7 +46,7 @@ pub use liveness::{Liveness, LivenessLimits, Progress, Verdict};
 pub use pending::{CALLS_MAX, CallKey, Fault, Outcome, Pending};
 pub use read_buffer::ReadBuffer;
 pub(crate) use server::split_trace;
-pub use server::{Incoming, MethodName, NAME_BYTES_MAX, Server, ServerLimits};
+pub use server::{ArrivedMessage, Incoming, MethodName, NAME_BYTES_MAX, Server, ServerLimits};
 pub use stream::{BodyState, BodyStep, SendWindow};
 pub use time_limit::TimeLimit;
 pub use transmit::Transmit;

@@ -398,31 +398,15 @@ impl ServeRole {
         match self.server.receive(frame)? {
             Incoming::Defined(number, name) => self.define(number, name),
             Incoming::Opened {
-                method,
-                id,
-                sequence,
-                limit,
-                trace,
-                payload,
+                arrived,
                 body,
                 in_chunks,
-            } => {
-                let how = (Some(body), in_chunks);
-                self.open(method, (id, limit), (sequence, trace, payload), how, conn)?;
-            }
+            } => self.open(arrived, (Some(body), in_chunks), conn)?,
             Incoming::Message {
                 in_chunks: true,
-                method,
-                id,
-                sequence,
-                limit,
-                trace,
-                payload,
+                arrived,
                 ..
-            } => {
-                let how = (None, true);
-                self.open(method, (id, limit), (sequence, trace, payload), how, conn)?;
-            }
+            } => self.open(arrived, (None, true), conn)?,
             Incoming::Granted { id, bytes } => {
                 conn.channel.grant(CallKey::from_id(id), bytes.into());
             }

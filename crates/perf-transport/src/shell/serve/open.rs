@@ -3,12 +3,10 @@
 use crate::body::{Body, Chunks};
 use crate::error::{Rejection, RejectionCode};
 use crate::items::ItemSender;
-use crate::proto::{BodyState, CallKey, FrameError, Kind, SendWindow, TimeLimit};
+use crate::proto::{ArrivedMessage, BodyState, CallKey, FrameError, Kind, SendWindow};
 use crate::router::Handler;
 use crate::shell::conn::Conn;
 use crate::spans::HandlerSpan;
-use crate::trace::TraceContext;
-use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -19,12 +17,18 @@ impl ServeRole {
     /// A request with a body, or whose answer comes in chunks, to its handler.
     pub(super) fn open(
         &mut self,
-        number: u16,
-        (id, limit): (u64, TimeLimit),
-        (sequence, trace, payload): (u64, Option<TraceContext>, Bytes),
+        arrived: ArrivedMessage,
         (body, in_chunks): (Option<Arc<BodyState>>, bool),
         conn: &Arc<Conn>,
     ) -> Result<(), FrameError> {
+        let ArrivedMessage {
+            method: number,
+            id,
+            sequence,
+            limit,
+            trace,
+            payload,
+        } = arrived;
         let key = CallKey::from_id(id);
         if in_chunks && conn.channel.has_window(key) {
             return Err(FrameError::Malformed { kind: Kind::Watch });
