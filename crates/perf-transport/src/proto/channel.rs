@@ -2,9 +2,11 @@
 
 use super::frame::{FrameError, Header, Kind};
 use super::gate::Gate;
-use super::lane::{Lane, LaneLimits, Lanes, Takes};
+use super::lane::{Lane, LaneLimits};
+use super::lanes::Lanes;
 use super::pending::{CallKey, Fault, Pending};
 use super::stream::{BodyState, SendWindow};
+use super::takes::Takes;
 use crate::payload::Payload;
 use crate::primitive::mutant;
 use bytes::Bytes;
