@@ -37,7 +37,7 @@ pub enum Lane {
 pub enum NotQueued {
     /// The budget is used up.
     Full,
-    /// It is a new message, and the lanes are [closed](Lanes::close).
+    /// It is a new message, and the lanes are [closed](super::Lanes::close).
     Closed,
     /// The peer takes no payload of this length.
     TooLong {
