@@ -36,6 +36,10 @@ pub enum Heap {
 /// the process a multi-threaded one, as every node is: some allocators are cheaper without threads.
 #[must_use]
 pub fn serve(heap: Heap) -> ExitCode {
+    // A server that an experiment has started.
+    if cases::transport::served() {
+        return ExitCode::SUCCESS;
+    }
     let mut shown = cases::all();
     let mut supporting = headline::supporting();
     supporting.extend(cases::internal());

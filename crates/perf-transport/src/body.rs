@@ -2,6 +2,7 @@
 
 use crate::call::Call;
 use crate::error::TransportError;
+use crate::event::CloseReason;
 use crate::items::ItemReader;
 use crate::payload::Payload;
 use crate::proto::{
@@ -112,6 +113,8 @@ impl Body {
             BodyStep::Chunk(chunk, grant) => {
                 if grant > 0 {
                     self.queue(Kind::StreamCredit, &grant.to_le_bytes());
+                } else {
+                    self.release();
                 }
                 Poll::Ready(Some(Ok(chunk)))
             }
@@ -144,6 +147,17 @@ impl Body {
         Ok(all.freeze())
     }
 
+    /// What was read of a complete body makes room for others.
+    fn release(&self) {
+        let released = self.state.take_released();
+        if released > 0 {
+            let conn = &self.conn;
+            // It may go before the connection's task has added it. Only that task decides by the sum, and only after it has added.
+            conn.handler_bytes.fetch_sub(released, Ordering::SeqCst);
+            conn.handler_ended();
+        }
+    }
+
     /// Queues a frame of the connection's own: a few bytes, at most two for each half window that was read.
     fn queue(&self, kind: Kind, payload: &[u8]) {
         let header = Header::new(kind, 0, self.id);
@@ -171,6 +185,7 @@ impl Drop for Body {
         if !self.ended {
             self.state.end(false);
             self.queue(Kind::StreamReset, &[]);
+            self.release();
         }
     }
 }
@@ -185,6 +200,11 @@ impl fmt::Debug for Body {
 
 /// Chunks are cut to this size: a message of the other class waits for at most one of them in front of it.
 const CHUNK_BYTES_MAX: usize = 64 * 1024;
+/// Frames of the connection's own that may always wait when this side grants credit for an answer: 20 KiB.
+const GRANTS_MAX: usize = 1024;
+/// Parts of a body may wait in their sender, whose futures were dropped, up to so many bytes; the part that reaches the bound included. What
+/// the default window takes.
+const UNSENT_BYTES_MAX: usize = 1 << 20;
 
 /// Sends chunks in one lane, no more than their reader wants.
 pub(crate) struct Chunks {
@@ -194,8 +214,10 @@ pub(crate) struct Chunks {
     window: Arc<SendWindow>,
     /// The longest payload that the reader takes, where that is not the connection's to say.
     bytes_max: usize,
-    /// What is to be sent, and the part of it for which there is credit already. Both outlive futures that are dropped.
+    /// What is to be sent, and the part of it for which there is credit already. Both outlive futures that are dropped: what is added is
+    /// bounded by those who add.
     unsent: VecDeque<Bytes>,
+    unsent_bytes: usize,
     credited: Bytes,
     sent_bytes: u64,
 }
@@ -214,6 +236,7 @@ impl Chunks {
             window,
             bytes_max,
             unsent: VecDeque::new(),
+            unsent_bytes: 0,
             credited: Bytes::new(),
             sent_bytes: 0,
         }
@@ -222,6 +245,7 @@ impl Chunks {
     /// Something to be sent by [`flush`](Self::flush), behind what is there.
     pub(crate) fn add(&mut self, part: Bytes) {
         if !part.is_empty() {
+            self.unsent_bytes += part.len();
             self.unsent.push_back(part);
         }
     }
@@ -242,6 +266,7 @@ impl Chunks {
                 return Err(self.broken());
             };
             self.credited = part.split_to(usize::try_from(taken).unwrap_or(wanted));
+            self.unsent_bytes -= self.credited.len();
             if part.is_empty() {
                 self.unsent.pop_front();
             }
@@ -339,11 +364,25 @@ pub(crate) struct AnswerBody {
     state: Arc<BodyState>,
     conn: Arc<Conn>,
     key: CallKey,
+    /// So many frames of the connection's own may wait when credit is granted.
+    frames_max: usize,
 }
 
 impl AnswerBody {
-    pub(crate) fn new(state: Arc<BodyState>, conn: Arc<Conn>, key: CallKey) -> Self {
-        Self { state, conn, key }
+    /// One of at most `answers_max` of its connection.
+    pub(crate) fn new(
+        state: Arc<BodyState>,
+        conn: Arc<Conn>,
+        (key, answers_max): (CallKey, usize),
+    ) -> Self {
+        // An honest peer reaches 64 signs of life and two grants for each answer.
+        let frames_max = answers_max.saturating_mul(4).max(GRANTS_MAX);
+        Self {
+            state,
+            conn,
+            key,
+            frames_max,
+        }
     }
 
     pub(crate) fn peer(&self) -> u64 {
@@ -361,12 +400,12 @@ impl AnswerBody {
         };
         if grant > 0 {
             let header = Header::new(Kind::StreamCredit, 0, self.key.id());
-            let grant = grant.to_le_bytes();
-            let payload = Payload::Borrowed(&grant);
             let lanes = &self.conn.channel.lanes;
-            // A few bytes, at most two for each window that was read.
-            if lanes.push(Lane::System, header, &payload, None).is_ok() {
+            if lanes.push_credit(header, grant, self.frames_max) {
                 self.conn.notify(true);
+            } else {
+                // It sends what it has no credit for by what it has read.
+                self.conn.close(CloseReason::Stalled);
             }
         }
         Poll::Ready(Some(chunk))
@@ -387,6 +426,8 @@ impl Drop for AnswerBody {
 pub struct BodySender {
     chunks: Chunks,
     call: Option<Call>,
+    /// A part is missing: its future was dropped while it waited for room.
+    is_cut: bool,
 }
 
 impl BodySender {
@@ -394,17 +435,29 @@ impl BodySender {
         Self {
             chunks,
             call: Some(call),
+            is_cut: false,
         }
     }
 
     /// Sends the next part of the body, cut into chunks of 64 KiB at most. Waits while the receiver has a window full of unread bytes, or the
     /// queue is full. The bytes are shared, not copied.
     ///
-    /// Dropping the future before it is ready loses nothing: the rest goes with the next part, or with [`finish`](Self::finish).
+    /// Dropping the future before it is ready loses nothing: the rest goes with the next part, or with [`finish`](Self::finish). 1 MiB of such
+    /// parts is kept. A further part waits until they are sent, and the body is broken off if its future is dropped before that: a body with a
+    /// hole would look complete.
     ///
     /// # Errors
-    /// [`TransportError::BodyBroken`] if the receiver wants no more or the connection was lost. [`finish`](Self::finish) says why.
+    /// [`TransportError::BodyBroken`] if the receiver wants no more, the connection was lost or the body was broken off here.
+    /// [`finish`](Self::finish) says why.
     pub async fn send(&mut self, part: Bytes) -> Result<(), TransportError> {
+        if self.is_cut {
+            return Err(self.chunks.broken());
+        }
+        if self.chunks.unsent_bytes >= UNSENT_BYTES_MAX {
+            self.is_cut = true;
+            self.chunks.flush().await?;
+            self.is_cut = false;
+        }
         self.chunks.add(part);
         self.chunks.flush().await
     }
@@ -420,6 +473,9 @@ impl BodySender {
     /// # Errors
     /// What a call can fail with; [`TransportError::PeerRejected`] if the handler gave up early.
     pub async fn finish(mut self) -> Result<Bytes, TransportError> {
+        if self.is_cut && !self.chunks.window.is_closed() {
+            return Err(self.chunks.broken());
+        }
         // If the receiver has stopped, its answer says why.
         if self.chunks.flush().await.is_ok() {
             let _ = self.chunks.queue(Kind::StreamEnd, Bytes::new()).await;

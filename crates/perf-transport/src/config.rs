@@ -38,10 +38,12 @@ pub struct Config {
     pub outbox_bytes: usize,
     /// Memory for one read: at first, and where reads fill it. 16 KiB to 256 KiB: a call at a time needs little, bulk is read in large pieces.
     pub read_bytes: (usize, usize),
-    /// Requests with spawned handlers that may run at once for one connection, and the bytes they may hold. When there are more, the connection
-    /// is not read, and the peer is told that this node lives. 1024 and 16 MiB.
+    /// Requests with spawned handlers that may run at once for one connection. When there are more, the connection is not read, and the peer is
+    /// told that this node lives. As many bodies, watches and exchanges may be handled besides; further ones are answered `Busy`, and do not
+    /// end the reading. 1024.
     pub handlers_max: usize,
-    /// Bytes that requests with spawned handlers may hold for one connection before it is not read any further.
+    /// Bytes that requests with spawned handlers, and complete bodies that were not read, may hold for one connection before it is not read any
+    /// further. Exceeded by one frame, or by one window, at most. 16 MiB.
     pub handler_bytes_max: usize,
     /// Requests of one method with a spawned handler that may run at once for one connection, where [`Router::with_limit`](crate::Router::with_limit) does not
     /// say. Further ones wait without holding up other methods, as many as `calls_max` and `handler_bytes_max` allow; beyond that requests are
@@ -89,6 +91,11 @@ pub struct Config {
     /// 20 ns for a small frame and half of the throughput of bulk on loopback. Turn it on where the network is not trusted to keep bytes as they
     /// are: TCP's own 16 bits let one error in some ten thousand through.
     pub checksum: bool,
+    /// Whether the transport keeps its runtime from sleeping: a task that is always ready makes the runtime look for what has arrived, again and
+    /// again. A reply then needs no wake-up of a thread, which is most of what a call at a time takes between two machines' cores. It costs all
+    /// of one core, also while nothing happens, so it is for a runtime of one thread (`current_thread`) with a core of its own. Ends with the
+    /// transport. Off.
+    pub busy_poll: bool,
     /// `TCP_NODELAY`: the transport batches itself, Nagle's algorithm would only delay. On.
     pub nodelay: bool,
     /// The kernel's send buffer, if it should not choose. A small one keeps bulk short in front of the wire. Only for bulk connections.
@@ -126,6 +133,7 @@ impl Default for Config {
             known_peers_only: false,
             expiry_ends_connections: false,
             checksum: false,
+            busy_poll: false,
             nodelay: true,
             bulk_send_buffer_bytes: None,
         }

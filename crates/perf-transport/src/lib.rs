@@ -27,6 +27,7 @@ mod names;
 mod payload;
 mod primitive;
 mod priority;
+#[doc(hidden)]
 pub mod proto;
 mod refused;
 mod remote;
@@ -61,7 +62,8 @@ pub use methods::MethodMetrics;
 pub use middleware::{HandlerService, Request};
 pub use payload::Payload;
 pub use priority::Priority;
-pub use proto::{CertificateFault, ConnectionClass, HandshakeError};
+#[doc(inline)]
+pub use proto::{CertificateFault, ConnectionClass, FrameError, HandshakeError, Kind as FrameKind};
 pub use remote::RemoteMethod;
 pub use router::Router;
 pub use security::Security;

@@ -18,7 +18,10 @@ use std::path::Path;
 
 type Seeds = BTreeMap<(&'static str, String), Vec<u8>>;
 
-fn wire(frames: &[(Kind, u16, u64, &[u8])], checksum: bool) -> Vec<u8> {
+/// Kind, method, id and payload.
+type Part<'a> = (Kind, u16, u64, &'a [u8]);
+
+fn wire(frames: &[Part<'_>], checksum: bool) -> Vec<u8> {
     let mut outbox = Outbox::default();
     for (kind, method, id, payload) in frames {
         let mut block = Block::new();
@@ -111,7 +114,101 @@ fn seeds() -> Seeds {
         ("server", "conversation".to_owned()),
         wire(&conversation, false),
     );
+    shell_seeds(&mut seeds);
     seeds
+}
+
+/// What node 10 sends to node 2 in whole connections: see `tests/shell_fuzz.rs`.
+fn shell_seeds(seeds: &mut Seeds) {
+    let mut node = local(10);
+    node.cluster = "test".to_owned();
+    let methods = [
+        "inline", "one_way", "shown", "spawned", "stopped", "streamed", "watch", "exchange",
+    ];
+    let defines = methods.map(|method| {
+        let service = "fuzz".to_owned();
+        let method = method.to_owned();
+        Define { service, method }.encode_to_vec()
+    });
+    let item = [&5_u32.to_le_bytes()[..], b"items"].concat();
+    let credit = 4096_u32.to_le_bytes();
+    let traced = [&[0; 25][..], b"payload"].concat();
+    let batch = [3, 0, b'a', b'b', b'c', 0, 0, 1, 0, b'd'];
+    let conversations: [(&str, Vec<Part<'_>>); 5] = [
+        ("hello", Vec::new()),
+        (
+            "requests",
+            vec![
+                (Kind::Request, 0, 1, b"inline"),
+                (Kind::OneWay, 1, 0, b"one way"),
+                (Kind::OneWay, 2, 0, b"shown"),
+                (Kind::Batch, 2, 0, &batch),
+                (Kind::Batch, 3, 0, &batch),
+                (Kind::Request, 3, 2, b"spawned"),
+                (Kind::Request, 3, 3, b"spawned"),
+                (Kind::Request, 4, 4, b"stopped"),
+                (Kind::Cancel, 0, 4, b""),
+                (Kind::Cancel, 0, 3, b""),
+                (Kind::TracedRequest, 0, 5, &traced),
+                (Kind::TracedOneWay, 1, 0, &traced),
+                (Kind::Ping, 0, 7, b""),
+                (Kind::Goodbye, 0, 0, b""),
+            ],
+        ),
+        (
+            "bodies",
+            vec![
+                (Kind::StreamOpen, 5, 1, b"head"),
+                (Kind::StreamChunk, 0, 1, &[3; 2000]),
+                (Kind::TracedStreamOpen, 5, 2, &traced),
+                (Kind::StreamChunk, 0, 1, &[3; 2000]),
+                (Kind::StreamEnd, 0, 1, b""),
+                (Kind::StreamChunk, 0, 2, &[4; 4000]),
+                (Kind::StreamReset, 0, 2, b""),
+                (Kind::StreamOpen, 5, 3, b""),
+                (Kind::StreamEnd, 0, 3, b""),
+            ],
+        ),
+        (
+            "watches",
+            vec![
+                (Kind::Watch, 6, 1, &[5; 1000]),
+                (Kind::StreamCredit, 0, 1, &credit),
+                (Kind::TracedWatch, 6, 2, &traced),
+                (Kind::StreamReset, 0, 1, b""),
+                (Kind::Cancel, 0, 2, b""),
+                (Kind::Watch, 6, 3, b""),
+            ],
+        ),
+        (
+            "exchanges",
+            vec![
+                (Kind::Exchange, 7, 1, b""),
+                (Kind::StreamChunk, 0, 1, &item),
+                (Kind::TracedExchange, 7, 2, &traced),
+                (Kind::StreamChunk, 0, 2, &item[..6]),
+                (Kind::StreamChunk, 0, 2, &item[6..]),
+                (Kind::StreamCredit, 0, 2, &credit),
+                (Kind::StreamEnd, 0, 1, b""),
+                (Kind::Cancel, 0, 2, b""),
+            ],
+        ),
+    ];
+    for (name, frames) in conversations {
+        let hello = node.hello(2, 10, ConnectionClass::Bulk).encode_to_vec();
+        let mut all: Vec<Part<'_>> = vec![(Kind::Hello, 0, 0, &hello)];
+        all.extend(
+            (0..)
+                .zip(&defines)
+                .map(|(number, define)| (Kind::Define, number, 0, &define[..])),
+        );
+        all.extend(frames);
+        let mut bytes = Vec::new();
+        for frame in &all {
+            bytes.extend(wire(std::slice::from_ref(frame), false));
+        }
+        seeds.insert(("shell", name.to_owned()), bytes);
+    }
 }
 
 #[test]

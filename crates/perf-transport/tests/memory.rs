@@ -335,3 +335,122 @@ async fn a_queue_of_small_batches_costs_about_what_its_messages_are() {
     assert!(held < 4 << 20, "{held} bytes are held");
     client.shutdown();
 }
+
+/// A complete body that its handler has not read yet has no window any more: its bytes count as those of requests do, and end the reading.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn complete_bodies_that_nobody_reads_stay_within_the_budget() {
+    let _turn = TURN.lock().await;
+    const WINDOW_BYTES: usize = 256 << 10;
+    const BODIES: u64 = 100;
+    let gate = Arc::new(Semaphore::new(0));
+    let wait = Arc::clone(&gate);
+    let router = Router::new().streamed("vm", "body", move |_, mut body| {
+        let wait = Arc::clone(&wait);
+        async move {
+            let opened = wait.acquire().await.map(drop);
+            assert!(opened.is_ok());
+            let read = body.collect(WINDOW_BYTES).await;
+            Ok(read.map_or(0, |read| read.len()).to_string().into())
+        }
+    });
+    let mut config = Config::default();
+    config.stream_window_bytes = WINDOW_BYTES as u32;
+    config.handler_bytes_max = HANDLER_BYTES_MAX;
+    let server = plain(2).router(router).config(config).listen("127.0.0.1:0");
+    let server = server.start().await.expect("starts");
+    let mut peer = raw::connect(7, &address(&server)).await;
+    let define = raw::define(0, "vm", "body");
+    peer.write_all(&define).await.expect("it reads");
+    let region = Region::new(ALLOCATOR);
+    let (mut read, mut write) = peer.split();
+    let chunk = vec![9; WINDOW_BYTES];
+    let send = async {
+        for id in 0..BODIES {
+            for (kind, payload) in [
+                (Kind::StreamOpen, &b""[..]),
+                (Kind::StreamChunk, &chunk),
+                (Kind::StreamEnd, b""),
+            ] {
+                let frame = raw::frame(kind, (0, id), payload);
+                write.write_all(&frame).await.expect("it reads");
+            }
+        }
+    };
+    let watch = async {
+        let stopped = HANDLER_BYTES_MAX / WINDOW_BYTES;
+        until(|| server.stats().handlers >= stopped).await;
+        // If it were to read on, the others would have come by then.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let held = held(&region);
+        gate.add_permits(Semaphore::MAX_PERMITS / 2);
+        held
+    };
+    let answers = async {
+        let mut answered = 0;
+        while answered < BODIES {
+            let mut header = [0; 16];
+            read.read_exact(&mut header).await.expect("a reply");
+            let length = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+            let mut payload = vec![0; length as usize];
+            read.read_exact(&mut payload).await.expect("a reply");
+            if header[4] == Kind::Reply as u8 {
+                assert_eq!(payload, WINDOW_BYTES.to_string().into_bytes());
+                answered += 1;
+            }
+            assert_ne!(header[4], Kind::Failure as u8);
+        }
+    };
+    let ((), held, ()) = soon(async { tokio::join!(send, watch, answers) }).await;
+    // What is unread, the body that is arriving, the read buffers, and what the test itself sends.
+    let most = HANDLER_BYTES_MAX + 2 * WINDOW_BYTES + (2 << 20);
+    assert!(
+        held <= most,
+        "{held} bytes were held, at most {most} may be"
+    );
+    until(|| server.stats().handlers == 0).await;
+}
+
+/// A caller whose patience ends again and again, of a reader that reads nothing: its parts wait in the sender up to the bound, and beyond that the
+/// body is broken off. A body with a hole would look complete.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parts_whose_futures_are_dropped_wait_within_a_bound() {
+    let _turn = TURN.lock().await;
+    const PART_BYTES: usize = 100_000;
+    let gate = Arc::new(Semaphore::new(0));
+    let wait = Arc::clone(&gate);
+    let (ended, outcome) = tokio::sync::mpsc::unbounded_channel();
+    let mut outcome: tokio::sync::mpsc::UnboundedReceiver<Option<usize>> = outcome;
+    let router = Router::new().streamed("vm", "body", move |_, mut body| {
+        let (wait, ended) = (Arc::clone(&wait), ended.clone());
+        async move {
+            wait.acquire().await.expect("it is never closed").forget();
+            let read = body.collect(1 << 30).await;
+            assert!(ended.send(read.ok().map(|read| read.len())).is_ok());
+            Ok(Bytes::new())
+        }
+    });
+    let mut config = Config::default();
+    config.stream_window_bytes = 10_000;
+    let (client, _server) = support::pair(router, config).await;
+    let region = Region::new(ALLOCATOR);
+    for parts in [5, 100] {
+        let envelope = perf_transport::Envelope::new(2, "vm", "body", b"");
+        let mut sender = client.stream(envelope).expect("room");
+        for _ in 0..parts {
+            let part = Bytes::from(vec![7; PART_BYTES]);
+            let patience = Duration::from_millis(2);
+            let sent = tokio::time::timeout(patience, sender.send(part)).await;
+            assert!(!matches!(sent, Ok(Ok(()))), "nobody reads");
+        }
+        let held = held(&region);
+        assert!(held < 3 << 20, "{held} bytes are held of {parts} parts");
+        gate.add_permits(1);
+        let finished = soon(sender.finish()).await;
+        let read = soon(outcome.recv()).await.expect("it has read");
+        if parts == 5 {
+            assert!(finished.is_ok() && read == Some(5 * PART_BYTES));
+        } else {
+            assert!(finished.is_err() && read.is_none(), "{read:?}");
+        }
+    }
+}

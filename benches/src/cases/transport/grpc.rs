@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -157,6 +158,13 @@ pub(super) async fn channel_over(
     arrivals: Arc<Arrivals>,
     between: impl AsyncFnOnce(String) -> String,
 ) -> Channel {
+    let address = serve(secure, arrivals).await;
+    let address = between(address).await;
+    dial(secure, &address).await
+}
+
+/// A server, by its address.
+pub(super) async fn serve(secure: bool, arrivals: Arc<Arrivals>) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
     let listener = listener.expect("loopback can be listened on");
     let address = listener.local_addr().expect("it is bound");
@@ -184,7 +192,11 @@ pub(super) async fn channel_over(
             .add_service(Echo { arrivals })
             .serve_with_incoming(incoming),
     );
-    let address = between(address.to_string()).await;
+    address.to_string()
+}
+
+/// A channel to a server.
+pub(super) async fn dial(secure: bool, address: &str) -> Channel {
     let scheme = if secure { "https" } else { "http" };
     let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
         .expect("an address is a URI")
@@ -232,7 +244,16 @@ impl<const BYTES: usize> Caller for Unary<BYTES> {
 fn unary_of<const CALLERS: usize, const BYTES: usize>(secure: bool) -> Run {
     let runtime = drive::runtime();
     let channel = runtime.block_on(channel(secure, Arc::default()));
-    let callers = (0..CALLERS)
+    unary_sized::<BYTES>(runtime, &channel, CALLERS)
+}
+
+/// Callers of 64 bytes on a channel.
+pub(super) fn unary_over(runtime: Runtime, channel: &Channel, callers: usize) -> Run {
+    unary_sized::<64>(runtime, channel, callers)
+}
+
+fn unary_sized<const BYTES: usize>(runtime: Runtime, channel: &Channel, callers: usize) -> Run {
+    let callers = (0..callers)
         .map(|_| Unary::<BYTES> {
             client: tonic::client::Grpc::new(channel.clone()),
         })
@@ -320,6 +341,14 @@ pub(super) async fn beat(channel: &Channel) -> Result<(), String> {
 /// A call over one bidirectional stream for all callers: replies come in the order of the requests.
 #[cfg(feature = "peers")]
 pub(super) fn bidi<const CALLERS: usize, const SECURE: bool>() -> Run {
+    let runtime = drive::runtime();
+    let channel = runtime.block_on(channel(SECURE, Arc::default()));
+    bidi_over(runtime, channel, CALLERS)
+}
+
+/// The same on a channel.
+#[cfg(feature = "peers")]
+pub(super) fn bidi_over(runtime: Runtime, channel: Channel, callers: usize) -> Run {
     use std::collections::VecDeque;
     use std::sync::Mutex;
     use tokio::sync::oneshot;
@@ -343,8 +372,6 @@ pub(super) fn bidi<const CALLERS: usize, const SECURE: bool>() -> Run {
         }
     }
 
-    let runtime = drive::runtime();
-    let channel = runtime.block_on(channel(SECURE, Arc::default()));
     let (queue, messages) = mpsc::channel(1024);
     let waiting = Arc::new(Mutex::new(VecDeque::<oneshot::Sender<Bytes>>::new()));
     let line = Arc::clone(&waiting);
@@ -362,7 +389,7 @@ pub(super) fn bidi<const CALLERS: usize, const SECURE: bool>() -> Run {
             let _ = first.expect("a reply has a request").send(reply);
         }
     });
-    let callers = (0..CALLERS)
+    let callers = (0..callers)
         .map(|_| Bidi {
             queue: queue.clone(),
             waiting: Arc::clone(&waiting),

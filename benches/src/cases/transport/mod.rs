@@ -13,6 +13,7 @@ mod link;
 mod ours;
 #[cfg(feature = "peers")]
 mod peers;
+mod processes;
 mod raw;
 mod tls;
 
@@ -20,12 +21,27 @@ mod tls;
 use no_peers as peers;
 
 use crate::case::{Case, Goal, Path, Prepare, path};
-use crate::experiment::Experiment;
+use crate::experiment::{Experiment, Measure};
 
 /// Without the feature `peers` there are none.
 #[cfg(not(feature = "peers"))]
 mod no_peers {
-    use crate::case::Path;
+    use crate::case::{Path, Run};
+
+    /// Who is left out is never asked for.
+    const LEFT_OUT: &str = "built without the feature `peers`";
+
+    pub(super) fn tarpc_serve(_listener: tokio::net::TcpListener) {
+        unreachable!("{LEFT_OUT}");
+    }
+
+    pub(super) fn tarpc_over(_: tokio::runtime::Runtime, _address: &str, _callers: usize) -> Run {
+        unreachable!("{LEFT_OUT}");
+    }
+
+    pub(super) fn bidi_over(_: tokio::runtime::Runtime, _address: &str, _callers: usize) -> Run {
+        unreachable!("{LEFT_OUT}");
+    }
 
     pub(super) fn round_trips<const CALLERS: usize>(_secure: bool) -> Vec<Path> {
         Vec::new()
@@ -35,6 +51,8 @@ mod no_peers {
         Vec::new()
     }
 }
+
+pub(crate) use processes::served;
 
 const RAW: &str = "raw tcp";
 const QUEUE: &str = "queue over tcp";
@@ -57,7 +75,29 @@ pub fn experiments() -> Vec<Experiment> {
             about: "two saturated classes: what the less urgent one gets of its weight",
             measure: isolation::fairness,
         },
+        two_process("transport/two_process_x1", processes::two_process::<1>),
+        two_process("transport/two_process_x16", processes::two_process::<16>),
+        two_process("transport/two_process_x64", processes::two_process::<64>),
+        two_process("transport/two_process_x512", processes::two_process::<512>),
+        Experiment {
+            id: "transport/busy_x1",
+            about: "a call of 64 bytes at a time between two processes that poll busily, a core each",
+            measure: processes::busy::<1>,
+        },
+        Experiment {
+            id: "transport/busy_x64",
+            about: "64 calls of 64 bytes in flight between two processes that poll busily, a core each",
+            measure: processes::busy::<64>,
+        },
     ]
+}
+
+fn two_process(id: &'static str, measure: Measure) -> Experiment {
+    Experiment {
+        id,
+        about: "calls of 64 bytes in flight between two processes, a core each",
+        measure,
+    }
 }
 
 /// The cases of `perf-transport`.

@@ -10,8 +10,8 @@ use super::drive::{self, Arrivals, Caller, Sender};
 use super::tls;
 use crate::case::Run;
 
-const SERVER: u64 = 2;
-const CLIENT: u64 = 1;
+pub(super) const SERVER: u64 = 2;
+pub(super) const CLIENT: u64 = 1;
 
 fn security(node: u64, secure: bool) -> Security {
     if !secure {
@@ -45,8 +45,8 @@ pub(super) async fn pair(router: Router, secure: bool) -> (Transport, Transport)
 
 struct OurCaller<const BYTES: usize> {
     status: RemoteMethod,
-    /// Lives as long as its clients.
-    _server: Transport,
+    /// Lives as long as the callers: a server in this process, or the client.
+    _kept: Transport,
 }
 
 impl<const BYTES: usize> Caller for OurCaller<BYTES> {
@@ -65,7 +65,20 @@ fn callers<const CALLERS: usize, const BYTES: usize>(router: Router, secure: boo
     let callers = (0..CALLERS)
         .map(|_| OurCaller::<BYTES> {
             status: status.clone(),
-            _server: server.clone(),
+            _kept: server.clone(),
+        })
+        .collect();
+    drive::calls(runtime, callers)
+}
+
+/// Callers of 64 bytes, of a server that the client knows.
+pub(super) fn calls(runtime: Runtime, client: &Transport, callers: usize) -> Run {
+    let status = client.method(SERVER, "vm", "status");
+    let status = status.expect("the client knows the server");
+    let callers = (0..callers)
+        .map(|_| OurCaller::<64> {
+            status: status.clone(),
+            _kept: client.clone(),
         })
         .collect();
     drive::calls(runtime, callers)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
 use tokio_util::codec::{Framed, FramedRead, FramedWrite, LengthDelimitedCodec};
 
 use super::drive::{self, Arrivals, Caller, Sender};
@@ -64,37 +65,58 @@ impl Caller for TarpcCaller {
 }
 
 fn tarpc_calls<const CALLERS: usize>() -> Run {
-    use tarpc::server::{BaseChannel, Channel};
-    use tarpc::tokio_serde::formats::Bincode;
-
     let runtime = drive::runtime();
-    let client = runtime.block_on(async {
+    let address = runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await;
         let listener = listener.expect("loopback can be listened on");
         let address = listener.local_addr().expect("it is bound");
-        tokio::spawn(async move {
-            let (stream, _) = listener.accept().await.expect("a client connects");
-            stream.set_nodelay(true).expect("TCP has it");
-            let framed = Framed::new(stream, LengthDelimitedCodec::new());
-            let transport = tarpc::serde_transport::new(framed, Bincode::default());
-            // Requests are answered as they come, without a task for each: its fastest way.
-            BaseChannel::with_defaults(transport)
-                .execute(EchoServer.serve())
-                .for_each_concurrent(None, |answer| answer)
-                .await;
-        });
+        tarpc_serve(listener);
+        address
+    });
+    tarpc_over(runtime, &address.to_string(), CALLERS)
+}
+
+/// Serves one client, on the current runtime.
+pub(super) fn tarpc_serve(listener: TcpListener) {
+    use tarpc::server::{BaseChannel, Channel};
+    use tarpc::tokio_serde::formats::Bincode;
+
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.expect("a client connects");
+        stream.set_nodelay(true).expect("TCP has it");
+        let framed = Framed::new(stream, LengthDelimitedCodec::new());
+        let transport = tarpc::serde_transport::new(framed, Bincode::default());
+        // Requests are answered as they come, without a task for each: its fastest way.
+        BaseChannel::with_defaults(transport)
+            .execute(EchoServer.serve())
+            .for_each_concurrent(None, |answer| answer)
+            .await;
+    });
+}
+
+/// Callers of such a server.
+pub(super) fn tarpc_over(runtime: Runtime, address: &str, callers: usize) -> Run {
+    use tarpc::tokio_serde::formats::Bincode;
+
+    let client = runtime.block_on(async {
         let stream = TcpStream::connect(address).await.expect("somebody listens");
         stream.set_nodelay(true).expect("TCP has it");
         let framed = Framed::new(stream, LengthDelimitedCodec::new());
         let transport = tarpc::serde_transport::new(framed, Bincode::default());
         EchoClient::new(tarpc::client::Config::default(), transport).spawn()
     });
-    let callers = (0..CALLERS)
+    let callers = (0..callers)
         .map(|_| TarpcCaller {
             client: client.clone(),
         })
         .collect();
     drive::calls(runtime, callers)
+}
+
+/// Callers of tonic's bidirectional stream, of a server that listens elsewhere.
+pub(super) fn bidi_over(runtime: Runtime, address: &str, callers: usize) -> Run {
+    let channel = runtime.block_on(grpc::dial(false, address));
+    grpc::bidi_over(runtime, channel, callers)
 }
 
 // tokio-util's codec, fed in batches.

@@ -2,7 +2,7 @@
 
 use super::decoder::{Decoder, Frame};
 use super::frame::{CHECKSUM_BYTES, HEADER_BYTES, Header, Kind};
-use super::lane::Takes;
+use super::takes::Takes;
 use crate::payload::Payload;
 use crate::primitive::{Buffer, pooled};
 use crate::trace::TRACE_BYTES;

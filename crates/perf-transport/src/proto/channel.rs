@@ -2,9 +2,11 @@
 
 use super::frame::{FrameError, Header, Kind};
 use super::gate::Gate;
-use super::lane::{Lane, LaneLimits, Lanes, Takes};
+use super::lane::{Lane, LaneLimits};
+use super::lanes::Lanes;
 use super::pending::{CallKey, Fault, Pending};
 use super::stream::{BodyState, SendWindow};
+use super::takes::Takes;
 use crate::payload::Payload;
 use crate::primitive::mutant;
 use bytes::Bytes;
@@ -93,14 +95,9 @@ impl Channel {
         credit: u64,
         streams_max: usize,
     ) -> Option<Arc<SendWindow>> {
-        let mut windows = self.windows.lock();
-        if windows.len() >= streams_max {
-            return None;
-        }
-        let window = Arc::new(SendWindow::new(credit));
-        windows.push((key, Arc::clone(&window)));
-        self.bodies_open.fetch_add(1, Ordering::AcqRel);
-        Some(window)
+        self.open_body(&self.windows, (key, streams_max), || {
+            SendWindow::new(credit)
+        })
     }
 
     /// Whether a body of this key is being sent.
@@ -116,12 +113,23 @@ impl Channel {
         window_bytes: u32,
         answers_max: usize,
     ) -> Option<Arc<BodyState>> {
-        let mut answers = self.answers.lock();
-        if answers.len() >= answers_max {
+        self.open_body(&self.answers, (key, answers_max), || {
+            BodyState::new(window_bytes)
+        })
+    }
+
+    fn open_body<T>(
+        &self,
+        bodies: &Mutex<Vec<(CallKey, Arc<T>)>>,
+        (key, bodies_max): (CallKey, usize),
+        make: impl FnOnce() -> T,
+    ) -> Option<Arc<T>> {
+        let mut bodies = bodies.lock();
+        if bodies.len() >= bodies_max {
             return None;
         }
-        let body = Arc::new(BodyState::new(window_bytes));
-        answers.push((key, Arc::clone(&body)));
+        let body = Arc::new(make());
+        bodies.push((key, Arc::clone(&body)));
         self.bodies_open.fetch_add(1, Ordering::AcqRel);
         Some(body)
     }

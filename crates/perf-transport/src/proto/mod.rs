@@ -1,9 +1,10 @@
 //! The protocol without input or output: state machines that take bytes, calls and the time, and give back bytes,
 //! messages and results. The tokio shell drives them in production, a seeded simulator in `tests/simulation.rs`.
 //!
-//! Nothing here reads a clock, owns a socket or starts a task. What threads share ([`Lane`], [`Gate`], [`Pending`]) is
-//! checked by loom besides. This module is public for those who bring their own runtime; its items may change in minor
-//! versions.
+//! Nothing here reads a clock, owns a socket or starts a task. It has locks and wakers, though: senders on many threads queue into one
+//! connection, and wait for room there. What threads share ([`Lane`], [`Gate`], [`Pending`]) is checked by loom besides.
+//!
+//! This module is no part of the public interface: tests, loom and fuzz targets need it, and it changes at any time.
 
 mod backoff;
 mod batch;
@@ -16,6 +17,7 @@ mod frame;
 mod gate;
 mod handshake;
 mod lane;
+mod lanes;
 mod line;
 mod liveness;
 mod pending;
@@ -23,6 +25,7 @@ mod read_buffer;
 mod server;
 mod slots;
 mod stream;
+mod takes;
 mod time_limit;
 mod transmit;
 
@@ -40,13 +43,15 @@ pub use handshake::{
     FEATURE_TRACE, FEATURE_WATCH, HANDSHAKE_BYTES_MAX, HandshakeError, Hello, Local, Refuse,
     VERSION_MAX, VERSION_MIN, Welcome, accept, check_welcome, refusal,
 };
-pub use lane::{Lane, LaneLimits, Lanes, METHODS_MAX, NotQueued, Takes};
+pub use lane::{Lane, LaneLimits, METHODS_MAX, NotQueued};
+pub use lanes::Lanes;
 pub use line::Waiter;
 pub use liveness::{Liveness, LivenessLimits, Progress, Verdict};
 pub use pending::{CALLS_MAX, CallKey, Fault, Outcome, Pending};
 pub use read_buffer::ReadBuffer;
 pub(crate) use server::split_trace;
-pub use server::{Incoming, MethodName, NAME_BYTES_MAX, Server, ServerLimits};
+pub use server::{ArrivedMessage, Incoming, MethodName, NAME_BYTES_MAX, Server, ServerLimits};
 pub use stream::{BodyState, BodyStep, SendWindow};
+pub use takes::Takes;
 pub use time_limit::TimeLimit;
 pub use transmit::Transmit;

@@ -84,6 +84,36 @@ pub struct ServerLimits {
     pub stream_window_bytes: u32,
 }
 
+/// A message or a request, as it arrived.
+#[derive(Debug)]
+pub struct ArrivedMessage {
+    /// Number of its method, defined before.
+    pub method: u16,
+    /// Its id.
+    pub id: u64,
+    /// Its place among the messages of this connection, from 1.
+    pub sequence: u64,
+    /// How long the peer waits for an answer.
+    pub limit: TimeLimit,
+    /// Where it belongs in a trace.
+    pub trace: Option<TraceContext>,
+    /// Its bytes.
+    pub payload: Bytes,
+}
+
+impl ArrivedMessage {
+    fn new(header: &Header, sequence: u64, payload: Bytes) -> Self {
+        Self {
+            method: header.method,
+            id: header.id,
+            sequence,
+            limit: header.limit,
+            trace: None,
+            payload,
+        }
+    }
+}
+
 /// What arrived.
 #[derive(Debug)]
 pub enum Incoming {
@@ -95,18 +125,8 @@ pub enum Incoming {
         wants_reply: bool,
         /// Whether the answer comes in chunks: it is a `Watch`.
         in_chunks: bool,
-        /// Number of its method, defined before.
-        method: u16,
-        /// Its id.
-        id: u64,
-        /// Its place among the messages of this connection, from 1.
-        sequence: u64,
-        /// How long the peer waits for an answer.
-        limit: TimeLimit,
-        /// Where it belongs in a trace.
-        trace: Option<TraceContext>,
-        /// Its bytes.
-        payload: Bytes,
+        /// What arrived.
+        arrived: ArrivedMessage,
     },
     /// Several messages, see [`Messages`]: at least one, and well formed.
     Batch {
@@ -119,18 +139,8 @@ pub enum Incoming {
     },
     /// A request with a body in chunks.
     Opened {
-        /// Number of its method, defined before.
-        method: u16,
-        /// Its id.
-        id: u64,
-        /// Its place among the messages of this connection, from 1.
-        sequence: u64,
-        /// How long the peer waits for an answer.
-        limit: TimeLimit,
-        /// Where it belongs in a trace.
-        trace: Option<TraceContext>,
-        /// Its bytes.
-        payload: Bytes,
+        /// What arrived.
+        arrived: ArrivedMessage,
         /// Where its body arrives.
         body: Arc<BodyState>,
         /// Whether the answer comes in chunks, too: it is an `Exchange`.
@@ -142,6 +152,11 @@ pub enum Incoming {
         id: u64,
         /// How many bytes.
         bytes: u32,
+    },
+    /// A body is complete. What its reader has not read yet is no part of [`Server::buffered`] any more.
+    Completed {
+        /// To be counted by the caller, until [`BodyState::take_released`] gives them back.
+        unread_bytes: usize,
     },
     /// A body more than may be open: answer that this side is busy. Its chunks will be ignored.
     TooManyBodies {
@@ -195,12 +210,7 @@ impl Server {
                 Ok(Incoming::Message {
                     wants_reply: header.kind == Kind::Request,
                     in_chunks: false,
-                    method: header.method,
-                    id: header.id,
-                    sequence,
-                    limit: header.limit,
-                    trace: None,
-                    payload,
+                    arrived: ArrivedMessage::new(&header, sequence, payload),
                 })
             }
             _ => self.receive_other(Frame { header, payload }),
@@ -224,12 +234,7 @@ impl Server {
                 Ok(Incoming::Message {
                     wants_reply: true,
                     in_chunks: true,
-                    method: header.method,
-                    id: header.id,
-                    sequence,
-                    limit: header.limit,
-                    trace: None,
-                    payload,
+                    arrived: ArrivedMessage::new(&header, sequence, payload),
                 })
             }
             Kind::StreamCredit => {
@@ -256,12 +261,7 @@ impl Server {
                 let body = Arc::new(BodyState::new(self.limits.stream_window_bytes));
                 self.bodies.push((header.id, Arc::clone(&body)));
                 Ok(Incoming::Opened {
-                    method: header.method,
-                    id: header.id,
-                    sequence,
-                    limit: header.limit,
-                    trace: None,
-                    payload,
+                    arrived: ArrivedMessage::new(&header, sequence, payload),
                     body,
                     in_chunks: header.kind == Kind::Exchange,
                 })
@@ -278,7 +278,11 @@ impl Server {
                 let place = self.bodies.iter().position(|(id, _)| *id == header.id);
                 if let Some(place) = place {
                     let (_, body) = self.bodies.swap_remove(place);
-                    body.end(header.kind == Kind::StreamEnd);
+                    if header.kind == Kind::StreamEnd {
+                        let unread_bytes = body.complete();
+                        return Ok(Incoming::Completed { unread_bytes });
+                    }
+                    body.end(false);
                 }
                 Ok(Incoming::Handled)
             }
@@ -294,10 +298,10 @@ impl Server {
                 let (context, header, rest) = split_trace(&header, &payload)?;
                 let payload = payload.slice_ref(rest);
                 let mut incoming = self.receive(Frame { header, payload })?;
-                if let Incoming::Message { trace, .. } | Incoming::Opened { trace, .. } =
+                if let Incoming::Message { arrived, .. } | Incoming::Opened { arrived, .. } =
                     &mut incoming
                 {
-                    *trace = context;
+                    arrived.trace = context;
                 }
                 Ok(incoming)
             }

@@ -65,6 +65,12 @@ impl SendWindow {
         }
     }
 
+    /// Whether the reader wants no more, or the connection is gone.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.state.lock().closed
+    }
+
     /// The reader wants no more, or the connection is gone.
     pub fn close(&self) {
         let waker = {
@@ -103,6 +109,8 @@ struct ReceiveState {
     /// Read, and not yet granted anew.
     consumed: u64,
     end: Option<End>,
+    /// Of a complete body: bytes that were read, or given up, and that [`BodyState::take_released`] has not told yet.
+    released: u64,
     waker: Option<Waker>,
 }
 
@@ -152,6 +160,7 @@ impl BodyState {
                 open: window_bytes.into(),
                 consumed: 0,
                 end: None,
+                released: 0,
                 waker: None,
             }),
             window_bytes: window_bytes.into(),
@@ -187,20 +196,43 @@ impl BodyState {
 
     /// The sender has sent everything (`complete`), or will not. The first word counts.
     pub fn end(&self, complete: bool) {
-        let waker = {
+        self.end_with(if complete { End::Complete } else { End::Broken });
+    }
+
+    /// The sender has sent everything, as [`end`](Self::end). Returns the bytes that wait for the reader from now on without a window: the
+    /// sender may begin another body. They come back by [`take_released`](Self::take_released).
+    pub fn complete(&self) -> usize {
+        let unread = self.end_with(End::Complete);
+        usize::try_from(unread).unwrap_or(usize::MAX)
+    }
+
+    /// Returns what waits for the reader if this is the first word.
+    fn end_with(&self, end: End) -> u64 {
+        let (unread, waker) = {
             let mut state = self.state.lock();
-            let end = if complete { End::Complete } else { End::Broken };
-            state.end.get_or_insert(end);
-            if !complete {
+            let is_first = state.end.is_none();
+            let first = *state.end.get_or_insert(end);
+            if end == End::Broken {
+                if first == End::Complete {
+                    state.released += state.buffered;
+                }
                 state.chunks.clear();
                 state.small = BytesMut::new();
                 state.buffered = 0;
             }
-            state.waker.take()
+            let unread = if is_first { state.buffered } else { 0 };
+            (unread, state.waker.take())
         };
         if let Some(waker) = waker {
             waker.wake();
         }
+        unread
+    }
+
+    /// Bytes of a complete body that were read or given up since the last call. None of a body that is still open.
+    pub fn take_released(&self) -> usize {
+        let released = mem::take(&mut self.state.lock().released);
+        usize::try_from(released).unwrap_or(usize::MAX)
     }
 
     /// Bytes that wait for the reader.
@@ -216,6 +248,9 @@ impl BodyState {
             let length = chunk.len() as u64;
             state.buffered -= length;
             state.consumed += length;
+            if state.end == Some(End::Complete) {
+                state.released += length;
+            }
             let mut grant = 0;
             if state.consumed >= self.window_bytes.div_ceil(2) && state.end.is_none() {
                 grant = state.consumed;

@@ -1,7 +1,7 @@
 //! The write side of one connection.
 
 use super::block::{Block, Outbox};
-use super::lane::Lanes;
+use super::lanes::Lanes;
 use std::io::IoSlice;
 use std::task::Waker;
 

@@ -88,8 +88,10 @@ pub(crate) struct Conn {
     closing: Mutex<Option<CloseReason>>,
     /// The task does not read until there is less to write or to handle.
     pub(crate) paused: AtomicBool,
-    /// Handlers that run, and the bytes of their requests.
+    /// Handlers that run, and those of them that read a body or answer in chunks.
     pub(crate) handlers: AtomicUsize,
+    pub(crate) streams: AtomicUsize,
+    /// Bytes of the handlers' requests, and of complete bodies that they have not read yet.
     pub(crate) handler_bytes: AtomicUsize,
     /// Requests wait for handlers of their method to end: each that ends wakes the task.
     pub(crate) has_held: AtomicBool,
@@ -133,6 +135,7 @@ impl Conn {
             closing: Mutex::new(None),
             paused: AtomicBool::new(false),
             handlers: AtomicUsize::new(0),
+            streams: AtomicUsize::new(0),
             handler_bytes: AtomicUsize::new(0),
             has_held: AtomicBool::new(false),
             running: Running::default(),

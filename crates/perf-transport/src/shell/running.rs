@@ -16,6 +16,8 @@ pub(crate) struct Running {
 }
 
 struct Handler {
+    /// Of its request: a peer may use an id for a second request while the first one runs.
+    sequence: u64,
     /// `None` while its task is about to be spawned.
     task: Option<AbortHandle>,
     limit: TimeLimit,
@@ -25,25 +27,38 @@ struct Handler {
 
 impl Running {
     /// A handler is about to start, whose caller waits so long.
-    pub(crate) fn begin(&self, id: u64, limit: TimeLimit) {
+    ///
+    /// A handler that runs for the same id is stopped: the peer has given its id away, so nobody waits for it.
+    pub(crate) fn begin(&self, (id, sequence): (u64, u64), limit: TimeLimit) {
         let handler = Handler {
+            sequence,
             task: None,
             limit,
             deadline_ms: None,
         };
-        self.handlers.lock().insert(id, handler);
+        let before = self.handlers.lock().insert(id, handler);
+        abort(before);
     }
 
     /// It has started, and may have ended.
-    pub(crate) fn started(&self, id: u64, task: AbortHandle) {
-        if let Some(handler) = self.handlers.lock().get_mut(&id) {
+    pub(crate) fn started(&self, (id, sequence): (u64, u64), task: AbortHandle) {
+        if let Some(handler) = self.handlers.lock().get_mut(&id)
+            && handler.sequence == sequence
+        {
             handler.task = Some(task);
         }
     }
 
     /// It ends by itself. `false` if it was stopped: then nothing is answered.
-    pub(crate) fn end(&self, id: u64) -> bool {
-        self.handlers.lock().remove(&id).is_some()
+    pub(crate) fn end(&self, (id, sequence): (u64, u64)) -> bool {
+        let mut handlers = self.handlers.lock();
+        let is_it = handlers
+            .get(&id)
+            .is_some_and(|handler| handler.sequence == sequence);
+        if is_it {
+            handlers.remove(&id);
+        }
+        is_it
     }
 
     /// Nobody waits for this one.

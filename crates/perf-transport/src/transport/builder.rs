@@ -166,6 +166,9 @@ impl Builder {
                 drop(alive);
             });
         }
+        if inner.config.busy_poll {
+            tokio::spawn(stay_awake(inner.stop.subscribe()));
+        }
         // With its runtime the transport ends: nothing would move on, and nothing would time out.
         let life = Life(Arc::clone(&inner));
         tokio::spawn(async move {
@@ -216,6 +219,13 @@ impl Builder {
             draining: AtomicBool::new(false),
             address,
         }
+    }
+}
+
+/// Keeps the runtime from sleeping until the transport shuts down, see [`Config::busy_poll`].
+async fn stay_awake(stop: watch::Receiver<bool>) {
+    while !*stop.borrow() {
+        tokio::task::yield_now().await;
     }
 }
 

@@ -123,7 +123,7 @@ impl Transport {
             let Some(body) = body else {
                 return fail(streams, too_many(answers_max));
             };
-            streams.answer = Some(AnswerBody::new(body, Arc::clone(conn), key));
+            streams.answer = Some(AnswerBody::new(body, Arc::clone(conn), (key, answers_max)));
         }
         let header = way.header(kind, key.id()).within(limit);
         if let Err(reason) = self.queue_message(&way, header, envelope) {

@@ -4,11 +4,11 @@ use super::Random;
 use bytes::{Bytes, BytesMut};
 use perf_transport::Payload;
 use perf_transport::proto::{
-    Admission, Backoff, BatchBlock, BodyState, BodyStep, CallKey, Channel, ChannelLimits, Client,
-    ConnectionClass, Decoder, Define, DialState, Dialer, FEATURE_TRACE, FEATURE_WATCH, Fault,
-    Header, Incoming, Kind, Lane, LaneLimits, Liveness, LivenessLimits, Local, Messages, NotQueued,
-    Notified, Progress, SendWindow, Server, ServerLimits, Takes, TimeLimit, Transmit, Verdict,
-    Waiter, accept, check_welcome,
+    Admission, ArrivedMessage, Backoff, BatchBlock, BodyState, BodyStep, CallKey, Channel,
+    ChannelLimits, Client, ConnectionClass, Decoder, Define, DialState, Dialer, FEATURE_TRACE,
+    FEATURE_WATCH, Fault, Header, Incoming, Kind, Lane, LaneLimits, Liveness, LivenessLimits,
+    Local, Messages, NotQueued, Notified, Progress, SendWindow, Server, ServerLimits, Takes,
+    TimeLimit, Transmit, Verdict, Waiter, accept, check_welcome,
 };
 use prost::Message;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -1167,10 +1167,10 @@ impl World {
             {
                 Incoming::Message {
                     in_chunks: true,
-                    id,
-                    payload,
+                    arrived,
                     ..
                 } => {
+                    let ArrivedMessage { id, payload, .. } = arrived;
                     let (number, left) = (number_of(&payload)?, number_of(&payload[8..])?);
                     let key = CallKey::from_id(id);
                     let credit = WINDOW_BYTES.into();
@@ -1190,11 +1190,12 @@ impl World {
                 }
                 Incoming::Message {
                     wants_reply,
-                    id,
-                    limit,
-                    payload,
+                    arrived,
                     ..
                 } => {
+                    let ArrivedMessage {
+                        id, limit, payload, ..
+                    } = arrived;
                     let number = number_of(&payload)?;
                     self.arrived.note(number, &mut self.summary)?;
                     if wants_reply {
@@ -1231,9 +1232,8 @@ impl World {
                         self.arrived.note(number, &mut self.summary)?;
                     }
                 }
-                Incoming::Opened {
-                    id, payload, body, ..
-                } => {
+                Incoming::Opened { arrived, body, .. } => {
+                    let ArrivedMessage { id, payload, .. } = arrived;
                     let expected = number_of(&payload)?;
                     accepted.begun.insert(id);
                     accepted.bodies.push(Reading {
@@ -1257,7 +1257,10 @@ impl World {
                     let _ = lanes.push(Lane::System, pong, &Payload::default(), None);
                     Self::notify_server(&accepted.channel);
                 }
-                Incoming::Defined(..) | Incoming::Goodbye | Incoming::Handled => {}
+                Incoming::Defined(..)
+                | Incoming::Goodbye
+                | Incoming::Completed { .. }
+                | Incoming::Handled => {}
             }
         }
         if accepted.server.buffered() > 2 * u64::from(WINDOW_BYTES) {

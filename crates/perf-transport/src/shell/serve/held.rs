@@ -5,7 +5,7 @@ use crate::proto::{FrameRef, Header, Kind, Messages};
 use crate::shell::conn::Conn;
 use crate::trace::TraceContext;
 use bytes::Bytes;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,15 +13,94 @@ use std::sync::atomic::Ordering;
 use super::ServeRole;
 use super::method::Method;
 
-/// A frame for a handler in a task of its own that may not run yet, or what is left of one with several messages. Behind it wait all later
+/// A frame for a handler in a task of its own that may not run yet, or the rest of a frame with several messages. Behind it wait all later
 /// frames of its method.
-pub(super) struct Held {
-    pub(super) header: Header,
+struct Held {
+    header: Header,
     /// Of the first message.
-    pub(super) sequence: u64,
-    pub(super) trace: Option<TraceContext>,
+    sequence: u64,
+    trace: Option<TraceContext>,
     /// A copy: it may lie here for long.
-    pub(super) payload: Bytes,
+    payload: Bytes,
+    /// Its caller waits no longer. It has no payload then, and is dropped when its turn comes.
+    is_cancelled: bool,
+}
+
+/// The held frames of one method, by their sequence.
+#[derive(Default)]
+pub(super) struct HeldQueue {
+    frames: VecDeque<Held>,
+    cancelled: usize,
+    /// The method's number stands among the turns of the connection.
+    has_turn: bool,
+}
+
+impl HeldQueue {
+    pub(super) fn is_empty(&self) -> bool {
+        self.frames.len() == self.cancelled
+    }
+
+    /// Takes a frame out and returns the bytes of its payload. Costs the logarithm of what is held, also if a peer cancels in the order that
+    /// costs most: the place is left behind, and places that are left behind go when they are more than half.
+    fn cancel(&mut self, sequence: u64) -> Option<usize> {
+        let place = self
+            .frames
+            .binary_search_by_key(&sequence, |held| held.sequence);
+        let held = self.frames.get_mut(place.ok()?)?;
+        if mem::replace(&mut held.is_cancelled, true) {
+            return None;
+        }
+        let payload = mem::take(&mut held.payload);
+        self.cancelled += 1;
+        if self.cancelled * 2 > self.frames.len() {
+            self.frames.retain(|held| !held.is_cancelled);
+            self.cancelled = 0;
+        }
+        Some(payload.len())
+    }
+
+    /// The first frame that somebody waits for.
+    fn pop(&mut self) -> Option<Held> {
+        loop {
+            let held = self.frames.pop_front()?;
+            if !held.is_cancelled {
+                return Some(held);
+            }
+            self.cancelled -= 1;
+        }
+    }
+}
+
+/// What a connection counts of the frames that its methods hold.
+///
+/// Bounds: `held_max` frames and `handler_bytes_max` bytes of payloads, and one frame beyond. At as many, a further request is refused, and a
+/// further message without an answer ends the reading. The places of cancelled frames are at most as many as those of the others.
+#[derive(Default)]
+pub(super) struct HeldFrames {
+    frames: usize,
+    bytes: usize,
+    /// Methods that hold frames, in turn: each once.
+    turns: VecDeque<u16>,
+    /// The method and the sequence of each held request, by its id.
+    requests: HashMap<u64, (u16, u64)>,
+}
+
+impl HeldFrames {
+    pub(super) fn is_empty(&self) -> bool {
+        self.frames == 0
+    }
+
+    fn forget(&mut self, held: &Held) {
+        self.frames -= 1;
+        if held.header.kind == Kind::Request
+            && self
+                .requests
+                .get(&held.header.id)
+                .is_some_and(|(_, sequence)| *sequence == held.sequence)
+        {
+            self.requests.remove(&held.header.id);
+        }
+    }
 }
 
 impl ServeRole {
@@ -37,73 +116,111 @@ impl ServeRole {
         let Some(Some(method)) = self.methods.get_mut(usize::from(frame.header.method)) else {
             return;
         };
-        if is_much && has_left && frame.header.kind == Kind::Request {
+        let header = frame.header;
+        let is_request = header.kind == Kind::Request;
+        if is_much && has_left && is_request {
             let lane = method.priority.lane();
             let text = "as many requests of this method run and wait as may";
             let rejection = Rejection::new(RejectionCode::Busy, text);
             self.scratch.clear();
-            self.reply_inline((frame.header.id, lane), Err(rejection), None);
+            self.reply_inline((header.id, lane), Err(rejection), None);
             return;
         }
-        method.held += 1;
         self.is_blocked |= is_much;
-        self.held_bytes += frame.payload.len();
-        self.held.push_back(Held {
-            header: frame.header,
+        self.held.frames += 1;
+        self.held.bytes += frame.payload.len();
+        if is_request {
+            let place = (header.method, sequence);
+            self.held.requests.insert(header.id, place);
+        }
+        if !mem::replace(&mut method.held.has_turn, true) {
+            self.held.turns.push_back(header.method);
+        }
+        method.held.frames.push_back(Held {
+            header,
             sequence,
             trace,
             payload: Bytes::copy_from_slice(frame.payload),
+            is_cancelled: false,
         });
         // The rest of the batch stays where it is; up to here it is looked through for what cancels requests that wait.
-        self.must_stop |= !has_left && self.holds_much();
+        self.must_stop |= self.holds_much() && (!has_left || self.is_blocked);
         // Before the next look at what runs: a handler that ends behind that look wakes this task.
         conn.has_held.store(true, Ordering::SeqCst);
     }
 
     pub(super) fn holds_much(&self) -> bool {
-        self.held.len() >= self.limits.held_max || self.held_bytes >= self.limits.handler_bytes_max
+        let HeldFrames { frames, bytes, .. } = self.held;
+        frames >= self.limits.held_max || bytes >= self.limits.handler_bytes_max
     }
 
-    /// A held frame waits no longer.
-    pub(super) fn unhold(&mut self, held: &Held) {
-        if let Some(Some(method)) = self.methods.get_mut(usize::from(held.header.method)) {
-            method.held -= 1;
+    /// The caller of a request that may be held waits no longer.
+    pub(super) fn cancel_held(&mut self, id: u64) {
+        let Some((number, sequence)) = self.held.requests.remove(&id) else {
+            return;
+        };
+        if let Some(Some(method)) = self.methods.get_mut(usize::from(number))
+            && let Some(bytes) = method.held.cancel(sequence)
+        {
+            self.held.frames -= 1;
+            self.held.bytes -= bytes;
+            self.is_blocked &= self.holds_much();
         }
     }
 
-    pub(super) fn may_start(&self, held: &Held) -> bool {
-        let method = self.methods.get(usize::from(held.header.method));
+    /// Starts handlers of held frames, as many as may run: methods in turn, the frames of a method in their order. A message of a few bytes costs
+    /// a task, so the bound on handlers is kept message by message here, not read by read. Costs a look at each method that holds frames.
+    pub(super) fn start_held(&mut self, conn: &Arc<Conn>) {
+        for _ in 0..self.held.turns.len() {
+            if !self.has_handlers_left(conn) {
+                break;
+            }
+            let Some(number) = self.held.turns.pop_front() else {
+                break;
+            };
+            // Out of the method while its handlers start: what is behind a frame must not hold it up.
+            let Some(mut queue) = self
+                .method_mut(number)
+                .map(|method| mem::take(&mut method.held))
+            else {
+                continue;
+            };
+            self.start_held_of(number, &mut queue, conn);
+            queue.has_turn = !queue.is_empty();
+            if queue.has_turn {
+                self.held.turns.push_back(number);
+            }
+            if let Some(method) = self.method_mut(number) {
+                method.held = queue;
+            }
+        }
+        self.is_blocked &= self.holds_much();
+        if self.held.is_empty() {
+            conn.has_held.store(false, Ordering::SeqCst);
+        }
+    }
+
+    fn method_mut(&mut self, number: u16) -> Option<&mut Method> {
+        self.methods.get_mut(usize::from(number))?.as_mut()
+    }
+
+    fn may_start(&self, number: u16) -> bool {
+        let method = self.methods.get(usize::from(number));
         method
             .and_then(Option::as_ref)
             .is_some_and(Method::may_start)
     }
 
-    /// Starts handlers of held frames, as many as may run, those of a method in their order. A message of a few bytes costs a task, so the bound
-    /// on handlers is kept message by message here, not read by read. Costs a look at each held frame.
-    pub(super) fn start_held(&mut self, conn: &Arc<Conn>) {
-        let mut waiting = VecDeque::new();
-        let mut stopped: Vec<u16> = Vec::new();
+    fn start_held_of(&mut self, number: u16, queue: &mut HeldQueue, conn: &Arc<Conn>) {
         while self.has_handlers_left(conn)
-            && let Some(mut held) = self.held.pop_front()
+            && self.may_start(number)
+            && let Some(mut held) = queue.pop()
         {
-            let number = held.header.method;
-            if stopped.contains(&number) || !self.may_start(&held) {
-                if !stopped.contains(&number) {
-                    stopped.push(number);
-                }
-                waiting.push_back(held);
-                continue;
-            }
             let payload = held.payload.clone();
-            // What is behind it must not hold it up.
-            let behind = self.methods.get_mut(usize::from(number));
-            let behind = behind
-                .and_then(Option::as_mut)
-                .map_or(0, |method| mem::take(&mut method.held));
             if held.header.kind == Kind::Batch {
                 let mut messages = Messages::of_rest(&payload);
                 while self.has_handlers_left(conn)
-                    && self.may_start(&held)
+                    && self.may_start(number)
                     && let Some(message) = messages.next()
                 {
                     let frame = FrameRef::of_message(held.header.of_message(), message, &payload);
@@ -116,23 +233,49 @@ impl ServeRole {
                 self.dispatch(frame, held.trace, held.sequence, conn);
                 held.payload = Bytes::new();
             }
-            self.held_bytes -= payload.len() - held.payload.len();
-            if let Some(Some(method)) = self.methods.get_mut(usize::from(number)) {
-                method.held = behind;
-            }
+            self.held.bytes -= payload.len() - held.payload.len();
             if held.header.kind == Kind::Batch && !held.payload.is_empty() {
-                stopped.push(number);
-                waiting.push_back(held);
-            } else {
-                self.unhold(&held);
+                queue.frames.push_front(held);
+                return;
             }
+            self.held.forget(&held);
         }
-        while let Some(held) = waiting.pop_back() {
-            self.held.push_front(held);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(sequence: u64) -> Held {
+        Held {
+            header: Header::new(Kind::Request, 0, sequence),
+            sequence,
+            trace: None,
+            payload: Bytes::from_static(b"abc"),
+            is_cancelled: false,
         }
-        self.is_blocked &= self.holds_much();
-        if self.held.is_empty() {
-            conn.has_held.store(false, Ordering::SeqCst);
+    }
+
+    /// In any order of cancelling, each counts once, the rest stays in order, and places left behind are never the most.
+    #[test]
+    fn frames_are_cancelled_in_any_order_once() {
+        for step in [1, 3, 7, 11] {
+            let mut queue = HeldQueue::default();
+            queue.frames.extend((0..20).map(held));
+            for count in 0..15 {
+                let sequence = (count * step + 5) % 20;
+                assert_eq!(queue.cancel(sequence), Some(3), "{sequence}");
+                assert_eq!(queue.cancel(sequence), None, "{sequence} twice");
+                assert!(queue.cancelled * 2 <= queue.frames.len());
+                assert!(!queue.is_empty());
+            }
+            assert_eq!(queue.cancel(20), None);
+            let cancelled: Vec<u64> = (0..15).map(|count| (count * step + 5) % 20).collect();
+            let rest = std::iter::from_fn(|| queue.pop()).map(|held| held.sequence);
+            let wanted: Vec<u64> = (0..20).filter(|it| !cancelled.contains(it)).collect();
+            assert_eq!(rest.collect::<Vec<_>>(), wanted);
+            assert!(queue.is_empty() && queue.frames.is_empty());
         }
     }
 }

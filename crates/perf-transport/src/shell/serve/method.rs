@@ -1,5 +1,6 @@
 //! What is known of a method that a peer uses.
 
+use super::held::HeldQueue;
 use crate::error::RejectionCode;
 use crate::message::{Message, MessageRef, Origin};
 use crate::names::Named;
@@ -19,11 +20,11 @@ pub(super) struct Method {
     pub(super) priority: Priority,
     /// Its handler is stopped when nobody waits for the answer.
     pub(super) is_cancellable: bool,
-    /// Handlers of this method that run, and how many may.
+    /// Handlers of this method that run, whatever number it was called by, and how many may.
     pub(super) running: Arc<AtomicUsize>,
     pub(super) running_max: usize,
     /// Frames of this method that wait until others have ended.
-    pub(super) held: usize,
+    pub(super) held: HeldQueue,
     #[cfg(feature = "metrics")]
     pub(super) recorder: Option<Arc<crate::methods::MethodRecorder>>,
 }

@@ -19,15 +19,15 @@ use crate::shell::session::Role;
 use crate::spans::{self, HandlerSpan};
 use crate::trace::TraceContext;
 use bytes::Bytes;
-use held::Held;
+use held::HeldFrames;
 use method::Method;
 use reply::{panicked, reply_context};
 pub(crate) use responder::Waiting;
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 #[cfg(feature = "tower")]
 use std::task::Poll;
 
@@ -65,10 +65,12 @@ pub(crate) struct ServeRole {
     reply_context: Option<TraceContext>,
     /// Replies of this batch are queued already.
     queued: bool,
-    /// Frames that wait for handlers to end. When there are as many as may wait, further requests are refused, and a further message
-    /// without an answer ends the reading.
-    held: VecDeque<Held>,
-    held_bytes: usize,
+    /// Frames that wait for handlers to end.
+    held: HeldFrames,
+    /// Handlers that run, by method: a peer that gives a method several numbers has its limit once.
+    running: HashMap<Arc<MethodName>, Arc<AtomicUsize>>,
+    /// With so many entries those are forgotten that no number and no handler has: a fallback takes any name.
+    running_max: usize,
     is_blocked: bool,
     has_said_goodbye: bool,
     /// One-way messages that no handler wanted, of the whole transport.
@@ -102,8 +104,9 @@ impl ServeRole {
             scratch: Vec::new(),
             reply_context: None,
             queued: false,
-            held: VecDeque::new(),
-            held_bytes: 0,
+            held: HeldFrames::default(),
+            running: HashMap::new(),
+            running_max: RUNNING_KEPT,
             is_blocked: false,
             has_said_goodbye: false,
             unhandled,
@@ -129,9 +132,12 @@ impl ServeRole {
         let is_cancellable = is_watch || self.router.is_cancellable(&name);
         let limit = self.router.limit(&name);
         // A name that is given to the number anew does not forget what waits.
-        let before = self.methods[place].as_ref();
-        let held = before.map_or(0, |method| method.held);
-        let running = before.map_or_else(Arc::default, |method| Arc::clone(&method.running));
+        let held = self.methods[place].take().map(|before| before.held);
+        let running = match (self.running.get(&name), &handler) {
+            (Some(running), _) => Arc::clone(running),
+            (None, None) => Arc::default(),
+            (None, Some(_)) => self.count_handlers(Arc::clone(&name)),
+        };
         #[cfg(feature = "metrics")]
         let recorder = {
             // Peers must not make series by asking for what is not there.
@@ -141,7 +147,7 @@ impl ServeRole {
         self.methods[place] = Some(Method {
             #[cfg(feature = "metrics")]
             recorder,
-            held,
+            held: held.unwrap_or_default(),
             running,
             running_max: limit.unwrap_or(self.limits.handlers_per_method_max),
             name: Named::new(name),
@@ -149,6 +155,18 @@ impl ServeRole {
             priority,
             is_cancellable,
         });
+    }
+
+    /// A count of the handlers of a method that has none yet.
+    fn count_handlers(&mut self, name: Arc<MethodName>) -> Arc<AtomicUsize> {
+        if self.running.len() >= self.running_max {
+            self.running
+                .retain(|_, running| Arc::strong_count(running) > 1);
+            self.running_max = (self.running.len() * 2).max(RUNNING_KEPT);
+        }
+        let running = Arc::default();
+        self.running.insert(name, Arc::clone(&running));
+        running
     }
 
     #[inline]
@@ -226,7 +244,7 @@ impl ServeRole {
                 measure.ended(outcome.map_err(|_| RejectionCode::Internal));
             }
             Some(Handler::Spawned(handler)) => {
-                if method.held > 0 || !method.may_start() || !self.has_handlers_left(conn) {
+                if !method.held.is_empty() || !method.may_start() || !self.has_handlers_left(conn) {
                     self.hold((frame, trace), sequence, conn);
                     return;
                 }
@@ -344,18 +362,15 @@ impl ServeRole {
             conn.channel.stop_window(CallKey::from_id(id));
         }
         conn.running.stop(id);
-        let is_it = |held: &Held| held.header.kind == Kind::Request && held.header.id == id;
-        if let Some(place) = self.held.iter().position(is_it)
-            && let Some(held) = self.held.remove(place)
-        {
-            self.held_bytes -= held.payload.len();
-            self.unhold(&held);
-        }
+        self.cancel_held(id);
     }
 
     #[inline]
     fn has_handlers_left(&self, conn: &Conn) -> bool {
-        conn.handlers.load(Ordering::SeqCst) < self.limits.handlers_max
+        // Streams are counted by themselves: they end when frames come that must be read.
+        let streams = conn.streams.load(Ordering::SeqCst);
+        let others = conn.handlers.load(Ordering::SeqCst).saturating_sub(streams);
+        others < self.limits.handlers_max
             && conn.handler_bytes.load(Ordering::SeqCst) < self.limits.handler_bytes_max
     }
 
@@ -383,33 +398,22 @@ impl ServeRole {
         match self.server.receive(frame)? {
             Incoming::Defined(number, name) => self.define(number, name),
             Incoming::Opened {
-                method,
-                id,
-                sequence,
-                limit,
-                trace,
-                payload,
+                arrived,
                 body,
                 in_chunks,
-            } => {
-                let how = (Some(body), in_chunks);
-                self.open(method, (id, limit), (sequence, trace, payload), how, conn)?;
-            }
+            } => self.open(arrived, (Some(body), in_chunks), conn)?,
             Incoming::Message {
                 in_chunks: true,
-                method,
-                id,
-                sequence,
-                limit,
-                trace,
-                payload,
+                arrived,
                 ..
-            } => {
-                let how = (None, true);
-                self.open(method, (id, limit), (sequence, trace, payload), how, conn)?;
-            }
+            } => self.open(arrived, (None, true), conn)?,
             Incoming::Granted { id, bytes } => {
                 conn.channel.grant(CallKey::from_id(id), bytes.into());
+            }
+            Incoming::Completed { unread_bytes } => {
+                // No window bounds what its reader has not read yet: the peer may begin another body now.
+                conn.handler_bytes.fetch_add(unread_bytes, Ordering::SeqCst);
+                self.must_stop |= !self.has_handlers_left(conn);
             }
             Incoming::TooManyBodies { id } => {
                 let text = "too many bodies are open on this connection";
@@ -432,6 +436,8 @@ impl ServeRole {
     }
 }
 
+/// So many counts of handlers are kept before any is forgotten.
+const RUNNING_KEPT: usize = 64;
 /// Payloads of spawned handlers shorter than this are copied out of the read buffer.
 const READ_BYTES_KEPT: usize = 64 * 1024;
 

@@ -3,13 +3,12 @@
 use crate::body::{Body, Chunks};
 use crate::error::{Rejection, RejectionCode};
 use crate::items::ItemSender;
-use crate::proto::{BodyState, CallKey, FrameError, Kind, SendWindow, TimeLimit};
+use crate::proto::{ArrivedMessage, BodyState, CallKey, FrameError, Kind, SendWindow};
 use crate::router::Handler;
 use crate::shell::conn::Conn;
 use crate::spans::HandlerSpan;
-use crate::trace::TraceContext;
-use bytes::Bytes;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::ServeRole;
 use super::reply::panicked;
@@ -18,12 +17,18 @@ impl ServeRole {
     /// A request with a body, or whose answer comes in chunks, to its handler.
     pub(super) fn open(
         &mut self,
-        number: u16,
-        (id, limit): (u64, TimeLimit),
-        (sequence, trace, payload): (u64, Option<TraceContext>, Bytes),
+        arrived: ArrivedMessage,
         (body, in_chunks): (Option<Arc<BodyState>>, bool),
         conn: &Arc<Conn>,
     ) -> Result<(), FrameError> {
+        let ArrivedMessage {
+            method: number,
+            id,
+            sequence,
+            limit,
+            trace,
+            payload,
+        } = arrived;
         let key = CallKey::from_id(id);
         if in_chunks && conn.channel.has_window(key) {
             return Err(FrameError::Malformed { kind: Kind::Watch });
@@ -53,15 +58,21 @@ impl ServeRole {
             let text = "as many requests of this method run as may";
             return refuse(self, RejectionCode::Busy, text);
         }
+        if conn.streams.load(Ordering::SeqCst) >= self.limits.handlers_max {
+            let text = "as many streams of this connection are handled as may";
+            return refuse(self, RejectionCode::Busy, text);
+        }
         let message = method.message(self.origin_of(sequence), (id, limit), trace, payload);
-        let responder = self.responder(method, true, &message, conn);
+        let mut responder = self.responder(method, true, &message, conn);
+        responder.is_stream = true;
+        conn.streams.fetch_add(1, Ordering::SeqCst);
         let message = self.detached(message);
         let item_bytes_max = self.limits.frame_bytes_max;
         let body = body.map(|body| Body::new(body, Arc::clone(conn), (id, item_bytes_max)));
         let answer = in_chunks.then(|| {
             let credit = self.answer_window_bytes.into();
             let bytes_max = self.limits.frame_bytes_max;
-            // As many as handlers may run.
+            // Bounded by the streams that are handled at once.
             let window = conn.channel.open_window(key, credit, usize::MAX);
             let window = window.unwrap_or_else(|| Arc::new(SendWindow::new(0)));
             let chunks = Chunks::new(Arc::clone(conn), (key, lane), window, bytes_max);
@@ -77,6 +88,8 @@ impl ServeRole {
             // Looked at above.
             _ => Box::pin(std::future::ready(Err(panicked()))),
         });
+        // The first payload counts as a request's does.
+        self.must_stop |= !self.has_handlers_left(conn);
         Ok(())
     }
 }

@@ -25,9 +25,13 @@ use super::reply::too_long;
 pub(super) struct Responder {
     pub(super) conn: Arc<Conn>,
     pub(super) id: u64,
+    /// Of its request.
+    pub(super) sequence: u64,
     pub(super) lane: Lane,
     pub(super) wants_reply: bool,
     pub(super) is_cancellable: bool,
+    /// It is counted among the streams of its connection.
+    pub(super) is_stream: bool,
     pub(super) bytes: usize,
     pub(super) frame_bytes_max: usize,
     /// Handlers of the method that run.
@@ -46,20 +50,20 @@ impl Responder {
     ) {
         let cancellable = self
             .is_cancellable
-            .then(|| (Arc::clone(&self.conn), self.id));
+            .then(|| (Arc::clone(&self.conn), (self.id, self.sequence)));
         let task = tokio::spawn(async move {
             let outcome = spans::instrumented(span, async move { handle().await }).await;
             self.answer(outcome).await;
         });
-        if let Some((conn, id)) = cancellable {
-            conn.running.started(id, task.abort_handle());
+        if let Some((conn, request)) = cancellable {
+            conn.running.started(request, task.abort_handle());
         }
     }
 
     /// From now on it answers, or it was stopped.
     pub(super) fn ends(&mut self) {
         if mem::take(&mut self.is_cancellable) {
-            self.wants_reply = self.conn.running.end(self.id);
+            self.wants_reply = self.conn.running.end((self.id, self.sequence));
         }
     }
 
@@ -118,6 +122,10 @@ impl Drop for Responder {
             }
         }
         self.running.fetch_sub(1, Ordering::SeqCst);
+        // In this order: in between the others seem to be one more, never one less.
+        if self.is_stream {
+            self.conn.streams.fetch_sub(1, Ordering::SeqCst);
+        }
         self.conn.handlers.fetch_sub(1, Ordering::SeqCst);
         self.conn
             .handler_bytes
@@ -181,11 +189,11 @@ impl ServeRole {
         message: &Message,
         conn: &Arc<Conn>,
     ) -> Responder {
-        let id = message.request_id;
+        let (id, sequence) = (message.request_id, message.origin.sequence);
         let bytes = message.payload.len();
         let is_cancellable = wants_reply && method.is_cancellable;
         if is_cancellable {
-            conn.running.begin(id, message.limit);
+            conn.running.begin((id, sequence), message.limit);
         }
         conn.handlers.fetch_add(1, Ordering::Relaxed);
         method.running.fetch_add(1, Ordering::Relaxed);
@@ -193,9 +201,11 @@ impl ServeRole {
         Responder {
             conn: Arc::clone(conn),
             id,
+            sequence,
             lane: method.priority.lane(),
             wants_reply,
             is_cancellable,
+            is_stream: false,
             bytes,
             frame_bytes_max: self.limits.frame_bytes_max,
             running: Arc::clone(&method.running),

@@ -1,0 +1,332 @@
+//! What waits to be written to one connection, by class, within its budget.
+
+mod counts;
+mod ends;
+mod turns;
+
+use super::block::Block;
+use super::frame::{Header, Kind};
+use super::lane::{Lane, LaneLimits, LaneState, NotQueued};
+use super::takes::Takes;
+use crate::payload::Payload;
+use crate::primitive::{Mutex, mutant};
+use bytes::Bytes;
+use std::mem;
+use std::task::Waker;
+
+/// What a class of weight 1 may write in its turn before the other one has its own.
+const QUANTUM_BYTES: i64 = 16 * 1024;
+/// Frames of the connection's own that may wait before it stops to say that it lives.
+const SIGNS_OF_LIFE_MAX: usize = 64;
+/// Blocks kept for the next frames: what a busy lane alternates between.
+const SPARES_MAX: usize = 4;
+
+#[derive(Debug)]
+struct State {
+    lanes: [LaneState; 3],
+    spares: Vec<Block>,
+    /// As far as is known.
+    takes: Takes,
+    /// Frames that had a name to announce, since the beginning.
+    messages: u64,
+    /// Frames that were dropped by `clear` since the beginning.
+    dropped: u64,
+    /// No new messages.
+    is_closed: bool,
+}
+
+/// The three lanes of a connection under one lock, which is held for a copy of a small frame, or for moving blocks.
+///
+/// Frames are put together when they are queued, so that draining moves whole blocks. Memory: at most the two budgets, what is in the
+/// system lane, and a few spare blocks.
+#[derive(Debug)]
+pub struct Lanes {
+    state: Mutex<State>,
+    checksum: bool,
+}
+
+impl State {
+    #[inline]
+    fn put(&mut self, lane: usize, header: Header, payload: &Payload<'_>, sum: Option<u32>) {
+        let Self { lanes, spares, .. } = self;
+        let lane = &mut lanes[lane];
+        lane.bytes += Block::frame_bytes(payload.len(), sum.is_some());
+        lane.frames += 1;
+        if let Some(block) = lane.blocks.back_mut()
+            && block.try_push(header, payload, sum)
+        {
+            return;
+        }
+        let spare = spares.pop_if(|block| !block.is_full_for(payload));
+        let mut next = spare.unwrap_or_else(|| Block::beginning_with(payload));
+        next.push_summed(header, payload, sum);
+        lane.blocks.push_back(next);
+    }
+
+    /// Queues frames that were put together elsewhere, and leaves an empty block in their place.
+    #[inline]
+    fn append(&mut self, lane: Lane, block: &mut Block) {
+        let waiting = &mut self.lanes[lane as usize];
+        let (bytes, frames) = (block.bytes(), block.frames());
+        if let Some(last) = waiting.blocks.back_mut()
+            && last.absorb(block)
+        {
+            waiting.bytes += bytes;
+            waiting.frames += frames;
+            return;
+        }
+        let empty = self
+            .spares
+            .pop_if(|block| block.is_roomy())
+            .unwrap_or_default();
+        let full = mem::replace(block, empty);
+        let lane = &mut self.lanes[lane as usize];
+        lane.bytes += full.bytes();
+        lane.frames += full.frames();
+        lane.blocks.push_back(full);
+    }
+}
+
+impl Lanes {
+    /// Empty lanes.
+    #[must_use]
+    pub fn new(first: LaneLimits, second: LaneLimits, checksum: bool) -> Self {
+        let system = LaneLimits {
+            bytes_max: usize::MAX,
+            frames_max: usize::MAX,
+            weight: 1,
+        };
+        Self {
+            state: Mutex::new(State {
+                lanes: [system, first, second].map(LaneState::new),
+                spares: Vec::new(),
+                takes: Takes::all(u32::MAX),
+                messages: 0,
+                dropped: 0,
+                is_closed: false,
+            }),
+            checksum,
+        }
+    }
+
+    /// Made before the lock is taken.
+    #[inline]
+    fn sum(&self, header: Header, payload: &Payload<'_>) -> Option<u32> {
+        self.checksum.then(|| Block::checksum(header, payload))
+    }
+
+    /// Whether frames carry checksums.
+    #[must_use]
+    pub fn has_checksums(&self) -> bool {
+        self.checksum
+    }
+
+    /// Queues a frame. `define` announces the header's method where this is its first frame in the lane; a frame that has one is a new message.
+    ///
+    /// # Errors
+    /// [`NotQueued`]: the lane's budget has no room, the payload is longer than the peer takes, or the frame is a new message and the lanes are
+    /// [closed](Self::close).
+    #[inline]
+    pub fn push(
+        &self,
+        lane: Lane,
+        header: Header,
+        payload: &Payload<'_>,
+        define: Option<&Bytes>,
+    ) -> Result<(), NotQueued> {
+        let bytes = Block::frame_bytes(payload.len(), self.checksum);
+        let sum = self.sum(header, payload);
+        let mut state = self.state.lock();
+        if state.is_closed && define.is_some() {
+            return Err(NotQueued::Closed);
+        }
+        state.takes.check(payload.len(), header.kind)?;
+        if !state.lanes[lane as usize].has_room(bytes, 1) {
+            return Err(NotQueued::Full);
+        }
+        self.put(&mut state, lane, header, (payload, sum), define);
+        Ok(())
+    }
+
+    /// Queues a frame whether there is room or not: the last word on something that had room when it was queued, such as the end of a body that is
+    /// broken off. There are at most as many of these as of the others.
+    pub fn push_past_limit(&self, lane: Lane, header: Header, payload: &Payload<'_>) {
+        let sum = self.sum(header, payload);
+        let mut state = self.state.lock();
+        self.put(&mut state, lane, header, (payload, sum), None);
+    }
+
+    #[inline]
+    fn put(
+        &self,
+        state: &mut State,
+        lane: Lane,
+        header: Header,
+        (payload, sum): (&Payload<'_>, Option<u32>),
+        define: Option<&Bytes>,
+    ) {
+        if let Some(define) = define {
+            state.messages += 1;
+            self.announce(state, lane, header.method, define);
+        }
+        state.put(lane as usize, header, payload, sum);
+    }
+
+    /// Queues a method's name, unless it is in this lane or was written.
+    #[inline]
+    fn announce(&self, state: &mut State, lane: Lane, method: u16, define: &Bytes) {
+        let (word, bit) = (usize::from(method) / 64, method % 64);
+        let announced = &mut state.lanes[lane as usize].announced;
+        if let Some(word) = announced
+            .get_mut(word)
+            .filter(|word| **word >> bit & 1 == 0)
+        {
+            *word |= 1 << bit;
+            let first = Header::new(Kind::Define, method, 0);
+            let define = Payload::Shared(define.clone());
+            let sum = self.sum(first, &define);
+            state.put(lane as usize, first, &define, sum);
+        }
+    }
+
+    /// Queues a frame by which the connection asks or says that it lives, unless many frames of its own wait already. A peer that asks and
+    /// reads nothing would fill this node's memory otherwise, and each of them says the same.
+    pub fn push_sign_of_life(&self, header: Header) {
+        let payload = Payload::default();
+        let sum = self.sum(header, &payload);
+        let mut state = self.state.lock();
+        let many = state.lanes[Lane::System as usize].frames >= SIGNS_OF_LIFE_MAX;
+        if !many || mutant::is("pong_without_bound") {
+            self.put(&mut state, Lane::System, header, (&payload, sum), None);
+        }
+    }
+
+    /// Queues credit for a body that this side reads. `false` if so many frames of the connection's own wait already.
+    ///
+    /// A peer cannot use credit that it has not got, so an honest one is owed two grants for each body at most. One that sends without reading
+    /// would fill this node's memory with grants otherwise.
+    #[must_use]
+    pub fn push_credit(&self, header: Header, bytes: u32, frames_max: usize) -> bool {
+        let bytes = bytes.to_le_bytes();
+        let payload = Payload::Borrowed(&bytes);
+        let sum = self.sum(header, &payload);
+        let mut state = self.state.lock();
+        let has_room = state.lanes[Lane::System as usize].frames < frames_max;
+        if has_room {
+            self.put(&mut state, Lane::System, header, (&payload, sum), None);
+        }
+        has_room
+    }
+
+    /// Queues frames that were put together elsewhere, and leaves an empty block for the next ones.
+    #[inline]
+    pub fn exchange_block(&self, lane: Lane, block: &mut Block) {
+        self.state.lock().append(lane, block);
+    }
+
+    /// Moves blocks to `sink` until `bytes_max` bytes are there, by deficit round robin between the two classes, the system lane first.
+    /// Returns who is to be woken because there is room now, and whether the lanes are empty.
+    #[inline]
+    pub fn drain(
+        &self,
+        bytes_max: usize,
+        done: &mut Vec<Block>,
+        mut sink: impl FnMut(Block),
+    ) -> ([Option<Waker>; 2], bool) {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        while state.spares.len() < SPARES_MAX {
+            let Some(block) = done.pop() else { break };
+            state.spares.push(block);
+        }
+        let mut bytes = 0;
+        let [system, first, second] = &mut state.lanes;
+        while let Some(block) = system.blocks.pop_front() {
+            bytes += block.bytes();
+            system.bytes -= block.bytes();
+            system.frames -= block.frames();
+            sink(block);
+        }
+        let mut wakers = [None, None];
+        while bytes < bytes_max {
+            if first.blocks.is_empty() && second.blocks.is_empty() {
+                break;
+            }
+            for (lane, waker) in [&mut *first, &mut *second].into_iter().zip(&mut wakers) {
+                if lane.blocks.is_empty() {
+                    // An idle class saves up nothing.
+                    lane.deficit = 0;
+                    continue;
+                }
+                if lane.deficit <= 0 {
+                    lane.deficit += QUANTUM_BYTES * i64::from(lane.limits.weight.max(1));
+                }
+                while lane.deficit > 0 && bytes < bytes_max {
+                    let Some(block) = lane.blocks.pop_front() else {
+                        break;
+                    };
+                    lane.deficit -= i64::try_from(block.bytes()).unwrap_or(i64::MAX);
+                    bytes += block.bytes();
+                    lane.bytes -= block.bytes();
+                    lane.frames -= block.frames();
+                    sink(block);
+                    if waker.is_none() {
+                        *waker = lane.line.wake_next();
+                    }
+                }
+            }
+        }
+        (wakers, first.blocks.is_empty() && second.blocks.is_empty())
+    }
+}
+
+#[cfg(all(test, not(perf_loom)))]
+mod tests {
+    use super::*;
+    use crate::proto::batch::BatchBlock;
+    use crate::proto::line::Waiter;
+
+    /// Who has found its payload short enough before, and queues it behind the look at what is queued, is refused all the same.
+    #[test]
+    fn what_the_peer_does_not_take_is_not_queued_once_that_is_known() {
+        let limits = LaneLimits {
+            bytes_max: 1 << 20,
+            frames_max: 100,
+            weight: 1,
+        };
+        let lanes = Lanes::new(limits, limits, false);
+        let header = Header::new(Kind::OneWay, 0, 0);
+        let push = |bytes: usize| {
+            let payload = vec![7; bytes];
+            lanes.push(Lane::First, header, &Payload::Borrowed(&payload), None)
+        };
+        let takes = Takes::all;
+        assert_eq!(push(5000), Ok(()));
+        assert_eq!(lanes.fit_to(takes(4096)).len(), 1);
+        let bytes_max = 4096;
+        assert_eq!(push(5000), Err(NotQueued::TooLong { bytes_max }));
+        assert_eq!(push(4096), Ok(()));
+        let mut waiter = Waiter::default();
+        let long = vec![7; 5000];
+        let long = Payload::Borrowed(&long);
+        let (waited, next) =
+            lanes.push_or_wait(&mut waiter, Waker::noop(), Lane::First, header, &long, None);
+        assert_eq!(waited, Err(NotQueued::TooLong { bytes_max }));
+        assert!(next.is_none() && lanes.waiters(Lane::First) == 0);
+        let mut batch = BatchBlock::new(0, limits, false);
+        assert!(batch.push(&Payload::Borrowed(b"short")) && batch.push(&long));
+        let name = Bytes::new();
+        let (queued, _) = lanes.push_batch_or_wait(
+            &mut waiter,
+            Waker::noop(),
+            Lane::First,
+            &mut batch,
+            (0, &name),
+        );
+        assert_eq!(queued, Err(NotQueued::TooLong { bytes_max }));
+        assert_eq!((batch.messages(), batch.longest()), (2, 5000));
+        // Another connection may take more.
+        assert!(lanes.fit_to(takes(1 << 20)).is_empty());
+        assert_eq!(push(5000), Ok(()));
+    }
+}

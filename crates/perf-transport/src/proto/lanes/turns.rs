@@ -1,0 +1,148 @@
+//! Callers in line for room in a lane.
+
+use super::{Lanes, State};
+use crate::payload::Payload;
+use crate::primitive::mutant;
+use crate::proto::batch::BatchBlock;
+use crate::proto::block::Block;
+use crate::proto::frame::{Header, Kind};
+use crate::proto::lane::{Lane, NotQueued, Size};
+use crate::proto::line::{Turn, Waiter};
+use bytes::Bytes;
+use std::task::{Poll, Waker};
+
+impl Lanes {
+    /// Queues a frame as [`push`](Self::push) does, or puts the caller in line for room. Whoever waits calls this again when woken, and
+    /// [`forget`](Self::forget) when it no longer wants to.
+    ///
+    /// The second value is a waker to be called by whoever gets it: the next in line, where there is room left.
+    ///
+    /// # Errors
+    /// [`NotQueued::Full`] if the caller is in line now; it is not with the others.
+    pub fn push_or_wait(
+        &self,
+        waiter: &mut Waiter,
+        waker: &Waker,
+        lane: Lane,
+        header: Header,
+        payload: &Payload<'_>,
+        define: Option<&Bytes>,
+    ) -> (Result<(), NotQueued>, Option<Waker>) {
+        let bytes = Block::frame_bytes(payload.len(), self.checksum);
+        let sum = self.sum(header, payload);
+        let size = Size {
+            bytes,
+            frames: 1,
+            longest: payload.len(),
+            is_new: define.is_some(),
+            kind: header.kind,
+        };
+        self.in_turn(waiter, waker, lane, size, |state| {
+            self.put(state, lane, header, (payload, sum), define);
+        })
+    }
+
+    /// Waits in turn for room for a message, and leaves the turn to the next one. Also ready when the lanes are [closed](Self::close).
+    pub fn poll_room(
+        &self,
+        waiter: &mut Waiter,
+        waker: &Waker,
+        lane: Lane,
+        payload_bytes: usize,
+    ) -> Poll<()> {
+        let bytes = Block::frame_bytes(payload_bytes, self.checksum);
+        let size = Size {
+            bytes,
+            frames: 1,
+            longest: payload_bytes,
+            is_new: true,
+            kind: Kind::Request,
+        };
+        let (result, next) = self.in_turn(waiter, waker, lane, size, |_| ());
+        if let Some(next) = next {
+            next.wake();
+        }
+        match result {
+            Err(NotQueued::Full) => Poll::Pending,
+            Ok(()) | Err(_) => Poll::Ready(()),
+        }
+    }
+
+    /// Queues the messages of a batch, all of them or none, as [`push_or_wait`](Self::push_or_wait) does with one. `define` announces their
+    /// method. Leaves the batch empty.
+    ///
+    /// # Errors
+    /// As there; the batch has its messages then.
+    pub fn push_batch_or_wait(
+        &self,
+        waiter: &mut Waiter,
+        waker: &Waker,
+        lane: Lane,
+        batch: &mut BatchBlock,
+        (method, define): (u16, &Bytes),
+    ) -> (Result<(), NotQueued>, Option<Waker>) {
+        let longest = batch.longest();
+        let block = batch.complete();
+        let size = Size {
+            bytes: block.bytes(),
+            frames: block.frames(),
+            longest,
+            is_new: true,
+            kind: Kind::Batch,
+        };
+        self.in_turn(waiter, waker, lane, size, |state| {
+            state.messages += size.frames as u64;
+            if !mutant::is("batch_without_name") {
+                self.announce(state, lane, method, define);
+            }
+            state.append(lane, block);
+        })
+    }
+
+    /// Calls `put` if there is room and it is the waiter's turn; otherwise the waiter is in line.
+    #[inline]
+    fn in_turn(
+        &self,
+        waiter: &mut Waiter,
+        waker: &Waker,
+        lane: Lane,
+        size: Size,
+        put: impl FnOnce(&mut State),
+    ) -> (Result<(), NotQueued>, Option<Waker>) {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let refused = if state.is_closed && size.is_new {
+            Err(NotQueued::Closed)
+        } else {
+            state.takes.check(size.longest, size.kind)
+        };
+        let mine = &mut state.lanes[lane as usize];
+        if let Err(refused) = refused {
+            return (Err(refused), mine.line.leave(waiter));
+        }
+        // Those who were there before go first.
+        let turn = mine.line.turn(waiter);
+        if turn != Turn::Waits && mine.has_room(size.bytes, size.frames) {
+            let next = mine.line.served(waiter);
+            put(state);
+            return (Ok(()), next);
+        }
+        mine.line.wait(waiter, waker, turn);
+        (Err(NotQueued::Full), None)
+    }
+
+    /// The waiter gives up. If it was its turn, the turn goes to the next in line, whose waker is returned.
+    pub fn forget(&self, waiter: &mut Waiter, lane: Lane) -> Option<Waker> {
+        // Most never waited, and need not lock.
+        if !waiter.is_in_line() {
+            return None;
+        }
+        self.state.lock().lanes[lane as usize].line.leave(waiter)
+    }
+
+    /// How many wait for room in a lane.
+    #[must_use]
+    pub fn waiters(&self, lane: Lane) -> usize {
+        self.state.lock().lanes[lane as usize].line.waiters()
+    }
+}
