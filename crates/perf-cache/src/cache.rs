@@ -68,6 +68,9 @@ pub struct TtlCache<K, V, S = DefaultHasher, T = CoarseTime> {
     pub(crate) shared: Arc<Shared<K, V, S, T>>,
 }
 
+/// So many cached errors fill a weighed cache, whose weigher cannot be asked for them.
+const FAILURES_MAX: u64 = 1 << 16;
+
 /// The settings, in nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
@@ -219,6 +222,15 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
         }
     }
 
+    /// What a failure weighs: one, and of a weighed cache so much that [`FAILURES_MAX`] fill it.
+    fn failure_weight(&self) -> u32 {
+        let weight = self.store.capacity() / FAILURES_MAX;
+        match self.weigher {
+            Some(_) => u32::try_from(weight.max(1)).unwrap_or(u32::MAX),
+            None => 1,
+        }
+    }
+
     /// An entry of a failure, to be remembered for `ttl`.
     pub(crate) fn failed_entry(
         &self,
@@ -233,7 +245,7 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
             hash,
             key,
             content: Content::Failed(failure),
-            weight: 1,
+            weight: self.failure_weight(),
             fresh_until: ends,
             ends,
             read_at: now.into(),
@@ -677,20 +689,18 @@ where
 
     /// Runs `visit` on every key and value that is served at the time of its visit, stale ones included, in no order. Counts nothing.
     ///
-    /// Each shard is looked at as it is at one moment, and different shards at different moments: what is inserted meanwhile may be missed, and
-    /// what is invalidated meanwhile may still be visited. No entry is visited twice, unless it is replaced meanwhile by one of the same
-    /// key. Nothing is locked while `visit` runs. Pins a shard's entries at a time.
+    /// Entries are taken from the cache 256 at a time, and each portion is as it was at one moment: what is inserted meanwhile may be missed, and
+    /// what is invalidated meanwhile may still be visited. No entry is visited twice; a key is if it goes and comes again
+    /// meanwhile. Nothing is locked while `visit` runs. Pins a portion at a time.
     pub fn for_each(&self, mut visit: impl FnMut(&K, &V)) {
         let shared = &*self.shared;
-        either!(&shared.store, shards => {
-            for (_, entry) in (0..shards.count()).flat_map(|index| shards.entries(index)) {
-                if shared.judge(&entry) != Freshness::Ended
-                    && let Some(value) = entry.value()
-                {
-                    visit(entry.key(), value);
-                }
+        either!(&shared.store, shards => shards.each(false, |_, entry| {
+            if shared.judge(&entry) != Freshness::Ended
+                && let Some(value) = entry.value()
+            {
+                visit(entry.key(), value);
             }
-        });
+        }));
     }
 
     /// Puts a value in, in the place of what was there. A computation under way for the key is not kept when it ends.
@@ -744,6 +754,7 @@ where
                 return false;
             };
             let entry = change(value).map(|value| shared.entry(key.to_owned(), hash, value, None));
+            let why = if entry.is_some() { Removal::Replaced } else { Removal::Invalidated };
             match entry.filter(|entry| shared.fits(entry)) {
                 Some(entry) => {
                     if shards.put_if(entry, |now| now.is_some_and(|now| now.is(&held))) {
@@ -751,9 +762,10 @@ where
                     }
                 }
                 None => {
+                    // What cannot be kept leaves nothing in its place.
                     let taken = shards.take(hash, |now| now.is(&held));
                     if taken.is_some() {
-                        shards.tell(taken, Removal::Invalidated);
+                        shards.tell(taken, why);
                         return true;
                     }
                 }
@@ -787,15 +799,13 @@ where
     /// missed. No computation that is under way is kept when it ends, since its value cannot be asked yet.
     pub fn invalidate_where(&self, mut matches: impl FnMut(&K, &V) -> bool) -> usize {
         let mut count = 0;
-        either!(&self.shared.store, shards => {
-            for (hash, entry) in (0..shards.count()).flat_map(|index| shards.entries_alone(index)) {
-                let is_match = entry.value().is_some_and(|value| matches(entry.key(), value));
-                if is_match && let Some(taken) = shards.take(hash, |held| held.is(&entry)) {
-                    shards.tell(Some(taken), Removal::Invalidated);
-                    count += 1;
-                }
+        either!(&self.shared.store, shards => shards.each(true, |hash, entry| {
+            let is_match = entry.value().is_some_and(|value| matches(entry.key(), value));
+            if is_match && let Some(taken) = shards.take(hash, |held| held.is(&entry)) {
+                shards.tell(Some(taken), Removal::Invalidated);
+                count += 1;
             }
-        });
+        }));
         count
     }
 
@@ -805,13 +815,11 @@ where
         let now = shared.precise();
         let idle = shared.rules.idle;
         let mut count = 0;
-        either!(&shared.store, shards => {
-            for (hash, entry) in (0..shards.count()).flat_map(|index| shards.entries(index)) {
-                if entry.freshness(now, idle) == Freshness::Ended {
-                    count += usize::from(shards.drop_ended(hash, |held| held.is(&entry)));
-                }
+        either!(&shared.store, shards => shards.each(false, |hash, entry| {
+            if entry.freshness(now, idle) == Freshness::Ended {
+                count += usize::from(shards.drop_ended(hash, |held| held.is(&entry)));
             }
-        });
+        }));
         count
     }
 
@@ -848,7 +856,8 @@ where
         self.shared.store.capacity()
     }
 
-    /// Changes the capacity. What is beyond a smaller one is thrown out before this returns. The number of shards stays what it was.
+    /// Changes the capacity. What is beyond a smaller one is thrown out before this returns, from all shards alike; other callers are held up
+    /// for a few entries at a time. The number of shards stays what it was, and the memory of free slots is kept until [`clear`](Self::clear).
     ///
     /// # Errors
     /// [`CacheError::ZeroCapacity`] if it is zero.

@@ -118,4 +118,8 @@ impl crate::manager::Managed for PlacementDecisionCache {
     fn stats(&self) -> CacheStats {
         self.cache.stats()
     }
+
+    fn watch(&self) -> crate::manager::Watched {
+        crate::manager::Managed::watch(&self.cache)
+    }
 }

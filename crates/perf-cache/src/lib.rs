@@ -49,7 +49,7 @@ pub use cache::TtlCache;
 pub use decisions::PlacementDecisionCache;
 pub use error::CacheError;
 pub use local::{FRONT_PLACES, WIDE_FRONT_PLACES};
-pub use manager::{CACHES_MAX, CacheManager, CleanupTask, Managed};
+pub use manager::{CACHES_MAX, CacheManager, CleanupTask, Managed, Watched};
 #[cfg(feature = "metrics")]
 pub use metrics::CacheMetrics;
 pub use peers::PeerConnectionCache;

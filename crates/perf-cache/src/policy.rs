@@ -41,6 +41,8 @@ pub(crate) struct Chooser {
     is_adaptive: bool,
     /// Made when the cache is half full for the first time: well before anything is thrown out.
     shadows: Mutex<Option<Box<Shadows>>>,
+    /// Whether they are made. Only a hint.
+    has_shadows: AtomicBool,
     /// One hash in `mask + 1` is shown to the shadows. Relaxed, as the others here: a number for itself.
     mask: AtomicU64,
 }
@@ -52,6 +54,7 @@ impl Chooser {
             switches: AtomicU64::new(0),
             is_adaptive: policy == Policy::Adaptive,
             shadows: Mutex::new(None),
+            has_shadows: AtomicBool::new(false),
             mask: AtomicU64::new(0),
         }
     }
@@ -79,6 +82,12 @@ impl Chooser {
         self.is_adaptive && (hash >> 32) & self.mask.load(Ordering::Relaxed) == 0
     }
 
+    /// Whether there are shadows, or a cache that holds so much has to make them.
+    #[inline]
+    pub(crate) fn is_ready(&self, weight: u64, capacity: u64) -> bool {
+        self.has_shadows.load(Ordering::Relaxed) || weight >= capacity / 2
+    }
+
     /// Shows an access of the sample to both shadows. `held` is what the whole cache holds now: entries, and their weight.
     #[cold]
     pub(crate) fn access(
@@ -95,9 +104,6 @@ impl Chooser {
         if shadows.is_none() {
             let (entries, weight) = held();
             let weight = weight.max(1);
-            if weight < capacity / 2 {
-                return;
-            }
             let entries = entries as f64 * capacity as f64 / weight as f64;
             let new = Shadows::new(
                 capacity,
@@ -105,6 +111,7 @@ impl Chooser {
                 self.is_lru.load(Ordering::Relaxed),
             );
             self.mask.store(new.mask, Ordering::Relaxed);
+            self.has_shadows.store(true, Ordering::Relaxed);
             *shadows = Some(Box::new(new));
         }
         let Some(shadows) = shadows.as_mut() else {
@@ -119,6 +126,7 @@ impl Chooser {
     /// The capacity has changed: the shadows are made anew.
     pub(crate) fn reset(&self) {
         *self.shadows.lock() = None;
+        self.has_shadows.store(false, Ordering::Relaxed);
         self.mask.store(0, Ordering::Relaxed);
     }
 }

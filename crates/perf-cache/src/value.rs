@@ -276,6 +276,10 @@ impl<V: Send + Sync + 'static, T: Time> crate::manager::Managed for CachedValue<
     fn stats(&self) -> CacheStats {
         self.cache.stats()
     }
+
+    fn watch(&self) -> crate::manager::Watched {
+        crate::manager::Managed::watch(&self.cache)
+    }
 }
 
 /// Reads a [`CachedValue`], and keeps it at hand: a read is the load of a stamp and one of the clock.
