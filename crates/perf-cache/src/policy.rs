@@ -33,6 +33,12 @@ const ACCESSES_PER_ENTRY: u64 = 1;
 /// The other policy must lead by this share of a window's accesses, over the decaying sum of windows.
 const LEAD_NUMERATOR: i64 = 3;
 const LEAD_DENOMINATOR: i64 = 100;
+/// A change so few windows after the one before raises a doubt: the load may have phases shorter than what the queues need to follow.
+const WINDOWS_SOON: u32 = 8;
+/// After so many windows without a change one doubt goes.
+const WINDOWS_CALM: u32 = 64;
+/// Each doubt doubles the lead that is asked for, and how long a lead is remembered.
+const DOUBTS_MAX: u32 = 5;
 
 /// The policy of one cache.
 pub(crate) struct Chooser {
@@ -150,14 +156,17 @@ struct Shadows {
     window: u64,
     /// Hits of the other policy less hits of the current one.
     lead: i64,
+    doubts: u32,
+    /// Windows since the last change, or since a doubt went.
+    windows: u32,
 }
 
 impl Shadows {
     /// For a cache of this capacity that holds so many entries when it is full.
     fn new(capacity: u64, entries: u64, is_lru: bool) -> Self {
         let share = (entries / SHADOW_ENTRIES).max(1);
-        // Rounded down to a power of two, so that a shadow has at least the entries above.
-        let share = 1 << share.ilog2();
+        // The next power of two, since each one of the sample costs more than the miss itself.
+        let share = share.next_power_of_two();
         let entries = (entries / share).clamp(16, SHADOW_ENTRIES * 2);
         Self {
             mask: share - 1,
@@ -168,6 +177,8 @@ impl Shadows {
             accesses: 0,
             window: entries * ACCESSES_PER_ENTRY,
             lead: 0,
+            doubts: 0,
+            windows: WINDOWS_SOON,
         }
     }
 
@@ -187,13 +198,23 @@ impl Shadows {
             return false;
         }
         self.accesses = 0;
+        self.windows += 1;
         let least = self.window.cast_signed() * LEAD_NUMERATOR / LEAD_DENOMINATOR;
-        if self.lead >= least {
+        if self.lead >= least << self.doubts {
             self.is_lru = !self.is_lru;
             self.lead = 0;
+            if self.windows <= WINDOWS_SOON {
+                self.doubts = (self.doubts + 1).min(DOUBTS_MAX);
+            }
+            self.windows = 0;
             return true;
         }
-        self.lead /= 2;
+        if self.windows >= WINDOWS_CALM {
+            self.doubts = self.doubts.saturating_sub(1);
+            self.windows = WINDOWS_SOON;
+        }
+        // All of it but a half, a quarter, an eighth, ...
+        self.lead -= self.lead / (2 << self.doubts);
         false
     }
 }
