@@ -55,7 +55,8 @@ pub use metrics::CacheMetrics;
 pub use peers::PeerConnectionCache;
 pub use perf_atomics::DefaultHasher;
 pub use placement::{
-    AVOID_MAX, LABELS_MAX, Label, NODES_MAX, NodeCapacity, PlacementIndex, Requirements, Strategy,
+    AVOID_MAX, LABELS_MAX, Label, NODES_MAX, NodeCapacity, PlacementIndex, REQUIRE_MAX,
+    Requirements, Strategy, Unfit,
 };
 pub use policy::Policy;
 pub use reader::CacheReader;
