@@ -6,10 +6,11 @@
 //! the first of them leads.
 
 use crate::background;
-use crate::cache::{Look, Shared, TtlCache};
+use crate::cache::TtlCache;
 use crate::depth;
 use crate::entry::{Entry, Failure};
 use crate::flight::{Flight, Follower, Outcome};
+use crate::shared::{Look, Shared};
 use crate::stats::Count;
 use crate::store::Joined;
 use crate::time::Time;

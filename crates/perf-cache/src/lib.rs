@@ -29,8 +29,10 @@ mod placement;
 mod policy;
 mod primitive;
 mod queues;
+mod read;
 mod reader;
 mod removal;
+mod shared;
 mod sketch;
 mod stats;
 mod store;
@@ -38,6 +40,7 @@ mod summary;
 mod table;
 mod time;
 mod value;
+mod write;
 
 #[cfg(perf_loom)]
 #[doc(hidden)]

@@ -26,7 +26,7 @@ pub enum Policy {
 /// The window's part of a capacity under TinyLFU: 1 %, as in the paper, and at least one entry.
 const WINDOW_DIVISOR: u64 = 100;
 
-/// About how many entries a shadow holds. Some hundreds tell hit ratios apart to a point or two; more cost more.
+/// About how many entries a shadow of a large cache holds; half as many at least. They tell hit ratios apart to a point or two; more cost more.
 const SHADOW_ENTRIES: u64 = 256;
 /// A window has so many accesses per entry of a shadow.
 const ACCESSES_PER_ENTRY: u64 = 1;

@@ -1,11 +1,12 @@
 //! One expensive value.
 
 use crate::builder::CacheBuilder;
-use crate::cache::{Look, TtlCache};
+use crate::cache::TtlCache;
 use crate::entry::Entry;
 use crate::error::CacheError;
 use crate::hash::{PassBuild, spread};
 use crate::policy::Policy;
+use crate::shared::Look;
 use crate::stats::{CacheStats, Count};
 use crate::store::Versions;
 use crate::time::{CoarseTime, Time};
