@@ -204,13 +204,7 @@ mod tests {
     #[test]
     fn an_index_finds_what_was_put_in_and_nothing_else() {
         for (seed, buckets, hashes) in [(1_u64, 1_u64, 40_u64), (2, 4, 200), (3, 1024, 5000)] {
-            let mut random = seed;
-            let mut below = |bound: u64| {
-                random = random
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1);
-                (random >> 33) % bound
-            };
+            let mut below = crate::random::below(seed);
             let mut index = Index::new();
             let mut map: HashMap<u64, u32> = HashMap::new();
             // A slot's number is its hash, shortened: the tag, and the bucket.

@@ -29,6 +29,8 @@ mod placement;
 mod policy;
 mod primitive;
 mod queues;
+#[cfg(test)]
+mod random;
 mod read;
 mod reader;
 mod removal;

@@ -207,13 +207,7 @@ mod tests {
             [(1_u64, 1_u64, 1_u64), (2, 50, 1), (3, 50, 50), (4, 400, 40)]
         {
             let limits = Limits { capacity, window };
-            let mut random = seed;
-            let mut below = |bound: u64| {
-                random = random
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1);
-                (random >> 33) % bound
-            };
+            let mut below = crate::random::below(seed);
             let mut table = Table::new();
             let mut map: HashMap<u64, (u32, u64)> = HashMap::new();
             for step in 0..20_000_u64 {
