@@ -16,7 +16,7 @@ use std::sync::Arc;
 ///
 /// | | cost |
 /// |---|---|
-/// | [`CacheReader::get`] of a hot key | the hash, two loads, one place of the reader's own; no lock, no read-modify-write, no reference count |
+/// | [`CacheReader::get`](crate::CacheReader::get) of a hot key | the hash, two loads, one place of the reader's own; no lock, no read-modify-write, no reference count |
 /// | [`get`](Self::get), [`with`](Self::with), small keys and values of the types below | a shared lock on one shard, two lines of memory, a copy |
 /// | the same of other types, a hot key | the reader's, by way of a thread-local |
 /// | one of a thousand keys of a large cache | the same, see [`WIDE_FRONT_PLACES`](crate::WIDE_FRONT_PLACES) |
