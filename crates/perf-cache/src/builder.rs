@@ -1,11 +1,12 @@
 //! The settings of a cache.
 
 use crate::CacheError;
-use crate::cache::{Rules, Shared, TtlCache};
+use crate::cache::TtlCache;
 use crate::error::longer_than_zero;
 use crate::in_place;
 use crate::policy::Policy;
 use crate::removal::{Listener, Removal};
+use crate::shared::{Rules, Shared};
 use crate::time::{CoarseTime, Time};
 use perf_atomics::DefaultHasher;
 use std::any::Any;
@@ -99,13 +100,10 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
     {
         let rules = self.rules()?;
         self.time.start();
-        Ok(Shared::start(
-            rules,
-            self.extras,
-            self.loader,
-            self.hasher,
-            self.time,
-        ))
+        let shared = Shared::new(rules, self.extras, self.loader, self.hasher, self.time);
+        Ok(TtlCache {
+            shared: Arc::new(shared),
+        })
     }
 
     /// Another time: [`PreciseTime`](crate::PreciseTime), or a [`ManualTime`](crate::ManualTime) for tests.

@@ -6,10 +6,11 @@
 //! the first of them leads.
 
 use crate::background;
-use crate::cache::{Look, Shared, TtlCache};
+use crate::cache::TtlCache;
 use crate::depth;
 use crate::entry::{Entry, Failure};
 use crate::flight::{Flight, Follower, Outcome};
+use crate::shared::{Look, Shared};
 use crate::stats::Count;
 use crate::store::Joined;
 use crate::time::Time;
@@ -60,8 +61,11 @@ where
 {
     /// Keeps a value, and gives it to all who wait.
     fn finish(mut self, value: V) {
+        // Cloning and weighing may use the cache, and must not wait for this flight then.
+        let inside = depth::enter();
         let key = self.flight.key.clone();
         let entry = self.shared.entry(key, self.hash, value, None);
+        drop(inside);
         self.is_landed = true;
         self.shared.land(&self.flight, entry);
     }
@@ -69,6 +73,7 @@ where
     /// Gives a failure to all who wait; keeps it for the negative TTL if there is one and `is_kept`.
     fn fail(mut self, failure: Failure, is_kept: bool) {
         self.shared.counters.one(Count::Failures);
+        let inside = depth::enter();
         let remembers = self.shared.remembers.as_ref();
         let is_kept = is_kept && remembers.is_none_or(|remembers| remembers(&*failure));
         let entry = self
@@ -81,6 +86,7 @@ where
                 let failure = Arc::clone(&failure);
                 self.shared.failed_entry(key, self.hash, failure, ttl)
             });
+        drop(inside);
         self.is_landed = true;
         if let Some(entry) = entry {
             self.shared.land(&self.flight, entry);
@@ -329,17 +335,23 @@ where
             Begin::Follow(follower) => Step::Wait(follower),
             Begin::Alone => Step::Compute(None, None),
             Begin::Lead(lead, None) => Step::Compute(Some(lead), None),
-            Begin::Lead(lead, Some(entry)) => match self.shared.classify(entry, key) {
-                Look::Fresh(_) | Look::Stale(_) => {
-                    lead.cede();
-                    Step::Again
+            Begin::Lead(lead, Some(entry)) => {
+                // Comparing keys, and the listener that is told of an ended entry, must not wait for this flight.
+                let inside = depth::enter();
+                let look = self.shared.classify(entry, key);
+                drop(inside);
+                match look {
+                    Look::Fresh(_) | Look::Stale(_) => {
+                        lead.cede();
+                        Step::Again
+                    }
+                    Look::Failed(failure) if failure.is::<E>() => {
+                        lead.cede();
+                        Step::Again
+                    }
+                    Look::Failed(_) | Look::Nothing => Step::Compute(Some(lead), None),
                 }
-                Look::Failed(failure) if failure.is::<E>() => {
-                    lead.cede();
-                    Step::Again
-                }
-                Look::Failed(_) | Look::Nothing => Step::Compute(Some(lead), None),
-            },
+            }
         }
     }
 
@@ -370,7 +382,7 @@ where
         let Some(loader) = self.shared.loader.clone() else {
             return Step::Compute(Some(lead), Some(stale));
         };
-        background::submit(Box::new(move || {
+        let is_taken = background::submit(Box::new(move || {
             lead.shared.counters.one(Count::Computations);
             let inside = depth::enter();
             let value = loader(&lead.flight.key);
@@ -380,6 +392,10 @@ where
                 None => lead.fail(Arc::new(Unavailable), false),
             }
         }));
+        if !is_taken {
+            // The next reader asks again.
+            stale.retry_at.store(now, Ordering::Relaxed);
+        }
         Step::Value(stale)
     }
 
@@ -443,7 +459,9 @@ where
 {
     match (computed, lead) {
         (Ok(value), Some(lead)) => {
+            let inside = depth::enter();
             let result = value.clone();
+            drop(inside);
             lead.finish(value);
             Ok(result)
         }

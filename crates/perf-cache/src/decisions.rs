@@ -5,6 +5,7 @@ use crate::error::CacheError;
 use crate::placement::{Requirements, Strategy};
 use crate::stats::CacheStats;
 use perf_atomics::Membership;
+use std::future::Future;
 use std::time::Duration;
 
 /// What a decision holds for.
@@ -79,6 +80,26 @@ impl PlacementDecisionCache {
         self.cache.get_or_compute(&question, decide)
     }
 
+    /// [`place`](Self::place) for a task: `decide` may wait, for a report of the nodes, say. See
+    /// [`get_or_compute_async`](TtlCache::get_or_compute_async).
+    pub async fn place_async<K, V, S, F>(
+        &self,
+        requirements: &Requirements,
+        strategy: Strategy,
+        members: &Membership<K, V, S>,
+        decide: impl FnOnce() -> F,
+    ) -> Option<u64>
+    where
+        F: Future<Output = Option<u64>>,
+    {
+        let question = Question {
+            requirements: *requirements,
+            strategy,
+            generation: members.generation(),
+        };
+        self.cache.get_or_compute_async(&question, decide).await
+    }
+
     /// Forgets a decision, for the generation it was made at.
     pub fn forget(&self, requirements: &Requirements, strategy: Strategy, generation: u64) -> bool {
         self.cache.invalidate(&Question {
@@ -117,5 +138,9 @@ impl crate::manager::Managed for PlacementDecisionCache {
 
     fn stats(&self) -> CacheStats {
         self.cache.stats()
+    }
+
+    fn watch(&self) -> crate::manager::Watched {
+        crate::manager::Managed::watch(&self.cache)
     }
 }

@@ -130,10 +130,15 @@ impl Index {
         None
     }
 
-    /// Puts a slot in that is not in here. `hash_of` tells the hash of any slot that is.
-    pub(crate) fn insert(&mut self, hash: u64, slot: u32, hash_of: impl Fn(u32) -> u64) {
+    /// Puts a slot in that is not in here. `held` tells those that are, with their hashes.
+    pub(crate) fn insert<H: Iterator<Item = (u64, u32)>>(
+        &mut self,
+        hash: u64,
+        slot: u32,
+        held: impl FnOnce() -> H,
+    ) {
         if self.len >= self.buckets.len() * LOAD_MAX {
-            self.grow(hash_of);
+            self.grow(held());
         }
         self.put(hash, slot);
         self.len += 1;
@@ -152,15 +157,12 @@ impl Index {
         }
     }
 
+    /// Made anew from the slots, which are read in the order of memory; from bucket to bucket each would be a miss.
     #[cold]
-    fn grow(&mut self, hash_of: impl Fn(u32) -> u64) {
+    fn grow(&mut self, held: impl Iterator<Item = (u64, u32)>) {
         let count = (self.buckets.len() * 2).max(1);
-        let old = std::mem::replace(&mut self.buckets, vec![EMPTY; count].into());
-        for bucket in &old {
-            for slot in bucket.slots.into_iter().filter(|slot| *slot != NONE) {
-                self.put(hash_of(slot), slot);
-            }
-        }
+        self.buckets = vec![EMPTY; count].into();
+        held.for_each(|(hash, slot)| self.put(hash, slot));
     }
 
     /// Takes a slot out, if it is here.
@@ -202,13 +204,7 @@ mod tests {
     #[test]
     fn an_index_finds_what_was_put_in_and_nothing_else() {
         for (seed, buckets, hashes) in [(1_u64, 1_u64, 40_u64), (2, 4, 200), (3, 1024, 5000)] {
-            let mut random = seed;
-            let mut below = |bound: u64| {
-                random = random
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1);
-                (random >> 33) % bound
-            };
+            let mut below = crate::random::below(seed);
             let mut index = Index::new();
             let mut map: HashMap<u64, u32> = HashMap::new();
             // A slot's number is its hash, shortened: the tag, and the bucket.
@@ -221,7 +217,7 @@ mod tests {
                 // It fills, and empties.
                 let fills = step / 10_000 % 2 == 0;
                 if found.is_none() && (fills || below(3) == 0) {
-                    index.insert(hash, slot, hash_of);
+                    index.insert(hash, slot, || map.iter().map(|(hash, slot)| (*hash, *slot)));
                     map.insert(hash, slot);
                 } else if found.is_some() && (!fills || below(3) == 0) {
                     index.remove(hash, slot);
@@ -242,12 +238,15 @@ mod tests {
     fn a_bucket_that_many_have_passed_hides_nothing() {
         let mut index = Index::new();
         let find = |index: &Index, slot| index.find(0, |at| at == slot);
-        (0..WAYS as u32).for_each(|slot| index.insert(0, slot, |_| 0));
+        let put = |index: &mut Index, slot: u32| {
+            index.insert(0, slot, || (0..slot).map(|slot| (0, slot)));
+        };
+        (0..WAYS as u32).for_each(|slot| put(&mut index, slot));
         assert!(index.buckets.len() > 1);
         // As if so many had passed; two more do.
         index.buckets[0].tags |= (PASSED_MAX - 1) << PASSED;
-        index.insert(0, 6, |_| 0);
-        index.insert(0, 7, |_| 0);
+        put(&mut index, 6);
+        put(&mut index, 7);
         assert_eq!(index.buckets[0].passed(), PASSED_MAX);
         assert_eq!((find(&index, 6), find(&index, 7)), (Some(6), Some(7)));
         index.remove(0, 6);

@@ -29,8 +29,12 @@ mod placement;
 mod policy;
 mod primitive;
 mod queues;
+#[cfg(test)]
+mod random;
+mod read;
 mod reader;
 mod removal;
+mod shared;
 mod sketch;
 mod stats;
 mod store;
@@ -38,6 +42,7 @@ mod summary;
 mod table;
 mod time;
 mod value;
+mod write;
 
 #[cfg(perf_loom)]
 #[doc(hidden)]
@@ -49,13 +54,14 @@ pub use cache::TtlCache;
 pub use decisions::PlacementDecisionCache;
 pub use error::CacheError;
 pub use local::{FRONT_PLACES, WIDE_FRONT_PLACES};
-pub use manager::{CACHES_MAX, CacheManager, CleanupTask, Managed};
+pub use manager::{CACHES_MAX, CacheManager, CleanupTask, Managed, Watched};
 #[cfg(feature = "metrics")]
 pub use metrics::CacheMetrics;
 pub use peers::PeerConnectionCache;
 pub use perf_atomics::DefaultHasher;
 pub use placement::{
-    AVOID_MAX, LABELS_MAX, Label, NODES_MAX, NodeCapacity, PlacementIndex, Requirements, Strategy,
+    AVOID_MAX, LABELS_MAX, Label, NODES_MAX, NodeCapacity, PlacementIndex, REQUIRE_MAX,
+    Requirements, Strategy, Unfit,
 };
 pub use policy::Policy;
 pub use reader::CacheReader;

@@ -7,7 +7,8 @@ use crate::time::Time;
 use parking_lot::{Condvar, Mutex};
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
-use std::sync::{Arc, LazyLock, Weak};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, LazyLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -24,13 +25,86 @@ pub trait Managed: Send + Sync {
 
     /// What the cache has done so far.
     fn stats(&self) -> CacheStats;
+
+    /// What a manager keeps of it: a way to the cache for as long as it lives.
+    fn watch(&self) -> Watched;
+}
+
+/// A way to a cache that does not keep it alive.
+///
+/// ```
+/// use perf_cache::{CacheManager, CacheStats, Managed, TtlCache, Watched};
+/// use std::sync::{Arc, Weak};
+///
+/// struct Sessions(TtlCache<u64, String>);
+///
+/// impl Managed for Sessions {
+///     fn cleanup_expired(&self) -> usize {
+///         self.0.cleanup_expired()
+///     }
+///     fn clear(&self) {
+///         self.0.clear();
+///     }
+///     fn stats(&self) -> CacheStats {
+///         self.0.stats()
+///     }
+///     fn watch(&self) -> Watched {
+///         self.0.watch() // or `Watched::new` of a `Weak`
+///     }
+/// }
+///
+/// let sessions = Sessions(TtlCache::builder(100).build()?);
+/// CacheManager::new().register("sessions", &sessions)?;
+/// # Ok::<(), perf_cache::CacheError>(())
+/// ```
+pub struct Watched(Box<dyn Fn() -> Option<Box<dyn Managed>> + Send + Sync>);
+
+impl Watched {
+    /// A way by `upgrade`, which returns `None` once the cache is dropped.
+    pub fn new<C: Managed + 'static>(
+        upgrade: impl Fn() -> Option<C> + Send + Sync + 'static,
+    ) -> Self {
+        let managed = move || upgrade().map(|cache| Box::new(cache) as Box<dyn Managed>);
+        Self(Box::new(managed))
+    }
+
+    /// The cache, unless it is dropped.
+    #[must_use]
+    pub fn cache(&self) -> Option<Box<dyn Managed>> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Watched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watched").finish_non_exhaustive()
+    }
+}
+
+/// As what it refers to. A manager keeps the way to that one, not to this reference.
+impl<C: Managed + ?Sized> Managed for Arc<C> {
+    fn cleanup_expired(&self) -> usize {
+        (**self).cleanup_expired()
+    }
+
+    fn clear(&self) {
+        (**self).clear();
+    }
+
+    fn stats(&self) -> CacheStats {
+        (**self).stats()
+    }
+
+    fn watch(&self) -> Watched {
+        (**self).watch()
+    }
 }
 
 impl<K, V, S, T> Managed for TtlCache<K, V, S, T>
 where
     K: Hash + Eq + Send + Sync + 'static,
     V: Send + Sync + 'static,
-    S: BuildHasher + Send + Sync,
+    S: BuildHasher + Send + Sync + 'static,
     T: Time,
 {
     fn cleanup_expired(&self) -> usize {
@@ -44,16 +118,21 @@ where
     fn stats(&self) -> CacheStats {
         TtlCache::stats(self)
     }
+
+    fn watch(&self) -> Watched {
+        let shared = Arc::downgrade(&self.shared);
+        Watched::new(move || shared.upgrade().map(|shared| Self { shared }))
+    }
 }
 
 struct Registered {
     name: String,
-    cache: Weak<dyn Managed>,
+    cache: Watched,
 }
 
 #[derive(Default)]
 struct Inner {
-    caches: Mutex<Vec<Registered>>,
+    caches: Mutex<Vec<Arc<Registered>>>,
     is_started: Mutex<bool>,
 }
 
@@ -61,10 +140,9 @@ struct Inner {
 ///
 /// ```
 /// use perf_cache::{CacheManager, TtlCache};
-/// use std::sync::Arc;
 /// use std::time::Duration;
 ///
-/// let cache: Arc<TtlCache<u64, String>> = Arc::new(TtlCache::builder(100).build()?);
+/// let cache: TtlCache<u64, String> = TtlCache::builder(100).build()?;
 /// let manager = CacheManager::new(); // or CacheManager::global()
 /// manager.register("sessions", &cache)?;
 ///
@@ -95,39 +173,48 @@ impl CacheManager {
         &GLOBAL
     }
 
-    /// Looks after a cache from now on, until it is dropped. Names need not differ.
+    /// Looks after a cache from now on, until its last clone is dropped. Names need not differ.
     ///
     /// # Errors
     /// [`CacheError::TooManyCaches`] if there are [`CACHES_MAX`] that are alive.
     pub fn register<C: Managed + 'static>(
         &self,
         name: impl Into<String>,
-        cache: &Arc<C>,
+        cache: &C,
     ) -> Result<(), CacheError> {
-        let name = name.into();
-        let cache: Arc<dyn Managed> = Arc::<C>::clone(cache);
+        let registered = Arc::new(Registered {
+            name: name.into(),
+            cache: cache.watch(),
+        });
+        self.alive();
         let mut caches = self.inner.caches.lock();
-        caches.retain(|registered| registered.cache.strong_count() > 0);
         if caches.len() >= CACHES_MAX {
+            drop(caches);
             return Err(CacheError::TooManyCaches {
                 caches_max: CACHES_MAX,
             });
         }
-        caches.push(Registered {
-            name,
-            cache: Arc::downgrade(&cache),
-        });
+        caches.push(registered);
         Ok(())
     }
 
-    /// The caches alive, in the order in which they came. The lock is not held while they are used.
-    fn alive(&self) -> Vec<(String, Arc<dyn Managed>)> {
-        let caches = self.inner.caches.lock();
-        let alive = |registered: &Registered| {
-            let cache = registered.cache.upgrade()?;
-            Some((registered.name.clone(), cache))
-        };
-        caches.iter().filter_map(alive).collect()
+    /// The caches alive, in the order in which they came; those that are not are forgotten. The lock is held neither while they are looked for, which is code
+    /// of the user, nor while they are used.
+    fn alive(&self) -> Vec<(String, Box<dyn Managed>)> {
+        let all = self.inner.caches.lock().clone();
+        let mut dead = Vec::new();
+        let mut alive = Vec::new();
+        for registered in all {
+            match registered.cache.cache() {
+                Some(cache) => alive.push((registered.name.clone(), cache)),
+                None => dead.push(registered),
+            }
+        }
+        if !dead.is_empty() {
+            let is_dead = |held: &Arc<Registered>| dead.iter().any(|dead| Arc::ptr_eq(dead, held));
+            self.inner.caches.lock().retain(|held| !is_dead(held));
+        }
+        alive
     }
 
     /// Cleans all caches up, and returns how many entries went.
@@ -136,6 +223,14 @@ impl CacheManager {
             .into_iter()
             .map(|(_, cache)| cache.cleanup_expired())
             .sum()
+    }
+
+    /// The same in the background. A panic of a listener, or of a value that is dropped, is reported by its hook, and ends the cleanup of that cache this
+    /// time; other caches are cleaned up, and this one again next time.
+    fn clean_up(&self) {
+        for (_, cache) in self.alive() {
+            let _ = catch_unwind(AssertUnwindSafe(|| cache.cleanup_expired()));
+        }
     }
 
     /// Takes everything out of all caches.
@@ -163,7 +258,8 @@ impl CacheManager {
         self.start_with(interval, |_| ())
     }
 
-    /// The same, and calls `after` with the manager after each cleanup: to publish statistics, say.
+    /// The same, and calls `after` with the manager after each cleanup: to publish statistics, say. A panic in it is reported by the panic hook, and the
+    /// cleanup goes on.
     ///
     /// # Errors
     /// As those of [`start`](Self::start).
@@ -184,8 +280,8 @@ impl CacheManager {
                 while !*stop {
                     if woken.wait_for(&mut stop, interval).timed_out() {
                         drop(stop);
-                        manager.cleanup_expired();
-                        after(&manager);
+                        manager.clean_up();
+                        let _ = catch_unwind(AssertUnwindSafe(|| after(&manager)));
                         stop = is_stopping.lock();
                     }
                 }
@@ -217,7 +313,7 @@ impl CacheManager {
         let task = runtime.spawn(async move {
             loop {
                 tokio::time::sleep(interval).await;
-                manager.cleanup_expired();
+                manager.clean_up();
             }
         });
         Ok(CleanupTask {

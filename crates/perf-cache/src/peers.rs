@@ -144,4 +144,8 @@ impl<C: Send + Sync + 'static> crate::manager::Managed for PeerConnectionCache<C
     fn stats(&self) -> CacheStats {
         self.cache.stats()
     }
+
+    fn watch(&self) -> crate::manager::Watched {
+        crate::manager::Managed::watch(&self.cache)
+    }
 }

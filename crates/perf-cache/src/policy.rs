@@ -26,13 +26,19 @@ pub enum Policy {
 /// The window's part of a capacity under TinyLFU: 1 %, as in the paper, and at least one entry.
 const WINDOW_DIVISOR: u64 = 100;
 
-/// About how many entries a shadow holds. Some hundreds tell hit ratios apart to a point or two; more cost more.
+/// About how many entries a shadow of a large cache holds; half as many at least. They tell hit ratios apart to a point or two; more cost more.
 const SHADOW_ENTRIES: u64 = 256;
 /// A window has so many accesses per entry of a shadow.
 const ACCESSES_PER_ENTRY: u64 = 1;
 /// The other policy must lead by this share of a window's accesses, over the decaying sum of windows.
 const LEAD_NUMERATOR: i64 = 3;
 const LEAD_DENOMINATOR: i64 = 100;
+/// A change so few windows after the one before raises a doubt: the load may have phases shorter than what the queues need to follow.
+const WINDOWS_SOON: u32 = 8;
+/// After so many windows without a change one doubt goes.
+const WINDOWS_CALM: u32 = 64;
+/// Each doubt doubles the lead that is asked for, and how long a lead is remembered.
+const DOUBTS_MAX: u32 = 5;
 
 /// The policy of one cache.
 pub(crate) struct Chooser {
@@ -41,6 +47,8 @@ pub(crate) struct Chooser {
     is_adaptive: bool,
     /// Made when the cache is half full for the first time: well before anything is thrown out.
     shadows: Mutex<Option<Box<Shadows>>>,
+    /// Whether they are made. Only a hint.
+    has_shadows: AtomicBool,
     /// One hash in `mask + 1` is shown to the shadows. Relaxed, as the others here: a number for itself.
     mask: AtomicU64,
 }
@@ -52,6 +60,7 @@ impl Chooser {
             switches: AtomicU64::new(0),
             is_adaptive: policy == Policy::Adaptive,
             shadows: Mutex::new(None),
+            has_shadows: AtomicBool::new(false),
             mask: AtomicU64::new(0),
         }
     }
@@ -79,6 +88,12 @@ impl Chooser {
         self.is_adaptive && (hash >> 32) & self.mask.load(Ordering::Relaxed) == 0
     }
 
+    /// Whether there are shadows, or a cache that holds so much has to make them.
+    #[inline]
+    pub(crate) fn is_ready(&self, weight: u64, capacity: u64) -> bool {
+        self.has_shadows.load(Ordering::Relaxed) || weight >= capacity / 2
+    }
+
     /// Shows an access of the sample to both shadows. `held` is what the whole cache holds now: entries, and their weight.
     #[cold]
     pub(crate) fn access(
@@ -95,9 +110,6 @@ impl Chooser {
         if shadows.is_none() {
             let (entries, weight) = held();
             let weight = weight.max(1);
-            if weight < capacity / 2 {
-                return;
-            }
             let entries = entries as f64 * capacity as f64 / weight as f64;
             let new = Shadows::new(
                 capacity,
@@ -105,6 +117,7 @@ impl Chooser {
                 self.is_lru.load(Ordering::Relaxed),
             );
             self.mask.store(new.mask, Ordering::Relaxed);
+            self.has_shadows.store(true, Ordering::Relaxed);
             *shadows = Some(Box::new(new));
         }
         let Some(shadows) = shadows.as_mut() else {
@@ -119,6 +132,7 @@ impl Chooser {
     /// The capacity has changed: the shadows are made anew.
     pub(crate) fn reset(&self) {
         *self.shadows.lock() = None;
+        self.has_shadows.store(false, Ordering::Relaxed);
         self.mask.store(0, Ordering::Relaxed);
     }
 }
@@ -142,14 +156,17 @@ struct Shadows {
     window: u64,
     /// Hits of the other policy less hits of the current one.
     lead: i64,
+    doubts: u32,
+    /// Windows since the last change, or since a doubt went.
+    windows: u32,
 }
 
 impl Shadows {
     /// For a cache of this capacity that holds so many entries when it is full.
     fn new(capacity: u64, entries: u64, is_lru: bool) -> Self {
         let share = (entries / SHADOW_ENTRIES).max(1);
-        // Rounded down to a power of two, so that a shadow has at least the entries above.
-        let share = 1 << share.ilog2();
+        // The next power of two, since each one of the sample costs more than the miss itself.
+        let share = share.next_power_of_two();
         let entries = (entries / share).clamp(16, SHADOW_ENTRIES * 2);
         Self {
             mask: share - 1,
@@ -160,6 +177,8 @@ impl Shadows {
             accesses: 0,
             window: entries * ACCESSES_PER_ENTRY,
             lead: 0,
+            doubts: 0,
+            windows: WINDOWS_SOON,
         }
     }
 
@@ -179,13 +198,23 @@ impl Shadows {
             return false;
         }
         self.accesses = 0;
+        self.windows += 1;
         let least = self.window.cast_signed() * LEAD_NUMERATOR / LEAD_DENOMINATOR;
-        if self.lead >= least {
+        if self.lead >= least << self.doubts {
             self.is_lru = !self.is_lru;
             self.lead = 0;
+            if self.windows <= WINDOWS_SOON {
+                self.doubts = (self.doubts + 1).min(DOUBTS_MAX);
+            }
+            self.windows = 0;
             return true;
         }
-        self.lead /= 2;
+        if self.windows >= WINDOWS_CALM {
+            self.doubts = self.doubts.saturating_sub(1);
+            self.windows = WINDOWS_SOON;
+        }
+        // All of it but a half, a quarter, an eighth, ...
+        self.lead -= self.lead / (2 << self.doubts);
         false
     }
 }

@@ -1,10 +1,11 @@
 //! A reader with a front of its own.
 
-use crate::cache::{Look, TtlCache};
+use crate::cache::TtlCache;
 use crate::entry::Entry;
 use crate::front::Front;
 use crate::hash::hash_of;
 use crate::local::FRONT_PLACES;
+use crate::shared::Look;
 use crate::stats::Count;
 use crate::store::{Versions, shard_index};
 use crate::time::{CoarseTime, Time};

@@ -10,6 +10,9 @@ const ADDITIONS_PER_ENTRY: u64 = 10;
 const ENTRIES_PER_BLOCK: usize = 8;
 /// As many as the hash has bits for that do not say the shard.
 const BLOCKS_MAX: usize = 1 << 14;
+/// A sketch of fewer entries is made for so many times as many, up to this number: 4 KiB.
+const SMALL_ENTRIES: usize = 512;
+const SMALL_FACTOR: usize = 4;
 const ROWS: usize = 4;
 const COUNTER_MAX: u64 = 15;
 /// Without the lowest bit of each counter.
@@ -45,6 +48,8 @@ impl Sketch {
     /// Room for so many entries. What is known stays known: a larger table begins with copies of the smaller one.
     #[inline]
     pub(crate) fn grow(&mut self, entries: usize) {
+        // The memory of a few entries is too short to tell keys apart by how often they come.
+        let entries = entries.max((entries * SMALL_FACTOR).min(SMALL_ENTRIES));
         let wanted = entries.div_ceil(ENTRIES_PER_BLOCK).min(BLOCKS_MAX);
         if wanted > self.blocks.len() && !self.is_off {
             self.grow_to(wanted.next_power_of_two());

@@ -93,4 +93,8 @@ impl crate::manager::Managed for ResourceSummaryCache {
     fn stats(&self) -> crate::CacheStats {
         self.value.stats()
     }
+
+    fn watch(&self) -> crate::manager::Watched {
+        crate::manager::Managed::watch(&self.value)
+    }
 }

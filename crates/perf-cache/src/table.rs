@@ -125,7 +125,12 @@ impl<P: Payload> Table<P> {
         };
         self.queues.insert(&mut self.slots, at);
         let slots = &self.slots;
-        self.index.insert(hash, at, |at| slots[at as usize].hash);
+        let others = || {
+            let held = (0..).zip(slots).filter(|(_, slot)| slot.payload.is_some());
+            held.filter(|(other, _)| *other != at)
+                .map(|(other, slot)| (slot.hash, other))
+        };
+        self.index.insert(hash, at, others);
         self.births += 1;
         let is_tick = self.births * TICKS_PER_TURNOVER > self.index.len() as u64;
         if is_tick {
@@ -169,9 +174,14 @@ impl<P: Payload> Table<P> {
         self.vacate(at)
     }
 
-    /// All entries, with their hashes.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &P)> {
-        let slots = self.slots.iter();
+    /// How many slots there are, free ones included.
+    pub(crate) fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The entries of `count` slots from one on, with their hashes. An entry stays in its slot.
+    pub(crate) fn page(&self, from: usize, count: usize) -> impl Iterator<Item = (u64, &P)> {
+        let slots = self.slots.iter().skip(from).take(count);
         slots.filter_map(|slot| Some((slot.hash, slot.payload.as_ref()?)))
     }
 
@@ -197,13 +207,7 @@ mod tests {
             [(1_u64, 1_u64, 1_u64), (2, 50, 1), (3, 50, 50), (4, 400, 40)]
         {
             let limits = Limits { capacity, window };
-            let mut random = seed;
-            let mut below = |bound: u64| {
-                random = random
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1);
-                (random >> 33) % bound
-            };
+            let mut below = crate::random::below(seed);
             let mut table = Table::new();
             let mut map: HashMap<u64, (u32, u64)> = HashMap::new();
             for step in 0..20_000_u64 {
@@ -238,7 +242,9 @@ mod tests {
                 let weight: u64 = map.values().map(|held| u64::from(held.0)).sum();
                 assert_eq!(table.weight(), weight);
             }
-            let mut held: Vec<u64> = table.iter().map(|(_, held)| *held).collect();
+            let pages = (0..table.slots()).step_by(7);
+            let entries = pages.flat_map(|from| table.page(from, 7));
+            let mut held: Vec<u64> = entries.map(|(_, held)| *held).collect();
             let mut expected: Vec<u64> = map.values().map(|held| held.1).collect();
             held.sort_unstable();
             expected.sort_unstable();

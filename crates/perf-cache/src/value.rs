@@ -1,11 +1,12 @@
 //! One expensive value.
 
 use crate::builder::CacheBuilder;
-use crate::cache::{Look, TtlCache};
+use crate::cache::TtlCache;
 use crate::entry::Entry;
 use crate::error::CacheError;
 use crate::hash::{PassBuild, spread};
 use crate::policy::Policy;
+use crate::shared::Look;
 use crate::stats::{CacheStats, Count};
 use crate::store::Versions;
 use crate::time::{CoarseTime, Time};
@@ -275,6 +276,10 @@ impl<V: Send + Sync + 'static, T: Time> crate::manager::Managed for CachedValue<
 
     fn stats(&self) -> CacheStats {
         self.cache.stats()
+    }
+
+    fn watch(&self) -> crate::manager::Watched {
+        crate::manager::Managed::watch(&self.cache)
     }
 }
 

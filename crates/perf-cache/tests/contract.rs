@@ -1029,3 +1029,136 @@ fn a_front_is_kept_of_values_in_the_table_only_where_it_is_asked_for() {
         assert_eq!(Arc::strong_count(&value), 1 + pinned);
     }
 }
+
+/// A closure that uses the cache once, as soon as there is one.
+type Later<K, V> = Arc<std::sync::OnceLock<TtlCache<K, V>>>;
+
+#[test]
+fn who_is_asked_about_a_computed_value_may_compute_the_same_key() {
+    let slot: Later<u64, u64> = Arc::default();
+    let ask = {
+        let slot = Arc::clone(&slot);
+        move |key| {
+            slot.get()
+                .map_or(0, |cache| cache.get_or_compute(&key, || 7))
+        }
+    };
+    let (weigh, choose, remember) = (ask.clone(), ask.clone(), ask);
+    let cache = TtlCache::builder(1000)
+        .weigher(move |key: &u64, _: &u64| weigh(*key).max(1) as u32)
+        .ttl_with(move |key, _| SECOND * choose(*key).max(1) as u32)
+        .negative_ttl(SECOND)
+        .negative_if(move |key: &u64| remember(*key) == 7)
+        .build()
+        .unwrap();
+    slot.set(cache.clone()).unwrap();
+    assert_eq!(cache.get_or_compute(&1, || 10), 10);
+    assert_eq!((cache.get(&1), cache.weight()), (Some(10), 7));
+    assert_eq!(*cache.try_get_or_compute(&2, || Err(2_u64)).unwrap_err(), 2);
+    assert_eq!(cache.len(), 2, "the error is remembered");
+}
+
+#[test]
+fn cached_errors_do_not_fill_a_weighed_cache_without_bound() {
+    for (capacity, weight) in [(100, 1), (1 << 20, 16), (u64::MAX, u64::from(u32::MAX))] {
+        let cache: TtlCache<u64, u64> = TtlCache::builder(capacity)
+            .weigher(|_, _| 1)
+            .negative_ttl(SECOND)
+            .build()
+            .unwrap();
+        assert!(cache.try_get_or_compute(&1, || Err::<u64, _>(())).is_err());
+        assert_eq!((cache.len(), cache.weight()), (1, weight));
+    }
+}
+
+#[test]
+fn a_value_that_is_not_kept_takes_the_one_before_it_away() {
+    let time = ManualTime::new();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let cache: Timed = TtlCache::builder(10)
+        .stale_while_revalidate(100 * SECOND)
+        .ttl_with(|_, value| SECOND * (*value == 1).into())
+        .on_removal(move |key, value, why| sender.send((*key, *value, why)).unwrap())
+        .time(time.clone())
+        .build()
+        .unwrap();
+    cache.insert(1, 1);
+    time.advance(SECOND);
+    assert_eq!(cache.get(&1), Some(1), "stale");
+    assert_eq!(cache.get_or_compute(&1, || 2), 2);
+    assert_eq!(cache.get(&1), None, "older than what was given out");
+    let told: Vec<_> = receiver.try_iter().collect();
+    assert_eq!(told, [(1, 1, Removal::Replaced)]);
+    cache.insert(3, 1);
+    assert!(cache.update(&3, |_| Some(2)));
+    let told: Vec<_> = receiver.try_iter().collect();
+    assert_eq!(told, [(3, 1, Removal::Replaced)]);
+}
+
+#[test]
+fn a_smaller_capacity_throws_out_what_is_not_read_whatever_its_shard() {
+    const HELD: u64 = 8192;
+    for policy in [Policy::Lru, Policy::TinyLfu] {
+        let cache: TtlCache<u64, u64> = TtlCache::builder(HELD).policy(policy).build().unwrap();
+        (0..HELD).for_each(|key| cache.insert(key, key));
+        let hot = || (0..HELD).step_by(8);
+        for _ in 0..3 {
+            // What is inserted lets the policy's time go on, so that each round of reads counts.
+            (0..HELD / 8).for_each(|key| cache.insert(HELD + key, key));
+            assert!(hot().filter_map(|key| cache.get(&key)).count() > 0);
+        }
+        let before = hot().filter(|key| cache.contains(key)).count();
+        cache.set_capacity(HELD / 2).unwrap();
+        assert_eq!(cache.len(), HELD / 2);
+        let after = hot().filter(|key| cache.contains(key)).count();
+        assert!(after * 10 >= before * 8, "{policy:?}: {after} of {before}");
+    }
+}
+
+#[test]
+fn an_insertion_does_not_do_the_work_of_a_smaller_capacity() {
+    const HELD: u64 = 4096;
+    let slot: Later<u64, u64> = Arc::default();
+    let told = Arc::new(AtomicUsize::new(0));
+    let inner = (Arc::clone(&slot), Arc::clone(&told));
+    let cache = TtlCache::builder(HELD)
+        .on_removal(move |_, _, _| {
+            let before = inner.1.fetch_add(1, Ordering::Relaxed);
+            // In the middle of the work.
+            if before == 100 {
+                inner.0.get().unwrap().insert(HELD, 0);
+                let within = inner.1.load(Ordering::Relaxed) - before - 1;
+                assert!((1..=80).contains(&within), "{within} by one insertion");
+            }
+        })
+        .build()
+        .unwrap();
+    slot.set(cache.clone()).unwrap();
+    (0..HELD).for_each(|key| cache.insert(key, key));
+    cache.set_capacity(1).unwrap();
+    assert_eq!(cache.len(), 1);
+    assert_eq!(told.load(Ordering::Relaxed) as u64, HELD);
+}
+
+#[test]
+fn a_visit_of_many_entries_meets_each_once_while_others_come_and_go() {
+    const HELD: u64 = 5000;
+    let cache: TtlCache<u64, Box<u64>> = TtlCache::builder(4 * HELD)
+        .weigher(|_, _| 1)
+        .build()
+        .unwrap();
+    (0..HELD).for_each(|key| cache.insert(key, key.into()));
+    let mut met = vec![0; HELD as usize];
+    let mut turn = HELD;
+    cache.for_each(|key, _| {
+        if let Some(met) = met.get_mut(*key as usize) {
+            *met += 1;
+        }
+        cache.insert(turn, turn.into());
+        cache.invalidate(&(turn - 1).max(HELD));
+        turn += 1;
+        assert!(turn < 4 * HELD, "it does not go on for ever");
+    });
+    assert!(met.iter().all(|met| *met == 1));
+    assert_eq!(cache.invalidate_where(|key, _| *key < HELD), HELD as usize);
+}

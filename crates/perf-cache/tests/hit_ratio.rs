@@ -84,3 +84,35 @@ fn a_wide_front_costs_no_hits() {
     }
     assert!(missed.is_empty(), "{missed:?}");
 }
+
+/// Up and down over more keys than fit: LRU leads at each turn and TinyLFU in between, and to follow both costs more than either.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "takes minutes unless optimised: --release")]
+fn a_load_that_turns_does_not_drive_the_policy_to_and_fro() {
+    for (keys, capacity) in [(1000, 400), (3000, 400), (3000, 1000)] {
+        let step = |step: u64| (step % (2 * keys)).min(2 * keys - 1 - step % (2 * keys));
+        let trace: Vec<u64> = (0..ACCESSES as u64).map(step).collect();
+        let lru = percent(lru_hits(&trace, capacity));
+        let (hits, switches) = our_hits(&trace, capacity, Policy::Adaptive, Way::Shared);
+        let ours = percent(hits);
+        println!("{keys} keys LRU {lru:6.2} ours {ours:6.2} ({switches} switches)");
+        assert!(ours >= lru - 4.0, "{keys} keys: {ours} beside {lru}");
+        assert!(switches < ACCESSES as u64 / capacity / 10, "{switches}");
+    }
+}
+
+/// A small cache has few counters of how often keys came, and must not forget them too soon.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "takes minutes unless optimised: --release")]
+fn a_small_cache_knows_frequencies_as_well_as_a_large_one() {
+    let trace = TRACES[0].1(ACCESSES);
+    for capacity in [100, 150] {
+        let moka = percent(tiny_lfu_hits(&trace, capacity));
+        let ours = percent(our_hits(&trace, capacity, Policy::Adaptive, Way::Shared).0);
+        println!("{capacity} entries TinyLFU {moka:6.2} ours {ours:6.2}");
+        assert!(
+            ours >= moka + 0.5,
+            "{capacity} entries: {ours} beside {moka}"
+        );
+    }
+}

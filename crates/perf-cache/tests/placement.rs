@@ -2,8 +2,8 @@
 
 use perf_atomics::Membership;
 use perf_cache::{
-    CacheError, Label, NodeCapacity, PlacementDecisionCache, PlacementIndex, Requirements,
-    ResourceSummary, ResourceSummaryCache, Strategy as Choice,
+    AVOID_MAX, CacheError, Label, NodeCapacity, PlacementDecisionCache, PlacementIndex,
+    REQUIRE_MAX, Requirements, ResourceSummary, ResourceSummaryCache, Strategy as Choice, Unfit,
 };
 use proptest::prelude::*;
 use std::time::Duration;
@@ -54,6 +54,7 @@ impl Naive {
                 && node.memory_mib >= vm.memory_mib
                 && node.disk_gib >= vm.disk_gib
                 && !vm.avoided().any(|label| labels.contains(&label))
+                && vm.required().all(|label| labels.contains(&label))
         })
     }
 
@@ -97,7 +98,7 @@ enum Step {
     Remove(u64),
     Label(u64, usize),
     Unlabel(u64, usize),
-    Select(u32, u32, u32, Vec<usize>, Choice),
+    Select(u32, u32, u32, Vec<usize>, Vec<usize>, Choice),
     Place(u32, u32, u32, Choice),
 }
 
@@ -124,8 +125,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..300u64).prop_map(Step::Remove),
         3 => (0..300u64, 0..6usize).prop_map(|(id, label)| Step::Label(id, label)),
         1 => (0..300u64, 0..6usize).prop_map(|(id, label)| Step::Unlabel(id, label)),
-        4 => (amount(64), amount(262_144), amount(4096), prop::collection::vec(0..6usize, 0..4), choice.clone())
-            .prop_map(|(v, m, d, avoid, choice)| Step::Select(v, m, d, avoid, choice)),
+        4 => (amount(64), amount(262_144), amount(4096), prop::collection::vec(0..6usize, 0..4), prop::collection::vec(0..6usize, 0..2), choice.clone())
+            .prop_map(|(v, m, d, avoid, require, choice)| Step::Select(v, m, d, avoid, require, choice)),
         2 => (0..16u32, 0..65_536u32, 0..512u32, choice).prop_map(|(v, m, d, choice)| Step::Place(v, m, d, choice)),
     ]
 }
@@ -160,9 +161,26 @@ proptest! {
                     });
                     prop_assert_eq!(index.remove_label(id, labels[label]), held.is_some());
                 }
-                Step::Select(vcpus, memory, disk, avoid, choice) => {
+                Step::Select(vcpus, memory, disk, avoid, require, choice) => {
                     let avoid: Vec<Label> = avoid.into_iter().map(|label| labels[label]).collect();
+                    let require: Vec<Label> = require.into_iter().map(|label| labels[label]).collect();
                     let vm = Requirements::new(vcpus, memory, disk).avoiding(&avoid).unwrap();
+                    let vm = vm.requiring(&require).unwrap();
+                    for place in 0..naive.nodes.len() {
+                        let Some((node, held)) = &naive.nodes[place] else { continue };
+                        let answer = index.explain(node.id, &vm);
+                        prop_assert_eq!(answer.is_ok(), naive.fits(place, &vm));
+                        let is_right = match answer {
+                            Ok(score) => i64::from(score) == points(node),
+                            Err(Unfit::Vcpus) => node.vcpus < vcpus,
+                            Err(Unfit::Memory) => node.memory_mib < memory,
+                            Err(Unfit::Disk) => node.disk_gib < disk,
+                            Err(Unfit::Avoided(label)) => avoid.contains(&label) && held.contains(&label),
+                            Err(Unfit::Missing(label)) => require.contains(&label) && !held.contains(&label),
+                            Err(_) => false,
+                        };
+                        prop_assert!(is_right, "{answer:?}");
+                    }
                     if choice != Choice::RoundRobin {
                         prop_assert_eq!(index.scan(&vm, choice), naive.select(&vm, choice));
                     }
@@ -250,7 +268,9 @@ fn what_is_not_there_is_said_so() {
             labels_max: perf_cache::LABELS_MAX
         }))
     ));
-    assert!(vm.avoiding(&[label; 5]).is_err());
+    assert!(vm.avoiding(&[label; AVOID_MAX + 1]).is_err());
+    assert!(vm.requiring(&[label; REQUIRE_MAX + 1]).is_err());
+    assert_eq!(index.explain(7, &vm), Err(Unfit::Unknown));
 }
 
 #[test]
@@ -273,6 +293,25 @@ fn a_decision_holds_for_its_generation() {
     assert_eq!(decisions.stats().computations, 4);
     decisions.clear();
     assert_eq!(place(Some(5)), Some(5));
+}
+
+#[tokio::test]
+async fn a_task_decides_once_and_may_wait_for_it() {
+    let members: Membership<u64, ()> = Membership::new();
+    let decisions = PlacementDecisionCache::new(100, Duration::from_secs(3600)).unwrap();
+    let (vm, choice) = (Requirements::new(1, 1, 1), Choice::MostAvailable);
+    let place = |answer| {
+        decisions.place_async(&vm, choice, &members, move || async move {
+            tokio::task::yield_now().await;
+            answer
+        })
+    };
+    let (first, second) = tokio::join!(place(Some(1)), place(Some(2)));
+    assert_eq!((first, second), (Some(1), Some(1)));
+    assert_eq!(decisions.place(&vm, choice, &members, || Some(3)), Some(1));
+    members.insert(9, ());
+    assert_eq!(place(Some(4)).await, Some(4));
+    assert_eq!(decisions.stats().computations, 2);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Several threads at once: invalidation, capacity, the manager and the metrics.
 
-use perf_cache::{CacheError, CacheManager, CacheMetrics, Policy, TtlCache};
+use perf_cache::{CacheError, CacheManager, CacheMetrics, CachedValue, Policy, TtlCache};
 use perf_metrics::{KeyValue, Registry, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -202,4 +202,47 @@ fn statistics_become_metrics_once_each() {
     assert!(matches!(reads("miss"), Some(Value::U64(6))));
     let computations = value("cache.computations", std::slice::from_ref(&name));
     assert!(matches!(computations, Some(Value::U64(3))));
+}
+
+#[test]
+fn a_clone_is_enough_for_a_manager_and_what_it_is_given_may_go() {
+    let manager = CacheManager::new();
+    let cache: TtlCache<u64, u64> = TtlCache::builder(10).build().unwrap();
+    let value = CachedValue::<u64>::new(HOUR).unwrap();
+    manager.register("clone", &Arc::new(cache.clone())).unwrap();
+    manager.register("value", &value.clone()).unwrap();
+    cache.insert(1, 1);
+    value.set(1);
+    let names = || manager.stats().into_iter().map(|(name, _)| name);
+    assert!(names().eq(["clone", "value"]));
+    manager.clear_all();
+    assert_eq!((cache.len(), value.get()), (0, None));
+    drop(cache);
+    assert!(names().eq(["value"]));
+}
+
+#[test]
+fn a_listener_that_panics_ends_no_cleanup() {
+    let manager = CacheManager::new();
+    let builder = || TtlCache::<u64, u64>::builder(100).ttl(Duration::from_millis(1));
+    let panics = builder().on_removal(|key, _, _| panic!("of {key}"));
+    let (panics, other) = (panics.build().unwrap(), builder().build().unwrap());
+    manager.register("panics", &panics).unwrap();
+    manager.register("other", &other).unwrap();
+    let (sender, cleanups) = std::sync::mpsc::channel();
+    let each = move |_: &CacheManager| {
+        let _ = sender.send(());
+        panic!("after a cleanup");
+    };
+    (0..3).for_each(|key| panics.insert(key, key));
+    let task = manager.start_with(Duration::from_millis(2), each).unwrap();
+    // Hangs or fails if the cleanup has ended.
+    while !panics.is_empty() {
+        cleanups.recv().unwrap();
+    }
+    other.insert(1, 1);
+    while !other.is_empty() {
+        cleanups.recv().unwrap();
+    }
+    drop(task);
 }

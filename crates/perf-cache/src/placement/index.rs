@@ -4,7 +4,7 @@ use crate::error::CacheError;
 use crate::placement::block::{Block, Direction, Free, LANES, NO_RANK, Need, Summary};
 use crate::placement::coarse::{Coarse, CoarseNeed, NO_COARSE_RANK, coarse_rank};
 use crate::placement::labels::{Label, Labels};
-use crate::placement::requirements::{Requirements, Strategy};
+use crate::placement::requirements::{Requirements, Strategy, Unfit};
 use perf_atomics::DefaultHasher;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -266,7 +266,7 @@ impl PlacementIndex {
                 continue;
             }
             let block = &self.blocks[index];
-            let excluded = self.labels.block(requirements.avoided(), index);
+            let excluded = self.excluded(requirements, index);
             let rank = if excluded == 0 {
                 block.best_rank(need, direction)
             } else {
@@ -303,11 +303,65 @@ impl PlacementIndex {
             .sum()
     }
 
+    /// Why a node does not do for a VM, or how much it has free, in the points of [`Strategy`]: [`Strategy::MostAvailable`] chooses the
+    /// node of the most points among those that do, [`Strategy::LeastAvailable`] the one of the least. O(1).
+    ///
+    /// # Errors
+    /// [`Unfit`]: the first reason why not.
+    ///
+    /// ```
+    /// use perf_cache::{NodeCapacity, PlacementIndex, Requirements, Strategy, Unfit};
+    ///
+    /// let mut index = PlacementIndex::new();
+    /// let fast = index.label("disk=nvme")?;
+    /// for (id, vcpus) in [(1, 2), (2, 16), (3, 8)] {
+    ///     index.update(NodeCapacity { id, vcpus, memory_mib: 4096, disk_gib: 64 })?;
+    /// }
+    /// index.add_label(3, fast);
+    /// let vm = Requirements::new(4, 1024, 10).requiring(&[fast])?;
+    /// assert_eq!(index.select(&vm, Strategy::MostAvailable), Some(3));
+    /// assert_eq!(index.explain(3, &vm), Ok(8 * 64 + 64 + 64));
+    /// assert_eq!(index.explain(2, &vm), Err(Unfit::Missing(fast)));
+    /// assert_eq!(index.explain(1, &vm), Err(Unfit::Vcpus));
+    /// # Ok::<(), perf_cache::CacheError>(())
+    /// ```
+    pub fn explain(&self, id: u64, requirements: &Requirements) -> Result<u32, Unfit> {
+        let need = need(requirements);
+        let place = *self.places.get(&id).ok_or(Unfit::Unknown)?;
+        let (index, lane) = (place / LANES, place % LANES);
+        let free = self.blocks[index].get(lane).ok_or(Unfit::Unknown)?;
+        let has = |label: &Label| self.labels.block(*label, index) >> lane & 1 == 1;
+        if free.vcpus < need.vcpus {
+            Err(Unfit::Vcpus)
+        } else if free.memory < need.memory {
+            Err(Unfit::Memory)
+        } else if free.disk < need.disk {
+            Err(Unfit::Disk)
+        } else if let Some(label) = requirements.avoided().find(has) {
+            Err(Unfit::Avoided(label))
+        } else if let Some(label) = requirements.required().find(|label| !has(label)) {
+            Err(Unfit::Missing(label))
+        } else {
+            Ok(free.points().cast_unsigned())
+        }
+    }
+
+    /// Of a block, the places whose labels are not as they must be.
+    #[inline]
+    fn excluded(&self, requirements: &Requirements, index: usize) -> u64 {
+        let avoided = requirements.avoided();
+        let excluded = avoided.fold(0, |bits, label| bits | self.labels.block(label, index));
+        let required = requirements.required();
+        required.fold(excluded, |bits, label| {
+            bits | !self.labels.block(label, index)
+        })
+    }
+
     fn fitting(&self, requirements: &Requirements, need: Need, index: usize) -> u64 {
         if !self.summaries[index].may_fit(need) {
             return 0;
         }
-        self.blocks[index].fitting(need) & !self.labels.block(requirements.avoided(), index)
+        self.blocks[index].fitting(need) & !self.excluded(requirements, index)
     }
 
     fn best(&self, requirements: &Requirements, direction: Direction) -> Option<usize> {
@@ -319,7 +373,7 @@ impl PlacementIndex {
                 continue;
             }
             let block = &self.blocks[index];
-            let excluded = self.labels.block(requirements.avoided(), index);
+            let excluded = self.excluded(requirements, index);
             let rank = if excluded == 0 {
                 block.best_rank(need, direction)
             } else {
@@ -342,7 +396,7 @@ impl PlacementIndex {
         if rank == NO_RANK {
             return None;
         }
-        let excluded = self.labels.block(requirements.avoided(), index);
+        let excluded = self.excluded(requirements, index);
         let lane =
             self.blocks
                 .get(index)?

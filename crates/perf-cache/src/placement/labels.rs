@@ -40,16 +40,14 @@ impl Labels {
         Ok(Label(next))
     }
 
-    /// Of a block of 64 places, those whose nodes have one of the labels.
+    /// Of a block of 64 places, those whose nodes have a label.
     #[inline]
-    pub(crate) fn block(&self, labels: impl Iterator<Item = Label>, block: usize) -> u64 {
-        labels.fold(0, |bits, label| {
-            let nodes = self.nodes.get(usize::from(label.0));
-            bits | nodes
-                .and_then(|nodes| nodes.bits.get(block))
-                .copied()
-                .unwrap_or(0)
-        })
+    pub(crate) fn block(&self, label: Label, block: usize) -> u64 {
+        let nodes = self.nodes.get(usize::from(label.0));
+        nodes
+            .and_then(|nodes| nodes.bits.get(block))
+            .copied()
+            .unwrap_or(0)
     }
 
     /// Adds a label of another index nowhere: `false`.

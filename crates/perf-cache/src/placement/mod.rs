@@ -8,4 +8,4 @@ mod requirements;
 
 pub use index::{NODES_MAX, NodeCapacity, PlacementIndex};
 pub use labels::{LABELS_MAX, Label};
-pub use requirements::{AVOID_MAX, Requirements, Strategy};
+pub use requirements::{AVOID_MAX, REQUIRE_MAX, Requirements, Strategy, Unfit};

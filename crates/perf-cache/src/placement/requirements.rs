@@ -5,6 +5,8 @@ use crate::placement::labels::Label;
 
 /// How many labels a placement may avoid.
 pub const AVOID_MAX: usize = 4;
+/// How many labels a placement may require.
+pub const REQUIRE_MAX: usize = 4;
 
 /// What a VM needs of its node.
 ///
@@ -13,7 +15,8 @@ pub const AVOID_MAX: usize = 4;
 ///
 /// let mut index = PlacementIndex::new();
 /// let database = index.label("app=database")?;
-/// let replica = Requirements::new(2, 4096, 20).avoiding(&[database])?;
+/// let fast = index.label("disk=nvme")?;
+/// let replica = Requirements::new(2, 4096, 20).avoiding(&[database])?.requiring(&[fast])?;
 /// assert_eq!(replica.memory_mib, 4096);
 /// # Ok::<(), perf_cache::CacheError>(())
 /// ```
@@ -27,6 +30,7 @@ pub struct Requirements {
     /// Disk space in GiB.
     pub disk_gib: u32,
     pub(crate) avoid: [Option<Label>; AVOID_MAX],
+    pub(crate) require: [Option<Label>; REQUIRE_MAX],
 }
 
 impl Requirements {
@@ -38,6 +42,7 @@ impl Requirements {
             memory_mib,
             disk_gib,
             avoid: [None; AVOID_MAX],
+            require: [None; REQUIRE_MAX],
         }
     }
 
@@ -46,18 +51,16 @@ impl Requirements {
     /// # Errors
     /// [`CacheError::TooManyLabels`] if there are more than [`AVOID_MAX`].
     pub fn avoiding(mut self, labels: &[Label]) -> Result<Self, CacheError> {
-        if labels.len() > AVOID_MAX {
-            return Err(CacheError::TooManyLabels {
-                labels_max: AVOID_MAX,
-            });
-        }
-        // In order, so that the same set is the same key of a cache.
-        let mut sorted = [None; AVOID_MAX];
-        for (place, label) in sorted.iter_mut().zip(labels) {
-            *place = Some(*label);
-        }
-        sorted.sort_unstable();
-        self.avoid = sorted;
+        self.avoid = sorted(labels)?;
+        Ok(self)
+    }
+
+    /// Only on a node that has all of these labels: affinity. Replaces what was required before.
+    ///
+    /// # Errors
+    /// [`CacheError::TooManyLabels`] if there are more than [`REQUIRE_MAX`].
+    pub fn requiring(mut self, labels: &[Label]) -> Result<Self, CacheError> {
+        self.require = sorted(labels)?;
         Ok(self)
     }
 
@@ -65,6 +68,42 @@ impl Requirements {
     pub fn avoided(&self) -> impl Iterator<Item = Label> {
         self.avoid.into_iter().flatten()
     }
+
+    /// The labels that a node must have.
+    pub fn required(&self) -> impl Iterator<Item = Label> {
+        self.require.into_iter().flatten()
+    }
+}
+
+/// In order, so that the same set is the same key of a cache.
+fn sorted<const N: usize>(labels: &[Label]) -> Result<[Option<Label>; N], CacheError> {
+    if labels.len() > N {
+        return Err(CacheError::TooManyLabels { labels_max: N });
+    }
+    let mut sorted = [None; N];
+    for (place, label) in sorted.iter_mut().zip(labels) {
+        *place = Some(*label);
+    }
+    sorted.sort_unstable();
+    Ok(sorted)
+}
+
+/// Why a node is not one that a VM can be placed on: the first of these that holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Unfit {
+    /// The index has no such node.
+    Unknown,
+    /// It has fewer virtual CPUs free.
+    Vcpus,
+    /// It has less memory free.
+    Memory,
+    /// It has less disk space free.
+    Disk,
+    /// It has this label, which is to be avoided.
+    Avoided(Label),
+    /// It does not have this label, which is required.
+    Missing(Label),
 }
 
 /// Which of the nodes that fit.

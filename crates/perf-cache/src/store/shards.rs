@@ -17,8 +17,14 @@ use std::sync::atomic::Ordering::Relaxed;
 
 /// A shard has room for so many entries: with fewer, keys spread so unevenly that some shards are full long before others.
 const ENTRIES_MIN: u64 = 256;
-/// Shards of more entries take longer than a millisecond to grow.
-const ENTRIES_MAX: u64 = 1 << 14;
+/// A shard that grows copies its slots and makes its index anew under its lock: of so many entries that is some 100 us of work, and 256 KiB.
+const ENTRIES_MAX: u64 = 1 << 12;
+/// So many slots are looked at while a shard's lock is held.
+const PAGE: usize = 256;
+/// So many entries of one shard are thrown out while its lock is held, beyond what an insertion needs. Then it is another shard's turn.
+const EVICTED_PER_LOCK: usize = 16;
+/// An insertion that finds the cache far beyond its capacity, since that was lowered, throws out so many entries at most, and what it weighs itself.
+const EVICTED_PER_INSERTION: usize = 64;
 /// Enough that the threads of one core seldom meet those of another.
 const SHARDS_PER_CORE: u64 = 4;
 const SHARDS_MAX: u64 = 1 << 10;
@@ -286,30 +292,36 @@ impl<K, V, P: Payload> Shards<K, V, P> {
         Self::publish(shard, inner);
     }
 
-    /// Throws out what is beyond the capacity, from all shards, but not the entry of `kept`. Most often there is nothing.
-    fn make_room(&self, kept: u64, gone: &mut Gone<P>) {
-        let (first, shards) = (shard_index(kept, self.shards.len()), self.shards.len());
-        for step in 0..shards {
-            if self.weight() <= self.capacity() {
-                return;
+    /// By how much the entries outweigh the capacity.
+    fn excess(&self) -> u64 {
+        self.weight().saturating_sub(self.capacity())
+    }
+
+    /// Throws some entries of a shard out while the cache is beyond its capacity, but not the one of `kept`; returns their weight.
+    fn evict_some(&self, index: usize, kept: u64, gone: &mut Gone<P>) -> u64 {
+        let shard = &self.shards[index];
+        let mut inner = shard.inner.write();
+        let kept = inner.table.find(kept);
+        let mut evicted = 0;
+        for _ in 0..EVICTED_PER_LOCK {
+            let excess = self.excess();
+            if excess == 0 {
+                break;
             }
-            let index = (first + step) % shards;
-            let shard = &self.shards[index];
-            let mut inner = shard.inner.write();
-            let kept = inner.table.find(kept);
-            while self.weight() > self.capacity() {
-                let excess = self.weight().saturating_sub(self.capacity());
-                let Some((weight, entry)) = self.evict_locked(shard, &mut inner, kept, excess)
-                else {
-                    break;
-                };
-                self.weigh(-i64::from(weight));
-                gone.push(entry);
-            }
+            let part = excess.div_ceil(self.shards.len() as u64);
+            let Some((weight, entry)) = self.evict_locked(shard, &mut inner, kept, part) else {
+                break;
+            };
+            self.weigh(-i64::from(weight));
+            evicted += u64::from(weight);
+            gone.push(entry);
+        }
+        if evicted > 0 {
             inner.version += 1;
             self.versions[index].set(inner.version);
             Self::publish(shard, &inner);
         }
+        evicted
     }
 
     fn take_locked(
@@ -403,10 +415,29 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
     pub(crate) fn resize(&self, capacity: u64) {
         self.capacity.store(capacity, Relaxed);
         self.chooser.reset();
-        let mut gone = Gone::new();
         // A hash of no entry, most likely; if it is one, that entry goes with the next insertion.
-        self.make_room(u64::MAX, &mut gone);
-        self.tell_gone(&mut gone);
+        self.make_room(u64::MAX, u64::MAX, usize::MAX);
+    }
+
+    /// Throws out what is beyond the capacity, from all shards in turn, but not the entry of `kept`, and tells the listener. It ends early when
+    /// both the weight `own` and `count` entries are made up for.
+    #[cold]
+    fn make_room(&self, kept: u64, own: u64, count: usize) {
+        let shards = self.shards.len();
+        let (mut evicted, mut visits, mut in_vain) = (0, 0, 0);
+        let mut index = shard_index(kept, shards);
+        while in_vain < shards
+            && self.excess() > 0
+            && (evicted < own || visits * EVICTED_PER_LOCK < count)
+        {
+            let mut gone = Gone::new();
+            let weight = self.evict_some(index, kept, &mut gone);
+            in_vain = if weight == 0 { in_vain + 1 } else { 0 };
+            evicted += weight;
+            visits += 1;
+            index = (index + 1) % shards;
+            self.tell_gone(&mut gone);
+        }
     }
 
     /// Drops an entry that was taken out, and tells the listener. To be called with nothing locked.
@@ -441,7 +472,7 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
     /// Shows an access to the policy, if it is one of the sample.
     #[inline]
     fn sample(&self, hash: u64, weight: u32) {
-        if self.chooser.samples(hash) {
+        if self.chooser.samples(hash) && self.chooser.is_ready(self.weight(), self.capacity()) {
             let held = || (self.len(), self.weight());
             self.chooser.access(hash, weight, self.capacity(), held);
         }
@@ -495,8 +526,8 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
     /// What is left to do of an insertion when its lock is released. Tells the listener what went.
     #[inline]
     fn end_put(&self, (hash, weight): (u64, u32), gone: &mut Gone<P>) {
-        if self.weight() > self.capacity() {
-            self.make_room(hash, gone);
+        if self.excess() > 0 {
+            self.make_room(hash, u64::from(weight), EVICTED_PER_INSERTION);
         }
         self.sample(hash, weight);
         self.tell_gone(gone);
@@ -515,11 +546,15 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
         let outcome = has_others.then(|| entry.outcome(hash));
         let mut gone = Gone::new();
         let mut unkept = None;
+        let mut outdated = None;
         let is_put = is_kept && (is_own || mutant::is("flight_lands_after_invalidate"));
         if is_put {
             self.put_numbered(shard, &mut inner, place, entry, &mut gone);
         } else {
             unkept = Some(entry);
+            if is_own {
+                outdated = self.take_locked(shard, &mut inner, hash, |_| true);
+            }
         }
         drop(inner);
         if let Some(outcome) = outcome {
@@ -529,6 +564,7 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
             self.end_put(place, &mut gone);
         }
         drop((gone, unkept));
+        self.tell(outdated, Removal::Replaced);
     }
 
     /// Takes a flight out, unless it has lost its say; returns whether it had. The caller has a count too, so nothing is dropped.
@@ -573,22 +609,33 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
         Joined::Lead(Arc::clone(flight), held)
     }
 
-    /// The entries of one shard, with their hashes.
-    pub(crate) fn entries(&self, index: usize) -> Vec<(u64, P)> {
-        let inner = self.shards[index].inner.read();
-        let entry = |(hash, entry): (u64, &P)| Some((hash, entry.copied()?));
-        inner.table.iter().filter_map(entry).collect()
-    }
-
-    /// The same, and the shard's flights lose their say.
-    pub(crate) fn entries_alone(&self, index: usize) -> Vec<(u64, P)> {
-        let shard = &self.shards[index];
-        let mut inner = shard.inner.write();
-        let flights = std::mem::take(&mut inner.flights);
-        shard.flights.store(0, Relaxed);
-        drop(inner);
-        drop(flights);
-        self.entries(index)
+    /// Calls `visit` with each entry and its hash, a portion of a shard after the other. Nothing is locked meanwhile. If it `ends_flights`, those of a shard
+    /// lose their say before its first portion is looked at.
+    pub(crate) fn each(&self, ends_flights: bool, mut visit: impl FnMut(u64, P)) {
+        let mut page = Vec::new();
+        for shard in &self.shards {
+            if ends_flights {
+                let mut inner = shard.inner.write();
+                let flights = std::mem::take(&mut inner.flights);
+                shard.flights.store(0, Relaxed);
+                drop(inner);
+                drop(flights);
+            }
+            let mut slots = usize::MAX;
+            for from in (0..).step_by(PAGE) {
+                if from >= slots {
+                    break;
+                }
+                let inner = shard.inner.read();
+                let entry = |(hash, entry): (u64, &P)| Some((hash, entry.copied()?));
+                page.extend(inner.table.page(from, PAGE).filter_map(entry));
+                slots = inner.table.slots();
+                drop(inner);
+                for (hash, entry) in page.drain(..) {
+                    visit(hash, entry);
+                }
+            }
+        }
     }
 }
 
