@@ -19,6 +19,18 @@ pub enum PoolError {
         /// What was asked for.
         requested_bytes: usize,
     },
+    /// The budget is used up, and the pool refuses what it cannot pool
+    /// ([`Config::refuse_beyond_budget`](crate::Config::refuse_beyond_budget)).
+    BudgetUsedUp {
+        /// What was asked for.
+        requested_bytes: usize,
+        /// The bound on pooled memory.
+        budget_bytes: u64,
+        /// What guards hold, leaked ones included.
+        lent_bytes: u64,
+        /// What frozen buffers hold that are still read, or that no request has looked at since.
+        frozen_bytes: u64,
+    },
     /// A write does not fit into the rest of a buffer that cannot grow.
     BufferFull {
         /// What was to be written.
@@ -43,6 +55,17 @@ impl fmt::Display for PoolError {
                 f,
                 "the allocator has no {requested_bytes} bytes for an unpooled buffer: free memory or \
                  lower `Config::request_bytes_max`"
+            ),
+            Self::BudgetUsedUp {
+                requested_bytes,
+                budget_bytes,
+                lent_bytes,
+                frozen_bytes,
+            } => write!(
+                f,
+                "no buffer for {requested_bytes} bytes fits into the budget of {budget_bytes} bytes, of which guards hold \
+                 {lent_bytes} and frozen bytes {frozen_bytes}: drop guards, copy small slices of frozen bytes with \
+                 `BufferPool::copy_bytes`, or raise `Config::budget_bytes`"
             ),
             Self::BufferFull {
                 requested_bytes,

@@ -4,8 +4,8 @@ mod block;
 // Public within: `tests/loom.rs` reaches it through `model`.
 #[cfg_attr(not(perf_loom), allow(unreachable_pub))]
 mod budget;
+mod bytes_box;
 mod bytes_guard;
-mod bytes_node;
 mod class;
 mod config;
 mod core;
@@ -14,8 +14,9 @@ mod depot;
 mod error;
 mod guard;
 mod hot;
+mod lend;
 mod local;
-mod node;
+mod magazine;
 mod object_local;
 mod object_pool;
 mod pool;
