@@ -188,6 +188,15 @@ impl Core {
         charged
     }
 
+    /// Charges a buffer that exists already. Frees nothing for it.
+    pub(crate) fn charge_existing(&self, class: &Class) -> bool {
+        let charged = !self.is_closed() && self.budget.reserve(class.bytes());
+        if charged {
+            add(&class.created, 1);
+        }
+        charged
+    }
+
     /// The tag of a buffer that may be made now: pooled if the budget allows, else unpooled, else none.
     pub(crate) fn admit(&self, class: &Class) -> Option<Tag> {
         let tag = self.tag_of(class);

@@ -1,12 +1,14 @@
 //! The pool's handle.
 
 use crate::bytes_guard::BytesGuard;
+use crate::class::{CLASS_BYTES_MAX, CLASS_BYTES_MIN, class_of};
 use crate::config::Config;
 use crate::core::Core;
 use crate::error::PoolError;
 use crate::guard::BufferGuard;
 use crate::lend;
 use crate::local;
+use crate::magazine::BufferBox;
 use crate::primitive::cold::LazyLock;
 use crate::stats::PoolStats;
 use bytes::Bytes;
@@ -86,6 +88,28 @@ impl BufferPool {
     #[inline]
     pub fn try_get_bytes(&self, size_hint: usize) -> Result<BytesGuard, PoolError> {
         lend::bytes(&self.core, size_hint).map(BytesGuard::holding)
+    }
+
+    /// Takes a buffer into the pool, such as one that was [detached](BufferGuard::detach). Its content is forgotten.
+    ///
+    /// # Errors
+    /// The buffer, if its capacity is not that of a class (a power of two from 1 KiB to 1 MiB), or the budget is used up.
+    pub fn adopt(&self, buffer: Vec<u8>) -> Result<(), Vec<u8>> {
+        let capacity = buffer.capacity();
+        let is_of_class = (CLASS_BYTES_MIN..=CLASS_BYTES_MAX).contains(&capacity);
+        if !is_of_class || !capacity.is_power_of_two() {
+            return Err(buffer);
+        }
+        let class = &self.core.classes[class_of(capacity)];
+        if !self.core.charge_existing(class) {
+            return Err(buffer);
+        }
+        // Goes the way of every buffer that comes back.
+        drop(BufferGuard::holding(BufferBox::holding(
+            buffer,
+            self.core.tag_of(class),
+        )));
+        Ok(())
     }
 
     /// Copies `bytes` into a buffer of their own size class. O(n); allocates nothing in steady state.

@@ -35,7 +35,7 @@ pub struct ClassStats {
     pub thread_hits_bytes: u64,
     /// Buffers lent from the shared tier. One such hit brings a whole magazine to the thread.
     pub shared_hits: u64,
-    /// Buffers made because none was idle: the misses.
+    /// Buffers made because none was idle (the misses), and buffers that the pool adopted.
     pub created: u64,
     /// Requests served unpooled because the budget was used up.
     pub unpooled: u64,

@@ -142,3 +142,30 @@ fn a_pool_that_refuses_keeps_a_handle_on_all_that_is_read() {
     drop(frozen);
     assert!(pool.try_get_bytes(KIB).is_ok());
 }
+
+#[test]
+fn a_detached_buffer_may_come_back() {
+    let pool = BufferPool::new(Config::new().budget_bytes(4096));
+    let mut buffer = pool.get(4096).detach();
+    assert_eq!(pool.stats().charged_bytes, 0);
+    buffer.extend_from_slice(b"old");
+    let address = buffer.as_ptr();
+    pool.adopt(buffer).expect("of a class");
+    assert_eq!(
+        (pool.stats().charged_bytes, pool.stats().classes[2].idle),
+        (4096, 1)
+    );
+    let again = pool.get(4096);
+    assert_eq!((again.get().as_ptr(), again.get().len()), (address, 0));
+    // The budget is used up, and these are of no class.
+    for capacity in [1024, 1000, 3 << 10, 2 << 20] {
+        let buffer = Vec::with_capacity(capacity);
+        assert_eq!(
+            pool.adopt(buffer).expect_err("refused").capacity(),
+            capacity
+        );
+    }
+    drop(again);
+    pool.trim();
+    assert_eq!(pool.stats().charged_bytes, 0);
+}
