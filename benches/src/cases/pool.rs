@@ -8,10 +8,12 @@
 use crate::case::{Allocator, Case, Goal, Path, Run, path, timed};
 use bytes::{Bytes, BytesMut};
 use crossbeam_queue::ArrayQueue;
-use perf_pool::{BufferGuard, BytesGuard, ObjectPool};
+use perf_pool::{
+    Arena, ArenaConfig, ArenaPool, BoxPool, BufferGuard, BytesGuard, ObjectPool, PoolError, Pooled,
+};
 use std::hint::{black_box, spin_loop};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -79,6 +81,8 @@ pub fn cases() -> Vec<Case> {
             "pool/object_x2",
             "the same with a second thread at the same pool",
         ),
+        arena_request(),
+        pooled_cross_thread(),
     ]
 }
 
@@ -745,5 +749,124 @@ fn object<const THREADS: u32>(id: &'static str, about: &'static str) -> Case {
         after: path("after", object_pooled::<THREADS>),
         peers: Vec::new(),
         goals: vec![Goal::Allocations(0.0)],
+    }
+}
+
+// A request's small objects: ten records, ten names, ten lists, all gone at its end.
+
+const REQUEST_OBJECTS: usize = 10;
+
+#[derive(Clone, Copy)]
+struct Record {
+    _fields: [u64; 4],
+}
+
+static NAME: &str = "vm-0123456789/network";
+static PORTS: [u32; 6] = [80, 443, 8080, 9090, 7000, 7001];
+
+fn request_allocated() -> Run {
+    timed(|| {
+        let mut records = Vec::with_capacity(REQUEST_OBJECTS);
+        let mut names = Vec::with_capacity(REQUEST_OBJECTS);
+        let mut lists = Vec::with_capacity(REQUEST_OBJECTS);
+        for number in 0..REQUEST_OBJECTS as u64 {
+            let record = Record {
+                _fields: [number; 4],
+            };
+            records.push(Box::new(black_box(record)));
+            names.push(black_box(NAME).to_owned());
+            lists.push(black_box(PORTS.as_slice()).to_vec());
+        }
+        black_box((&records, &names, &lists));
+    })
+}
+
+fn fill_request(arena: &Arena) -> Result<(), PoolError> {
+    let mut records = [None; REQUEST_OBJECTS];
+    let mut names = [""; REQUEST_OBJECTS];
+    let mut lists = [&[][..]; REQUEST_OBJECTS];
+    for number in 0..REQUEST_OBJECTS {
+        let record = Record {
+            _fields: [number as u64; 4],
+        };
+        records[number] = Some(&*arena.try_alloc(black_box(record))?);
+        names[number] = arena.try_alloc_str(black_box(NAME))?;
+        lists[number] = arena.try_alloc_slice(black_box(PORTS.as_slice()))?;
+    }
+    black_box((&records, &names, &lists));
+    Ok(())
+}
+
+fn request_in_arena() -> Run {
+    let pool = ArenaPool::new(ArenaConfig::new());
+    timed(move || {
+        let arena = pool.get();
+        // Fits: a request takes 2 KiB.
+        let _ = black_box(fill_request(&arena));
+    })
+}
+
+fn arena_request() -> Case {
+    Case {
+        id: "pool/arena_request",
+        about: "30 small objects of a request, made and dropped with it",
+        threads: 1,
+        before: path("before", request_allocated),
+        after: path("after", request_in_arena),
+        peers: vec![path(GLIBC, request_allocated), mimalloc(request_allocated)],
+        goals: vec![
+            ratio(GLIBC, 5.0),
+            ratio(MIMALLOC, 2.5),
+            Goal::Allocations(0.0),
+        ],
+    }
+}
+
+// Values that one thread makes and another drops.
+
+/// A proposal on its way to the Raft thread: 200 bytes.
+struct Message {
+    words: [u64; 25],
+}
+
+fn message() -> Message {
+    Message {
+        words: [black_box(7); 25],
+    }
+}
+
+static MESSAGES: LazyLock<BoxPool<Message>> = LazyLock::new(|| BoxPool::new(4096));
+
+fn boxed_cross() -> Run {
+    hand_over(
+        || Box::new(message()),
+        |message| {
+            black_box(message.words[3]);
+        },
+    )
+}
+
+fn pooled_cross() -> Run {
+    hand_over(
+        || MESSAGES.alloc(message()),
+        |message: Pooled<Message>| {
+            black_box(message.words[3]);
+        },
+    )
+}
+
+fn pooled_cross_thread() -> Case {
+    Case {
+        id: "pool/pooled_cross_thread",
+        about: "a message of 200 bytes made by one thread, read and dropped by another",
+        threads: 2,
+        before: path("before", boxed_cross),
+        after: path("after", pooled_cross),
+        peers: vec![
+            path("bare queue", bare),
+            path(GLIBC, boxed_cross),
+            mimalloc(boxed_cross),
+        ],
+        goals: vec![ratio(GLIBC, 4.0), ratio(MIMALLOC, 2.0)],
     }
 }

@@ -10,9 +10,12 @@
 //! * Whoever has read `Instant` anyway can call [`CoarseClock::check`] and do the watch's work at once.
 //!
 //! So the time read is behind by at most `lag_max`, plus the time that the watch itself is kept from running. A
-//! After `fork` the child has no updater and no watch: see [`CoarseClock::witnessed`]. A
 //! process that was stopped as a whole (`SIGSTOP`, a paused VM) may read the old time until the watch
 //! has run again; so it would if it had been stopped between asking `Instant` and using the answer.
+//!
+//! After `fork` the child has the clock's word, and neither the updater nor the watch. Three ways lead out of it: the child calls
+//! [`CoarseClock::check_process`], which finds the updater gone and makes all reads ask `Instant`; it starts an [`Updater`] of its own, which
+//! takes the clock over; or it reads by [`CoarseClock::witnessed`], which finds a clock that stands still.
 //!
 //! ```
 //! use perf_atomics::clock::{self, CoarseClock, Updater};
@@ -31,7 +34,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::ops::{Add, Deref};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -103,6 +106,9 @@ impl Add<Duration> for CoarseInstant {
     }
 }
 
+/// No process has this id.
+const NO_PROCESS: u32 = 0;
+
 /// A clock that an [`Updater`] keeps.
 #[derive(Debug, Default)]
 pub struct CoarseClock {
@@ -111,8 +117,8 @@ pub struct CoarseClock {
     /// Relaxed everywhere: the number is all there is to see, and one location's values are seen in
     /// their order.
     nanos: AtomicU64,
-    /// Whether an updater is at work.
-    is_kept: AtomicBool,
+    /// The process whose updater is at work; zero if there is none.
+    keeper: AtomicU32,
 }
 
 impl CoarseClock {
@@ -121,7 +127,7 @@ impl CoarseClock {
     pub const fn new() -> Self {
         Self {
             nanos: AtomicU64::new(0),
-            is_kept: AtomicBool::new(false),
+            keeper: AtomicU32::new(NO_PROCESS),
         }
     }
 
@@ -200,6 +206,18 @@ impl CoarseClock {
                 .is_ok()
     }
 
+    /// Takes the written time away if the updater was left behind in another process, as after `fork`; returns whether it was.
+    ///
+    /// Call it first thing in a forked child. From then on reads ask `Instant`, until an [`Updater`] is started there. One system call.
+    pub fn check_process(&self) -> bool {
+        let keeper = self.keeper.load(Ordering::Acquire);
+        let is_gone = keeper != NO_PROCESS && keeper != std::process::id();
+        if is_gone {
+            self.nanos.store(0, Ordering::Relaxed);
+        }
+        is_gone
+    }
+
     /// Writes the time down.
     fn tick(&self) {
         self.nanos
@@ -242,6 +260,8 @@ pub struct Updater<C: Deref<Target = CoarseClock>> {
     clock: C,
     is_stopping: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
+    /// Where the threads are.
+    process: u32,
 }
 
 impl<C> Updater<C>
@@ -251,7 +271,7 @@ where
     /// Starts to keep `clock`, a `&'static` or an `Arc`.
     ///
     /// # Errors
-    /// [`ClockError`] if another updater keeps it, the times are out of their limits, or the system gives no
+    /// [`ClockError`] if another updater of this process keeps it, the times are out of their limits, or the system gives no
     /// thread. Reads then go on to ask `Instant`.
     pub fn start(clock: C, resolution: Duration, lag_max: Duration) -> Result<Self, ClockError> {
         let (least, most) = RESOLUTION_LIMITS;
@@ -266,7 +286,15 @@ where
                 resolution,
             });
         }
-        if clock.is_kept.swap(true, Ordering::AcqRel) {
+        let process = std::process::id();
+        let keeper = clock.keeper.load(Ordering::Acquire);
+        // The updater of another process was left behind by a fork: of those who take over, one succeeds.
+        let is_free = keeper != process
+            && clock
+                .keeper
+                .compare_exchange(keeper, process, Ordering::AcqRel, Ordering::Acquire)
+                .is_ok();
+        if !is_free {
             return Err(ClockError::AlreadyKept);
         }
         // From here on dropping `updater` undoes everything.
@@ -275,6 +303,7 @@ where
             clock,
             is_stopping,
             threads: Vec::with_capacity(2),
+            process,
         };
         updater.clock.tick();
         updater.spawn("perf-clock", resolution, CoarseClock::tick)?;
@@ -311,6 +340,13 @@ where
 
 impl<C: Deref<Target = CoarseClock>> Drop for Updater<C> {
     fn drop(&mut self) {
+        let is_forked = self.process != std::process::id();
+        if is_forked {
+            // The threads stayed in the parent: there is nothing to wait for, and the handles mean nothing here.
+            self.threads.drain(..).for_each(std::mem::forget);
+            self.clock.check_process();
+            return;
+        }
         self.is_stopping.store(true, Ordering::Release);
         for thread in self.threads.drain(..) {
             thread.thread().unpark();
@@ -319,7 +355,7 @@ impl<C: Deref<Target = CoarseClock>> Drop for Updater<C> {
         }
         // After the join: no tick can come and leave a time behind that nobody renews.
         self.clock.nanos.store(0, Ordering::Relaxed);
-        self.clock.is_kept.store(false, Ordering::Release);
+        self.clock.keeper.store(NO_PROCESS, Ordering::Release);
     }
 }
 
@@ -429,6 +465,68 @@ mod tests {
         }
     }
 
+    /// A clock as a forked child sees it: its updater is another process's.
+    fn forked() -> Arc<CoarseClock> {
+        let clock = Arc::new(CoarseClock::new());
+        clock.tick();
+        clock
+            .keeper
+            .store(std::process::id() + 1, Ordering::Release);
+        clock
+    }
+
+    #[test]
+    fn a_forked_process_finds_that_the_updater_is_gone() {
+        let clock = forked();
+        assert!(clock.is_coarse());
+        assert!(clock.check_process());
+        assert!(!clock.is_coarse());
+        let before = CoarseInstant::precise();
+        assert!(clock.now() >= before);
+
+        // In its own process an updater is not gone.
+        let clock = Arc::new(CoarseClock::new());
+        assert!(!clock.check_process());
+        let updater = Updater::start(Arc::clone(&clock), RESOLUTION, LAG_MAX).unwrap();
+        assert!(!clock.check_process());
+        drop(updater);
+    }
+
+    #[test]
+    fn a_forked_process_takes_the_clock_over() {
+        let clock = forked();
+        let updater = Updater::start(Arc::clone(&clock), RESOLUTION, LAG_MAX).unwrap();
+        let second = Updater::start(Arc::clone(&clock), RESOLUTION, LAG_MAX);
+        assert!(matches!(second, Err(ClockError::AlreadyKept)));
+        assert!(!clock.check_process());
+        // Ends when the new updater has run; if it never did, the test would hang and not pass.
+        let begin = clock.now();
+        while clock.now() == begin || !clock.is_coarse() {
+            std::thread::yield_now();
+        }
+        drop(updater);
+        assert!(!clock.is_coarse());
+        assert_eq!(clock.keeper.load(Ordering::Acquire), NO_PROCESS);
+    }
+
+    #[test]
+    fn an_updater_dropped_in_a_forked_process_waits_for_no_thread() {
+        let clock = forked();
+        // A thread that never ends stands for one that is not there.
+        let (release, blocked) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let _ = blocked.recv();
+        });
+        drop(Updater {
+            clock: Arc::clone(&clock),
+            is_stopping: Arc::default(),
+            threads: vec![thread],
+            process: std::process::id() + 1,
+        });
+        assert!(!clock.is_coarse());
+        drop(release);
+    }
+
     #[test]
     fn the_watch_takes_away_a_time_that_nobody_renews() {
         let clock = Arc::new(CoarseClock::new());
@@ -438,6 +536,7 @@ mod tests {
             clock: Arc::clone(&clock),
             is_stopping: Arc::default(),
             threads: Vec::new(),
+            process: std::process::id(),
         };
         stalled.watch(LAG_MAX).unwrap();
         // Ends when the watch has looked; if it never did, the test would hang and not pass.

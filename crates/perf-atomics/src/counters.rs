@@ -203,6 +203,16 @@ counter_set! {
         total_vcpus,
         /// Virtual CPUs given to VMs.
         used_vcpus,
+        /// Nodes of the cluster that answer.
+        healthy_nodes,
+        /// Memory of the cluster, in MiB.
+        total_memory_mb,
+        /// Memory given to VMs, in MiB.
+        used_memory_mb,
+        /// Disk space of the cluster, in GiB.
+        total_disk_gb,
+        /// Disk space given to VMs, in GiB.
+        used_disk_gb,
     }
 }
 
@@ -257,4 +267,9 @@ named_changes! {
     cluster_nodes: set_cluster_nodes increment_cluster_nodes decrement_cluster_nodes add_cluster_nodes remove_cluster_nodes;
     total_vcpus: set_total_vcpus increment_total_vcpus decrement_total_vcpus add_total_vcpus remove_total_vcpus;
     used_vcpus: set_used_vcpus increment_used_vcpus decrement_used_vcpus add_used_vcpus remove_used_vcpus;
+    healthy_nodes: set_healthy_nodes increment_healthy_nodes decrement_healthy_nodes add_healthy_nodes remove_healthy_nodes;
+    total_memory_mb: set_total_memory_mb increment_total_memory_mb decrement_total_memory_mb add_total_memory_mb remove_total_memory_mb;
+    used_memory_mb: set_used_memory_mb increment_used_memory_mb decrement_used_memory_mb add_used_memory_mb remove_used_memory_mb;
+    total_disk_gb: set_total_disk_gb increment_total_disk_gb decrement_total_disk_gb add_total_disk_gb remove_total_disk_gb;
+    used_disk_gb: set_used_disk_gb increment_used_disk_gb decrement_used_disk_gb add_used_disk_gb remove_used_disk_gb;
 }

@@ -4,8 +4,8 @@
 //! moment at which the whole map is moved. Buckets are shared between copies until one of them changes. A change copies the list
 //! of buckets and one or two buckets; with about as many buckets as members in a bucket, that is the square root of the map.
 
+use hashbrown::HashTable;
 use std::borrow::Borrow;
-use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
@@ -13,11 +13,11 @@ use std::sync::Arc;
 /// A map with fewer members than this has no buckets.
 const BUCKET_LEN_MIN: usize = 16;
 
-/// A map like [`HashMap`], cheap to copy and to change after a copy.
+/// A map like `HashMap`, cheap to copy and to change after a copy.
 ///
 /// | | cost |
 /// |---|---|
-/// | [`get`](Self::get), [`contains_key`](Self::contains_key) | those of a `HashMap`; from 16 members on two loads and a second hash |
+/// | [`get`](Self::get), [`contains_key`](Self::contains_key) | those of a `HashMap`; from 16 members on three loads more |
 /// | [`clone`](Clone::clone) | a reference count for each of about `sqrt(len)` buckets |
 /// | [`insert`](Self::insert), [`remove`](Self::remove) | after a copy, copies of two buckets of about `sqrt(len)` members at most |
 /// | [`iter`](Self::iter), [`retain`](Self::retain) | linear |
@@ -26,13 +26,17 @@ const BUCKET_LEN_MIN: usize = 16;
 #[derive(Clone)]
 pub struct MemberMap<K, V, S> {
     /// The members of a small map, as long as there are no buckets.
-    small: HashMap<K, V, S>,
+    small: Table<K, V>,
     /// Never a single one.
-    buckets: Vec<Arc<HashMap<K, V, S>>>,
+    buckets: Vec<Arc<Table<K, V>>>,
     /// The least power of two that is not below the number of buckets, minus one.
     mask: usize,
     len: usize,
+    hasher: S,
 }
+
+/// Not a `HashMap`: a key is hashed once, for its bucket and for its place in it.
+type Table<K, V> = HashTable<(K, V)>;
 
 /// The bits of a hash that choose a bucket: not the lowest ones, which choose a place in it. A hash that does not spread there makes one bucket of
 /// all, which changes no answer and makes changes linear.
@@ -56,10 +60,11 @@ impl<K, V, S> MemberMap<K, V, S> {
     /// An empty map.
     pub fn with_hasher(hasher: S) -> Self {
         Self {
-            small: HashMap::with_hasher(hasher),
+            small: HashTable::new(),
             buckets: Vec::new(),
             mask: 0,
             len: 0,
+            hasher,
         }
     }
 
@@ -87,7 +92,8 @@ impl<K, V, S> MemberMap<K, V, S> {
     /// All members, in an arbitrary order.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         let buckets = self.buckets.iter().flat_map(|bucket| bucket.iter());
-        self.small.iter().chain(buckets)
+        let members = self.small.iter().chain(buckets);
+        members.map(|(key, value)| (key, value))
     }
 
     /// All keys, in an arbitrary order.
@@ -102,10 +108,10 @@ impl<K, V, S> MemberMap<K, V, S> {
 }
 
 impl<K: Eq + Hash, V, S: BuildHasher> MemberMap<K, V, S> {
-    /// The bucket of a key, where there are any.
+    /// The bucket of a key with this hash, where there are any.
     #[inline]
-    fn place<Q: ?Sized + Hash>(&self, key: &Q) -> usize {
-        let place = bucket_bits(self.small.hasher().hash_one(key)) & self.mask;
+    fn place(&self, hash: u64) -> usize {
+        let place = bucket_bits(hash) & self.mask;
         // Buckets beyond the last one have not been split off yet.
         if place < self.buckets.len() {
             place
@@ -120,10 +126,14 @@ impl<K: Eq + Hash, V, S: BuildHasher> MemberMap<K, V, S> {
     where
         K: Borrow<Q>,
     {
-        if self.buckets.is_empty() {
-            return self.small.get(key);
-        }
-        self.buckets.get(self.place(key))?.get(key)
+        let hash = self.hasher.hash_one(key);
+        let table = if self.buckets.is_empty() {
+            &self.small
+        } else {
+            &**self.buckets.get(self.place(hash))?
+        };
+        let member = table.find(hash, |(stored, _)| stored.borrow() == key);
+        member.map(|(_, value)| value)
     }
 
     /// Whether `key` is a member.
@@ -137,12 +147,12 @@ impl<K: Eq + Hash, V, S: BuildHasher> MemberMap<K, V, S> {
 }
 
 impl<K: Clone + Eq + Hash, V: Clone, S: BuildHasher + Clone> MemberMap<K, V, S> {
-    /// The table of a key, for this map alone.
-    fn table_mut<Q: ?Sized + Hash>(&mut self, key: &Q) -> &mut HashMap<K, V, S> {
+    /// The table of a key with this hash, for this map alone.
+    fn table_mut(&mut self, hash: u64) -> &mut Table<K, V> {
         if self.buckets.is_empty() {
             return &mut self.small;
         }
-        let place = self.place(key);
+        let place = self.place(hash);
         Arc::make_mut(&mut self.buckets[place])
     }
 
@@ -154,7 +164,11 @@ impl<K: Clone + Eq + Hash, V: Clone, S: BuildHasher + Clone> MemberMap<K, V, S> 
         if !self.contains_key(key) {
             return None;
         }
-        self.table_mut(key).get_mut(key)
+        let hash = self.hasher.hash_one(key);
+        let member = self
+            .table_mut(hash)
+            .find_mut(hash, |(stored, _)| stored.borrow() == key);
+        member.map(|(_, value)| value)
     }
 
     /// Adds or replaces a member and returns what was stored for it.
@@ -166,7 +180,12 @@ impl<K: Clone + Eq + Hash, V: Clone, S: BuildHasher + Clone> MemberMap<K, V, S> 
             self.split_next();
         }
         self.len += 1;
-        self.table_mut(&key).insert(key, value)
+        let hash = self.hasher.hash_one(&key);
+        let hasher = self.hasher.clone();
+        // It is new: looked up above.
+        self.table_mut(hash)
+            .insert_unique(hash, (key, value), |(key, _)| hasher.hash_one(key));
+        None
     }
 
     /// Takes a member away and returns what was stored for it.
@@ -177,7 +196,11 @@ impl<K: Clone + Eq + Hash, V: Clone, S: BuildHasher + Clone> MemberMap<K, V, S> 
         if !self.contains_key(key) {
             return None;
         }
-        let value = self.table_mut(key).remove(key);
+        let hash = self.hasher.hash_one(key);
+        let member = self
+            .table_mut(hash)
+            .find_entry(hash, |(stored, _)| stored.borrow() == key);
+        let value = member.ok().map(|member| member.remove().0.1);
         self.len -= 1;
         // Not at the same length at which it grows: a map that changes back and forth there would split and merge each time.
         if self.buckets.len() > 2 * buckets_for(2 * self.len) {
@@ -192,7 +215,7 @@ impl<K: Clone + Eq + Hash, V: Clone, S: BuildHasher + Clone> MemberMap<K, V, S> 
         let buckets = self.buckets.iter_mut().map(Arc::make_mut);
         for table in std::iter::once(&mut self.small).chain(buckets) {
             for (key, value) in table.iter_mut() {
-                if !keep(key, value) {
+                if !keep(&*key, value) {
                     gone.push(key.clone());
                 }
             }
@@ -202,31 +225,26 @@ impl<K: Clone + Eq + Hash, V: Clone, S: BuildHasher + Clone> MemberMap<K, V, S> 
         }
     }
 
-    fn empty_table(&self) -> HashMap<K, V, S> {
-        HashMap::with_hasher(self.small.hasher().clone())
-    }
-
     /// One more bucket, with the members of an earlier one that belong there.
     fn split_next(&mut self) {
         if self.buckets.is_empty() {
-            let empty = self.empty_table();
-            self.buckets
-                .push(Arc::new(std::mem::replace(&mut self.small, empty)));
+            self.buckets.push(Arc::new(std::mem::take(&mut self.small)));
         }
         let new = self.buckets.len();
         if new > self.mask {
             self.mask = 2 * self.mask + 1;
         }
         let source = new & (self.mask >> 1);
-        let (mut stay, mut go) = (self.empty_table(), self.empty_table());
-        for (key, value) in self.buckets[source].iter() {
-            let hash = self.small.hasher().hash_one(key);
+        let (mut stay, mut go) = (HashTable::new(), HashTable::new());
+        let hash_of = |(key, _): &(K, V)| self.hasher.hash_one(key);
+        for member in self.buckets[source].iter() {
+            let hash = hash_of(member);
             let half = if bucket_bits(hash) & self.mask == new {
                 &mut go
             } else {
                 &mut stay
             };
-            half.insert(key.clone(), value.clone());
+            half.insert_unique(hash, member.clone(), hash_of);
         }
         self.buckets[source] = Arc::new(stay);
         self.buckets.push(Arc::new(go));
@@ -243,11 +261,11 @@ impl<K: Clone + Eq + Hash, V: Clone, S: BuildHasher + Clone> MemberMap<K, V, S> 
             self.mask >>= 1;
         }
         let table = Arc::make_mut(&mut self.buckets[target]);
-        table.extend(
-            bucket
-                .iter()
-                .map(|(key, value)| (key.clone(), value.clone())),
-        );
+        let hash_of = |(key, _): &(K, V)| self.hasher.hash_one(key);
+        for member in bucket.iter() {
+            // No other bucket has its key.
+            table.insert_unique(hash_of(member), member.clone(), hash_of);
+        }
         if last == 1 {
             std::mem::swap(&mut self.small, table);
             self.buckets.clear();
@@ -282,6 +300,7 @@ impl<K: fmt::Debug, V: fmt::Debug, S> fmt::Debug for MemberMap<K, V, S> {
 #[cfg(all(test, not(perf_loom)))]
 mod tests {
     use super::*;
+    use std::collections::HashMap;
     use std::hash::{BuildHasherDefault, DefaultHasher, Hasher};
 
     type Map<S> = MemberMap<u64, u64, S>;

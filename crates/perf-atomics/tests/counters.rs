@@ -111,12 +111,22 @@ fn every_named_change_goes_to_its_own_counter() {
     counters.set_cluster_nodes(3);
     counters.set_total_vcpus(4);
     counters.set_used_vcpus(5);
+    counters.set_healthy_nodes(6);
+    counters.set_total_memory_mb(7);
+    counters.set_used_memory_mb(8);
+    counters.set_total_disk_gb(9);
+    counters.set_used_disk_gb(10);
     let names = [
         "vm_count",
         "running_vms",
         "cluster_nodes",
         "total_vcpus",
         "used_vcpus",
+        "healthy_nodes",
+        "total_memory_mb",
+        "used_memory_mb",
+        "total_disk_gb",
+        "used_disk_gb",
     ];
     let expected: Vec<_> = names.into_iter().zip(1..).collect();
     assert_eq!(counters.values().to_vec(), expected);

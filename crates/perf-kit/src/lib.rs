@@ -27,6 +27,9 @@ pub use perf_raft as raft;
 #[doc(inline)]
 pub use perf_transport as transport;
 
+#[cfg(feature = "compat")]
+pub mod compat;
+
 #[cfg(feature = "performance_simple")]
 pub mod performance_simple;
 

@@ -4,7 +4,32 @@ use crate::class::{POOL_SLOTS, SLOTS};
 use crate::core::Core;
 use crate::primitive::cold::{AtomicU64, Mutex, Relaxed, lock};
 
-/// The hits of one thread, by slot of its tier.
+/// How many more buffers fit into a slot. Written by the slot's thread alone; others read it to count idle buffers.
+#[derive(Debug)]
+pub(crate) struct Room(AtomicU64);
+
+impl Room {
+    #[inline]
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    #[inline]
+    pub(crate) fn set(&self, room: u64) {
+        self.0.store(room, Relaxed);
+    }
+}
+
+/// What one class of a pool did and holds in all threads' tiers.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sums {
+    pub(crate) guards: u64,
+    pub(crate) bytes: u64,
+    pub(crate) idle: u64,
+    pub(crate) frozen: u64,
+}
+
+/// The hits and idle buffers of one thread, by slot of its tier.
 ///
 /// Leaked, and recycled through a free list when the thread ends: memory is bounded by the most
 /// threads that ever used pools at once.
@@ -13,6 +38,9 @@ pub(crate) struct Block {
     owners: [AtomicU64; POOL_SLOTS],
     guards: [AtomicU64; SLOTS],
     bytes: [AtomicU64; SLOTS],
+    rooms: [Room; SLOTS],
+    spares: [AtomicU64; SLOTS],
+    rings: [AtomicU64; SLOTS],
 }
 
 const NO_OWNER: u64 = u64::MAX;
@@ -36,6 +64,9 @@ impl Block {
             owners: [const { AtomicU64::new(NO_OWNER) }; POOL_SLOTS],
             guards: [const { AtomicU64::new(0) }; SLOTS],
             bytes: [const { AtomicU64::new(0) }; SLOTS],
+            rooms: [const { Room(AtomicU64::new(0)) }; SLOTS],
+            spares: [const { AtomicU64::new(0) }; SLOTS],
+            rings: [const { AtomicU64::new(0) }; SLOTS],
         }
     }
 
@@ -52,6 +83,22 @@ impl Block {
     pub(crate) fn count_bytes(&self, index: usize) {
         let cell = &self.bytes[index];
         cell.store(cell.load(Relaxed).wrapping_add(1), Relaxed);
+    }
+
+    /// How many more buffers fit into slot `index`.
+    #[inline]
+    pub(crate) fn room(&self, index: usize) -> &Room {
+        &self.rooms[index]
+    }
+
+    /// Says how many buffers the spare magazine of slot `index` holds.
+    pub(crate) fn set_spare(&self, index: usize, len: usize) {
+        self.spares[index].store(len as u64, Relaxed);
+    }
+
+    /// Says how many frozen buffers the ring of slot `index` holds.
+    pub(crate) fn set_ring(&self, index: usize, len: usize) {
+        self.rings[index].store(len as u64, Relaxed);
     }
 
     /// A block for this thread alone.
@@ -91,20 +138,26 @@ impl Block {
     }
 }
 
-/// Calls `each` with the hits (guards, bytes) of every class of a pool, those of living threads
-/// included. Nothing is counted twice: hand-overs take the same lock.
-pub(crate) fn hits_of(core: &Core, mut each: impl FnMut(usize, u64, u64)) {
+/// Calls `each` with the sums of every class of a pool, those of living threads included. No hit is counted twice:
+/// hand-overs take the same lock.
+pub(crate) fn sums_of(core: &Core, mut each: impl FnMut(usize, Sums)) {
     let register = lock(&REGISTER);
     for (number, class) in core.classes.iter().enumerate() {
         let index = class.tag.index();
-        let mut guards = class.guard_hits.load(Relaxed);
-        let mut bytes = class.bytes_hits.load(Relaxed);
+        let mut sums = Sums {
+            guards: class.guard_hits.load(Relaxed),
+            bytes: class.bytes_hits.load(Relaxed),
+            ..Sums::default()
+        };
         for block in &register.all {
             if block.owners[class.tag.pool_slot()].load(Relaxed) == core.id() {
-                guards += block.guards[index].load(Relaxed);
-                bytes += block.bytes[index].load(Relaxed);
+                sums.guards += block.guards[index].load(Relaxed);
+                sums.bytes += block.bytes[index].load(Relaxed);
+                sums.idle += (class.magazine_len as u64).saturating_sub(block.rooms[index].get());
+                sums.idle += block.spares[index].load(Relaxed);
+                sums.frozen += block.rings[index].load(Relaxed);
             }
         }
-        each(number, guards, bytes);
+        each(number, sums);
     }
 }

@@ -1,10 +1,10 @@
 //! A lent buffer of fixed capacity that freezes for free.
 
-use crate::bytes_node::BytesNode;
+use crate::bytes_box::BytesBox;
 use crate::class::Tag;
 use crate::error::PoolError;
+use crate::lend;
 use crate::local;
-use crate::pool::lend_bytes_global;
 use bytes::{BufMut, Bytes};
 use std::fmt;
 use std::io;
@@ -31,7 +31,7 @@ use std::ops::{Deref, DerefMut};
 /// ```
 pub struct BytesGuard {
     /// `None` only while the guard is being taken apart. `ManuallyDrop` because `drop` always takes it out.
-    node: ManuallyDrop<Option<Box<BytesNode>>>,
+    boxed: ManuallyDrop<Option<Box<BytesBox>>>,
 }
 
 impl BytesGuard {
@@ -41,27 +41,27 @@ impl BytesGuard {
     /// As [`BufferPool::try_get_bytes`](crate::BufferPool::try_get_bytes).
     #[inline]
     pub fn try_new(size_hint: usize) -> Result<Self, PoolError> {
-        lend_bytes_global(size_hint)
+        lend::bytes_global(size_hint).map(Self::holding)
     }
 
     #[inline]
-    pub(crate) fn holding(node: Box<BytesNode>) -> Self {
+    pub(crate) fn holding(boxed: Box<BytesBox>) -> Self {
         Self {
-            node: ManuallyDrop::new(Some(node)),
+            boxed: ManuallyDrop::new(Some(boxed)),
         }
     }
 
     #[inline]
-    fn node_mut(&mut self) -> &mut BytesNode {
-        let node = self.node.as_mut();
-        node.expect("a guard holds its buffer until it is consumed")
+    fn boxed_mut(&mut self) -> &mut BytesBox {
+        let boxed = self.boxed.as_mut();
+        boxed.expect("a guard holds its buffer until it is consumed")
     }
 
     /// How many bytes fit in all.
     #[inline]
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.node.as_ref().map_or(0, |node| node.size)
+        self.boxed.as_ref().map_or(0, |boxed| boxed.size)
     }
 
     /// How many more bytes fit.
@@ -84,7 +84,7 @@ impl BytesGuard {
                 remaining_bytes,
             });
         }
-        self.node_mut().buf.extend_from_slice(bytes);
+        self.boxed_mut().buf.extend_from_slice(bytes);
         Ok(())
     }
 
@@ -92,28 +92,28 @@ impl BytesGuard {
     #[inline]
     pub fn buf_mut(&mut self) -> impl BufMut + '_ {
         let remaining = self.remaining();
-        (&mut self.node_mut().buf).limit(remaining)
+        (&mut self.boxed_mut().buf).limit(remaining)
     }
 
     /// Forgets what was written.
     pub fn clear(&mut self) {
-        self.node_mut().buf.clear();
+        self.boxed_mut().buf.clear();
     }
 
     /// Turns the written bytes into shared, immutable ones without copying them.
     #[inline]
     #[must_use]
     pub fn freeze(mut self) -> Bytes {
-        let node = self.node.take();
+        let boxed = self.boxed.take();
         // Nothing is left to drop: spares a call.
         mem::forget(self);
-        match node {
-            Some(mut node) if node.is_ordinary() => {
-                let written = node.split_written();
-                local::keep_bytes(node, true);
+        match boxed {
+            Some(mut boxed) if boxed.is_ordinary() => {
+                let written = boxed.split_written();
+                local::keep_bytes(boxed, true);
                 written.freeze()
             }
-            Some(node) => Self::holding(node).freeze_slow(),
+            Some(boxed) => Self::holding(boxed).freeze_slow(),
             None => Bytes::new(),
         }
     }
@@ -125,16 +125,16 @@ impl BytesGuard {
         if self.is_empty() {
             return Bytes::new();
         }
-        if matches!(&*self.node, Some(node) if node.tag.is_clearing()) {
+        if matches!(&*self.boxed, Some(boxed) if boxed.tag.is_clearing()) {
             return Bytes::from_owner(self);
         }
-        let Some(node) = self.node.take() else {
+        let Some(boxed) = self.boxed.take() else {
             return Bytes::new();
         };
-        if !node.tag.is_unpooled() {
-            discard(node.tag);
+        if !boxed.tag.is_unpooled() {
+            discard(boxed.tag);
         }
-        node.buf.freeze()
+        boxed.buf.freeze()
     }
 }
 
@@ -148,20 +148,20 @@ fn discard(tag: Tag) {
 
 impl Drop for BytesGuard {
     fn drop(&mut self) {
-        let Some(mut node) = self.node.take() else {
+        let Some(mut boxed) = self.boxed.take() else {
             return;
         };
-        if node.tag.is_clearing() {
-            node.wipe();
+        if boxed.tag.is_clearing() {
+            boxed.wipe();
         }
-        if node.tag.is_unpooled() {
+        if boxed.tag.is_unpooled() {
             return;
         }
-        node.buf.clear();
-        if node.is_whole() {
-            local::keep_bytes(node, false);
+        boxed.buf.clear();
+        if boxed.is_whole() {
+            local::keep_bytes(boxed, false);
         } else {
-            discard(node.tag);
+            discard(boxed.tag);
         }
     }
 }
@@ -171,14 +171,14 @@ impl Deref for BytesGuard {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        self.node.as_ref().map_or(&[], |node| &node.buf)
+        self.boxed.as_ref().map_or(&[], |boxed| &boxed.buf)
     }
 }
 
 impl DerefMut for BytesGuard {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.node_mut().buf
+        &mut self.boxed_mut().buf
     }
 }
 
@@ -199,7 +199,7 @@ impl From<BytesGuard> for Bytes {
 impl io::Write for BytesGuard {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let fitting = &bytes[..bytes.len().min(self.remaining())];
-        self.node_mut().buf.extend_from_slice(fitting);
+        self.boxed_mut().buf.extend_from_slice(fitting);
         Ok(fitting.len())
     }
 

@@ -9,6 +9,9 @@ pub const CLASS_BYTES_MAX: usize = 1 << 20;
 /// How many classes there are: the powers of two from [`CLASS_BYTES_MIN`] to [`CLASS_BYTES_MAX`].
 pub const CLASSES: usize = 11;
 
+/// The largest alignment of an aligned buffer.
+pub(crate) const ALIGN_MAX: usize = 1 << 20;
+
 const CLASS_SHIFT_MIN: usize = 10;
 
 /// Pools that have a thread tier on one thread at the same time: the global one and three others.

@@ -1,6 +1,6 @@
 //! What a pool may use.
 
-use crate::class::{CLASSES, bytes_of};
+use crate::class::{CLASS_BYTES_MAX, CLASSES, bytes_of};
 
 /// The bounds and habits of a [`BufferPool`](crate::BufferPool).
 ///
@@ -16,9 +16,10 @@ pub struct Config {
     pub(crate) thread_bytes_max: u64,
     pub(crate) request_bytes_max: usize,
     pub(crate) clear_on_return: bool,
+    pub(crate) refuse_beyond_budget: bool,
 }
 
-/// Idle buffers of one class that one thread keeps at most. Two chains of 64: a
+/// Idle buffers of one class that one thread keeps at most. Two magazines of 64: a
 /// burst of 64 never leaves the thread, and the shared tier is visited once in 64 operations at most.
 const THREAD_BUFFERS_MAX: u64 = 128;
 
@@ -31,11 +32,12 @@ impl Config {
             thread_bytes_max: 8 << 20,
             request_bytes_max: 64 << 20,
             clear_on_return: false,
+            refuse_beyond_budget: false,
         }
     }
 
     /// Bounds the pooled memory, idle and lent together. Beyond it buffers are served unpooled, counted, and
-    /// freed on return. Memory that a user adds to a lent buffer by growing it is the user's, not the pool's.
+    /// freed on return, or refused ([`Config::refuse_beyond_budget`]). Memory that a user adds to a lent buffer by growing it is the user's, not the pool's.
     #[must_use]
     pub const fn budget_bytes(mut self, bytes: u64) -> Self {
         self.budget_bytes = bytes;
@@ -56,6 +58,29 @@ impl Config {
     pub const fn request_bytes_max(mut self, bytes: usize) -> Self {
         self.request_bytes_max = bytes;
         self
+    }
+
+    /// Refuses what does not fit into the budget, where the default serves it unpooled. The budget then bounds all memory of
+    /// the pool: idle, lent, leaked, and pinned by frozen bytes or slices of them.
+    ///
+    /// [`BufferPool::try_get`](crate::BufferPool::try_get) and [`BufferPool::try_get_bytes`](crate::BufferPool::try_get_bytes)
+    /// say [`PoolError::BudgetUsedUp`](crate::PoolError::BudgetUsedUp);
+    /// [`BufferPool::get`](crate::BufferPool::get), which cannot fail, lends an empty buffer that grows as it is written. Requests above
+    /// 1 MiB are above every class and are refused as too large. The pool then has room for a handle on each buffer that may be
+    /// frozen: 16 bytes for each KiB of the budget, and as much again for all larger classes.
+    #[must_use]
+    pub const fn refuse_beyond_budget(mut self, refuse: bool) -> Self {
+        self.refuse_beyond_budget = refuse;
+        self
+    }
+
+    /// The largest request that is served.
+    pub(crate) const fn request_bytes_cap(&self) -> usize {
+        if self.refuse_beyond_budget && self.request_bytes_max > CLASS_BYTES_MAX {
+            CLASS_BYTES_MAX
+        } else {
+            self.request_bytes_max
+        }
     }
 
     /// Overwrites every buffer's whole capacity with zeros when it comes back, also when its memory

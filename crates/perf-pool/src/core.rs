@@ -1,16 +1,16 @@
 //! What all threads of a pool share.
 
 use crate::budget::Budget;
-use crate::bytes_node::BytesNode;
+use crate::bytes_box::BytesBox;
 use crate::class::{CLASSES, Tag, bytes_of};
 use crate::config::Config;
 use crate::depot::Depot;
-use crate::node::{Chain, Node};
-use crate::primitive::cold::{AtomicU64, Mutex, Relaxed, lock};
+use crate::magazine::{BufferBox, Magazine};
+use crate::primitive::cold::{AtomicU64, LazyLock, Mutex, Relaxed, lock};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
-/// Chains parked per class at most. A chain is up to half a thread's buffers, so the budget bounds
+/// Chains parked per class at most. A magazine is up to half a thread's buffers, so the budget bounds
 /// the bytes long before; this bounds the queue's own memory (2 KiB).
 const DEPOT_ITEMS_MAX: u64 = 128;
 
@@ -23,14 +23,16 @@ const RETAINED_ITEMS_MAX: u64 = 256;
 pub(crate) struct Class {
     /// Without flags.
     pub(crate) tag: Tag,
-    /// Buffers in a chain at most: what a slot holds, and what threads exchange. 0: no thread tier.
-    pub(crate) chain_len: usize,
-    /// Whether a thread may keep a second chain, so that a load swinging about a chain's boundary stays local.
+    /// Buffers in a magazine at most: what a slot holds, and what threads exchange. 0: no thread tier.
+    pub(crate) magazine_len: usize,
+    /// Whether a thread may keep a second magazine, so that a load swinging about a magazine's boundary stays local.
     pub(crate) spare: bool,
     /// Retained frozen buffers that a thread keeps at most, besides the last one in its slot.
     pub(crate) ring_len: usize,
-    pub(crate) depot: Depot<Chain>,
-    pub(crate) retained: Depot<Box<BytesNode>>,
+    pub(crate) depot: Depot<Magazine>,
+    pub(crate) retained: Depot<Box<BytesBox>>,
+    /// Buffers in the magazines of the depot.
+    pub(crate) parked: AtomicU64,
     pub(crate) guard_hits: AtomicU64,
     pub(crate) bytes_hits: AtomicU64,
     pub(crate) shared_hits: AtomicU64,
@@ -55,24 +57,33 @@ pub(crate) struct Core {
 /// not met before. Only slow paths look here.
 static POOLS: Mutex<BTreeMap<u64, Weak<Core>>> = Mutex::new(BTreeMap::new());
 
+static GLOBAL: LazyLock<Arc<Core>> = LazyLock::new(|| Arc::new(Core::with_id(0, Config::new())));
+
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl Class {
     fn new(tag: Tag, thread_buffers: usize, config: &Config) -> Self {
         let bytes = bytes_of(tag.class()) as u64;
-        let chain_len = (thread_buffers / 2).max(usize::from(thread_buffers > 0));
+        let magazine_len = (thread_buffers / 2).max(usize::from(thread_buffers > 0));
         let fits = config.budget_bytes / bytes;
         let depot_items = |item_len: u64, items_max: u64| {
             let items = (fits / item_len).clamp(1, items_max);
             usize::try_from(items).unwrap_or(1)
         };
+        let retained_max = if config.refuse_beyond_budget {
+            // A handle that found no place would release the charge of memory that is still read.
+            u64::MAX
+        } else {
+            RETAINED_ITEMS_MAX
+        };
         Self {
             tag,
-            chain_len,
+            magazine_len,
             spare: thread_buffers >= 2,
             ring_len: thread_buffers.saturating_sub(1),
-            depot: Depot::new(depot_items(chain_len.max(1) as u64, DEPOT_ITEMS_MAX)),
-            retained: Depot::new(depot_items(1, RETAINED_ITEMS_MAX)),
+            depot: Depot::new(depot_items(magazine_len.max(1) as u64, DEPOT_ITEMS_MAX)),
+            retained: Depot::new(depot_items(1, retained_max)),
+            parked: AtomicU64::new(0),
             guard_hits: AtomicU64::new(0),
             bytes_hits: AtomicU64::new(0),
             shared_hits: AtomicU64::new(0),
@@ -81,6 +92,13 @@ impl Class {
             discarded: AtomicU64::new(0),
             freed: AtomicU64::new(0),
         }
+    }
+
+    /// Takes the oldest magazine of the shared tier.
+    pub(crate) fn unpark(&self) -> Option<Magazine> {
+        let magazine = self.depot.take()?;
+        self.parked.fetch_sub(magazine.len as u64, Relaxed);
+        Some(magazine)
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -94,8 +112,8 @@ pub(crate) fn add(cell: &AtomicU64, amount: u64) {
 
 impl Core {
     /// The global pool's core. Its id is 0, and it is never closed.
-    pub(crate) fn global(config: Config) -> Arc<Self> {
-        Arc::new(Self::with_id(0, config))
+    pub(crate) fn global() -> &'static Arc<Self> {
+        &GLOBAL
     }
 
     /// A core of its own, which others find by its id.
@@ -122,7 +140,7 @@ impl Core {
     /// The pool with this id, if it still lives.
     pub(crate) fn find(id: u64) -> Option<Arc<Self>> {
         if id == 0 {
-            return Some(Arc::clone(crate::pool::buffer_pool().core()));
+            return Some(Arc::clone(Self::global()));
         }
         lock(&POOLS).get(&id).and_then(Weak::upgrade)
     }
@@ -144,10 +162,11 @@ impl Core {
     pub(crate) fn close(&self) {
         lock(&POOLS).remove(&self.id);
         for class in &self.classes {
-            class.depot.close(|chain| {
-                self.free_chain(class, chain);
+            class.depot.close(|magazine| {
+                class.parked.fetch_sub(magazine.len as u64, Relaxed);
+                self.free_magazine(class, magazine);
             });
-            class.retained.close(|node| self.free_bytes(class, node));
+            class.retained.close(|boxed| self.free_bytes(class, boxed));
         }
     }
 
@@ -157,24 +176,47 @@ impl Core {
     }
 
     /// Charges one buffer of a class, after freeing parked ones of other classes if need be.
-    pub(crate) fn charge(&self, class: &Class) -> bool {
+    fn charge(&self, class: &Class) -> bool {
         let charged = self.budget.reserve(class.bytes()) || self.reclaim_for(class.bytes());
         if charged {
             add(&class.created, 1);
+        } else if self.config.refuse_beyond_budget {
+            add(&self.refused, 1);
         } else {
             add(&class.unpooled, 1);
         }
         charged
     }
 
+    /// Charges a buffer that exists already. Frees nothing for it.
+    pub(crate) fn charge_existing(&self, class: &Class) -> bool {
+        let charged = !self.is_closed() && self.budget.reserve(class.bytes());
+        if charged {
+            add(&class.created, 1);
+        }
+        charged
+    }
+
+    /// The tag of a buffer that may be made now: pooled if the budget allows, else unpooled, else none.
+    pub(crate) fn admit(&self, class: &Class) -> Option<Tag> {
+        let tag = self.tag_of(class);
+        if self.charge(class) {
+            Some(tag)
+        } else if self.config.refuse_beyond_budget {
+            None
+        } else {
+            Some(tag.unpooled())
+        }
+    }
+
     /// Frees parked buffers, largest class first, until `bytes` could be charged.
     fn reclaim_for(&self, bytes: u64) -> bool {
         for class in self.classes.iter().rev() {
             for _ in 0..class.depot.len() {
-                let Some(chain) = class.depot.take() else {
+                let Some(magazine) = class.unpark() else {
                     break;
                 };
-                self.free_chain(class, chain);
+                self.free_magazine(class, magazine);
                 if self.budget.reserve(bytes) {
                     return true;
                 }
@@ -187,41 +229,40 @@ impl Core {
         false
     }
 
-    /// A new buffer: pooled if the budget allows, else freed on return.
-    pub(crate) fn create(&self, class: &Class) -> Box<Node> {
-        let tag = self.tag_of(class);
-        if self.charge(class) {
-            Node::of_class(tag)
-        } else {
-            Node::of_class(tag.unpooled())
-        }
+    /// A new buffer: pooled if the budget allows, else freed on return, unless the pool refuses those.
+    pub(crate) fn create(&self, class: &Class) -> Option<Box<BufferBox>> {
+        self.admit(class).map(BufferBox::of_class)
     }
 
     /// One parked buffer, without a thread tier.
-    pub(crate) fn take_single(&self, class: &Class) -> Option<Box<Node>> {
-        let (node, rest) = class.depot.take()?.split_first();
+    pub(crate) fn take_single(&self, class: &Class) -> Option<Box<BufferBox>> {
+        let (boxed, rest) = class.unpark()?.split_first();
         add(&class.shared_hits, 1);
         if let Some(rest) = rest {
             self.park(class, rest);
         }
-        Some(node)
+        Some(boxed)
     }
 
-    /// Parks a chain, or frees it if the shared tier is full or closed.
-    pub(crate) fn park(&self, class: &Class, chain: Chain) {
-        if let Err(chain) = class.depot.put(chain) {
-            self.free_chain(class, chain);
+    /// Parks a magazine, or frees it if the shared tier is full or closed.
+    pub(crate) fn park(&self, class: &Class, magazine: Magazine) {
+        let len = magazine.len as u64;
+        // Counted before the magazine can be taken, so that the sum never goes below zero.
+        add(&class.parked, len);
+        if let Err(magazine) = class.depot.put(magazine) {
+            class.parked.fetch_sub(magazine.len as u64, Relaxed);
+            self.free_magazine(class, magazine);
         }
     }
 
-    /// Frees a chain and says how many bytes that were.
-    pub(crate) fn free_chain(&self, class: &Class, chain: Chain) -> u64 {
+    /// Frees a magazine and says how many bytes that were.
+    pub(crate) fn free_magazine(&self, class: &Class, magazine: Magazine) -> u64 {
         let mut count = 0;
-        let mut rest = Some(chain);
-        // One by one: dropping a linked chain would recurse.
-        while let Some(chain) = rest {
-            let (node, next) = chain.split_first();
-            drop(node);
+        let mut rest = Some(magazine);
+        // One by one: dropping a linked magazine would recurse.
+        while let Some(magazine) = rest {
+            let (boxed, next) = magazine.split_first();
+            drop(boxed);
             count += 1;
             rest = next;
         }
@@ -237,15 +278,15 @@ impl Core {
     }
 
     /// Parks a retained frozen buffer, or lets go of it.
-    pub(crate) fn retain(&self, class: &Class, node: Box<BytesNode>) {
-        if let Err(node) = class.retained.put(node) {
-            self.free_bytes(class, node);
+    pub(crate) fn retain(&self, class: &Class, boxed: Box<BytesBox>) {
+        if let Err(boxed) = class.retained.put(boxed) {
+            self.free_bytes(class, boxed);
         }
     }
 
     /// Lets go of a retained buffer. While clones of the frozen bytes live, the memory is theirs.
-    pub(crate) fn free_bytes(&self, class: &Class, node: Box<BytesNode>) {
-        drop(node);
+    pub(crate) fn free_bytes(&self, class: &Class, boxed: Box<BytesBox>) {
+        drop(boxed);
         add(&class.freed, 1);
         self.budget.release(class.bytes());
     }
@@ -254,14 +295,14 @@ impl Core {
     pub(crate) fn trim_retained(&self, class: &Class) -> u64 {
         let mut bytes = 0;
         for _ in 0..class.retained.len() {
-            let Some(mut node) = class.retained.take() else {
+            let Some(mut boxed) = class.retained.take() else {
                 break;
             };
-            if node.try_reclaim() {
-                self.free_bytes(class, node);
+            if boxed.try_reclaim() {
+                self.free_bytes(class, boxed);
                 bytes += class.bytes();
             } else {
-                self.retain(class, node);
+                self.retain(class, boxed);
             }
         }
         bytes

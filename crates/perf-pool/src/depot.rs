@@ -2,7 +2,7 @@
 
 use crate::primitive::{AtomicBool, Ordering, Queue, fence, mutant};
 
-/// Holds what threads hand to each other: chains of buffers, or retained frozen buffers.
+/// Holds what threads hand to each other: magazines of buffers, or retained frozen buffers.
 ///
 /// *Closing.* A pool may be dropped while another thread returns a buffer to it. `put` pushes, then
 /// looks at `closed`; `close` sets it, then drains. With a `SeqCst` fence between the two steps on both

@@ -2,11 +2,12 @@
 
 use crate::bytes_guard::BytesGuard;
 use crate::class::CLASS_BYTES_MIN;
+use crate::core::Core;
 use crate::error::PoolError;
 use crate::hot;
+use crate::lend;
 use crate::local;
-use crate::node::Node;
-use crate::pool::{BufferPool, buffer_pool, lend_smallest};
+use crate::magazine::BufferBox;
 use bytes::Bytes;
 use std::fmt;
 use std::io;
@@ -40,33 +41,33 @@ const FREEZE_COPY_BYTES_MAX: usize = CLASS_BYTES_MIN;
 pub struct BufferGuard {
     /// `None` only while the guard is being taken apart. `ManuallyDrop` because `drop` always takes it out: the
     /// compiler's own drop of the field would be two calls per guard for nothing.
-    node: ManuallyDrop<Option<Box<Node>>>,
+    boxed: ManuallyDrop<Option<Box<BufferBox>>>,
 }
 
 static EMPTY: Vec<u8> = Vec::new();
 
 impl BufferGuard {
     /// Lends a buffer of the global pool with room for `size_hint` bytes and length 0. Never fails: see
-    /// [`BufferPool::get`].
+    /// [`BufferPool::get`](crate::BufferPool::get).
     #[inline]
     #[must_use]
     pub fn new(size_hint: usize) -> Self {
-        BufferPool::get_global(size_hint)
+        Self::holding(lend::buffer_global(size_hint))
     }
 
     /// Like [`BufferGuard::new`], but refuses what is above the cap.
     ///
     /// # Errors
-    /// As [`BufferPool::try_get`].
+    /// As [`BufferPool::try_get`](crate::BufferPool::try_get).
     #[inline]
     pub fn try_new(size_hint: usize) -> Result<Self, PoolError> {
-        buffer_pool().try_get(size_hint)
+        lend::try_buffer(Core::global(), size_hint).map(Self::holding)
     }
 
     #[inline]
-    pub(crate) fn holding(node: Box<Node>) -> Self {
+    pub(crate) fn holding(boxed: Box<BufferBox>) -> Self {
         Self {
-            node: ManuallyDrop::new(Some(node)),
+            boxed: ManuallyDrop::new(Some(boxed)),
         }
     }
 
@@ -74,8 +75,8 @@ impl BufferGuard {
     #[inline]
     #[must_use]
     pub fn get(&self) -> &Vec<u8> {
-        match &*self.node {
-            Some(node) => &node.vec,
+        match &*self.boxed {
+            Some(boxed) => &boxed.vec,
             None => &EMPTY,
         }
     }
@@ -84,8 +85,8 @@ impl BufferGuard {
     #[inline]
     #[must_use]
     pub fn get_mut(&mut self) -> &mut Vec<u8> {
-        let node = self.node.as_mut();
-        &mut node
+        let boxed = self.boxed.as_mut();
+        &mut boxed
             .expect("a guard holds its buffer until it is consumed")
             .vec
     }
@@ -93,15 +94,15 @@ impl BufferGuard {
     /// Takes the buffer out of the pool for good; its budget charge is released. `clear_on_return` does not reach it.
     #[must_use]
     pub fn detach(mut self) -> Vec<u8> {
-        let Some(node) = self.node.take() else {
+        let Some(boxed) = self.boxed.take() else {
             return Vec::new();
         };
-        if !node.tag.is_unpooled()
-            && let Some(core) = local::core_of(node.tag)
+        if !boxed.tag.is_unpooled()
+            && let Some(core) = local::core_of(boxed.tag)
         {
-            core.discard(&core.classes[node.tag.class()]);
+            core.discard(&core.classes[boxed.tag.class()]);
         }
-        node.vec
+        boxed.vec
     }
 
     /// Turns the written bytes into shared, immutable ones. An empty buffer goes straight back.
@@ -113,7 +114,7 @@ impl BufferGuard {
     #[must_use]
     pub fn freeze(self) -> Bytes {
         // The result is made last and in one place: carried across the return, its words would be written one by one
-        // and read back two at a time (see `Node`).
+        // and read back two at a time (see `BufferBox`).
         match self.copy_small() {
             Some(copy) => {
                 drop(self);
@@ -126,13 +127,13 @@ impl BufferGuard {
     /// A retained buffer with the written bytes, if they are few and the pool keeps such buffers.
     #[inline]
     fn copy_small(&self) -> Option<BytesGuard> {
-        let node = self.node.as_ref()?;
-        let is_small = (1..=FREEZE_COPY_BYTES_MAX).contains(&node.vec.len());
-        if !is_small || !node.tag.is_plain() {
+        let boxed = self.boxed.as_ref()?;
+        let is_small = (1..=FREEZE_COPY_BYTES_MAX).contains(&boxed.vec.len());
+        if !is_small || !boxed.tag.is_plain() {
             return None;
         }
-        let mut copy = lend_smallest(node.tag)?;
-        copy.put_slice(&node.vec).ok()?;
+        let mut copy = BytesGuard::holding(lend::bytes_smallest(boxed.tag)?);
+        copy.put_slice(&boxed.vec).ok()?;
         Some(copy)
     }
 
@@ -148,10 +149,10 @@ impl BufferGuard {
 impl Drop for BufferGuard {
     #[inline]
     fn drop(&mut self) {
-        if let Some(node) = self.node.take()
-            && let Some(node) = hot::put(node)
+        if let Some(boxed) = self.boxed.take()
+            && let Some(boxed) = hot::put(boxed)
         {
-            return_slow(node);
+            return_slow(boxed);
         }
     }
 }
@@ -159,10 +160,10 @@ impl Drop for BufferGuard {
 /// A return that the hot path could not finish.
 #[cold]
 #[inline(never)]
-fn return_slow(mut node: Box<Node>) {
-    let tag = node.tag;
+fn return_slow(mut boxed: Box<BufferBox>) {
+    let tag = boxed.tag;
     if tag.is_clearing() {
-        node.wipe();
+        boxed.wipe();
     }
     // Not pooled: nothing was charged, the memory is freed here.
     if tag.is_unpooled() {
@@ -173,9 +174,9 @@ fn return_slow(mut node: Box<Node>) {
         return;
     };
     let class = &core.classes[tag.class()];
-    if node.fits() {
-        node.vec.clear();
-        local::keep(&core, class, node);
+    if boxed.fits() {
+        boxed.vec.clear();
+        local::keep(&core, class, boxed);
     } else {
         core.discard(class);
     }

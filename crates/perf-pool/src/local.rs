@@ -5,11 +5,11 @@
 //! function here says so and its caller uses the shared tier.
 
 use crate::block::Block;
-use crate::bytes_node::BytesNode;
+use crate::bytes_box::BytesBox;
 use crate::class::{CLASSES, POOL_SLOTS, SLOTS, Tag};
 use crate::core::{Class, Core, add};
 use crate::hot::{self, Hot};
-use crate::node::{Chain, Node};
+use crate::magazine::{BufferBox, Magazine};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ const EVICT_AFTER: u32 = 256;
 struct Owner {
     pools: [Option<Arc<Core>>; POOL_SLOTS],
     pressure: [u32; POOL_SLOTS],
-    spares: [Option<Chain>; SLOTS],
-    rings: Vec<VecDeque<Box<BytesNode>>>,
+    spares: [Option<Magazine>; SLOTS],
+    rings: Vec<VecDeque<Box<BytesBox>>>,
     block: Option<&'static Block>,
 }
 
@@ -48,11 +48,11 @@ fn with_owner<R>(f: impl FnOnce(&mut Owner, &Hot) -> R) -> Option<R> {
         .flatten()
 }
 
-/// A buffer from this thread's spare chain or from the shared tier; `None` if one must be created.
+/// A buffer from this thread's spare magazine or from the shared tier; `None` if one must be created.
 #[cold]
-pub(crate) fn refill(core: &Arc<Core>, class: &Class) -> Option<Box<Node>> {
+pub(crate) fn refill(core: &Arc<Core>, class: &Class) -> Option<Box<BufferBox>> {
     with_owner(|owner, hot| {
-        if class.chain_len == 0 || !owner.arm(hot, core) {
+        if class.magazine_len == 0 || !owner.arm(hot, core) {
             return None;
         }
         Some(owner.refill(hot, core, class))
@@ -62,18 +62,18 @@ pub(crate) fn refill(core: &Arc<Core>, class: &Class) -> Option<Box<Node>> {
 }
 
 /// Keeps a buffer that the hot path could not keep: on this thread if there is a tier, else shared.
-pub(crate) fn keep(core: &Arc<Core>, class: &Class, node: Box<Node>) {
-    let mut node = Some(node);
+pub(crate) fn keep(core: &Arc<Core>, class: &Class, boxed: Box<BufferBox>) {
+    let mut boxed = Some(boxed);
     with_owner(|owner, hot| {
-        if class.chain_len > 0
+        if class.magazine_len > 0
             && owner.arm(hot, core)
-            && let Some(node) = node.take()
+            && let Some(boxed) = boxed.take()
         {
-            owner.keep(hot, core, class, node);
+            owner.keep(hot, core, class, boxed);
         }
     });
-    if let Some(node) = node {
-        core.park(class, Chain::single(node));
+    if let Some(boxed) = boxed {
+        core.park(class, Magazine::single(boxed));
     }
 }
 
@@ -82,10 +82,10 @@ pub(crate) fn keep(core: &Arc<Core>, class: &Class, node: Box<Node>) {
 pub(crate) fn take_from_ring(
     core: &Arc<Core>,
     class: &Class,
-    busy: Option<Box<BytesNode>>,
-) -> Option<Box<BytesNode>> {
-    if let Some(node) = busy {
-        keep_in_ring(node, true);
+    busy: Option<Box<BytesBox>>,
+) -> Option<Box<BytesBox>> {
+    if let Some(boxed) = busy {
+        keep_in_ring(boxed, true);
     }
     with_owner(|owner, hot| {
         if !owner.holds(core) && !owner.arm(hot, core) {
@@ -97,72 +97,80 @@ pub(crate) fn take_from_ring(
         if !ring.front_mut()?.try_reclaim() {
             return None;
         }
-        hot.block.get().count_bytes(index);
-        ring.pop_front()
+        let block = hot.block.get();
+        block.count_bytes(index);
+        let boxed = ring.pop_front();
+        block.set_ring(index, ring.len());
+        boxed
     })
     .flatten()
 }
 
 /// Keeps a frozen buffer's handle (`busy`) or an unused buffer on this thread, else shared.
 #[inline]
-pub(crate) fn keep_bytes(node: Box<BytesNode>, busy: bool) {
-    if let Some(node) = hot::put_frozen(node) {
-        keep_in_ring(node, busy);
+pub(crate) fn keep_bytes(boxed: Box<BytesBox>, busy: bool) {
+    if let Some(boxed) = hot::put_frozen(boxed) {
+        keep_in_ring(boxed, busy);
     }
 }
 
 #[cold]
-fn keep_in_ring(node: Box<BytesNode>, busy: bool) {
-    let tag = node.tag;
-    let mut node = Some(node);
+fn keep_in_ring(boxed: Box<BytesBox>, busy: bool) {
+    let tag = boxed.tag;
+    let mut boxed = Some(boxed);
     with_owner(|owner, _| {
         if let Some(core) = &owner.pools[tag.pool_slot()]
             && core.id() == tag.pool_id()
             && let Some(ring) = owner.rings.get_mut(tag.index())
-            && let Some(node) = node.take()
+            && let Some(boxed) = boxed.take()
         {
             let class = &core.classes[tag.class()];
-            if let Some(oldest) = push_ring(ring, class, node, busy) {
+            let oldest = push_ring(ring, class, boxed, busy);
+            if let Some(block) = owner.block {
+                block.set_ring(tag.index(), ring.len());
+            }
+            if let Some(oldest) = oldest {
                 core.retain(class, oldest);
             }
         }
     });
-    if let Some(node) = node {
-        keep_bytes_elsewhere(node, busy);
+    if let Some(boxed) = boxed {
+        keep_bytes_elsewhere(boxed, busy);
     }
 }
 
 /// The same when this thread's tier does not hold the buffer's pool yet, or cannot.
 #[cold]
-fn keep_bytes_elsewhere(node: Box<BytesNode>, busy: bool) {
+fn keep_bytes_elsewhere(boxed: Box<BytesBox>, busy: bool) {
     // The pool is gone: its budget with it.
-    let Some(core) = core_of(node.tag) else {
+    let Some(core) = core_of(boxed.tag) else {
         return;
     };
-    let class = &core.classes[node.tag.class()];
-    let mut node = Some(node);
+    let class = &core.classes[boxed.tag.class()];
+    let mut boxed = Some(boxed);
     with_owner(|owner, hot| {
         if owner.arm(hot, &core)
             && let Some(ring) = owner.rings.get_mut(class.tag.index())
-            && let Some(new) = node.take()
+            && let Some(new) = boxed.take()
         {
-            node = push_ring(ring, class, new, busy);
+            boxed = push_ring(ring, class, new, busy);
+            hot.block.get().set_ring(class.tag.index(), ring.len());
         }
     });
-    if let Some(node) = node {
-        core.retain(class, node);
+    if let Some(boxed) = boxed {
+        core.retain(class, boxed);
     }
 }
 
 /// Adds a buffer to a ring and says which one had to leave.
 fn push_ring(
-    ring: &mut VecDeque<Box<BytesNode>>,
+    ring: &mut VecDeque<Box<BytesBox>>,
     class: &Class,
-    node: Box<BytesNode>,
+    boxed: Box<BytesBox>,
     busy: bool,
-) -> Option<Box<BytesNode>> {
+) -> Option<Box<BytesBox>> {
     if class.ring_len == 0 {
-        return Some(node);
+        return Some(boxed);
     }
     let oldest = if ring.len() < class.ring_len {
         None
@@ -170,9 +178,9 @@ fn push_ring(
         ring.pop_front()
     };
     if busy {
-        ring.push_back(node);
+        ring.push_back(boxed);
     } else {
-        ring.push_front(node);
+        ring.push_front(boxed);
     }
     oldest
 }
@@ -223,54 +231,65 @@ impl Owner {
         }
         let block = *self.block.get_or_insert_with(Block::lease);
         hot.block.set(block);
-        block.own(pool_slot, core);
         self.rings.resize_with(SLOTS, VecDeque::new);
-        for class in core.classes.iter().filter(|class| class.chain_len > 0) {
-            hot.slot(class.tag.index()).arm(class.tag, class.chain_len);
+        for class in &core.classes {
+            let index = class.tag.index();
+            block.room(index).set(class.magazine_len as u64);
+            if class.magazine_len > 0 {
+                hot.slot(index).arm(class.tag);
+            }
         }
+        block.own(pool_slot, core);
         self.pressure[pool_slot] = 0;
         self.pools[pool_slot] = Some(Arc::clone(core));
         true
     }
 
-    fn refill(&mut self, hot: &Hot, core: &Core, class: &Class) -> Option<Box<Node>> {
+    fn refill(&mut self, hot: &Hot, core: &Core, class: &Class) -> Option<Box<BufferBox>> {
         let index = class.tag.index();
         let slot = hot.slot(index);
         // Not empty if another pool's tag was in the slot when the hot path looked.
-        let (chain, is_shared) = if let Some(chain) = slot.take_chain(class.chain_len) {
-            (chain, false)
-        } else if let Some(chain) = self.spares[index].take() {
-            (chain, false)
-        } else {
-            (class.depot.take()?, true)
-        };
-        let (node, rest) = chain.split_first();
-        slot.set_chain(rest);
+        let block = hot.block.get();
+        let room = block.room(index);
+        let (magazine, is_shared) =
+            if let Some(magazine) = slot.take_magazine(room, class.magazine_len) {
+                (magazine, false)
+            } else if let Some(magazine) = self.spares[index].take() {
+                block.set_spare(index, 0);
+                (magazine, false)
+            } else {
+                (class.unpark()?, true)
+            };
+        let (boxed, rest) = magazine.split_first();
+        slot.set_magazine(room, rest);
         if is_shared {
             add(&class.shared_hits, 1);
         } else {
-            hot.block.get().count_guard(index);
+            block.count_guard(index);
         }
-        debug_assert_eq!(node.tag, core.tag_of(class));
-        Some(node)
+        debug_assert_eq!(boxed.tag, core.tag_of(class));
+        Some(boxed)
     }
 
-    fn keep(&mut self, hot: &Hot, core: &Core, class: &Class, node: Box<Node>) {
+    fn keep(&mut self, hot: &Hot, core: &Core, class: &Class, boxed: Box<BufferBox>) {
         let index = class.tag.index();
         let slot = hot.slot(index);
-        if !slot.has_room()
-            && let Some(full) = slot.take_chain(class.chain_len)
+        let block = hot.block.get();
+        let room = block.room(index);
+        if room.get() == 0
+            && let Some(full) = slot.take_magazine(room, class.magazine_len)
         {
             let out = if class.spare {
+                block.set_spare(index, full.len);
                 self.spares[index].replace(full)
             } else {
                 Some(full)
             };
-            if let Some(chain) = out {
-                core.park(class, chain);
+            if let Some(magazine) = out {
+                core.park(class, magazine);
             }
         }
-        slot.push(node);
+        slot.push(room, boxed);
     }
 
     /// Empties the slots of one pool into its shared tier and disarms them.
@@ -281,17 +300,20 @@ impl Owner {
         for class in &core.classes {
             let index = class.tag.index();
             let slot = hot.slot(index);
-            let held = slot.take_chain(class.chain_len);
-            slot.arm(Tag::NONE, 0);
-            for chain in held.into_iter().chain(self.spares[index].take()) {
-                core.park(class, chain);
+            let block = hot.block.get();
+            let held = slot.take_magazine(block.room(index), class.magazine_len);
+            slot.arm(Tag::NONE);
+            block.set_spare(index, 0);
+            block.set_ring(index, 0);
+            for magazine in held.into_iter().chain(self.spares[index].take()) {
+                core.park(class, magazine);
             }
-            if let Some(node) = slot.take_frozen() {
-                core.retain(class, node);
+            if let Some(boxed) = slot.take_frozen() {
+                core.retain(class, boxed);
             }
             if let Some(ring) = self.rings.get_mut(index) {
-                for node in ring.drain(..) {
-                    core.retain(class, node);
+                for boxed in ring.drain(..) {
+                    core.retain(class, boxed);
                 }
             }
         }

@@ -3,7 +3,7 @@
 //! No user code runs while the thread-local is borrowed: taking and keeping move boxes only, and what must be
 //! dropped is handed out first. When the thread ends, objects go to their pools' shared tiers.
 
-use crate::object_pool::Shared;
+use crate::object_shared::Shared;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::mem::ManuallyDrop;
@@ -85,6 +85,8 @@ fn arm(place: usize, id: u64) {
 
 struct Idle<T: Send + 'static> {
     shared: Arc<Shared<T>>,
+    /// A copy, because the shared part lies on a line that others write.
+    objects_max: usize,
     objects: Vec<Box<T>>,
 }
 
@@ -154,6 +156,7 @@ impl Places {
         }
         place.idle.replace(Box::new(Idle {
             shared: Arc::clone(shared),
+            objects_max: shared.thread_objects_max,
             objects: Vec::with_capacity(shared.thread_objects_max),
         }))
     }
@@ -180,15 +183,21 @@ fn with_places<R>(f: impl FnOnce(&mut Places) -> Option<R>) -> Option<R> {
 /// An idle object of this thread, else a shared one.
 #[inline]
 pub(crate) fn take<T: Send + 'static>(shared: &Arc<Shared<T>>) -> Option<Box<T>> {
-    take_hot(shared.id).or_else(|| take_idle(shared))
+    take_here(shared.id).or_else(|| take_shared(shared))
 }
 
-fn take_idle<T: Send + 'static>(shared: &Arc<Shared<T>>) -> Option<Box<T>> {
-    with_places(|places| places.find::<T>(shared.id)?.objects.pop()).or_else(|| take_shared(shared))
+/// An idle object of this thread.
+#[inline]
+pub(crate) fn take_here<T: Send + 'static>(id: u64) -> Option<Box<T>> {
+    take_hot(id).or_else(|| take_idle(id))
+}
+
+fn take_idle<T: Send + 'static>(id: u64) -> Option<Box<T>> {
+    with_places(|places| places.find::<T>(id)?.objects.pop())
 }
 
 #[cold]
-fn take_shared<T: Send + 'static>(shared: &Arc<Shared<T>>) -> Option<Box<T>> {
+pub(crate) fn take_shared<T: Send + 'static>(shared: &Arc<Shared<T>>) -> Option<Box<T>> {
     with_places(|places| {
         let idle = places.find::<T>(shared.id)?;
         shared.take_some(&mut idle.objects, shared.thread_objects_max.div_ceil(2));
@@ -200,29 +209,40 @@ fn take_shared<T: Send + 'static>(shared: &Arc<Shared<T>>) -> Option<Box<T>> {
 /// Keeps an object on this thread, else shared; gives it back if the pool is closed.
 #[inline]
 pub(crate) fn keep<T: Send + 'static>(shared: &Arc<Shared<T>>, object: Box<T>) -> Option<Box<T>> {
-    match keep_hot(shared.id, object) {
-        Some(object) => keep_idle(shared, object),
-        None => None,
-    }
-}
-
-fn keep_idle<T: Send + 'static>(shared: &Arc<Shared<T>>, object: Box<T>) -> Option<Box<T>> {
-    let mut object = Some(object);
-    with_places(|places| {
-        let idle = places.find::<T>(shared.id)?;
-        if idle.objects.len() + 1 < shared.thread_objects_max {
-            idle.objects.push(object.take()?);
-        }
-        Some(())
-    });
-    match object {
+    match keep_here(shared.id, object) {
         Some(object) => keep_shared(shared, object),
         None => None,
     }
 }
 
+/// Keeps an object on this thread, or gives it back if there is no room.
+#[inline]
+pub(crate) fn keep_here<T: Send + 'static>(id: u64, object: Box<T>) -> Option<Box<T>> {
+    match keep_hot(id, object) {
+        Some(object) => keep_idle(id, object),
+        None => None,
+    }
+}
+
+fn keep_idle<T: Send + 'static>(id: u64, object: Box<T>) -> Option<Box<T>> {
+    let mut object = Some(object);
+    with_places(|places| {
+        let idle = places.find::<T>(id)?;
+        // One more lies in the hot cell.
+        if idle.objects.len() + 1 < idle.objects_max {
+            idle.objects.push(object.take()?);
+        }
+        Some(())
+    });
+    object
+}
+
+/// Keeps an object that this thread had no room for; gives it back if the pool is closed.
 #[cold]
-fn keep_shared<T: Send + 'static>(shared: &Arc<Shared<T>>, object: Box<T>) -> Option<Box<T>> {
+pub(crate) fn keep_shared<T: Send + 'static>(
+    shared: &Arc<Shared<T>>,
+    object: Box<T>,
+) -> Option<Box<T>> {
     if shared.thread_objects_max == 0 {
         return shared.put_one(object);
     }

@@ -1,8 +1,7 @@
 //! A pool of objects.
 
-use crate::budget::Budget;
 use crate::object_local;
-use crate::primitive::cold::{AtomicU64, Mutex, Relaxed, lock};
+use crate::object_shared::{ObjectPoolStats, Shared};
 use std::fmt;
 use std::mem;
 use std::ops::{Deref, DerefMut};
@@ -45,42 +44,6 @@ pub struct ObjectPoolBuilder<T: Send + 'static> {
     thread_objects_max: usize,
 }
 
-/// What all threads of a pool share.
-pub(crate) struct Shared<T> {
-    pub(crate) id: u64,
-    pub(crate) thread_objects_max: usize,
-    idle: Mutex<SharedIdle<T>>,
-    budget: Budget,
-    created: AtomicU64,
-    unpooled: AtomicU64,
-    lost: AtomicU64,
-}
-
-struct SharedIdle<T> {
-    objects: Vec<Box<T>>,
-    is_closed: bool,
-}
-
-/// What an [`ObjectPool`] holds and did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ObjectPoolStats {
-    /// Pooled objects, idle and lent, now.
-    pub charged_objects: u64,
-    /// The most there ever were.
-    pub charged_objects_peak: u64,
-    /// The bound on both.
-    pub objects_max: u64,
-    /// Objects made because none was idle.
-    pub created: u64,
-    /// Objects made beyond the bound.
-    pub unpooled: u64,
-    /// Pooled objects that left: detached, or lost to a panic in the reset hook.
-    pub discarded: u64,
-}
-
-static NEXT_ID: AtomicU64 = AtomicU64::new(0);
-
 impl<T: Send + 'static> ObjectPoolBuilder<T> {
     /// What is done to an object when it comes back, before anyone else may have it.
     #[must_use]
@@ -106,20 +69,8 @@ impl<T: Send + 'static> ObjectPoolBuilder<T> {
     /// The pool, empty.
     #[must_use]
     pub fn build(self) -> ObjectPool<T> {
-        let shared = Shared {
-            id: NEXT_ID.fetch_add(1, Relaxed),
-            thread_objects_max: self.thread_objects_max,
-            idle: Mutex::new(SharedIdle {
-                objects: Vec::new(),
-                is_closed: false,
-            }),
-            budget: Budget::new(self.objects_max as u64),
-            created: AtomicU64::new(0),
-            unpooled: AtomicU64::new(0),
-            lost: AtomicU64::new(0),
-        };
         ObjectPool {
-            shared: Arc::new(shared),
+            shared: Arc::new(Shared::new(self.objects_max, self.thread_objects_max)),
             create: self.create,
             reset: self.reset,
         }
@@ -155,19 +106,10 @@ impl<T: Send + 'static> ObjectPool<T> {
 
     #[cold]
     fn make(&self) -> ObjectGuard<'_, T> {
-        let is_pooled = self.shared.budget.reserve(1);
         // Gives the charge back if the hook panics.
-        let charge = Charge {
-            budget: is_pooled.then_some(&self.shared.budget),
-        };
+        let charge = self.shared.charge();
         let object = Box::new((self.create)());
-        charge.keep();
-        let counter = if is_pooled {
-            &self.shared.created
-        } else {
-            &self.shared.unpooled
-        };
-        counter.fetch_add(1, Relaxed);
+        let is_pooled = charge.keep();
         ObjectGuard {
             pool: self,
             object: Some(object),
@@ -197,7 +139,7 @@ impl<T: Send + 'static> ObjectPool<T> {
         if is_pooled {
             // What found no place is dropped here, outside every borrow.
             if let Some(object) = object_local::keep(&self.shared, object) {
-                self.shared.budget.release(1);
+                self.shared.release(1);
                 drop(object);
             }
         }
@@ -206,80 +148,29 @@ impl<T: Send + 'static> ObjectPool<T> {
     #[cold]
     fn lose(&self, is_pooled: bool) {
         if is_pooled {
-            self.shared.budget.release(1);
-            self.shared.lost.fetch_add(1, Relaxed);
+            self.shared.lose();
         }
     }
 
     /// Drops the idle objects that are shared or this thread's, and says how many.
     pub fn trim(&self) -> usize {
         object_local::flush(self.shared.id);
-        let objects = std::mem::take(&mut lock(&self.shared.idle).objects);
-        let count = objects.len();
-        self.shared.budget.release(count as u64);
-        count
+        let objects = self.shared.take_all();
+        self.shared.release(objects.len() as u64);
+        objects.len()
     }
 
     /// What the pool holds and did.
     #[must_use]
     pub fn stats(&self) -> ObjectPoolStats {
-        ObjectPoolStats {
-            charged_objects: self.shared.budget.charged(),
-            charged_objects_peak: self.shared.budget.peak(),
-            objects_max: self.shared.budget.limit(),
-            created: self.shared.created.load(Relaxed),
-            unpooled: self.shared.unpooled.load(Relaxed),
-            discarded: self.shared.lost.load(Relaxed),
-        }
+        self.shared.stats()
     }
 }
 
 impl<T: Send + 'static> Drop for ObjectPool<T> {
     fn drop(&mut self) {
         object_local::flush(self.shared.id);
-        let objects = {
-            let mut idle = lock(&self.shared.idle);
-            idle.is_closed = true;
-            std::mem::take(&mut idle.objects)
-        };
-        drop(objects);
-    }
-}
-
-impl<T> Shared<T> {
-    /// Moves up to `count` shared objects to `into`, which has room for them.
-    pub(crate) fn take_some(&self, into: &mut Vec<Box<T>>, count: usize) {
-        let mut idle = lock(&self.idle);
-        let from = idle.objects.len().saturating_sub(count);
-        into.extend(idle.objects.drain(from..));
-    }
-
-    /// One shared object.
-    pub(crate) fn take_one(&self) -> Option<Box<T>> {
-        lock(&self.idle).objects.pop()
-    }
-
-    /// Shares objects. In a closed pool they stay with the caller, who drops them outside every borrow.
-    pub(crate) fn put_some(&self, objects: &mut Vec<Box<T>>, keep: usize) {
-        let mut idle = lock(&self.idle);
-        if !idle.is_closed {
-            idle.objects
-                .extend(objects.drain(keep.min(objects.len())..));
-        }
-    }
-
-    /// Shares one object, or gives it back if the pool is closed.
-    pub(crate) fn put_one(&self, object: Box<T>) -> Option<Box<T>> {
-        let mut idle = lock(&self.idle);
-        if idle.is_closed {
-            return Some(object);
-        }
-        idle.objects.push(object);
-        None
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        lock(&self.idle).is_closed
+        drop(self.shared.close());
     }
 }
 
@@ -292,25 +183,6 @@ struct Loss<'a, T: Send + 'static> {
 impl<T: Send + 'static> Drop for Loss<'_, T> {
     fn drop(&mut self) {
         self.pool.lose(self.is_pooled);
-    }
-}
-
-/// A charge that is released unless kept.
-struct Charge<'a> {
-    budget: Option<&'a Budget>,
-}
-
-impl Charge<'_> {
-    fn keep(mut self) {
-        self.budget = None;
-    }
-}
-
-impl Drop for Charge<'_> {
-    fn drop(&mut self) {
-        if let Some(budget) = self.budget {
-            budget.release(1);
-        }
     }
 }
 

@@ -1,23 +1,22 @@
 //! The pool's handle.
 
 use crate::bytes_guard::BytesGuard;
-use crate::bytes_node::BytesNode;
-use crate::class::{CLASS_BYTES_MAX, Tag, class_of};
+use crate::class::{CLASS_BYTES_MAX, CLASS_BYTES_MIN, class_of};
 use crate::config::Config;
-use crate::core::{Class, Core, add};
+use crate::core::Core;
 use crate::error::PoolError;
 use crate::guard::BufferGuard;
-use crate::hot;
+use crate::lend;
 use crate::local;
-use crate::node::Node;
+use crate::magazine::BufferBox;
 use crate::primitive::cold::LazyLock;
 use crate::stats::PoolStats;
-use bytes::BytesMut;
+use bytes::Bytes;
 use std::sync::Arc;
 
 /// A pool of byte buffers in power-of-two classes from 1 KiB to 1 MiB.
 ///
-/// Each thread keeps idle buffers of its own; whole chains of them move between threads through a
+/// Each thread keeps idle buffers of its own; whole magazines of them move between threads through a
 /// bounded shared tier. Share a pool by reference or in an `Arc`; most programs need only the global
 /// one, [`buffer_pool`].
 ///
@@ -43,7 +42,7 @@ pub struct BufferPool {
 }
 
 static GLOBAL: LazyLock<BufferPool> = LazyLock::new(|| BufferPool {
-    core: Core::global(Config::new()),
+    core: Arc::clone(Core::global()),
 });
 
 /// The global pool, with the default [`Config`]. [`BufferGuard::new`] and [`BytesGuard::try_new`] use it.
@@ -61,101 +60,83 @@ impl BufferPool {
         }
     }
 
-    pub(crate) fn core(&self) -> &Arc<Core> {
-        &self.core
-    }
-
-    /// The class that serves a request, or `None` if it is above the largest.
-    #[inline]
-    fn class_for(&self, size_hint: usize) -> Option<&Class> {
-        if size_hint > CLASS_BYTES_MAX {
-            return None;
-        }
-        self.core.classes.get(class_of(size_hint))
-    }
-
     /// Lends an empty buffer with room for `size_hint` bytes. Never fails and never loses data: a request that
     /// [`BufferPool::try_get`] refuses is served with a buffer of capacity 0, which grows as it is written, like any `Vec`.
     #[inline]
     #[must_use]
     pub fn get(&self, size_hint: usize) -> BufferGuard {
-        match self.class_for(size_hint) {
-            Some(class) => {
-                BufferGuard::holding(hot::take(class.tag).unwrap_or_else(|| self.get_slow(class)))
-            }
-            None => self.get_oversized(size_hint),
-        }
+        BufferGuard::holding(lend::buffer(&self.core, size_hint))
     }
 
     /// Lends an empty buffer with room for `size_hint` bytes. Above 1 MiB it is not pooled.
     ///
     /// # Errors
     /// [`PoolError::RequestTooLarge`] above [`Config::request_bytes_max`], [`PoolError::OutOfMemory`] if
-    /// the allocator refuses a request above 1 MiB.
+    /// the allocator refuses a request above 1 MiB, [`PoolError::BudgetUsedUp`] if the pool has
+    /// [`Config::refuse_beyond_budget`] and the budget is used up. The last one says by what: lent or frozen buffers.
     #[inline]
     pub fn try_get(&self, size_hint: usize) -> Result<BufferGuard, PoolError> {
-        if size_hint > CLASS_BYTES_MAX || size_hint > self.core.config.request_bytes_max {
-            return self.try_get_oversized(size_hint);
-        }
-        Ok(self.get(size_hint))
-    }
-
-    #[inline]
-    pub(crate) fn get_global(size_hint: usize) -> BufferGuard {
-        if size_hint > CLASS_BYTES_MAX {
-            return buffer_pool().get_oversized(size_hint);
-        }
-        let class = class_of(size_hint);
-        BufferGuard::holding(hot::take_global(class).unwrap_or_else(|| slow_global(class)))
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn get_slow(&self, class: &Class) -> Box<Node> {
-        local::refill(&self.core, class).unwrap_or_else(|| self.core.create(class))
-    }
-
-    #[cold]
-    fn get_oversized(&self, size_hint: usize) -> BufferGuard {
-        self.try_get_oversized(size_hint)
-            .unwrap_or_else(|_| self.lend_unpooled(Vec::new()))
-    }
-
-    #[cold]
-    fn try_get_oversized(&self, size_hint: usize) -> Result<BufferGuard, PoolError> {
-        let vec = check_size(&self.core, size_hint).and_then(|()| {
-            let mut vec = Vec::new();
-            vec.try_reserve_exact(size_hint)
-                .map_err(|_| PoolError::OutOfMemory {
-                    requested_bytes: size_hint,
-                })?;
-            Ok(vec)
-        });
-        match vec {
-            Ok(vec) => {
-                add(&self.core.oversized, 1);
-                Ok(self.lend_unpooled(vec))
-            }
-            Err(error) => {
-                add(&self.core.refused, 1);
-                Err(error)
-            }
-        }
-    }
-
-    fn lend_unpooled(&self, vec: Vec<u8>) -> BufferGuard {
-        let tag = self.core.tag_of(&self.core.classes[0]).unpooled();
-        BufferGuard::holding(Node::holding(vec, tag))
+        lend::try_buffer(&self.core, size_hint).map(BufferGuard::holding)
     }
 
     /// Lends an empty buffer of fixed capacity, at least `size_hint`, that freezes without copying or
     /// allocating. Above 1 MiB, or with the budget used up, it is not pooled.
     ///
     /// # Errors
-    /// [`PoolError::RequestTooLarge`] above [`Config::request_bytes_max`].
+    /// [`PoolError::RequestTooLarge`] above [`Config::request_bytes_max`], [`PoolError::BudgetUsedUp`] as for
+    /// [`BufferPool::try_get`].
     #[inline]
     pub fn try_get_bytes(&self, size_hint: usize) -> Result<BytesGuard, PoolError> {
-        lend_bytes(&self.core, size_hint)
+        lend::bytes(&self.core, size_hint).map(BytesGuard::holding)
+    }
+
+    /// Takes a buffer into the pool, such as one that was [detached](BufferGuard::detach). Its content is forgotten.
+    ///
+    /// # Errors
+    /// The buffer, if its capacity is not that of a class (a power of two from 1 KiB to 1 MiB), or the budget is used up.
+    pub fn adopt(&self, buffer: Vec<u8>) -> Result<(), Vec<u8>> {
+        let capacity = buffer.capacity();
+        let is_of_class = (CLASS_BYTES_MIN..=CLASS_BYTES_MAX).contains(&capacity);
+        if !is_of_class || !capacity.is_power_of_two() {
+            return Err(buffer);
+        }
+        let class = &self.core.classes[class_of(capacity)];
+        if !self.core.charge_existing(class) {
+            return Err(buffer);
+        }
+        // Goes the way of every buffer that comes back.
+        drop(BufferGuard::holding(BufferBox::holding(
+            buffer,
+            self.core.tag_of(class),
+        )));
+        Ok(())
+    }
+
+    /// Copies `bytes` into a buffer of their own size class. O(n); allocates nothing in steady state.
+    ///
+    /// A slice of frozen bytes keeps the whole buffer it was cut from, so ten bytes of a message of 1 MiB hold 1 MiB
+    /// ([`PoolStats::frozen_bytes`]). Copy a small slice that lives long, and drop the original.
+    /// Above the bounds of the pool the copy is not pooled.
+    ///
+    /// ```
+    /// use perf_pool::{BufferPool, Config};
+    ///
+    /// let pool = BufferPool::new(Config::new());
+    /// let mut message = pool.try_get_bytes(1 << 20)?;
+    /// message.put_slice(b"key=value")?;
+    /// let message = message.freeze();
+    /// let key = pool.copy_bytes(&message[..3]);
+    /// drop(message); // 1 MiB can be lent again
+    /// assert_eq!(&key[..], b"key");
+    /// # Ok::<(), perf_pool::PoolError>(())
+    /// ```
+    #[must_use]
+    pub fn copy_bytes(&self, bytes: &[u8]) -> Bytes {
+        let copy = self.try_get_bytes(bytes.len()).and_then(|mut guard| {
+            guard.put_slice(bytes)?;
+            Ok(guard.freeze())
+        });
+        copy.unwrap_or_else(|_| Bytes::copy_from_slice(bytes))
     }
 
     /// What the pool holds and did. Takes a lock and reads every thread's counters: for monitoring, not for hot paths.
@@ -174,123 +155,15 @@ impl BufferPool {
         for class in &self.core.classes {
             // As many as there are now: others may park meanwhile.
             for _ in 0..class.depot.len() {
-                let Some(chain) = class.depot.take() else {
+                let Some(magazine) = class.unpark() else {
                     break;
                 };
-                bytes += self.core.free_chain(class, chain);
+                bytes += self.core.free_magazine(class, magazine);
             }
             bytes += self.core.trim_retained(class);
         }
         bytes
     }
-}
-
-/// Serves a request for a [`BytesGuard`].
-#[inline]
-pub(crate) fn lend_bytes(core: &Arc<Core>, size_hint: usize) -> Result<BytesGuard, PoolError> {
-    if size_hint > CLASS_BYTES_MAX || size_hint > core.config.request_bytes_max {
-        return lend_bytes_oversized(core, size_hint);
-    }
-    let class = &core.classes[class_of(size_hint)];
-    let node = hot::take_bytes(class.tag).unwrap_or_else(|busy| lend_bytes_slow(core, class, busy));
-    Ok(BytesGuard::holding(node))
-}
-
-/// The same from the global pool, which is not looked at if this thread has a buffer.
-#[inline]
-pub(crate) fn lend_bytes_global(size_hint: usize) -> Result<BytesGuard, PoolError> {
-    if size_hint > CLASS_BYTES_MAX {
-        return lend_bytes_oversized(buffer_pool().core(), size_hint);
-    }
-    let class = class_of(size_hint);
-    let node =
-        hot::take_bytes_global(class).unwrap_or_else(|busy| lend_bytes_global_slow(class, busy));
-    Ok(BytesGuard::holding(node))
-}
-
-/// A [`BytesGuard`] of the smallest class of a buffer's pool, if that still lives. Without flags in the tag.
-#[inline]
-pub(crate) fn lend_smallest(tag: Tag) -> Option<BytesGuard> {
-    let node = match hot::take_bytes(tag.smallest()) {
-        Ok(node) => node,
-        Err(busy) => lend_smallest_slow(tag, busy)?,
-    };
-    Some(BytesGuard::holding(node))
-}
-
-#[cold]
-#[inline(never)]
-fn lend_smallest_slow(tag: Tag, busy: Option<Box<BytesNode>>) -> Option<Box<BytesNode>> {
-    let core = local::core_of(tag)?;
-    Some(lend_bytes_slow(&core, &core.classes[0], busy))
-}
-
-#[cold]
-#[inline(never)]
-fn lend_bytes_global_slow(class: usize, busy: Option<Box<BytesNode>>) -> Box<BytesNode> {
-    let core = buffer_pool().core();
-    lend_bytes_slow(core, &core.classes[class], busy)
-}
-
-#[cold]
-#[inline(never)]
-fn lend_bytes_slow(
-    core: &Arc<Core>,
-    class: &Class,
-    busy: Option<Box<BytesNode>>,
-) -> Box<BytesNode> {
-    local::take_from_ring(core, class, busy).unwrap_or_else(|| make_bytes(core, class))
-}
-
-#[cold]
-fn lend_bytes_oversized(core: &Core, size_hint: usize) -> Result<BytesGuard, PoolError> {
-    if let Err(error) = check_size(core, size_hint) {
-        add(&core.refused, 1);
-        return Err(error);
-    }
-    add(&core.oversized, 1);
-    let tag = core.tag_of(&core.classes[0]).unpooled();
-    let buf = BytesMut::with_capacity(size_hint);
-    Ok(BytesGuard::holding(BytesNode::holding(buf, size_hint, tag)))
-}
-
-/// A retained buffer of the shared tier, or a new one.
-fn make_bytes(core: &Core, class: &Class) -> Box<BytesNode> {
-    // A few tries: the oldest of the shared ones may still be read somewhere.
-    for _ in 0..4 {
-        let Some(mut node) = class.retained.take() else {
-            break;
-        };
-        if node.try_reclaim() {
-            add(&class.shared_hits, 1);
-            return node;
-        }
-        core.retain(class, node);
-    }
-    let tag = core.tag_of(class);
-    if core.charge(class) {
-        BytesNode::of_class(tag)
-    } else {
-        BytesNode::of_class(tag.unpooled())
-    }
-}
-
-fn check_size(core: &Core, size_hint: usize) -> Result<(), PoolError> {
-    let request_bytes_max = core.config.request_bytes_max;
-    if size_hint > request_bytes_max {
-        return Err(PoolError::RequestTooLarge {
-            requested_bytes: size_hint,
-            request_bytes_max,
-        });
-    }
-    Ok(())
-}
-
-#[cold]
-#[inline(never)]
-fn slow_global(class: usize) -> Box<Node> {
-    let pool = buffer_pool();
-    pool.get_slow(&pool.core.classes[class])
 }
 
 impl Drop for BufferPool {

@@ -33,14 +33,22 @@ pub struct ClassStats {
     pub thread_hits: u64,
     /// Of these, [`BytesGuard`](crate::BytesGuard)s.
     pub thread_hits_bytes: u64,
-    /// Buffers lent from the shared tier. One such hit brings a whole chain to the thread.
+    /// Buffers lent from the shared tier. One such hit brings a whole magazine to the thread.
     pub shared_hits: u64,
-    /// Buffers made because none was idle: the misses.
+    /// Buffers made because none was idle (the misses), and buffers that the pool adopted.
     pub created: u64,
     /// Requests served unpooled because the budget was used up.
     pub unpooled: u64,
     /// Buffers that left the pool in a user's hands: detached, grown, swapped or taken.
     pub discarded: u64,
+    /// Idle buffers of [`BufferGuard`](crate::BufferGuard)s, in the threads' tiers and the shared one, now.
+    pub idle: u64,
+    /// Frozen buffers that the pool keeps a handle on, now: those that are still read (also by a small slice), and those
+    /// that no request has looked at since their last reader was gone.
+    pub frozen: u64,
+    /// Pooled buffers in users' hands, now. A guard that was leaked (`mem::forget`) stays here for ever, with its charge.
+    /// The buffer that a thread froze last in this class counts as lent, too: at most one for each thread.
+    pub lent: u64,
     /// Idle buffers freed: trimmed, no room in the shared tier, or to make room in the budget.
     pub freed: u64,
 }
@@ -63,11 +71,37 @@ impl PoolStats {
             stats.discarded = class.discarded.load(Relaxed);
             stats.freed = class.freed.load(Relaxed);
         }
-        block::hits_of(core, |class, guards, bytes| {
-            stats.classes[class].thread_hits = guards + bytes;
-            stats.classes[class].thread_hits_bytes = bytes;
+        block::sums_of(core, |number, sums| {
+            let stats = &mut stats.classes[number];
+            let class = &core.classes[number];
+            stats.thread_hits = sums.guards + sums.bytes;
+            stats.thread_hits_bytes = sums.bytes;
+            stats.idle = sums.idle + class.parked.load(Relaxed);
+            stats.frozen = sums.frozen + class.retained.len() as u64;
+            let left = stats.discarded + stats.freed + stats.idle + stats.frozen;
+            // Threads move on while this is read: never below zero.
+            stats.lent = stats.created.saturating_sub(left);
         });
         stats
+    }
+
+    /// The memory of pooled buffers in users' hands, in bytes: see [`ClassStats::lent`]. If it stays high while nothing is in
+    /// flight, guards were leaked.
+    #[must_use]
+    pub fn lent_bytes(&self) -> u64 {
+        self.sum_bytes(|class| class.lent)
+    }
+
+    /// The memory behind frozen bytes that the pool cannot lend again yet, in bytes: see [`ClassStats::frozen`]. If it is
+    /// large beside what is read, small slices pin large buffers: see [`BufferPool::copy_bytes`](crate::BufferPool::copy_bytes).
+    #[must_use]
+    pub fn frozen_bytes(&self) -> u64 {
+        self.sum_bytes(|class| class.frozen)
+    }
+
+    fn sum_bytes(&self, count: impl Fn(&ClassStats) -> u64) -> u64 {
+        let bytes = |class: &ClassStats| count(class) * class.class_bytes;
+        self.classes.iter().map(bytes).sum()
     }
 
     /// Buffers lent by all classes together, whatever served them.

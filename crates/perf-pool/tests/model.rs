@@ -2,7 +2,7 @@
 #![cfg(not(perf_loom))]
 
 use bytes::Bytes;
-use perf_pool::{BufferGuard, BufferPool, Config};
+use perf_pool::{BufferGuard, BufferPool, CLASSES, Config};
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
@@ -35,14 +35,31 @@ fn step() -> impl Strategy<Value = Step> {
 struct Lent {
     guard: BufferGuard,
     content: Vec<u8>,
+    /// Whether it counts against the budget.
+    is_pooled: bool,
+}
+
+struct Frozen {
+    bytes: Bytes,
+    content: Vec<u8>,
+    /// Whether the bytes hold a pooled guard.
+    holds_guard: bool,
+}
+
+/// Requests that were served without the pool.
+fn outside(pool: &BufferPool) -> u64 {
+    let stats = pool.stats();
+    let unpooled: u64 = stats.classes.iter().map(|class| class.unpooled).sum();
+    unpooled + stats.oversized + stats.refused
 }
 
 const BUDGET: u64 = 1 << 20;
 
 #[derive(Default)]
 struct World {
+    clears: bool,
     lent: Vec<Lent>,
-    frozen: Vec<(Bytes, Vec<u8>)>,
+    frozen: Vec<Frozen>,
 }
 
 impl World {
@@ -50,11 +67,13 @@ impl World {
         let at = |at: usize, len: usize| (len > 0).then(|| at % len);
         match step {
             Step::Get(hint) => {
+                let before = outside(pool);
                 let guard = pool.get(hint);
                 assert!(guard.get().is_empty() && guard.get().capacity() >= hint);
                 self.lent.push(Lent {
                     guard,
                     content: Vec::new(),
+                    is_pooled: outside(pool) == before,
                 });
             }
             Step::Write(index, len) => {
@@ -81,7 +100,13 @@ impl World {
             Step::Freeze(index) => {
                 if let Some(index) = at(index, self.lent.len()) {
                     let lent = self.lent.swap_remove(index);
-                    self.frozen.push((lent.guard.freeze(), lent.content));
+                    let is_small = lent.content.len() <= 1024;
+                    let is_owned = !lent.content.is_empty() && (self.clears || !is_small);
+                    self.frozen.push(Frozen {
+                        bytes: lent.guard.freeze(),
+                        content: lent.content,
+                        holds_guard: lent.is_pooled && is_owned,
+                    });
                 }
             }
             Step::Drop(index) => {
@@ -104,8 +129,8 @@ impl World {
         for lent in &self.lent {
             assert_eq!(&lent.guard[..], &lent.content[..]);
         }
-        for (frozen, content) in &self.frozen {
-            assert_eq!(&frozen[..], &content[..]);
+        for frozen in &self.frozen {
+            assert_eq!(&frozen.bytes[..], &frozen.content[..]);
         }
         let stats = pool.stats();
         // What was made and has not left is what is charged.
@@ -116,6 +141,19 @@ impl World {
             .sum();
         assert_eq!(stats.charged_bytes, charged);
         assert!(stats.charged_bytes_peak <= BUDGET);
+        // Every pooled guard is counted as lent, and besides at most the buffer frozen last in each class.
+        let guards = self.lent.iter().filter(|lent| lent.is_pooled).count()
+            + self
+                .frozen
+                .iter()
+                .filter(|frozen| frozen.holds_guard)
+                .count();
+        let lent: u64 = stats.classes.iter().map(|class| class.lent).sum();
+        let most = guards as u64 + CLASSES as u64;
+        assert!(
+            (guards as u64..=most).contains(&lent),
+            "{lent} for {guards} guards"
+        );
     }
 }
 
@@ -127,7 +165,10 @@ proptest! {
         let pool = BufferPool::new(
             Config::new().budget_bytes(BUDGET).thread_bytes_max(96 * 1024).clear_on_return(clear),
         );
-        let mut world = World::default();
+        let mut world = World {
+            clears: clear,
+            ..World::default()
+        };
         for step in steps {
             world.run(&pool, step);
             world.check(&pool);

@@ -1,22 +1,22 @@
-//! The box a buffer lives in, and chains of them.
+//! The box a buffer lives in, and magazines of them.
 
 use crate::class::{Tag, bytes_of};
 
-/// A buffer, where it belongs, and the next one of its chain.
+/// A buffer, where it belongs, and the next one of its magazine.
 ///
 /// Boxed so that lending moves one word. Moving the `Vec` itself costs three to four times as
 /// much: its words are written one by one and read back two at a time, which defeats the
 /// processor's store forwarding (the table in `docs/design/perf-pool.md`).
 #[derive(Debug)]
-pub(crate) struct Node {
+pub(crate) struct BufferBox {
     pub(crate) vec: Vec<u8>,
     pub(crate) tag: Tag,
     /// The capacity that `vec` was made with.
     pub(crate) size: usize,
-    pub(crate) next: Option<Box<Node>>,
+    pub(crate) next: Option<Box<BufferBox>>,
 }
 
-impl Node {
+impl BufferBox {
     pub(crate) fn of_class(tag: Tag) -> Box<Self> {
         Self::holding(Vec::with_capacity(bytes_of(tag.class())), tag)
     }
@@ -52,20 +52,23 @@ fn zero_whole(vec: &mut Vec<u8>) {
     zeroize::optimization_barrier(vec.as_slice());
 }
 
-/// At least one node, linked. The unit of exchange between threads.
+/// At least one boxed, linked. The unit of exchange between threads.
 #[derive(Debug)]
-pub(crate) struct Chain {
-    pub(crate) head: Box<Node>,
+pub(crate) struct Magazine {
+    pub(crate) head: Box<BufferBox>,
     pub(crate) len: usize,
 }
 
-impl Chain {
-    pub(crate) fn single(node: Box<Node>) -> Self {
-        Self { head: node, len: 1 }
+impl Magazine {
+    pub(crate) fn single(boxed: Box<BufferBox>) -> Self {
+        Self {
+            head: boxed,
+            len: 1,
+        }
     }
 
-    /// Takes the first node off; the rest is `None` when that was the last.
-    pub(crate) fn split_first(mut self) -> (Box<Node>, Option<Self>) {
+    /// Takes the first boxed off; the rest is `None` when that was the last.
+    pub(crate) fn split_first(mut self) -> (Box<BufferBox>, Option<Self>) {
         let rest = self.head.next.take();
         let len = self.len - 1;
         (self.head, rest.map(|head| Self { head, len }))
@@ -74,33 +77,33 @@ impl Chain {
 
 #[cfg(test)]
 mod tests {
-    use super::{Chain, Node, zero_whole};
+    use super::{BufferBox, Magazine, zero_whole};
     use crate::class::Tag;
 
     #[test]
     fn wiping_leaves_no_byte_of_the_whole_capacity() {
-        let mut node = Node::of_class(Tag::new(0, 0).clearing(true));
-        node.vec.resize(1024, 0xA5);
-        node.vec.truncate(3);
-        zero_whole(&mut node.vec);
-        assert_eq!((node.vec.len(), node.vec.capacity()), (1024, 1024));
-        assert!(node.vec.iter().all(|&byte| byte == 0));
-        node.wipe();
-        assert_eq!((node.vec.len(), node.vec.capacity()), (0, 1024));
+        let mut boxed = BufferBox::of_class(Tag::new(0, 0).clearing(true));
+        boxed.vec.resize(1024, 0xA5);
+        boxed.vec.truncate(3);
+        zero_whole(&mut boxed.vec);
+        assert_eq!((boxed.vec.len(), boxed.vec.capacity()), (1024, 1024));
+        assert!(boxed.vec.iter().all(|&byte| byte == 0));
+        boxed.wipe();
+        assert_eq!((boxed.vec.len(), boxed.vec.capacity()), (0, 1024));
     }
 
     #[test]
-    fn a_chain_gives_its_nodes_in_order() {
-        let mut first = Node::of_class(Tag::new(0, 0));
-        first.next = Some(Node::of_class(Tag::new(0, 1)));
-        let (node, rest) = Chain {
+    fn a_magazine_gives_its_boxes_in_order() {
+        let mut first = BufferBox::of_class(Tag::new(0, 0));
+        first.next = Some(BufferBox::of_class(Tag::new(0, 1)));
+        let (boxed, rest) = Magazine {
             head: first,
             len: 2,
         }
         .split_first();
-        assert_eq!((node.tag.class(), node.next.is_none()), (0, true));
-        let (node, rest) = rest.expect("two nodes").split_first();
-        assert_eq!(node.tag.class(), 1);
+        assert_eq!((boxed.tag.class(), boxed.next.is_none()), (0, true));
+        let (boxed, rest) = rest.expect("two boxes").split_first();
+        assert_eq!(boxed.tag.class(), 1);
         assert!(rest.is_none());
     }
 }

@@ -8,16 +8,16 @@ use bytes::BytesMut;
 /// The handle is an empty view at the start of the memory: `bytes` then lends the whole again by setting one word,
 /// where a view behind the written bytes would have to be moved back (5 ns, `docs/design/perf-pool.md`).
 ///
-/// Boxed for the same reason as [`Node`](crate::node::Node).
+/// Boxed for the same reason as [`BufferBox`](crate::magazine::BufferBox).
 #[derive(Debug)]
-pub(crate) struct BytesNode {
+pub(crate) struct BytesBox {
     pub(crate) buf: BytesMut,
     pub(crate) tag: Tag,
     /// The capacity that the guard promises.
     pub(crate) size: usize,
 }
 
-impl BytesNode {
+impl BytesBox {
     pub(crate) fn of_class(tag: Tag) -> Box<Self> {
         let size = bytes_of(tag.class());
         Self::holding(BytesMut::with_capacity(size), size, tag)
@@ -70,33 +70,33 @@ fn zero_whole(buf: &mut BytesMut) {
 
 #[cfg(test)]
 mod tests {
-    use super::{BytesNode, zero_whole};
+    use super::{BytesBox, zero_whole};
     use crate::class::Tag;
 
     #[test]
     fn is_free_again_when_the_last_clone_is_dropped() {
-        let mut node = BytesNode::of_class(Tag::new(0, 0));
-        node.buf.resize(1024, 7);
-        let address = node.buf.as_ptr();
-        let frozen = node.split_written().freeze();
+        let mut boxed = BytesBox::of_class(Tag::new(0, 0));
+        boxed.buf.resize(1024, 7);
+        let address = boxed.buf.as_ptr();
+        let frozen = boxed.split_written().freeze();
         let clone = frozen.slice(10..20);
         drop(frozen);
-        assert!(!node.try_reclaim());
+        assert!(!boxed.try_reclaim());
         drop(clone);
-        assert!(node.try_reclaim());
-        assert_eq!((node.buf.capacity(), node.buf.as_ptr()), (1024, address));
-        assert!(node.buf.is_empty());
+        assert!(boxed.try_reclaim());
+        assert_eq!((boxed.buf.capacity(), boxed.buf.as_ptr()), (1024, address));
+        assert!(boxed.buf.is_empty());
     }
 
     #[test]
     fn wiping_leaves_no_byte_of_the_whole_capacity() {
-        let mut node = BytesNode::of_class(Tag::new(0, 0).clearing(true));
-        node.buf.resize(1024, 0xA5);
-        node.buf.truncate(3);
-        zero_whole(&mut node.buf);
-        assert_eq!((node.buf.len(), node.buf.capacity()), (1024, 1024));
-        assert!(node.buf.iter().all(|&byte| byte == 0));
-        node.wipe();
-        assert_eq!((node.buf.len(), node.buf.capacity()), (0, 1024));
+        let mut boxed = BytesBox::of_class(Tag::new(0, 0).clearing(true));
+        boxed.buf.resize(1024, 0xA5);
+        boxed.buf.truncate(3);
+        zero_whole(&mut boxed.buf);
+        assert_eq!((boxed.buf.len(), boxed.buf.capacity()), (1024, 1024));
+        assert!(boxed.buf.iter().all(|&byte| byte == 0));
+        boxed.wipe();
+        assert_eq!((boxed.buf.len(), boxed.buf.capacity()), (0, 1024));
     }
 }

@@ -1,0 +1,219 @@
+//! How a request is served: the thread's slot, then its other tiers, then the shared tier, then a new buffer.
+//!
+//! Speaks of boxes only. The guards put their types around them.
+
+use crate::bytes_box::BytesBox;
+use crate::class::{CLASS_BYTES_MAX, Tag, class_of};
+use crate::core::{Class, Core, add};
+use crate::error::PoolError;
+use crate::hot;
+use crate::local;
+use crate::magazine::BufferBox;
+use crate::stats::PoolStats;
+use bytes::BytesMut;
+use std::sync::Arc;
+
+/// Serves a request for a `Vec`, whatever the bounds say: what they refuse gets a buffer of capacity 0.
+#[inline]
+pub(crate) fn buffer(core: &Arc<Core>, size_hint: usize) -> Box<BufferBox> {
+    if size_hint > CLASS_BYTES_MAX {
+        return oversized_or_empty(core, size_hint);
+    }
+    let class = &core.classes[class_of(size_hint)];
+    hot::take(class.tag).unwrap_or_else(|| buffer_slow(core, class))
+}
+
+/// The same from the global pool, which is not looked at if this thread has a buffer.
+#[inline]
+pub(crate) fn buffer_global(size_hint: usize) -> Box<BufferBox> {
+    if size_hint > CLASS_BYTES_MAX {
+        return oversized_or_empty(Core::global(), size_hint);
+    }
+    let class = class_of(size_hint);
+    hot::take_global(class).unwrap_or_else(|| buffer_slow_global(class))
+}
+
+/// Serves a request for a `Vec`, or says which bound refuses it.
+#[inline]
+pub(crate) fn try_buffer(core: &Arc<Core>, size_hint: usize) -> Result<Box<BufferBox>, PoolError> {
+    if size_hint > CLASS_BYTES_MAX || size_hint > core.config.request_bytes_max {
+        return try_oversized(core, size_hint);
+    }
+    let class = &core.classes[class_of(size_hint)];
+    match hot::take(class.tag) {
+        Some(boxed) => Ok(boxed),
+        None => try_buffer_slow(core, class, size_hint),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn buffer_slow(core: &Arc<Core>, class: &Class) -> Box<BufferBox> {
+    local::refill(core, class)
+        .or_else(|| core.create(class))
+        .unwrap_or_else(|| unpooled(core, Vec::new()))
+}
+
+#[cold]
+#[inline(never)]
+fn buffer_slow_global(class: usize) -> Box<BufferBox> {
+    let core = Core::global();
+    buffer_slow(core, &core.classes[class])
+}
+
+#[cold]
+#[inline(never)]
+fn try_buffer_slow(
+    core: &Arc<Core>,
+    class: &Class,
+    size_hint: usize,
+) -> Result<Box<BufferBox>, PoolError> {
+    local::refill(core, class)
+        .or_else(|| core.create(class))
+        .ok_or_else(|| budget_used_up(core, size_hint))
+}
+
+#[cold]
+fn oversized_or_empty(core: &Core, size_hint: usize) -> Box<BufferBox> {
+    try_oversized(core, size_hint).unwrap_or_else(|_| unpooled(core, Vec::new()))
+}
+
+#[cold]
+fn try_oversized(core: &Core, size_hint: usize) -> Result<Box<BufferBox>, PoolError> {
+    let vec = check_size(core, size_hint).and_then(|()| {
+        let mut vec = Vec::new();
+        vec.try_reserve_exact(size_hint)
+            .map_err(|_| PoolError::OutOfMemory {
+                requested_bytes: size_hint,
+            })?;
+        Ok(vec)
+    });
+    match vec {
+        Ok(vec) => {
+            add(&core.oversized, 1);
+            Ok(unpooled(core, vec))
+        }
+        Err(error) => {
+            add(&core.refused, 1);
+            Err(error)
+        }
+    }
+}
+
+fn unpooled(core: &Core, vec: Vec<u8>) -> Box<BufferBox> {
+    BufferBox::holding(vec, core.tag_of(&core.classes[0]).unpooled())
+}
+
+/// Serves a request for a buffer that freezes without a copy.
+#[inline]
+pub(crate) fn bytes(core: &Arc<Core>, size_hint: usize) -> Result<Box<BytesBox>, PoolError> {
+    if size_hint > CLASS_BYTES_MAX || size_hint > core.config.request_bytes_max {
+        return bytes_oversized(core, size_hint);
+    }
+    let class = &core.classes[class_of(size_hint)];
+    match hot::take_bytes(class.tag) {
+        Ok(boxed) => Ok(boxed),
+        Err(busy) => bytes_slow(core, class, busy).ok_or_else(|| budget_used_up(core, size_hint)),
+    }
+}
+
+/// The same from the global pool, which is not looked at if this thread has a buffer.
+#[inline]
+pub(crate) fn bytes_global(size_hint: usize) -> Result<Box<BytesBox>, PoolError> {
+    if size_hint > CLASS_BYTES_MAX {
+        return bytes_oversized(Core::global(), size_hint);
+    }
+    let class = class_of(size_hint);
+    match hot::take_bytes_global(class) {
+        Ok(boxed) => Ok(boxed),
+        Err(busy) => bytes_slow_global(class, busy, size_hint),
+    }
+}
+
+/// A buffer of the smallest class of a buffer's pool, if that still lives and its bounds allow one. The tag has no flags.
+#[inline]
+pub(crate) fn bytes_smallest(tag: Tag) -> Option<Box<BytesBox>> {
+    match hot::take_bytes(tag.smallest()) {
+        Ok(boxed) => Some(boxed),
+        Err(busy) => bytes_smallest_slow(tag, busy),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn bytes_smallest_slow(tag: Tag, busy: Option<Box<BytesBox>>) -> Option<Box<BytesBox>> {
+    let core = local::core_of(tag)?;
+    bytes_slow(&core, &core.classes[0], busy)
+}
+
+#[cold]
+#[inline(never)]
+fn bytes_slow_global(
+    class: usize,
+    busy: Option<Box<BytesBox>>,
+    size_hint: usize,
+) -> Result<Box<BytesBox>, PoolError> {
+    let core = Core::global();
+    bytes_slow(core, &core.classes[class], busy).ok_or_else(|| budget_used_up(core, size_hint))
+}
+
+#[cold]
+#[inline(never)]
+fn bytes_slow(
+    core: &Arc<Core>,
+    class: &Class,
+    busy: Option<Box<BytesBox>>,
+) -> Option<Box<BytesBox>> {
+    local::take_from_ring(core, class, busy).or_else(|| make_bytes(core, class))
+}
+
+#[cold]
+fn bytes_oversized(core: &Core, size_hint: usize) -> Result<Box<BytesBox>, PoolError> {
+    if let Err(error) = check_size(core, size_hint) {
+        add(&core.refused, 1);
+        return Err(error);
+    }
+    add(&core.oversized, 1);
+    let tag = core.tag_of(&core.classes[0]).unpooled();
+    let buf = BytesMut::with_capacity(size_hint);
+    Ok(BytesBox::holding(buf, size_hint, tag))
+}
+
+/// A retained buffer of the shared tier, or a new one; `None` if the bounds allow none.
+fn make_bytes(core: &Core, class: &Class) -> Option<Box<BytesBox>> {
+    // A few tries: the oldest of the shared ones may still be read somewhere.
+    for _ in 0..4 {
+        let Some(mut boxed) = class.retained.take() else {
+            break;
+        };
+        if boxed.try_reclaim() {
+            add(&class.shared_hits, 1);
+            return Some(boxed);
+        }
+        core.retain(class, boxed);
+    }
+    core.admit(class).map(BytesBox::of_class)
+}
+
+/// Why a pool that refuses beyond its budget has no buffer.
+#[cold]
+fn budget_used_up(core: &Core, requested_bytes: usize) -> PoolError {
+    let stats = PoolStats::of(core);
+    PoolError::BudgetUsedUp {
+        requested_bytes,
+        budget_bytes: stats.budget_bytes,
+        lent_bytes: stats.lent_bytes(),
+        frozen_bytes: stats.frozen_bytes(),
+    }
+}
+
+fn check_size(core: &Core, size_hint: usize) -> Result<(), PoolError> {
+    let request_bytes_max = core.config.request_bytes_cap();
+    if size_hint > request_bytes_max {
+        return Err(PoolError::RequestTooLarge {
+            requested_bytes: size_hint,
+            request_bytes_max,
+        });
+    }
+    Ok(())
+}
