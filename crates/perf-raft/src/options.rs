@@ -43,7 +43,7 @@ pub struct RaftOptions {
     pub proposal_bytes_max: usize,
     /// Bytes of proposals that are not committed: 64 MiB. Beyond, [`Busy`](crate::ProposeError::Busy).
     pub uncommitted_bytes_max: usize,
-    /// Entries that are committed and not applied: 65 536. Beyond, a leader answers [`Busy`](crate::ProposeError::Busy), and a
+    /// Commands that are committed and not applied: 65 536. Beyond, a leader answers [`Busy`](crate::ProposeError::Busy), and a
     /// follower that is twice as far behind takes no more entries.
     pub unapplied_entries_max: u64,
     /// Reads that wait: 65 536. Beyond, [`Busy`](crate::ReadError::Busy).

@@ -151,7 +151,8 @@ fn others_elect_one_of_them_after_their_timeouts() {
 
 /// Node 3 has committed entries with node 1, one more for each hand-over, and both others lose their disks before the group is formed: these two elect one
 /// of them at a later term.
-fn forked_founder(hand_overs: u64) -> Group {
+/// Returns the new group with node 3 in it, and node 1 as it was before.
+fn forked_founder(hand_overs: u64) -> (Group, Core<()>) {
     let mut old = Group::of(&[1, 3]);
     old.ticks_to_a_leader();
     for _ in 0..hand_overs {
@@ -166,12 +167,12 @@ fn forked_founder(hand_overs: u64) -> Group {
     let mut group = Group::at_term(5, &[1, 2]);
     group.ticks_to_a_leader();
     group.cores.insert(3, left_over);
-    group
+    (group, old.cores.remove(&1).expect("it is there"))
 }
 
 #[test]
 fn a_founder_that_is_left_over_gets_a_snapshot() {
-    let mut group = forked_founder(0);
+    let (mut group, _) = forked_founder(0);
     for _ in 0..100 {
         group.tick();
     }
@@ -191,7 +192,7 @@ fn a_founder_that_is_left_over_gets_a_snapshot() {
 
 #[test]
 fn a_founder_that_no_leader_can_help_stops_and_says_that_its_files_may_go() {
-    let mut group = forked_founder(3);
+    let (mut group, _) = forked_founder(3);
     // The leader's snapshot does not go as far as what node 3 has committed, and too few are left to commit more.
     let leader = group.leaders()[0];
     group.cores.retain(|id, _| [leader, 3].contains(id));
@@ -205,4 +206,26 @@ fn a_founder_that_no_leader_can_help_stops_and_says_that_its_files_may_go() {
         stops.is_some_and(|ticks| ticks + 1 >= patience),
         "{stops:?}"
     );
+}
+
+#[test]
+fn a_founder_is_not_forked_any_more_once_a_leader_agrees_with_it() {
+    let (mut group, old_first) = forked_founder(3);
+    let leader = group.leaders()[0];
+    group.cores.retain(|id, _| [leader, 3].contains(id));
+    let patience = 10 * RaftOptions::default().election_ticks;
+    for _ in 0..patience / 2 {
+        group.tick();
+    }
+    // The disk of node 1 was not lost after all, and those that contradicted node 3 go.
+    group.cores.retain(|id, _| *id == 3);
+    group.cores.insert(1, old_first);
+    for _ in 0..2 * patience {
+        group.tick();
+        assert_eq!(group.cores[&3].defect(), None);
+    }
+    assert_eq!(group.leaders().len(), 1);
+    let [first, third] = [&group.cores[&1], &group.cores[&3]];
+    assert_eq!(first.log_range().1, third.log_range().1);
+    assert!(!third.is_formed(), "else it would not stop anyway");
 }

@@ -152,11 +152,6 @@ fn a_node_with_committed_entries_of_its_own_that_stays_so_is_found() {
 }
 
 #[test]
-fn a_node_that_stops_as_forked_under_a_leader_that_agrees_is_found() {
-    is_caught("fork_mark_stays");
-}
-
-#[test]
 fn a_start_on_the_log_of_another_node_is_found() {
     is_caught("log_of_another_node");
 }

@@ -37,7 +37,6 @@ impl<T> Core<T> {
         if message.index > raft.raft_log.committed {
             // Another leader's entries fit: what they bring may be acknowledged, so this node must not stop and say that its files may go.
             if self.forked_since.is_some()
-                && !mutant::is("fork_mark_stays")
                 && self.known_term(message.index) == Some(message.log_term)
             {
                 self.forked_since = None;
@@ -49,7 +48,7 @@ impl<T> Core<T> {
         let mut covered = entries.take_while(|entry| entry.index <= committed);
         let is_fork = self.is_other(message.index, message.log_term)
             || covered.any(|entry| self.is_other(entry.index, entry.term));
-        if !is_fork && !mutant::is("fork_mark_stays") {
+        if !is_fork {
             self.forked_since = None;
         }
         is_fork
@@ -109,7 +108,7 @@ impl<T> Core<T> {
 
     /// Stops a node that got no snapshot in the place of what it has.
     pub(super) fn tick_fork(&mut self) {
-        if self.is_leader() && !mutant::is("fork_mark_stays") {
+        if self.is_leader() {
             // A quorum takes what this node has.
             self.forked_since = None;
         }

@@ -261,7 +261,7 @@ impl<T> Core<T> {
         let is_full = view.bytes() > 2 * self.options.log_bytes_max;
         let will_shrink = view.first() <= self.applied || mutant::is("full_log_takes_nothing");
         is_crowded
-            || self.unapplied() > 2 * self.options.unapplied_entries_max
+            || self.backlog.commands() > 2 * self.options.unapplied_entries_max
             || (is_full && will_shrink)
     }
 

@@ -11,6 +11,7 @@
 //! - jobs for the state machine are done in order.
 
 mod addresses;
+mod backlog;
 mod beginning;
 mod fetching;
 mod fork;
@@ -53,6 +54,7 @@ use crate::options::RaftOptions;
 use crate::primitive::mutant;
 use crate::transport::SendError;
 use addresses::Addresses;
+use backlog::Backlog;
 use bytes::Bytes;
 use fetching::Fetching;
 use handover::Handover;
@@ -246,6 +248,7 @@ pub struct Core<T> {
     /// What the state machine has been given, and what it has done.
     handed: u64,
     applied: u64,
+    backlog: Backlog,
     /// The index of the snapshot that the state machine is being restored from.
     restoring: Option<u64>,
     incarnation: u64,
@@ -422,6 +425,7 @@ impl<T> Core<T> {
             unwritten_hard_state: None,
             handed: applied,
             applied,
+            backlog: Backlog::default(),
             restoring: None,
             defect: None,
             incarnation,
@@ -522,6 +526,7 @@ impl<T> Core<T> {
             return;
         }
         self.applied = index;
+        self.backlog.applied(index);
         if self.restoring.is_some_and(|snapshot| index >= snapshot) {
             self.restoring = None;
         }

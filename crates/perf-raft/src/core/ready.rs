@@ -3,6 +3,7 @@
 //! A leader's messages leave at once, beside its own write of the same entries (Ongaro's thesis, 10.2.1). Everything a
 //! follower or candidate says about its log or its vote waits for the write. What is committed goes to the state machine.
 
+use super::backlog::Backlog;
 use super::membership::Configuration;
 use super::step::unpack;
 use super::{AfterPersist, ApplyJob, ChangeKind, Core, Making, Outputs, Reply, lost_reply};
@@ -286,6 +287,7 @@ impl<T> Core<T> {
         let index = snapshot.metadata.index;
         self.restoring = Some(index);
         self.handed = index;
+        self.backlog = Backlog::default();
         self.configurations.clear();
         self.configurations.push_back(Configuration {
             from: index,
@@ -334,6 +336,7 @@ impl<T> Core<T> {
             }
         }
         self.handed = index;
+        self.backlog.given(index, commands.len() as u64);
         self.stats.entries_applied += commands.len() as u64;
         self.stats.apply_batches += 1;
         self.stats.proposals_applied += waiting.len() as u64;

@@ -123,9 +123,9 @@ impl<T> Core<T> {
 
     /// The bound that is reached, if one is.
     fn full(&self) -> Option<ProposeError> {
-        if self.unapplied() > self.options.unapplied_entries_max {
+        if self.backlog.commands() > self.options.unapplied_entries_max {
             return Some(ProposeError::Busy {
-                what: "entries that are not applied",
+                what: "commands that are not applied",
                 limit: self.options.unapplied_entries_max,
             });
         }
@@ -153,12 +153,6 @@ impl<T> Core<T> {
             what,
             limit: self.options.log_bytes_max as u64,
         })
-    }
-
-    /// Entries that were handed to the state machine and are not applied. What a snapshot that is being restored holds is not among them.
-    pub(super) fn unapplied(&self) -> u64 {
-        let reached = self.restoring.unwrap_or(0).max(self.applied);
-        self.handed.saturating_sub(reached)
     }
 
     fn refuse(&mut self, batch: &mut Vec<(Bytes, T)>, error: impl Fn(&Bytes) -> ProposeError) {

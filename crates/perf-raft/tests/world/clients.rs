@@ -68,7 +68,7 @@ impl World {
                 _ => 0,
             };
             // A burst that is more than a small log takes.
-            let is_burst = self.random.one_in(8);
+            let is_burst = self.random.one_in(5);
             if is_burst
                 && others as usize * self.options.proposal_bytes_max
                     > 2 * self.options.log_bytes_max

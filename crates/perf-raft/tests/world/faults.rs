@@ -129,6 +129,11 @@ impl World {
     }
 
     pub(super) fn give_empty_disk(&mut self, id: u64, voters: Vec<u64>) {
+        let mut cores = self.nodes.values().filter_map(|node| node.core.as_ref());
+        if !cores.any(Core::is_formed) {
+            self.may_vote_twice = true;
+            self.leaders.clear();
+        }
         self.crash(id);
         let identity = identity(&mut self.random, id);
         let real_seed = self.has_real_logs.then(|| self.random.next());

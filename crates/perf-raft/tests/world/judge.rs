@@ -69,10 +69,17 @@ impl World {
         let membership = core.membership();
         let members = membership.voters.iter().chain(&membership.learners);
         let committed = core.status().commit_index;
+        let table = core.members();
         let mut reference: Option<&Machine> = None;
         for id in members {
             let node = &self.nodes[id];
             let core = node.core.as_ref().ok_or(format!("node {id} is down"))?;
+            if core.members() != table {
+                return Err(format!(
+                    "node {id} has another table of members than the leader: {:?} and {table:?}",
+                    core.members()
+                ));
+            }
             if node.machine.index != committed {
                 return Err(format!(
                     "node {id} is at {} of {committed} long after the world healed",

@@ -66,7 +66,6 @@ impl World {
             };
             let others = ids.iter().filter(|id| **id != mixed.odd).take(others);
             let emptied: Vec<u64> = others.copied().chain([mixed.odd]).collect();
-            self.has_lost_quorum = 2 * emptied.len() > ids.len();
             for id in emptied {
                 self.give_empty_disk(id, ids.clone());
             }

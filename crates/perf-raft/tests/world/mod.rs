@@ -125,8 +125,9 @@ pub(crate) struct World {
     /// A node that takes frames of so many bytes only.
     short_frames: Option<(u64, usize)>,
     mixed: Option<Mixed>,
-    /// A quorum of disks was emptied before the group was formed: two nodes may lead one term then, and neither acknowledges anything.
-    has_lost_quorum: bool,
+    /// A disk was lost before the group was formed, and its node may vote twice in a term: two nodes may lead that term then, and neither acknowledges
+    /// anything.
+    may_vote_twice: bool,
     /// Frames arrive a second time after seconds, from starts and leaders that are no more.
     has_late_frames: bool,
     /// The last heartbeat from one node to another that was lost.
@@ -177,7 +178,7 @@ impl World {
             (1 + random.below(count), limit)
         });
         let has_real_logs = random.one_in(2);
-        let mixed = random.one_in(12).then(|| Mixed::draw(&mut random, count));
+        let mixed = random.one_in(6).then(|| Mixed::draw(&mut random, count));
         let has_late_frames = random.one_in(4);
         let hands_over_often = random.one_in(3);
         let memory_bytes = match random.below(4) {
@@ -248,7 +249,7 @@ impl World {
             slow_link,
             short_frames,
             mixed,
-            has_lost_quorum: false,
+            may_vote_twice: false,
             has_late_frames,
             hands_over_often,
             lost_heartbeats: BTreeMap::new(),

@@ -194,7 +194,7 @@ impl World {
         if let Err(broken) = core.check_invariants() {
             self.fail(format!("node {id}: {broken}"));
         }
-        let counts = core.is_formed() || !self.has_lost_quorum;
+        let counts = core.is_formed() || !self.may_vote_twice;
         let node = self.nodes.get_mut(&id)?;
         node.core = Some(core);
         // Two groups have two leaders.
