@@ -236,8 +236,12 @@ impl<T> Core<T> {
             }
             // A follower's read, while another group may have answered clients.
             MessageType::MsgReadIndex => self.is_leader() && !self.may_answer(),
-            // As above, and of no use at all: the peer has said since that it has the entry.
+            // A rejection that is of no use at all: the peer has said since that it has the entry. Or a founder that is left over says, to a snapshot of less,
+            // what it has committed itself: more than this leader has.
             MessageType::MsgAppendResponse => {
+                if self.is_beyond_log(message) {
+                    return true;
+                }
                 let progress = self.node.raft.prs().get(message.from);
                 let is_late = progress.is_some_and(|progress| {
                     message.term == self.node.raft.term
@@ -249,6 +253,15 @@ impl<T> Core<T> {
             }
             _ => false,
         }
+    }
+
+    /// Whether a peer says to this leader that it has entries which the leader has not.
+    fn is_beyond_log(&self, message: &Message) -> bool {
+        let raft = &self.node.raft;
+        self.is_leader()
+            && message.term == raft.term
+            && !message.reject
+            && message.index > raft.raft_log.last_index()
     }
 
     /// Whether more entries would go beyond what a follower may hold, and it will have room later.

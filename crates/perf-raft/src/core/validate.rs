@@ -48,7 +48,10 @@ fn are_contiguous(message: &Message) -> bool {
         return false;
     };
     let mut term = message.log_term;
+    // Where there is no entry raft-rs takes its term for 0, and would find this equal.
+    let is_known = message.index == 0 || message.log_term != 0;
     last < u64::MAX
+        && is_known
         && message.log_term <= message.term
         && message
             .entries
@@ -140,6 +143,9 @@ mod tests {
             assert_eq!(check(&append(3, &entries), 1), Err(Invalid), "{entries:?}");
         }
         assert_eq!(check(&append(u64::MAX, &[(4, 2)]), 1), Err(Invalid));
+        let mut unknown = append(3, &[]);
+        unknown.log_term = 0;
+        assert_eq!(check(&unknown, 1), Err(Invalid));
     }
 
     #[test]
