@@ -20,7 +20,7 @@ impl Group {
         Self::at_term(1, ids)
     }
 
-    /// The same at a later term than the first.
+    /// The members `ids`, at a later term than the first.
     fn at_term(term: u64, ids: &[u64]) -> Self {
         let mut state = bootstrap_state(&[3, 2, 1], Bytes::new());
         state.hard_state.term = term;
@@ -53,6 +53,7 @@ impl Group {
             for core in self.cores.values_mut() {
                 let mut out = Outputs::default();
                 core.poll(&mut out);
+                assert_eq!(core.check_invariants(), Ok(()));
                 done &= out.is_empty();
                 let send = |message: OutboundMessage| {
                     sent.push((message.to, message.frame));

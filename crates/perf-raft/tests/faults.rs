@@ -436,6 +436,17 @@ impl Transport for Short {
     }
 }
 
+/// Waits until a node has applied everything up to `index`.
+async fn reaches(node: &RaftHandle, index: u64, what: &str) {
+    let reached = async {
+        while node.status().applied_index < index {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let outcome = tokio::time::timeout(Duration::from_secs(30), reached).await;
+    outcome.expect(what);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_takes_short_frames_gets_parts_and_is_reported_when_none_is_short_enough() {
     let network = ChannelNetwork::new();
@@ -478,14 +489,7 @@ async fn a_peer_that_takes_short_frames_gets_parts_and_is_reported_when_none_is_
         }
     }
     let index = leader.status().applied_index;
-    let caught_up = async {
-        while nodes[2].status().applied_index < index {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), caught_up)
-        .await
-        .expect("in short frames it gets everything");
+    reaches(&nodes[2], index, "in short frames it gets everything").await;
 
     // Longer than a frame.
     leader
@@ -493,14 +497,7 @@ async fn a_peer_that_takes_short_frames_gets_parts_and_is_reported_when_none_is_
         .await
         .expect("a quorum takes it");
     let index = leader.status().applied_index;
-    let caught_up = async {
-        while nodes[2].status().applied_index < index {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), caught_up)
-        .await
-        .expect("it gets the entry in parts");
+    reaches(&nodes[2], index, "it gets the entry in parts").await;
     assert_eq!(leader.report().troubles, []);
 
     limit.store(400, Ordering::Relaxed);

@@ -341,7 +341,7 @@ async fn cluster(count: u64) -> Raft {
     }
     let first = first.expect("there are three");
     let members: BTreeMap<u64, ()> = (1..=3).map(|id| (id, ())).collect();
-    first.initialize(members).await.expect("nobody did before");
+    first.initialize(members).await.expect("the cluster is new");
     loop {
         if let Some(leader) = first.current_leader().await {
             let routes = routes.read().unwrap_or_else(PoisonError::into_inner);

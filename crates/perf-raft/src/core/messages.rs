@@ -449,11 +449,12 @@ impl<T> Core<T> {
                 return;
             }
             let (to, index) = (part.to, part.index + 1);
-            let bytes = codec::encoded_len(&part) + HEAD_ROOM_BYTES;
-            if bytes <= limit.unwrap_or(usize::MAX) {
+            let frame_bytes = || codec::encoded_len(&part) + HEAD_ROOM_BYTES;
+            let too_long = limit.and_then(|limit| Some(frame_bytes()).filter(|len| *len > limit));
+            let Some(bytes) = too_long else {
                 frames.push(self.frame(to, Body::Raft(part)));
                 continue;
-            }
+            };
             self.part_count += 1;
             let Some(parts) = parts::split(&part, self.part_count, room) else {
                 // Raft tries again after each heartbeat, and the peer may start again with a higher limit.

@@ -710,7 +710,14 @@ impl<T> Core<T> {
         if durable > term {
             return Err(format!("term {durable} is durable, {term} is current"));
         }
+        let last = log.last_index();
         for (id, progress) in self.node.raft.prs().iter() {
+            if self.is_leader() && progress.matched > last {
+                return Err(format!(
+                    "peer {id} is said to have everything up to {}, and this leader ends at {last}",
+                    progress.matched
+                ));
+            }
             if progress.next_idx <= progress.matched && *id != self.id {
                 return Err(format!(
                     "peer {id} has everything up to {} and would get {} next",

@@ -85,10 +85,11 @@ impl<T> Step<T> {
         }
         let data_bytes = data.len();
         self.tokens.push((self.entries.len(), token));
-        self.filling.push(
-            data,
-            (self.expected_bytes + LENGTH_BYTES * self.tokens.capacity()).min(self.entry_bytes_max),
-        );
+        let expected_bytes = self.filling.packed_bytes()
+            + self.expected_bytes
+            + LENGTH_BYTES * (self.tokens.capacity() + 1 - self.tokens.len());
+        self.filling
+            .push(data, expected_bytes.min(self.entry_bytes_max));
         if data_bytes > SHARING_BYTES_MAX {
             self.finish_entry();
         }
@@ -125,8 +126,9 @@ impl Filling {
         match self.commands {
             0 => self.first = data,
             1 => {
-                self.packed.reserve(expected_bytes);
                 let first = std::mem::take(&mut self.first);
+                // Its exact size if all that is expected shares this entry: then nothing is moved, and `Bytes` takes the memory as it is.
+                self.packed.reserve_exact(expected_bytes);
                 self.pack(&first);
                 self.pack(&data);
             }
@@ -284,6 +286,16 @@ mod tests {
             let tokens = tokens.collect();
             (entries, tokens)
         }
+    }
+
+    #[test]
+    fn an_entry_takes_one_allocation_of_its_size() {
+        let mut step = Step::new(100_000, 100_000, 9, 9 * 128);
+        for _ in 0..9 {
+            step.push(Bytes::from(vec![7; 128]), ());
+        }
+        let packed = &step.filling.packed;
+        assert_eq!((packed.len(), packed.capacity()), (9 * 130, 9 * 130));
     }
 
     #[test]

@@ -156,7 +156,7 @@ impl World {
         self.with_interrupted_core(id, input)
     }
 
-    /// The same for a thread that was held up since it read the clock, whenever that was.
+    /// Gives input to a core whose thread was held up since it read the clock.
     pub(super) fn with_interrupted_core<R>(
         &mut self,
         id: u64,
@@ -321,7 +321,7 @@ impl World {
         self.at(after, Event::Restart(id));
     }
 
-    /// The node ends itself, and answers what waits.
+    /// The node ends itself, and answers all its callers.
     pub(super) fn stop(&mut self, id: u64, reason: &StopReason) {
         let chance = self.random.next();
         let Some(node) = self.nodes.get_mut(&id) else {
