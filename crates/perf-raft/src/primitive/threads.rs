@@ -60,21 +60,20 @@ impl Condvar {
     }
 }
 
-/// The tasks of this model, for [`end_runtime`].
-static TASKS: std::sync::Mutex<Vec<AbortHandle>> = std::sync::Mutex::new(Vec::new());
+shuttle::lazy_static! {
+    /// The tasks of this run of a model, for [`end_runtime`]. Of other runs it must know none: to abort a task takes a turn of the scheduler.
+    static ref TASKS: Mutex<Vec<AbortHandle>> = Mutex::new(Vec::new());
+}
 
 /// Runs on a task of shuttle, until it ends.
 pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
     let handle = shuttle::future::spawn(task).abort_handle();
-    TASKS
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .push(handle);
+    TASKS.lock().push(handle);
 }
 
 /// Drops all tasks, as a runtime does that ends.
 pub(crate) fn end_runtime() {
-    let tasks = std::mem::take(&mut *TASKS.lock().unwrap_or_else(PoisonError::into_inner));
+    let tasks = std::mem::take(&mut *TASKS.lock());
     for task in tasks {
         task.abort();
     }
