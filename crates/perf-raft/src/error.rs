@@ -164,6 +164,21 @@ pub enum StopReason {
     Core(Arc<str>),
 }
 
+/// Why a host does not close or remove a group.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// Another call opens, closes or removes the group.
+    #[error("group {group} is being opened, closed or removed by another call: wait for that")]
+    GroupChanges {
+        /// The group.
+        group: u64,
+    },
+    /// The log cannot be written.
+    #[error("the log cannot be written: {0}")]
+    Log(#[from] LogError),
+}
+
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -211,6 +226,17 @@ pub enum StartError {
     /// A thread could not be started.
     #[error("no thread for the log or the state machine: {0}")]
     Thread(#[from] std::io::Error),
+    /// The host runs the group already, or opens or closes it at the moment.
+    #[error(
+        "group {group} is open, or being opened or closed: use `RaftHost::group`, or close it first"
+    )]
+    GroupRuns {
+        /// The group.
+        group: u64,
+    },
+    /// The host was shut down.
+    #[error("the host was shut down: start another one")]
+    HostStopped,
     /// The transport cannot start.
     #[error("the transport failed: {0}")]
     Transport(String),

@@ -21,7 +21,7 @@ mod state_machine;
 mod transport;
 
 pub use crate::core::{MembershipChange, Peer, RaftReport, Trouble};
-pub use error::{LeaderHint, ProposeError, ReadError, StartError, StopReason};
+pub use error::{HostError, LeaderHint, ProposeError, ReadError, StartError, StopReason};
 pub use log::{LogError, LogReader, LogStore, MemoryLog, SharedLog};
 #[cfg(feature = "durable")]
 pub use log::{OnDamage, SegmentLog, SegmentLogOptions};
@@ -36,7 +36,9 @@ pub use metrics::{RaftMetrics, Stage};
 #[cfg(feature = "transport")]
 pub use network::{NetworkTransport, RaftService};
 pub use options::{ApplyMode, RaftOptions};
-pub use shell::{Inbox, RaftHandle, RaftNode, RaftNodeBuilder, RaftStats, StageStats};
+pub use shell::{
+    Inbox, RaftHandle, RaftHost, RaftHostBuilder, RaftNode, RaftNodeBuilder, RaftStats, StageStats,
+};
 pub use state_machine::{Command, StateMachine, StateMachineError};
 pub use transport::{
     ChannelNetwork, ChannelTransport, DeliverError, OutboundMessage, SendError, Transport,

@@ -53,8 +53,30 @@ pub struct RaftService {
 #[derive(Debug, Default)]
 struct Shared {
     /// Read by every message, changed when a node starts or stops.
-    inboxes: parking_lot::RwLock<BTreeMap<GroupId, Inbox>>,
+    inboxes: parking_lot::RwLock<Inboxes>,
     dropped: AtomicU64,
+}
+
+/// Of nodes by their group, and of a host, which is asked for all other groups.
+#[derive(Debug, Default)]
+struct Inboxes {
+    of_groups: BTreeMap<GroupId, Inbox>,
+    of_host: Option<Inbox>,
+}
+
+impl Inboxes {
+    fn find(&self, group: GroupId) -> Option<&Inbox> {
+        self.of_groups.get(&group).or(self.of_host.as_ref())
+    }
+
+    /// Puts an inbox in the place of a group, or of the host.
+    fn put(&mut self, group: Option<GroupId>, inbox: Option<Inbox>) {
+        match (group, inbox) {
+            (None, inbox) => self.of_host = inbox,
+            (Some(group), Some(inbox)) => drop(self.of_groups.insert(group, inbox)),
+            (Some(group), None) => drop(self.of_groups.remove(&group)),
+        }
+    }
 }
 
 impl RaftService {
@@ -77,13 +99,14 @@ impl RaftService {
             })
     }
 
-    /// The transport of a node, over one whose router this service is registered with. One for each group.
+    /// The transport of a node, over one whose router this service is registered with: one for each node of a group, or one for a
+    /// [`RaftHost`](crate::RaftHost).
     #[must_use]
     pub fn transport(&self, transport: perf_transport::Transport) -> NetworkTransport {
         NetworkTransport {
             shared: Arc::clone(&self.shared),
             transport,
-            group: parking_lot::Mutex::new(None),
+            started: parking_lot::Mutex::new(None),
         }
     }
 
@@ -99,7 +122,7 @@ impl Shared {
         let from = message.from();
         let frame = message.into_payload();
         let taken = crate::codec::FrameHeader::peek(&frame).is_ok_and(|header| {
-            let inbox = self.inboxes.read().get(&header.group).cloned();
+            let inbox = self.inboxes.read().find(header.group).cloned();
             header.from == from && inbox.is_some_and(|inbox| deliver(&inbox, frame))
         });
         if !taken {
@@ -117,13 +140,14 @@ fn deliver(inbox: &Inbox, frame: bytes::Bytes) -> bool {
 pub struct NetworkTransport {
     shared: Arc<Shared>,
     transport: perf_transport::Transport,
-    group: parking_lot::Mutex<Option<GroupId>>,
+    /// The group of the node that started it, `None` within for a host.
+    started: parking_lot::Mutex<Option<Option<GroupId>>>,
 }
 
 impl fmt::Debug for NetworkTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NetworkTransport")
-            .field("group", &self.group)
+            .field("started", &self.started)
             .finish_non_exhaustive()
     }
 }
@@ -139,8 +163,8 @@ impl Transport for NetworkTransport {
             )
             .into());
         }
-        *self.group.lock() = Some(group);
-        self.shared.inboxes.write().insert(group, inbox);
+        *self.started.lock() = Some(group);
+        self.shared.inboxes.write().put(group, Some(inbox));
         Ok(())
     }
 
@@ -163,8 +187,8 @@ impl Transport for NetworkTransport {
     }
 
     fn stop(&self) {
-        if let Some(group) = self.group.lock().take() {
-            self.shared.inboxes.write().remove(&group);
+        if let Some(group) = self.started.lock().take() {
+            self.shared.inboxes.write().put(group, None);
         }
     }
 }

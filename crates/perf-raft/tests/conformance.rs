@@ -92,7 +92,7 @@ fn disks() -> impl FnMut() -> SimDisk {
 
 fn passes(report: Result<Report, Violation>, has_disk: bool) {
     let report = report.unwrap_or_else(|violation| panic!("{violation}"));
-    assert_eq!(report.passed.len(), if has_disk { 14 } else { 11 });
+    assert_eq!(report.passed.len(), if has_disk { 15 } else { 12 });
     assert_eq!(report.skipped.len(), if has_disk { 0 } else { 3 });
     println!("{report}");
 }

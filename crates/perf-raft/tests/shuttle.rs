@@ -10,7 +10,7 @@ use bytes::Bytes;
 use perf_raft::log::{LogJob, LogState, StoredSnapshot};
 use perf_raft::{
     ChannelNetwork, Command, GroupId, LogError, LogStore, MemoryLog, ProposeError, RaftHandle,
-    RaftNode, RaftOptions, ReadError, StateMachine, StateMachineError, StopReason,
+    RaftHost, RaftNode, RaftOptions, ReadError, StateMachine, StateMachineError, StopReason,
 };
 use shuttle::future::block_on;
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
@@ -399,6 +399,71 @@ fn runtime_ends(clock: &Clock) {
         &traces.machine_dropped,
     );
     clock.until("the log outlives its node", &traces.log_dropped);
+}
+
+/// Two groups of a host, with one task, one thread for the log and one for the state machines. One group is closed and removed while clients use both; then the
+/// host is shut down.
+fn host_of_two(clock: &Clock) {
+    let traces = [Arc::new(Traces::default()), Arc::new(Traces::default())];
+    let of_log = Arc::new(Traces::default());
+    let disk = Disk {
+        log: MemoryLog::new(),
+        traces: Arc::clone(&of_log),
+        fails_after: u32::MAX,
+    };
+    let mut options = RaftOptions::default();
+    options.tick = TICK;
+    let started = RaftHost::builder(1)
+        .options(options)
+        .log_store(disk)
+        .transport(ChannelNetwork::new().transport(1))
+        .drivers(1)
+        .apply_threads(1)
+        .start();
+    let host = block_on(started).expect("a sound start");
+    let mut threads = Vec::new();
+    for (group, traces) in (1..).map(GroupId).zip(&traces) {
+        let machine = Echo {
+            traces: Arc::clone(traces),
+            door: None,
+        };
+        let handle = block_on(host.create_group(group, machine, [1])).expect("a new group");
+        threads.push(Client::spawn(move || {
+            let is_closed = !(propose(&handle, b"a1") && propose(&handle, b"a2"));
+            assert!(!is_closed || group == GroupId(2), "nobody closed the first");
+            let _ = block_on(handle.read_index());
+        }));
+    }
+    let its = host.clone();
+    threads.push(Client::spawn(move || {
+        block_on(its.close_group(GroupId(2))).expect("nobody else closes it");
+        block_on(its.remove_group(GroupId(2))).expect("the log is sound");
+    }));
+    clock.until_ended(threads);
+    assert_eq!(traces[0].applied.load(Ordering::Relaxed), 2);
+    assert!(traces[1].machine_dropped.load(Ordering::Relaxed));
+    // No tick helps it.
+    block_on(host.shutdown());
+    assert!(traces[0].machine_dropped.load(Ordering::Relaxed));
+    assert!(
+        of_log.log_dropped.load(Ordering::Relaxed),
+        "the log outlives its host"
+    );
+}
+
+#[test]
+fn groups_of_a_host_are_served_and_end_one_by_one() {
+    assert!(!fails(None, host_of_two));
+}
+
+#[test]
+fn a_turn_that_begins_too_late_is_found() {
+    assert!(fails(Some("turn_begins_late"), host_of_two));
+}
+
+#[test]
+fn jobs_that_the_pool_forgets_are_found() {
+    assert!(fails(Some("apply_queue_forgets_jobs"), host_of_two));
 }
 
 #[test]

@@ -129,6 +129,14 @@ impl Tables<'_> {
     /// The parts of a job take effect in the order of its fields.
     fn apply(&mut self, job: &LogJob) -> Result<(), redb::Error> {
         let group = job.group.0;
+        if job.removes_group {
+            self.remove(group, 0, u64::MAX)?;
+            self.snapshots.remove(group)?;
+            // Names of values have few letters.
+            self.states
+                .retain_in((group, "")..(group, "~"), |_, _| false)?;
+            return Ok(());
+        }
         let mut compacted = match self.states.get((group, "compacted"))? {
             Some(bytes) => pair(bytes.value()),
             None => (0, 0),

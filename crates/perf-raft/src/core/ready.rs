@@ -175,6 +175,7 @@ impl<T> Core<T> {
                 entries: entries.unwrap_or_default(),
                 hard_state,
                 identity: None,
+                removes_group: false,
             });
         }
         let after = AfterPersist {

@@ -49,7 +49,13 @@ impl LogState {
     }
 
     /// Does to this state what a store does to its log. For stores in memory and for models.
+    ///
+    /// A job that removes the group leaves an empty state: a store then holds none.
     pub fn apply(&mut self, job: &LogJob) {
+        if job.removes_group {
+            *self = Self::default();
+            return;
+        }
         if let Some(snapshot) = &job.snapshot {
             if job.replaces_log {
                 self.entries.clear();
@@ -94,7 +100,11 @@ impl LogStore for MemoryLog {
         if let Some(kept) = &self.kept {
             let mut kept = kept.lock();
             for job in jobs {
-                kept.entry(job.group).or_default().apply(job);
+                if job.removes_group {
+                    kept.remove(&job.group);
+                } else {
+                    kept.entry(job.group).or_default().apply(job);
+                }
             }
         }
         Ok(())

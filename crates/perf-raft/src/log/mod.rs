@@ -63,6 +63,8 @@ pub struct LogJob {
     pub hard_state: Option<HardState>,
     /// Who the node is: once, when its log is made. Stays, whatever takes the place of the log.
     pub identity: Option<Identity>,
+    /// Everything of the group goes, as if nothing had ever been written for it. Such a job has nothing else.
+    pub removes_group: bool,
 }
 
 /// What a log holds when a node starts.
@@ -93,6 +95,7 @@ pub struct LogState {
 /// | compaction | Entries up to an index go; index and term of the last one stay, for good. |
 /// | snapshots | The data is saved first, and counts once a job names it. The snapshot of a job that was durable stays readable until another job is. A snapshot that replaces the log takes all entries away; hard state and identity stay. |
 /// | groups | A write may have jobs of several groups. They do not see each other. |
+/// | removal | A job may take away all that is there of a group: [`load`](Self::load) returns nothing then, and the group may begin anew. |
 /// | durability | When [`write`](Self::write) with `sync` returns, all writes up to this one are durable. After a crash the log holds those, and the beginning, job by job, of what followed. |
 /// | errors | Errors of [`save_snapshot`](Self::save_snapshot) and [`write`](Self::write) end the node; neither is called again after one. A failed fsync is an error, and is never repeated: a second one may confirm what the kernel has dropped. |
 /// | reading | A reader sees what is durable, and maybe what was written after it. What it returns are entries that the log held at one moment of the call: it returns none of another term, and no error, for what is compacted or overwritten meanwhile. |

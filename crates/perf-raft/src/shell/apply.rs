@@ -1,61 +1,14 @@
 //! The state machine's side: batches of commands, answers given together.
 
 use super::answer::{Token, wake_all};
-use super::mailbox::Mailbox;
 use super::stats::StageStats;
 use crate::core::ApplyJob;
 use crate::error::{StopReason, panic_message};
-use crate::primitive::Ordering;
-use crate::primitive::threads::{AtomicBool, Condvar, Mutex, thread};
 use crate::state_machine::{Command, StateMachine};
 use bytes::Bytes;
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::task::Waker;
-use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
-
-/// The thread of the state machine.
-pub(crate) struct ApplyThread {
-    pub(crate) queue: Arc<ApplyQueue>,
-    ended: Option<oneshot::Receiver<()>>,
-}
-
-impl ApplyThread {
-    pub(crate) fn start(applier: Applier, mailbox: Arc<Mailbox>) -> std::io::Result<Self> {
-        let queue = Arc::new(ApplyQueue::default());
-        let (end, ended) = oneshot::channel();
-        let its = Arc::clone(&queue);
-        thread::Builder::new()
-            .name(format!("raft-apply-{}", mailbox.id))
-            .spawn(move || {
-                its.run(applier, &mailbox);
-                // The node may be gone.
-                let _ = end.send(());
-            })?;
-        Ok(Self {
-            queue,
-            ended: Some(ended),
-        })
-    }
-
-    /// Waits until the batch that is being applied is done and the state machine is dropped.
-    pub(crate) async fn close(mut self) {
-        self.queue.close();
-        if let Some(ended) = self.ended.take() {
-            // An error means that the state machine's destructor panicked.
-            let _ = ended.await;
-        }
-    }
-}
-
-impl Drop for ApplyThread {
-    /// The runtime may end without a word; the thread shall not outlive the node.
-    fn drop(&mut self) {
-        self.queue.close();
-    }
-}
+use std::time::Instant;
 
 /// The state machine with what it needs from batch to batch.
 pub(crate) struct Applier {
@@ -149,86 +102,5 @@ impl Applier {
         self.stats.add(commands.len() as u64, start.elapsed());
         wake_all(&mut self.wakers);
         Ok(())
-    }
-}
-
-/// After so much time in the state machine the node is told how far that is, though more jobs wait: reads and the bound on entries that are
-/// not applied depend on it.
-const REPORT_AFTER: Duration = Duration::from_millis(1);
-
-/// Jobs on their way to the thread of the state machine. As many as the core hands over: it bounds them by
-/// `unapplied_entries_max`.
-#[derive(Default)]
-pub(crate) struct ApplyQueue {
-    jobs: Mutex<(VecDeque<ApplyJob<Token>>, bool)>,
-    wakeup: Condvar,
-    /// The same as in `jobs`, without the lock.
-    is_closed: AtomicBool,
-    pub(crate) stats: Mutex<StageStats>,
-}
-
-impl ApplyQueue {
-    pub(crate) fn push(&self, new: impl Iterator<Item = ApplyJob<Token>>) {
-        self.jobs.lock().0.extend(new);
-        self.wakeup.notify_one();
-    }
-
-    pub(crate) fn close(&self) {
-        self.jobs.lock().1 = true;
-        self.is_closed.store(true, Ordering::Relaxed);
-        self.wakeup.notify_one();
-    }
-
-    /// Drives the state machine until the queue is closed; what still waits then is dropped, which answers it. The batch that is being
-    /// applied when it is closed is the last.
-    pub(crate) fn run(&self, mut applier: Applier, mailbox: &Mailbox) {
-        let mut jobs = VecDeque::new();
-        loop {
-            {
-                let mut waiting = self.jobs.lock();
-                while waiting.0.is_empty() && !waiting.1 {
-                    self.wakeup.wait(&mut waiting);
-                }
-                std::mem::swap(&mut waiting.0, &mut jobs);
-                if waiting.1 {
-                    return;
-                }
-            }
-            let mut reported = applier.stats.busy;
-            let report = |applied: u64| {
-                mailbox.report(|reports| reports.applied = reports.applied.max(applied));
-            };
-            let mut applied = 0;
-            for job in jobs.drain(..) {
-                if self.is_closed.load(Ordering::Relaxed) {
-                    return;
-                }
-                match applier.run(job) {
-                    Ok(Outcome::Applied(index)) => {
-                        applied = index;
-                        if applier.stats.busy - reported >= REPORT_AFTER {
-                            reported = applier.stats.busy;
-                            *self.stats.lock() = applier.stats;
-                            report(applied);
-                        }
-                    }
-                    Ok(Outcome::Snapshot(index, data)) => {
-                        // First how far the machine is: Raft must know that before the log is cut there.
-                        mailbox.report(|reports| {
-                            reports.applied = reports.applied.max(index);
-                            reports.snapshot = Some((index, data));
-                        });
-                    }
-                    Err(reason) => {
-                        mailbox.report(|reports| reports.failure = Some(reason));
-                        return;
-                    }
-                }
-            }
-            *self.stats.lock() = applier.stats;
-            if applied > 0 {
-                report(applied);
-            }
-        }
     }
 }

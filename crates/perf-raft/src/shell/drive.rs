@@ -1,7 +1,8 @@
 //! How Raft is driven: take all that waits, let the core decide, and do what it says.
 
 use super::answer::{Token, wake, wake_all};
-use super::apply::{Applier, ApplyThread, Outcome};
+use super::apply::{Applier, Outcome};
+use super::apply_pool::ApplyClient;
 use super::fetcher::Fetcher;
 use super::log_thread::LogThread;
 use super::mailbox::{Incoming, Mailbox, Reports, Request};
@@ -61,17 +62,26 @@ enum Proposed {
     Held,
 }
 
+/// A transport that was started. It is stopped when its last user drops it.
+pub(crate) struct Attached(pub(crate) Arc<dyn Transport>);
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
 /// Where log jobs go.
 pub(crate) enum LogSide {
     /// A log in memory: done at once.
     Inline(Box<dyn LogStore>, StageStats),
-    Thread(LogThread),
+    Thread(Arc<LogThread>),
 }
 
 /// Where jobs for the state machine go.
 pub(crate) enum ApplySide {
     Inline(Box<Applier>),
-    Thread(ApplyThread),
+    Pool(ApplyClient),
 }
 
 /// What the handle reads.
@@ -85,7 +95,7 @@ pub(crate) struct Published {
 pub(crate) struct Driver {
     pub(crate) core: Core<Token>,
     pub(crate) mailbox: Arc<Mailbox>,
-    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) transport: Arc<Attached>,
     pub(crate) log: LogSide,
     pub(crate) fetcher: Fetcher,
     pub(crate) apply: ApplySide,
@@ -281,7 +291,7 @@ impl Driver {
         if self.scratch.out.frames.is_empty() {
             return false;
         }
-        let transport = &self.transport;
+        let transport = &self.transport.0;
         let refused = &mut self.scratch.refused;
         encode_frames(
             &mut self.scratch.out.frames,
@@ -308,7 +318,7 @@ impl Driver {
         }
         match &mut self.log {
             LogSide::Thread(thread) => {
-                thread.push(jobs);
+                thread.push(jobs, &self.mailbox);
                 Ok(false)
             }
             LogSide::Inline(log, stats) => {
@@ -329,8 +339,8 @@ impl Driver {
             return Ok(false);
         }
         match &mut self.apply {
-            ApplySide::Thread(thread) => {
-                thread.queue.push(jobs.drain(..));
+            ApplySide::Pool(client) => {
+                client.push(jobs.drain(..));
                 Ok(false)
             }
             ApplySide::Inline(applier) => {
@@ -376,7 +386,7 @@ impl Driver {
         };
         let mut apply = match &self.apply {
             ApplySide::Inline(applier) => applier.stats,
-            ApplySide::Thread(thread) => *thread.queue.stats.lock(),
+            ApplySide::Pool(client) => *client.queue.stats.lock(),
         };
         apply.waiting = self.last_status.apply_lag();
         self.publish_report();
@@ -397,11 +407,8 @@ impl Driver {
         *self.published.stats.lock() = stats;
     }
 
-    /// Answers everything that waits and ends the log and the state machine.
-    pub(crate) async fn stop(mut self) {
-        let reason = self.failed.take().unwrap_or(StopReason::Shutdown);
-        self.transport.stop();
-        self.mailbox.close(&reason);
+    /// Answers everything that waits and ends the log and the state machine. The mailbox is closed.
+    pub(crate) async fn stop(mut self, reason: StopReason) {
         // Core may be what panicked: then its answers of last resort have to do.
         let mut out = std::mem::take(&mut self.scratch.out);
         let stopped = catch_unwind(AssertUnwindSafe(|| self.core.stop(&reason, &mut out)));
@@ -427,6 +434,7 @@ impl Driver {
         self.publish_stats();
         let Self {
             core,
+            transport,
             log,
             apply,
             ended,
@@ -434,9 +442,11 @@ impl Driver {
         } = self;
         // With the memory that its entries take.
         drop(core);
+        // Stops it, unless other groups use it.
+        drop(transport);
         match apply {
-            ApplySide::Thread(thread) if mutant::is("machine_outlives_node") => drop(thread),
-            ApplySide::Thread(thread) => thread.close().await,
+            ApplySide::Pool(client) if mutant::is("machine_outlives_node") => drop(client),
+            ApplySide::Pool(client) => client.close().await,
             ApplySide::Inline(applier) => drop(applier),
         }
         match log {

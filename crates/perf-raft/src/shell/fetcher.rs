@@ -33,12 +33,8 @@ impl fmt::Debug for Fetched {
 }
 
 impl Fetcher {
-    /// Of the present runtime.
-    pub(crate) fn new(reader: Option<Box<dyn LogReader>>) -> Self {
-        Self {
-            reader,
-            runtime: Handle::current(),
-        }
+    pub(crate) fn new(reader: Option<Box<dyn LogReader>>, runtime: Handle) -> Self {
+        Self { reader, runtime }
     }
 
     /// Begins a fetch. Its outcome comes as a report. Without effect while one is under way, which the core never asks for.

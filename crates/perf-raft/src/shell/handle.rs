@@ -258,9 +258,7 @@ impl RaftHandle {
     /// Where frames from peers come in.
     #[must_use]
     pub fn inbox(&self) -> Inbox {
-        Inbox {
-            shared: Arc::clone(&self.shared),
-        }
+        Inbox::of_group(&self.shared)
     }
 
     /// This node's id.
@@ -278,9 +276,19 @@ impl RaftHandle {
     /// Stops the node. All callers that wait are answered, the jobs that the log has taken are written, and its files are closed when this returns.
     /// A leader should [`transfer_leader`](Self::transfer_leader) first. It takes as long as the calls of the log and the state machine that are under way.
     pub async fn shutdown(&self) {
+        self.stop();
+        self.stopped().await;
+    }
+
+    /// Asks the node to stop, without waiting for it.
+    pub(crate) fn stop(&self) {
         // The bound on requests does not hold for this one.
         let _ = self.mailbox().request(Request::Stop);
-        self.stopped().await;
+    }
+
+    pub(crate) fn has_stopped(&self) -> bool {
+        // The sender may be gone with the runtime.
+        self.ended.borrow().is_some() || self.ended.has_changed().is_err()
     }
 
     /// Waits for the end of the node and says why it ended.

@@ -1,23 +1,78 @@
 //! Where a node's messages come in.
 
-use super::mailbox::{Incoming, Mailbox};
+use super::mailbox::Incoming;
 use super::shared::NodeShared;
 use crate::GroupId;
-use crate::codec::Frame;
+use crate::codec::{Frame, FrameHeader};
 use crate::inbound::MessageClass;
 use crate::transport::DeliverError;
 use bytes::Bytes;
+use parking_lot::RwLock;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Takes a node's messages from its transport. A clone is a reference.
+/// Takes messages from a transport, for a node of one group or for all groups of a host. A clone is a reference.
 #[derive(Clone, Debug)]
 pub struct Inbox {
-    pub(crate) shared: Arc<NodeShared>,
+    id: u64,
+    to: Receiver,
+}
+
+#[derive(Clone, Debug)]
+enum Receiver {
+    Group(Arc<NodeShared>),
+    Groups(Arc<Groups>),
+}
+
+/// The groups of a host, by their ids.
+#[derive(Debug, Default)]
+pub(crate) struct Groups(RwLock<BTreeMap<GroupId, Arc<NodeShared>>>);
+
+impl Groups {
+    pub(crate) fn insert(&self, group: Arc<NodeShared>) {
+        self.0.write().insert(group.mailbox.group, group);
+    }
+
+    pub(crate) fn remove(&self, group: GroupId) {
+        self.0.write().remove(&group);
+    }
 }
 
 impl Inbox {
-    fn mailbox(&self) -> &Mailbox {
-        &self.shared.mailbox
+    pub(crate) fn of_group(shared: &Arc<NodeShared>) -> Self {
+        Self {
+            id: shared.mailbox.id,
+            to: Receiver::Group(Arc::clone(shared)),
+        }
+    }
+
+    pub(crate) fn of_groups(id: u64, groups: &Arc<Groups>) -> Self {
+        Self {
+            id,
+            to: Receiver::Groups(Arc::clone(groups)),
+        }
+    }
+
+    /// Finds whom a message is for.
+    fn with_group<R>(
+        &self,
+        to: u64,
+        group: GroupId,
+        put: impl FnOnce(&NodeShared) -> R,
+    ) -> Result<R, DeliverError> {
+        let misdirected = DeliverError::Misdirected { to, group: group.0 };
+        if to != 0 && to != self.id {
+            return Err(misdirected);
+        }
+        match &self.to {
+            Receiver::Group(shared) if shared.mailbox.group == group => Ok(put(shared)),
+            Receiver::Group(_) => Err(misdirected),
+            Receiver::Groups(groups) => {
+                let shared = groups.0.read().get(&group).cloned();
+                let shared = shared.ok_or(misdirected)?;
+                Ok(put(&shared))
+            }
+        }
     }
 
     /// Takes a frame as a peer's [`Transport`](crate::Transport) got it: decodes it here, in the caller's task, and queues it by its
@@ -46,40 +101,49 @@ impl Inbox {
         class: MessageClass,
         frame: Bytes,
     ) -> Result<(), DeliverError> {
-        let (bytes, incoming) = (frame.len(), Incoming::Encoded(frame));
-        if self.mailbox().deliver(class, bytes, incoming)? {
-            self.shared.drive_or_notify();
+        match &self.to {
+            Receiver::Group(shared) => put_encoded(shared, class, frame),
+            Receiver::Groups(_) => {
+                let header = FrameHeader::peek(&frame)?;
+                self.with_group(header.to, header.group, |shared| {
+                    put_encoded(shared, class, frame)
+                })?
+            }
         }
-        Ok(())
     }
 
     fn take(&self, bytes: usize, frame: Frame) -> Result<(), DeliverError> {
         let header = frame.header;
-        if (header.to != 0 && header.to != self.mailbox().id)
-            || header.group != self.mailbox().group
-        {
-            return Err(DeliverError::Misdirected {
-                to: header.to,
-                group: header.group.0,
-            });
-        }
         let class = frame.body.class();
         let incoming = Incoming::Frame(Box::new(frame));
-        if self.mailbox().deliver(class, bytes, incoming)? {
-            self.mailbox().notify();
-        }
-        Ok(())
+        self.with_group(header.to, header.group, |shared| {
+            if shared.mailbox.deliver(class, bytes, incoming)? {
+                shared.mailbox.notify();
+            }
+            Ok(())
+        })?
     }
 
     /// The node's id.
     #[must_use]
     pub fn id(&self) -> u64 {
-        self.mailbox().id
+        self.id
     }
 
-    /// The node's group.
+    /// The group that it is for; `None` if it is for all groups of a host.
     #[must_use]
-    pub fn group(&self) -> GroupId {
-        self.mailbox().group
+    pub fn group(&self) -> Option<GroupId> {
+        match &self.to {
+            Receiver::Group(shared) => Some(shared.mailbox.group),
+            Receiver::Groups(_) => None,
+        }
     }
+}
+
+fn put_encoded(shared: &NodeShared, class: MessageClass, frame: Bytes) -> Result<(), DeliverError> {
+    let (bytes, incoming) = (frame.len(), Incoming::Encoded(frame));
+    if shared.mailbox.deliver(class, bytes, incoming)? {
+        shared.drive_or_notify();
+    }
+    Ok(())
 }

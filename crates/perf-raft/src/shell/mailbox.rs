@@ -2,6 +2,7 @@
 
 use super::answer::{Answer, Batch, Token, wake};
 use super::fetcher::Fetched;
+use super::run_queue::Notifier;
 use super::slot::{Answerer, Slot};
 use crate::GroupId;
 use crate::codec::Frame;
@@ -16,7 +17,6 @@ use bytes::Bytes;
 use raft::eraftpb::Message;
 use std::fmt;
 use std::sync::Arc;
-use tokio::sync::Notify;
 
 /// After so many proposals in a row without another caller meanwhile, a caller counts as alone. Where callers overlap now and then, the node stays with its task.
 const ALONE_AFTER: u8 = 8;
@@ -106,8 +106,8 @@ pub(crate) struct Reports {
     pub(crate) requests: Vec<Request>,
 }
 
-/// Work for the node's driver: proposals, messages, reports, each behind a lock that is held for a moment, and the notification of the node's
-/// task. It is given when work comes to an empty queue, so a burst gives it once; for proposals and messages
+/// Work for the node's driver: proposals, messages, reports, each behind a lock that is held for a moment, and the notification of the
+/// task that drives it. It is given when work comes to an empty queue, so a burst gives it once; for proposals and messages
 /// [`NodeShared`](super::shared::NodeShared) gives it.
 pub(crate) struct Mailbox {
     pub(crate) id: u64,
@@ -117,7 +117,7 @@ pub(crate) struct Mailbox {
     reports: Mutex<Reports>,
     /// Changed under their lock: most turns find none, and need not take it.
     has_reports: AtomicBool,
-    notify: Notify,
+    notifier: Notifier,
     /// The same as `Proposals::closed`, for messages and requests, without the proposals' lock. A message may see it a moment late; nothing waits for messages.
     is_closed: AtomicBool,
     proposals_max: usize,
@@ -136,7 +136,7 @@ impl fmt::Debug for Mailbox {
 }
 
 impl Mailbox {
-    pub(crate) fn new(id: u64, group: GroupId, options: &RaftOptions) -> Self {
+    pub(crate) fn new(id: u64, group: GroupId, options: &RaftOptions, notifier: Notifier) -> Self {
         let limits = InboundLimits {
             messages_max: options.inbound_messages_max,
             bytes_max: options.inbound_bytes_max,
@@ -149,7 +149,7 @@ impl Mailbox {
             inbound: Mutex::new(InboundQueues::new(limits)),
             reports: Mutex::default(),
             has_reports: AtomicBool::new(false),
-            notify: Notify::new(),
+            notifier,
             is_closed: AtomicBool::new(false),
             proposals_max: options.proposals_max,
             proposal_bytes_max: options.proposal_bytes_max,
@@ -158,12 +158,14 @@ impl Mailbox {
         }
     }
 
-    pub(crate) async fn notified(&self) {
-        self.notify.notified().await;
+    /// Gets the group driven by its task.
+    pub(crate) fn notify(&self) {
+        self.notifier.notify();
     }
 
-    pub(crate) fn notify(&self) {
-        self.notify.notify_one();
+    /// To be called by the task before it drives the group.
+    pub(crate) fn begin_turn(&self) {
+        self.notifier.begin();
     }
 
     /// Queues a proposal. Returns where its answer will be, and who sees to it.

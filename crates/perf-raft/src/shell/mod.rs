@@ -2,20 +2,25 @@
 
 mod answer;
 mod apply;
+mod apply_pool;
 pub(crate) mod combining_lock;
 mod drive;
 mod fetcher;
 mod handle;
+mod host;
 mod inbox;
 mod log_thread;
 mod mailbox;
 mod node;
+mod open;
+mod run_queue;
 mod shared;
 pub(crate) mod slot;
 mod stats;
 mod task;
 
 pub use handle::RaftHandle;
+pub use host::{RaftHost, RaftHostBuilder};
 pub use inbox::Inbox;
 pub use node::{RaftNode, RaftNodeBuilder};
 pub use stats::{RaftStats, StageStats};

@@ -1,34 +1,21 @@
 //! Puts a node together.
 
-use super::apply::{Applier, ApplyThread};
-use super::drive::{ApplySide, Driver, LogSide, Published, Scratch};
-use super::fetcher::Fetcher;
+use super::apply_pool::ApplyPool;
+use super::drive::Attached;
 use super::handle::RaftHandle;
 use super::inbox::Inbox;
 use super::log_thread::LogThread;
-use super::mailbox::Mailbox;
-use super::shared::NodeShared;
-use super::stats::{RaftStats, StageStats};
-use super::task;
+use super::open::{Log, NewGroup, Place, check_address, open};
+use super::task::Lane;
 use crate::GroupId;
-use crate::codec::{ENTRY_ROOM_BYTES, payload_len_max};
-use crate::core::{ADDRESS_BYTES_MAX, Core, CoreConfig, Start, open_log};
-use crate::error::{StartError, panic_message};
-use crate::log::{LogError, LogReader, LogStore};
-use crate::members::Identity;
+use crate::error::StartError;
+use crate::log::LogStore;
 use crate::memory::EntryMemory;
 use crate::options::{ApplyMode, RaftOptions};
-use crate::primitive::threads;
 use crate::state_machine::StateMachine;
 use crate::transport::Transport;
-use parking_lot::Mutex;
-use perf_atomics::Snapshot;
-use std::hash::{BuildHasher, RandomState};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
-use tokio::sync::watch;
+use tokio::runtime::Handle;
 
 /// A node of a Raft group. See [`builder`](Self::builder).
 #[derive(Debug)]
@@ -188,174 +175,57 @@ impl RaftNodeBuilder {
     pub async fn start(self) -> Result<RaftHandle, StartError> {
         let missing = |what| StartError::Missing { what };
         let Self {
-            id,
-            group,
-            options,
-            voters,
-            ..
+            id, group, options, ..
         } = self;
         options.check()?;
-        if self.address.len() > ADDRESS_BYTES_MAX {
-            return Err(StartError::Options {
-                option: "address",
-                reason: format!(
-                    "it has {} bytes, at most {ADDRESS_BYTES_MAX} are allowed",
-                    self.address.len()
-                ),
-            });
-        }
-        let mut log = self.log.ok_or_else(|| missing("log_store"))?;
+        check_address(&self.address)?;
+        let store = self.log.ok_or_else(|| missing("log_store"))?;
         let transport = self.transport.ok_or_else(|| missing("transport"))?;
         let machine = self.machine.ok_or_else(|| missing("state_machine"))?;
-        let seed = self
-            .seed
-            .unwrap_or_else(|| RandomState::new().hash_one((id, group)));
-        let mut applier = Applier::new(machine);
-        // Reading a long log takes a while; other tasks of this thread shall not wait for it.
-        let identity = Identity {
-            node: id,
-            incarnation: random_number(),
-        };
-        let loaded = threads::spawn_blocking(move || {
-            let loaded = load(log.as_mut(), group, identity, &voters, &mut applier);
-            loaded.map(|(start, reader)| (log, applier, start, reader))
-        });
-        // A panic of the state machine is caught there, so this one is the log's, or the runtime ends.
-        let (log, applier, start, reader) = loaded.await.map_err(|error| LogError::Io {
-            file: PathBuf::new(),
-            action: "reading the log",
-            reason: error.to_string(),
-        })??;
-        check_frames(&options, &start, transport.frame_bytes_max())?;
-        let config = CoreConfig {
-            id,
-            group,
-            options: options.clone(),
-            seed,
-            incarnation: start.identity().map_or(0, |identity| identity.incarnation),
-            session: random_number(),
-            entry_memory: self.entry_memory.unwrap_or_else(EntryMemory::of_process),
-        };
-        let mut core = Core::start(config, start)?;
-        core.set_address(self.address);
-        if let Some(damage) = log.damage() {
-            core.set_log_damage(damage);
-        }
-        let mailbox = Arc::new(Mailbox::new(id, group, &options));
-        let shared = Arc::new(NodeShared::new(Arc::clone(&mailbox)));
-        let inbox = Inbox {
-            shared: Arc::clone(&shared),
-        };
-        transport
-            .start(inbox)
-            .map_err(|error| StartError::Transport(error.to_string()))?;
-        let log = if log.is_volatile() {
-            LogSide::Inline(log, StageStats::default())
+        let log = if store.is_volatile() {
+            Log::Inline(store)
         } else {
-            LogSide::Thread(LogThread::start(log, Arc::clone(&mailbox))?)
+            Log::Thread(Arc::new(LogThread::start(store, false, id)?))
         };
-        let apply = match options.apply {
-            ApplyMode::Inline => ApplySide::Inline(Box::new(applier)),
-            ApplyMode::Thread => {
-                ApplySide::Thread(ApplyThread::start(applier, Arc::clone(&mailbox))?)
-            }
-        };
-        let status = core.status();
-        let published = Arc::new(Published {
-            status: Snapshot::new(status),
-            stats: Mutex::new(RaftStats::default()),
-            report: watch::Sender::new(core.report()),
-        });
-        let (end, ended) = watch::channel(None);
-        let now = tokio::time::Instant::now();
-        let driver = Driver {
-            core,
-            mailbox,
-            transport,
+        let place = Place {
+            id,
+            address: self.address,
             log,
-            fetcher: Fetcher::new(reader),
-            apply,
-            published: Arc::clone(&published),
-            ended: end,
-            start: now,
-            due: now + options.tick,
-            failed: None,
-            last_status: status,
-            scratch: Scratch::default(),
-            holds: 0,
+            appliers: match options.apply {
+                ApplyMode::Inline => None,
+                ApplyMode::Thread => Some(Arc::new(ApplyPool::start(1, id)?)),
+            },
+            entry_memory: self.entry_memory.unwrap_or_else(EntryMemory::of_process),
+            runtime: Handle::current(),
+        };
+        let new = NewGroup {
+            group,
+            options,
+            machine,
+            voters: self.voters,
+            seed: self.seed,
             #[cfg(feature = "metrics")]
             metrics: self.metrics,
         };
-        shared.driver.set(driver);
-        threads::spawn(task::run(Arc::clone(&shared), options.tick));
-        Ok(RaftHandle {
-            shared,
-            published,
-            ended,
-        })
-    }
-}
-
-/// Refuses options, and entries of a log that was written with others, that the transport cannot send: a message that is never taken would be
-/// sent again for ever, and stop the group.
-fn check_frames(
-    options: &RaftOptions,
-    start: &Start,
-    frame_bytes_max: usize,
-) -> Result<(), StartError> {
-    let needed = options.frame_bytes_max();
-    if needed > frame_bytes_max {
-        return Err(StartError::Options {
-            option: "message_bytes_max",
-            reason: format!(
-                "with `proposal_bytes_max` and `snapshot_chunk_bytes` leads to frames of {needed} bytes, and the transport takes \
-                 {frame_bytes_max}: lower these or raise the transport's bound"
-            ),
+        let thread = match &place.log {
+            Log::Thread(thread) => Some(Arc::clone(thread)),
+            Log::Inline(_) => None,
+        };
+        let lane = Lane::start();
+        let opened = open(place, new, &lane, transport.frame_bytes_max(), |shared| {
+            let started = transport.start(Inbox::of_group(shared));
+            started.map_err(|error| StartError::Transport(error.to_string()))?;
+            Ok(Arc::new(Attached(transport)))
         });
+        let opened = opened.await;
+        // It ends with the node.
+        lane.close();
+        if opened.is_err()
+            && let Some(thread) = thread
+        {
+            // The files are free again when this returns.
+            thread.close().await;
+        }
+        opened
     }
-    let longest = match start.longest_payload() {
-        0 => 0,
-        bytes => payload_len_max(bytes),
-    };
-    let longest = longest + ENTRY_ROOM_BYTES;
-    if longest > frame_bytes_max {
-        return Err(StartError::Options {
-            option: "proposal_bytes_max",
-            reason: format!(
-                "was larger once: the log has an entry that takes a frame of {longest} bytes, and the transport takes {frame_bytes_max}: \
-                 raise the transport's bound"
-            ),
-        });
-    }
-    Ok(())
-}
-
-/// A number that no other start draws: of the system's generator, by way of the keys of a hash map, and of the moment.
-fn random_number() -> u64 {
-    let number = RandomState::new().hash_one((Instant::now(), std::process::id()));
-    number.max(1)
-}
-
-/// What the log holds, or the beginning of a group, made durable. A panic is its own party's: the log's or the state machine's.
-fn load(
-    log: &mut dyn LogStore,
-    group: GroupId,
-    drawn: Identity,
-    voters: &[u64],
-    applier: &mut Applier,
-) -> Result<(Start, Option<Box<dyn LogReader>>), StartError> {
-    let empty = || {
-        let made = catch_unwind(AssertUnwindSafe(|| applier.snapshot_at_start()));
-        made.unwrap_or_else(|panic| Err(panic_message(&*panic)))
-    };
-    let opened = catch_unwind(AssertUnwindSafe(|| {
-        open_log(log, group, drawn, voters, empty)
-    }));
-    opened.unwrap_or_else(|panic| {
-        Err(StartError::Log(LogError::Io {
-            file: PathBuf::new(),
-            action: "reading the log",
-            reason: panic_message(&*panic),
-        }))
-    })
 }

@@ -1,4 +1,4 @@
-//! The state of a node that its handles, its transport and its task share.
+//! The state of a group's node that its handles, its transport and its task share.
 
 use super::combining_lock::{CombiningLock, DriveOutcome};
 use super::drive::Driver;
@@ -33,12 +33,12 @@ impl fmt::Debug for NodeShared {
 }
 
 impl NodeShared {
-    /// Of the present runtime, with nothing to drive yet.
-    pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
+    /// With nothing to drive yet.
+    pub(crate) fn new(mailbox: Arc<Mailbox>, runtime: Id) -> Self {
         Self {
             mailbox,
             driver: CombiningLock::empty(),
-            runtime: Handle::current().id(),
+            runtime,
         }
     }
 

@@ -1,63 +1,244 @@
-//! A node's own task: drives the node at each tick, when it is notified, and as long as work remains.
+//! The task that drives groups: each at its ticks, when it is notified, and as long as work remains.
 
 use super::combining_lock::DriveOutcome;
+use super::run_queue::{Notifier, RunQueue};
 use super::shared::NodeShared;
 use crate::error::StopReason;
+use crate::primitive::mutant;
+use crate::primitive::threads::{self, Mutex};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
-/// Stops the node if its runtime ends: then no part of the node outlives its task, and no caller waits for it.
-struct ShutdownGuard(Arc<NodeShared>);
+/// After so many groups in a row the other tasks of the runtime have their turn.
+const GROUPS_PER_TURN: usize = 64;
 
-impl Drop for ShutdownGuard {
+/// How groups get to a driving task. Each group belongs to one.
+pub(crate) struct Lane {
+    queue: Arc<RunQueue>,
+    door: Mutex<Door>,
+}
+
+#[derive(Default)]
+struct Door {
+    entering: Vec<(u32, Group)>,
+    /// Numbers of groups that are gone.
+    free: Vec<u32>,
+    numbers: u32,
+    /// The task ends with its last group.
+    is_closing: bool,
+    /// The task is gone with its runtime.
+    is_gone: bool,
+}
+
+/// A group that is driven here.
+struct Group {
+    shared: Arc<NodeShared>,
+    tick: Duration,
+}
+
+impl Lane {
+    /// Starts a task on the present runtime, without groups. It ends after [`close`](Self::close) with its last one.
+    pub(crate) fn start() -> Arc<Self> {
+        let lane = Arc::new(Self {
+            queue: Arc::default(),
+            door: Mutex::default(),
+        });
+        let task = Task {
+            lane: Arc::clone(&lane),
+            groups: Vec::new(),
+            due: BinaryHeap::new(),
+            again: Vec::new(),
+            running: 0,
+        };
+        // Dropped at any time, also before it is polled, the task stops its groups.
+        threads::spawn(task.run());
+        lane
+    }
+
+    /// A number for a new group, and what that is notified by. The group is to be [added](Self::add) then.
+    pub(crate) fn notifier(&self) -> (u32, Notifier) {
+        let mut door = self.door.lock();
+        let number = door.free.pop().unwrap_or_else(|| {
+            door.numbers += 1;
+            door.numbers - 1
+        });
+        (number, Notifier::new(Arc::clone(&self.queue), number))
+    }
+
+    /// Drives a group from now on, with the first tick after one period. If the runtime has ended, the group is stopped.
+    pub(crate) fn add(&self, number: u32, shared: Arc<NodeShared>, tick: Duration) {
+        let mut door = self.door.lock();
+        if door.is_gone {
+            drop(door);
+            stop_at_once(&shared);
+            return;
+        }
+        door.entering.push((number, Group { shared, tick }));
+        drop(door);
+        self.queue.wake();
+    }
+
+    /// Ends the task once it has no group.
+    pub(crate) fn close(&self) {
+        self.door.lock().is_closing = true;
+        self.queue.wake();
+    }
+}
+
+/// Stops a group whose runtime has ended: nothing of it outlives its task, and no caller waits for it.
+fn stop_at_once(shared: &NodeShared) {
+    if let Some(driver) = shared.driver.take() {
+        shared.mailbox.close(&StopReason::Shutdown);
+        // Answers what it holds.
+        drop(driver);
+    }
+}
+
+struct Task {
+    lane: Arc<Lane>,
+    groups: Vec<Option<Group>>,
+    /// When each group's next tick is. Each group has one place here, until it is found to have ended.
+    due: BinaryHeap<Reverse<(Instant, u32)>>,
+    /// Groups that have more to do at once.
+    again: Vec<u32>,
+    /// Groups that have not ended.
+    running: usize,
+}
+
+impl Drop for Task {
     fn drop(&mut self) {
-        if let Some(driver) = self.0.driver.take() {
-            self.0.mailbox.close(&StopReason::Shutdown);
-            // Answers what it holds.
-            drop(driver);
+        let mut door = self.lane.door.lock();
+        door.is_gone = true;
+        let entering = std::mem::take(&mut door.entering);
+        drop(door);
+        let entering = entering.into_iter().map(|(_, group)| group);
+        for group in self.groups.drain(..).flatten().chain(entering) {
+            stop_at_once(&group.shared);
         }
     }
 }
 
-/// Drives a node until it is told to stop or cannot go on. `tick` is the node's. Dropped at any time, also before it is polled, it stops the node.
-pub(crate) fn run(shared: Arc<NodeShared>, tick: Duration) -> impl Future<Output = ()> {
-    let guard = ShutdownGuard(shared);
-    async move { drive(&guard.0, tick).await }
-}
-
-async fn drive(shared: &NodeShared, tick: Duration) {
-    let mut alarm = pin!(sleep_until(Instant::now() + tick));
-    let mut more = true;
-    let mut has_failed = false;
-    while !has_failed {
-        if more {
-            tokio::task::yield_now().await;
-        } else {
+impl Task {
+    async fn run(mut self) {
+        let mut alarm = pin!(sleep_until(Instant::now()));
+        let mut ready = Vec::new();
+        loop {
+            let is_closing = self.enter();
+            let mut driven = 0;
+            let now = Instant::now();
+            while let Some(&Reverse((due, number))) = self.due.peek()
+                && due <= now
+            {
+                self.due.pop();
+                match self.drive(number) {
+                    Some(next) => self.due.push(Reverse((next, number))),
+                    None => self.forget(number),
+                }
+                driven += 1;
+                breathe(driven).await;
+            }
+            self.lane.queue.take(&mut ready);
+            ready.append(&mut self.again);
+            for number in ready.drain(..) {
+                self.drive(number);
+                driven += 1;
+                breathe(driven).await;
+            }
+            if is_closing && self.running == 0 {
+                return;
+            }
+            if !self.again.is_empty() {
+                // Who waits for an answer takes it, and asks again.
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let next = self.due.peek().map(|Reverse((due, _))| *due);
+            if let Some(due) = next
+                && due != alarm.deadline()
+            {
+                alarm.as_mut().reset(due);
+            }
             tokio::select! {
                 biased;
-                () = &mut alarm => {}
-                () = shared.mailbox.notified() => {}
+                () = &mut alarm, if next.is_some() => {}
+                () = self.lane.queue.notified() => {}
             }
         }
-        let mut due = alarm.deadline();
+    }
+
+    /// Takes new groups in. Whether the task ends with its last one.
+    fn enter(&mut self) -> bool {
+        let mut door = self.lane.door.lock();
+        let now = Instant::now();
+        for (number, group) in door.entering.drain(..) {
+            let place = number as usize;
+            if self.groups.len() <= place {
+                self.groups.resize_with(place + 1, || None);
+            }
+            self.due.push(Reverse((now + group.tick, number)));
+            self.groups[place] = Some(group);
+            self.running += 1;
+        }
+        let is_closing = door.is_closing;
+        drop(door);
+        is_closing
+    }
+
+    /// One turn of a group. When its next tick is, `None` if it has ended.
+    fn drive(&mut self, number: u32) -> Option<Instant> {
+        let group = self.groups.get(number as usize)?.as_ref()?;
+        let shared = &group.shared;
+        let begins_late = mutant::is("turn_begins_late");
+        if !begins_late {
+            shared.mailbox.begin_turn();
+        }
+        let (mut due, mut failed) = (None, None);
         let outcome = shared.driver.drive(1, |driver| {
             let more = driver.drive();
-            due = driver.due;
-            has_failed = driver.failed.is_some();
+            due = Some(driver.due);
+            failed.clone_from(&driver.failed);
             more
         });
-        more = outcome == DriveOutcome::More;
-        if outcome == DriveOutcome::Taken && alarm.is_elapsed() {
-            // A caller drives. It looks again, and sees that it is time.
-            due = Instant::now() + tick;
+        if begins_late {
+            shared.mailbox.begin_turn();
         }
-        if due != alarm.deadline() {
-            alarm.as_mut().reset(due);
+        if let Some(reason) = failed {
+            if let Some(driver) = shared.driver.take() {
+                self.running -= 1;
+                shared.mailbox.close(&reason);
+                // Others do not wait for its log and its state machine.
+                threads::spawn(driver.stop(reason));
+            }
+            return None;
+        }
+        match outcome {
+            DriveOutcome::Done => due,
+            DriveOutcome::More => {
+                self.again.push(number);
+                due
+            }
+            // A caller drives. It looks again, and sees that it is time.
+            DriveOutcome::Taken => Some(Instant::now() + group.tick),
+            DriveOutcome::Empty => None,
         }
     }
-    if let Some(driver) = shared.driver.take() {
-        driver.stop().await;
+
+    /// Gives the number of a group that has ended to the next one. Its place among those that are due is gone.
+    fn forget(&mut self, number: u32) {
+        if let Some(group) = self.groups.get_mut(number as usize) {
+            *group = None;
+        }
+        self.lane.door.lock().free.push(number);
+    }
+}
+
+/// Lets others of the runtime have their turn, after some groups.
+async fn breathe(driven: usize) {
+    if driven.is_multiple_of(GROUPS_PER_TURN) {
+        tokio::task::yield_now().await;
     }
 }

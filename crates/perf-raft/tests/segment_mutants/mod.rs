@@ -69,6 +69,11 @@ fn states_that_are_not_moved_are_found() {
 }
 
 #[test]
+fn a_group_that_is_removed_and_comes_back_is_found() {
+    is_caught("segment_removal_forgotten");
+}
+
+#[test]
 fn a_tail_that_is_used_again_is_found() {
     is_caught("segment_old_tail_used_again");
 }

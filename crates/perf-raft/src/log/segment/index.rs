@@ -231,12 +231,17 @@ impl Index {
             live,
             live_bytes,
         } = self;
-        let group = groups.entry(change.group).or_default();
         let mut account = Account {
             live,
             live_bytes,
             segment: at.segment,
         };
+        if change.removes_group && !mutant::is("segment_removal_forgotten") {
+            // Its record need not count: it goes after all that it takes away, since segments go in their order.
+            let removed = groups.remove(&change.group)?;
+            return removed.remove(&mut account);
+        }
+        let group = groups.entry(change.group).or_default();
         let mut replaced = None;
         if let Some(snapshot) = &change.snapshot {
             if change.replaces_log {
@@ -312,6 +317,21 @@ impl Account<'_> {
 }
 
 impl Group {
+    /// Takes all of it away. Returns its snapshot.
+    fn remove(mut self, account: &mut Account<'_>) -> Option<SnapshotRecord> {
+        self.cut_from(0, account);
+        let segments = [
+            self.hard_state.segment,
+            self.identity.segment,
+            self.snapshot.segment,
+            self.compacted.segment,
+        ];
+        for segment in segments.into_iter().filter(|segment| *segment != 0) {
+            account.remove(segment, OVERHEAD_BYTES);
+        }
+        self.snapshot.value
+    }
+
     fn insert(&mut self, span: &Span, at: At, moved: bool, account: &mut Account<'_>) {
         if moved {
             let later = self.take_from(span.end(), account);

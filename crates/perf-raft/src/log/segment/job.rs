@@ -19,7 +19,9 @@ const HARD_STATE: u32 = 1 << 4;
 const IDENTITY: u32 = 1 << 5;
 /// The entries were copied from an older segment: they take the place of themselves alone, and later ones stay.
 const MOVED: u32 = 1 << 6;
-const ALL: u32 = (1 << 7) - 1;
+/// Nothing that came before counts for the group.
+const REMOVES_GROUP: u32 = 1 << 7;
+const ALL: u32 = (1 << 8) - 1;
 
 /// Bytes of an entry before its data.
 pub(super) const ENTRY_HEADER_BYTES: usize = 20;
@@ -98,6 +100,7 @@ pub(super) struct Change {
     pub(super) moved: bool,
     pub(super) hard_state: Option<HardState>,
     pub(super) identity: Option<Identity>,
+    pub(super) removes_group: bool,
 }
 
 impl Change {
@@ -112,6 +115,7 @@ impl Change {
             moved: false,
             hard_state: job.hard_state.clone(),
             identity: job.identity,
+            removes_group: job.removes_group,
         }
     }
 
@@ -147,6 +151,9 @@ impl Change {
 
     /// The last compacted index and the index of the next entry, once the job's snapshot and compaction have taken effect.
     pub(super) fn bounds_after(&self, mut compacted: u64, mut next: u64) -> (u64, u64) {
+        if self.removes_group {
+            (compacted, next) = (0, 1);
+        }
         if let Some(snapshot) = self.snapshot.as_ref().filter(|_| self.replaces_log) {
             compacted = snapshot.position().0;
             next = compacted + 1;
@@ -167,6 +174,7 @@ impl Change {
             (self.hard_state.is_some(), HARD_STATE),
             (self.identity.is_some(), IDENTITY),
             (self.moved, MOVED),
+            (self.removes_group, REMOVES_GROUP),
         ];
         let set = flags.into_iter().filter(|(is_set, _)| *is_set);
         set.fold(0, |flags, (_, flag)| flags | flag)
@@ -275,6 +283,7 @@ fn decode_job<'a>(reader: &mut Reader<'a>) -> Option<Stored<'a>> {
     }
     change.replaces_log = flags & REPLACES_LOG != 0;
     change.moved = flags & MOVED != 0;
+    change.removes_group = flags & REMOVES_GROUP != 0;
     if flags & SNAPSHOT != 0 {
         let len = reader.u32()? as usize;
         change.snapshot = Some(SnapshotRecord::decode(reader.part(len)?).ok()?);
@@ -395,6 +404,19 @@ mod tests {
         assert_eq!(bytes, expected);
     }
 
+    #[test]
+    fn a_removal_has_a_flag_and_nothing_else() {
+        let job = LogJob {
+            group: GroupId(0x0102),
+            removes_group: true,
+            ..LogJob::default()
+        };
+        let mut bytes = Vec::new();
+        let encoded = Change::of(&job, None).encode(&[], &mut bytes);
+        encoded.expect("there is nothing that could be wrong");
+        assert_eq!(bytes, [2, 1, 0, 0, 0, 0, 0, 0, 0x80, 0, 0, 0]);
+    }
+
     fn changes() -> impl Strategy<Value = (Change, Vec<Entry>)> {
         let pair = (any::<u64>(), any::<u64>());
         let state = prop::option::of((any::<u64>(), any::<u64>(), any::<u64>()));
@@ -430,6 +452,7 @@ mod tests {
                         ..HardState::default()
                     }),
                     identity: compacted.map(|(node, incarnation)| Identity { node, incarnation }),
+                    removes_group: number.is_some_and(|number| number % 8 == 0),
                     ..Change::default()
                 };
                 let entries = (first..).zip(payloads).map(entry).collect();

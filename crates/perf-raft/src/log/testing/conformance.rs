@@ -98,7 +98,7 @@ type Case<S> = (&'static str, fn(&mut Bench<S>) -> Outcome);
 /// # Errors
 /// The first [`Violation`].
 pub fn conformance<S: Subject>(mut make: impl FnMut() -> S) -> Result<Report, Violation> {
-    let cases: [Case<S>; 11] = [
+    let cases: [Case<S>; 12] = [
         ("a new store is empty", new_store),
         ("jobs take effect in their order", order),
         ("entries take the place of a tail", overwriting),
@@ -106,6 +106,7 @@ pub fn conformance<S: Subject>(mut make: impl FnMut() -> S) -> Result<Report, Vi
         ("a snapshot counts once a job names it", snapshots),
         ("a snapshot replaces the log", replacing),
         ("groups do not see each other", groups),
+        ("a removed group may begin anew", removing),
         ("a lone part of a job is kept", lone_parts),
         ("a job that is not durable is there or not", unsynced),
         ("a reader sees what is compacted and overwritten", reading),
@@ -460,6 +461,42 @@ fn replacing<S: Subject>(bench: &mut Bench<S>) -> Outcome {
         ..record(32, 5, "of the next leader")
     };
     bench.write(vec![append(34..=40, 4), replace])?;
+    bench.check()
+}
+
+fn removing<S: Subject>(bench: &mut Bench<S>) -> Outcome {
+    let remove = |group| LogJob {
+        group,
+        removes_group: true,
+        ..LogJob::default()
+    };
+    let other = LogJob {
+        group: OTHER,
+        ..append(1..=3, 7)
+    };
+    // What was never there may go too.
+    bench.write(vec![remove(GROUP)])?;
+    bench.check()?;
+    for round in 1..=2 {
+        bench.write(vec![
+            identity(),
+            append(1..=8, round),
+            record(5, round, "of it"),
+        ])?;
+        bench.write(vec![compact(4, round), other.clone()])?;
+        bench.check()?;
+        bench.write(vec![remove(GROUP)])?;
+        bench.check()?;
+    }
+    // Within one write.
+    let beginning = LogJob {
+        hard_state: Some(hard_state(9)),
+        ..record(20, 9, "of a new one")
+    };
+    let jobs = vec![append(1..=2, 9), remove(GROUP), identity(), beginning];
+    bench.write(jobs)?;
+    bench.check()?;
+    bench.write(vec![append(1..=2, 9), remove(GROUP)])?;
     bench.check()
 }
 

@@ -15,7 +15,11 @@ impl Model {
     /// Does what a write of these jobs does.
     pub fn apply(&mut self, jobs: &[LogJob]) {
         for job in jobs {
-            self.0.entry(job.group).or_default().apply(job);
+            if job.removes_group {
+                self.0.remove(&job.group);
+            } else {
+                self.0.entry(job.group).or_default().apply(job);
+            }
         }
     }
 
@@ -36,8 +40,8 @@ impl Model {
     }
 }
 
-/// Makes jobs of several groups: appends, overwritten tails, snapshots, compactions, snapshots that replace a log. The first group is slow:
-/// it compacts rarely.
+/// Makes jobs of several groups: appends, overwritten tails, snapshots, compactions, snapshots that replace a log, groups that are removed and
+/// begin anew. The first group is slow: it compacts rarely, and stays.
 #[derive(Clone, Debug)]
 pub struct History {
     random: Random,
@@ -84,6 +88,10 @@ impl History {
             group,
             ..LogJob::default()
         };
+        if group.0 != 1 && self.random.one_in(48) {
+            job.removes_group = true;
+            return job;
+        }
         if state.identity.is_none() {
             job.identity = Some(Identity {
                 node: 1,
