@@ -1,14 +1,12 @@
-//! A hundred groups of three nodes; the nodes of a process share one log.
+//! A hundred groups on three hosts, each with one log.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use perf_raft::log::{
-    LogJob, LogOutline, LogReader, LogState, LogStore, SharedLog, StoredSnapshot,
-};
-use perf_raft::{ChannelNetwork, GroupId, LogError, RaftHandle, RaftNode, SegmentLog};
+use perf_raft::log::{LogJob, LogOutline, LogReader, LogState, LogStore, StoredSnapshot};
+use perf_raft::{ChannelNetwork, GroupId, LogError, RaftHandle, RaftHost, SegmentLog};
 use tempfile::TempDir;
 
 use super::ours::{Map, leader, options};
@@ -68,31 +66,28 @@ impl LogStore for Counted {
     }
 }
 
-/// Starts `groups` groups. `log` makes the log of a node: its id and its group.
-async fn start(
-    groups: u64,
-    mut log: impl FnMut(u64, u64) -> Box<dyn LogStore>,
-) -> (Vec<RaftHandle>, Leaders) {
-    let mut all = Vec::new();
+/// Starts three hosts with so many groups.
+async fn start(groups: u64, logs: Vec<Counted>) -> (Vec<RaftHost>, Leaders) {
+    let network = ChannelNetwork::new();
+    let mut hosts = Vec::new();
+    for (id, log) in (1..).zip(logs) {
+        let host = RaftHost::builder(id)
+            .log_store(log)
+            .transport(network.transport(id))
+            .options(options())
+            .start();
+        hosts.push(host.await.expect("sound options"));
+    }
     let mut leaders = Vec::new();
-    for group in 1..=groups {
-        let network = ChannelNetwork::new();
+    for group in (1..=groups).map(GroupId) {
         let mut nodes = Vec::new();
-        for id in 1..=3 {
-            let node = RaftNode::builder(id)
-                .group(GroupId(group))
-                .log_store(log(id, group))
-                .transport(network.transport(id))
-                .state_machine(<Map>::default())
-                .options(options())
-                .bootstrap([1, 2, 3])
-                .start();
-            nodes.push(node.await.expect("sound options"));
+        for host in &hosts {
+            let made = host.create_group(group, <Map>::default(), [1, 2, 3]);
+            nodes.push(made.await.expect("a new group"));
         }
         leaders.push(leader(&nodes).await);
-        all.append(&mut nodes);
     }
-    (all, Leaders(Arc::new(leaders)))
+    (hosts, Leaders(Arc::new(leaders)))
 }
 
 fn measure(depth: Depth) -> Result<Vec<Figure>, String> {
@@ -124,14 +119,13 @@ fn run(groups: u64, time: Duration) -> Result<Rates, String> {
     let mut logs = Vec::new();
     for id in 1..=3_u64 {
         let log = SegmentLog::open(folder.path().join(id.to_string()));
-        logs.push(SharedLog::new(Counted {
+        logs.push(Counted {
             log: log.map_err(|error| error.to_string())?,
             syncs: Arc::clone(&syncs),
-        }));
+        });
     }
     runtime().block_on(async {
-        let log = |id: u64, _| Box::new(logs[id as usize - 1].clone()) as Box<dyn LogStore>;
-        let (nodes, leaders) = start(groups, log).await;
+        let (hosts, leaders) = start(groups, logs).await;
         let before = syncs.load(Ordering::Relaxed);
         let begin = Instant::now();
         let mut tasks = Vec::new();
@@ -152,8 +146,8 @@ fn run(groups: u64, time: Duration) -> Result<Rates, String> {
         }
         let seconds = begin.elapsed().as_secs_f64();
         let done = syncs.load(Ordering::Relaxed) - before;
-        for node in &nodes {
-            node.shutdown().await;
+        for host in &hosts {
+            host.shutdown().await;
         }
         Ok(Rates {
             proposals: proposals as f64 / seconds,

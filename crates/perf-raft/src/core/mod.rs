@@ -779,6 +779,7 @@ impl<T> Core<T> {
         );
     }
 
+    #[inline]
     fn take_outputs(&mut self, out: &mut Outputs<T>) {
         out.frames.append(&mut self.out.frames);
         out.log_jobs.append(&mut self.out.log_jobs);

@@ -97,6 +97,7 @@ impl Batch {
 
 impl Token {
     /// Gives a response of the state machine; returns whom to wake.
+    #[inline]
     pub(crate) fn respond(self, response: Bytes) -> Option<Waker> {
         match self {
             Self::One(answerer) => answerer.answer(Answer::Response(response)),
