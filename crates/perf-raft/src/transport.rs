@@ -66,9 +66,10 @@ pub enum DeliverError {
 ///
 /// Messages of the same class to the same peer should keep their order: Raft stays correct without, and slows down.
 ///
-/// A node uses it on the runtime on which it was started, in its own task or in that of a caller that is alone, never in two at a time.
+/// A node uses it on the runtime on which it was started, in its own task or in that of a caller that is alone, never in two at a time. A
+/// [`RaftHost`](crate::RaftHost) uses it for all its groups, from several tasks at a time.
 pub trait Transport: Send + Sync + 'static {
-    /// Called once when the node starts, with the place for messages that come in.
+    /// Called once when the node or the host starts, with the place for messages that come in.
     ///
     /// # Errors
     /// Whatever hinders the transport; the node does not start then.
@@ -91,7 +92,7 @@ pub trait Transport: Send + Sync + 'static {
         true
     }
 
-    /// Called once when the node stops.
+    /// Called once when the node stops, or the host with its last group, or their runtime ends.
     fn stop(&self) {}
 }
 

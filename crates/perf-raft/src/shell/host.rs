@@ -6,7 +6,7 @@ use super::handle::RaftHandle;
 use super::inbox::{Groups, Inbox};
 use super::log_thread::LogThread;
 use super::open::{Log, NewGroup, Place, check_address, open};
-use super::task::Lane;
+use super::task::TaskHandle;
 use crate::GroupId;
 use crate::error::{HostError, StartError};
 use crate::log::{LogError, LogJob, LogStore, SharedLog};
@@ -75,7 +75,7 @@ struct Shared {
     options: RaftOptions,
     frame_bytes_max: usize,
     log: HostLog,
-    lanes: Vec<Arc<Lane>>,
+    tasks: Vec<Arc<TaskHandle>>,
     appliers: Option<Arc<ApplyPool>>,
     entry_memory: EntryMemory,
     runtime: Handle,
@@ -212,7 +212,7 @@ impl RaftHostBuilder {
             options: self.options,
             frame_bytes_max: transport.frame_bytes_max(),
             log,
-            lanes: (0..self.drivers).map(|_| Lane::start()).collect(),
+            tasks: (0..self.drivers).map(|_| TaskHandle::start()).collect(),
             appliers,
             entry_memory: self.entry_memory.unwrap_or_else(EntryMemory::of_process),
             runtime: Handle::current(),
@@ -241,8 +241,8 @@ fn check_count(option: &'static str, count: usize) -> Result<(), StartError> {
 impl Drop for Shared {
     /// The tasks end with their last groups.
     fn drop(&mut self) {
-        for lane in &self.lanes {
-            lane.close();
+        for task in &self.tasks {
+            task.close();
         }
     }
 }
@@ -314,8 +314,8 @@ impl RaftHost {
             #[cfg(feature = "metrics")]
             metrics: None,
         };
-        let lane = shared.lane(group);
-        let opened = open(shared.place(), new, lane, shared.frame_bytes_max, |node| {
+        let task = shared.task(group);
+        let opened = open(shared.place(), new, task, shared.frame_bytes_max, |node| {
             shared.groups.insert(Arc::clone(node));
             Ok(transport)
         });
@@ -405,8 +405,8 @@ impl RaftHost {
         for handle in &groups {
             handle.stopped().await;
         }
-        for lane in &self.shared.lanes {
-            lane.close();
+        for task in &self.shared.tasks {
+            task.close();
         }
         if let HostLog::Thread(thread) = &self.shared.log {
             thread.end().await;
@@ -485,9 +485,9 @@ impl Shared {
         open
     }
 
-    fn lane(&self, group: GroupId) -> &Lane {
+    fn task(&self, group: GroupId) -> &TaskHandle {
         // Ids that follow each other are spread evenly.
-        &self.lanes[(group.0 % self.lanes.len() as u64) as usize]
+        &self.tasks[(group.0 % self.tasks.len() as u64) as usize]
     }
 
     fn place(&self) -> Place {

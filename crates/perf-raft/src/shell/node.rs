@@ -6,7 +6,7 @@ use super::handle::RaftHandle;
 use super::inbox::Inbox;
 use super::log_thread::LogThread;
 use super::open::{Log, NewGroup, Place, check_address, open};
-use super::task::Lane;
+use super::task::TaskHandle;
 use crate::GroupId;
 use crate::error::StartError;
 use crate::log::LogStore;
@@ -211,15 +211,15 @@ impl RaftNodeBuilder {
             Log::Thread(thread) => Some(Arc::clone(thread)),
             Log::Inline(_) => None,
         };
-        let lane = Lane::start();
-        let opened = open(place, new, &lane, transport.frame_bytes_max(), |shared| {
+        let task = TaskHandle::start();
+        let opened = open(place, new, &task, transport.frame_bytes_max(), |shared| {
             let started = transport.start(Inbox::of_group(shared));
             started.map_err(|error| StartError::Transport(error.to_string()))?;
             Ok(Arc::new(Attached(transport)))
         });
         let opened = opened.await;
         // It ends with the node.
-        lane.close();
+        task.close();
         if opened.is_err()
             && let Some(thread) = thread
         {

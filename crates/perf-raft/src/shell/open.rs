@@ -9,7 +9,7 @@ use super::log_thread::LogThread;
 use super::mailbox::Mailbox;
 use super::shared::NodeShared;
 use super::stats::{RaftStats, StageStats};
-use super::task::Lane;
+use super::task::TaskHandle;
 use crate::GroupId;
 use crate::codec::{ENTRY_ROOM_BYTES, payload_len_max};
 use crate::core::{ADDRESS_BYTES_MAX, Core, CoreConfig, Start, open_log};
@@ -67,11 +67,11 @@ struct Loaded {
     damage: Option<String>,
 }
 
-/// Opens a group and adds it to a lane. `attach` makes it reachable for messages.
+/// Opens a group and adds it to a task. `attach` makes it reachable for messages.
 pub(crate) async fn open(
     place: Place,
     new: NewGroup,
-    lane: &Lane,
+    task: &TaskHandle,
     frame_bytes_max: usize,
     attach: impl FnOnce(&Arc<NodeShared>) -> Result<Arc<Attached>, StartError>,
 ) -> Result<RaftHandle, StartError> {
@@ -110,7 +110,7 @@ pub(crate) async fn open(
     if let Some(damage) = damage {
         core.set_log_damage(damage);
     }
-    let (number, notifier) = lane.notifier();
+    let (number, notifier) = task.notifier();
     let mailbox = Arc::new(Mailbox::new(id, group, &options, notifier));
     let shared = Arc::new(NodeShared::new(Arc::clone(&mailbox), place.runtime.id()));
     let transport = attach(&shared)?;
@@ -149,7 +149,7 @@ pub(crate) async fn open(
         metrics: new.metrics,
     };
     shared.driver.set(driver);
-    lane.add(number, Arc::clone(&shared), options.tick);
+    task.add(number, Arc::clone(&shared), options.tick);
     Ok(RaftHandle {
         shared,
         published,

@@ -17,13 +17,13 @@ use tokio::time::{Instant, sleep_until};
 const GROUPS_PER_TURN: usize = 64;
 
 /// How groups get to a driving task. Each group belongs to one.
-pub(crate) struct Lane {
+pub(crate) struct TaskHandle {
     queue: Arc<RunQueue>,
-    door: Mutex<Door>,
+    intake: Mutex<Intake>,
 }
 
 #[derive(Default)]
-struct Door {
+struct Intake {
     entering: Vec<(u32, Group)>,
     /// Numbers of groups that are gone.
     free: Vec<u32>,
@@ -40,15 +40,15 @@ struct Group {
     tick: Duration,
 }
 
-impl Lane {
+impl TaskHandle {
     /// Starts a task on the present runtime, without groups. It ends after [`close`](Self::close) with its last one.
     pub(crate) fn start() -> Arc<Self> {
-        let lane = Arc::new(Self {
+        let handle = Arc::new(Self {
             queue: Arc::default(),
-            door: Mutex::default(),
+            intake: Mutex::default(),
         });
         let task = Task {
-            lane: Arc::clone(&lane),
+            handle: Arc::clone(&handle),
             groups: Vec::new(),
             due: BinaryHeap::new(),
             again: Vec::new(),
@@ -56,35 +56,35 @@ impl Lane {
         };
         // Dropped at any time, also before it is polled, the task stops its groups.
         threads::spawn(task.run());
-        lane
+        handle
     }
 
     /// A number for a new group, and what that is notified by. The group is to be [added](Self::add) then.
     pub(crate) fn notifier(&self) -> (u32, Notifier) {
-        let mut door = self.door.lock();
-        let number = door.free.pop().unwrap_or_else(|| {
-            door.numbers += 1;
-            door.numbers - 1
+        let mut intake = self.intake.lock();
+        let number = intake.free.pop().unwrap_or_else(|| {
+            intake.numbers += 1;
+            intake.numbers - 1
         });
         (number, Notifier::new(Arc::clone(&self.queue), number))
     }
 
     /// Drives a group from now on, with the first tick after one period. If the runtime has ended, the group is stopped.
     pub(crate) fn add(&self, number: u32, shared: Arc<NodeShared>, tick: Duration) {
-        let mut door = self.door.lock();
-        if door.is_gone {
-            drop(door);
+        let mut intake = self.intake.lock();
+        if intake.is_gone {
+            drop(intake);
             stop_at_once(&shared);
             return;
         }
-        door.entering.push((number, Group { shared, tick }));
-        drop(door);
+        intake.entering.push((number, Group { shared, tick }));
+        drop(intake);
         self.queue.wake();
     }
 
     /// Ends the task once it has no group.
     pub(crate) fn close(&self) {
-        self.door.lock().is_closing = true;
+        self.intake.lock().is_closing = true;
         self.queue.wake();
     }
 }
@@ -99,7 +99,7 @@ fn stop_at_once(shared: &NodeShared) {
 }
 
 struct Task {
-    lane: Arc<Lane>,
+    handle: Arc<TaskHandle>,
     groups: Vec<Option<Group>>,
     /// When each group's next tick is. Each group has one place here, until it is found to have ended.
     due: BinaryHeap<Reverse<(Instant, u32)>>,
@@ -111,10 +111,10 @@ struct Task {
 
 impl Drop for Task {
     fn drop(&mut self) {
-        let mut door = self.lane.door.lock();
-        door.is_gone = true;
-        let entering = std::mem::take(&mut door.entering);
-        drop(door);
+        let mut intake = self.handle.intake.lock();
+        intake.is_gone = true;
+        let entering = std::mem::take(&mut intake.entering);
+        drop(intake);
         let entering = entering.into_iter().map(|(_, group)| group);
         for group in self.groups.drain(..).flatten().chain(entering) {
             stop_at_once(&group.shared);
@@ -141,7 +141,7 @@ impl Task {
                 driven += 1;
                 breathe(driven).await;
             }
-            self.lane.queue.take(&mut ready);
+            self.handle.queue.take(&mut ready);
             ready.append(&mut self.again);
             for number in ready.drain(..) {
                 self.drive(number);
@@ -165,16 +165,16 @@ impl Task {
             tokio::select! {
                 biased;
                 () = &mut alarm, if next.is_some() => {}
-                () = self.lane.queue.notified() => {}
+                () = self.handle.queue.notified() => {}
             }
         }
     }
 
     /// Takes new groups in. Whether the task ends with its last one.
     fn enter(&mut self) -> bool {
-        let mut door = self.lane.door.lock();
+        let mut intake = self.handle.intake.lock();
         let now = Instant::now();
-        for (number, group) in door.entering.drain(..) {
+        for (number, group) in intake.entering.drain(..) {
             let place = number as usize;
             if self.groups.len() <= place {
                 self.groups.resize_with(place + 1, || None);
@@ -183,8 +183,8 @@ impl Task {
             self.groups[place] = Some(group);
             self.running += 1;
         }
-        let is_closing = door.is_closing;
-        drop(door);
+        let is_closing = intake.is_closing;
+        drop(intake);
         is_closing
     }
 
@@ -232,7 +232,7 @@ impl Task {
         if let Some(group) = self.groups.get_mut(number as usize) {
             *group = None;
         }
-        self.lane.door.lock().free.push(number);
+        self.handle.intake.lock().free.push(number);
     }
 }
 
