@@ -111,7 +111,8 @@ impl<T> Shared<T> {
     pub(crate) fn new(objects_max: usize, thread_objects_max: usize) -> Self {
         Self {
             id: NEXT_ID.fetch_add(1, Relaxed),
-            thread_objects_max,
+            // More than all there are says the same.
+            thread_objects_max: thread_objects_max.min(objects_max),
             idle: Mutex::new(SharedIdle {
                 objects: Vec::new(),
                 is_closed: false,
