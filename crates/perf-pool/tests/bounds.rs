@@ -91,9 +91,9 @@ fn a_pool_that_refuses_says_what_holds_its_budget() {
     let expected = PoolError::BudgetUsedUp {
         requested_bytes: 5000,
         budget_bytes: MIB as u64,
-        // The buffer frozen last counts as lent.
-        lent_bytes: 9 * 64 * KIB as u64,
-        frozen_bytes: 7 * 64 * KIB as u64,
+        lent_bytes: 8 * 64 * KIB as u64,
+        frozen_bytes: 8 * 64 * KIB as u64,
+        idle_bytes: 0,
     };
     assert_eq!(error, expected);
     assert_eq!(pool.try_get_bytes(5000).expect_err("nor here"), expected);
