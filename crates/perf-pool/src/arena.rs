@@ -161,7 +161,7 @@ impl ArenaPool {
     #[must_use]
     pub fn get(&self) -> Arena {
         match Lent::idle(self.id, &self.shared) {
-            Some(lent) => Arena { lent: Some(lent) },
+            Some(lent) => Arena { lent },
             None => self.make(),
         }
     }
@@ -193,7 +193,7 @@ impl ArenaPool {
             counts: Arc::clone(&self.counts),
         };
         Arena {
-            lent: Some(Lent::made(block, charge, &self.shared)),
+            lent: Lent::made(block, charge, &self.shared),
         }
     }
 
@@ -266,16 +266,14 @@ impl Drop for Block {
 /// Values in it are never dropped one by one, so a type that needs dropping (a `Vec`, a `String`) is refused when
 /// the program is compiled: place a slice or a `str` instead, or use a collection of `bumpalo` on [`Arena::bump`].
 pub struct Arena {
-    /// `None` only while it is being given back.
-    lent: Option<Lent<Block>>,
+    /// Goes back when the field is dropped, after `drop` has reset it.
+    lent: Lent<Block>,
 }
 
 impl Arena {
     #[inline]
     fn block(&self) -> &Block {
-        let lent = self.lent.as_ref();
-        lent.expect("an arena is there until it is given back")
-            .get()
+        self.lent.get()
     }
 
     /// Places a value. O(1).
@@ -339,10 +337,7 @@ fn full(block: &Block, requested_bytes: usize) -> PoolError {
 impl Drop for Arena {
     #[inline]
     fn drop(&mut self) {
-        let Some(mut lent) = self.lent.take() else {
-            return;
-        };
-        let block = lent.get_mut();
+        let block = self.lent.get_mut();
         // Keeps the largest block only: when a request has needed several, the next one of its size needs one.
         block.bump.reset();
         // A user of `bump` can have changed it, for the next one as well.
@@ -351,7 +346,7 @@ impl Drop for Arena {
         block.count();
         if block.bump.allocated_bytes() > block.keep_bytes_max {
             block.counts.outgrown.fetch_add(1, Relaxed);
-            lent.discard();
+            self.lent.discard();
         }
     }
 }
