@@ -135,7 +135,8 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
         }
     }
 
-    /// How long a value is fresh. Without it, for ever. At the end of time (584 years) it saturates.
+    /// How long a value is fresh. Without it, for ever. At the end of time (584 years) it saturates. A TTL of 1000 times the clock's
+    /// [`lag_max`](Time::lag_max) or more (50 s) may end a lag early, never late.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
         self

@@ -9,7 +9,7 @@ use crate::background;
 use crate::cache::TtlCache;
 use crate::depth;
 use crate::entry::{Entry, Failure};
-use crate::flight::{Flight, Follower, Outcome};
+use crate::flight::{self, Flight, Follower, Outcome};
 use crate::shared::{Look, Shared};
 use crate::stats::Count;
 use crate::store::Joined;
@@ -33,7 +33,8 @@ where
     T: Time,
 {
     shared: Arc<Shared<K, V, S, T>>,
-    flight: Arc<Flight<K, V>>,
+    /// `None` only while this is being dropped.
+    flight: Option<Arc<Flight<K, V>>>,
     hash: u64,
     is_landed: bool,
 }
@@ -63,11 +64,11 @@ where
     fn finish(mut self, value: V) {
         // Cloning and weighing may use the cache, and must not wait for this flight then.
         let inside = depth::enter();
-        let key = self.flight.key.clone();
+        let key = self.flight().key.clone();
         let entry = self.shared.entry(key, self.hash, value, None);
         drop(inside);
         self.is_landed = true;
-        self.shared.land(&self.flight, entry);
+        self.shared.land(self.flight(), entry);
     }
 
     /// Gives a failure to all who wait; keeps it for the negative TTL if there is one and `is_kept`.
@@ -82,17 +83,17 @@ where
             .negative_ttl
             .filter(|_| is_kept)
             .map(|ttl| {
-                let key = self.flight.key.clone();
+                let key = self.flight().key.clone();
                 let failure = Arc::clone(&failure);
                 self.shared.failed_entry(key, self.hash, failure, ttl)
             });
         drop(inside);
         self.is_landed = true;
         if let Some(entry) = entry {
-            self.shared.land(&self.flight, entry);
+            self.shared.land(self.flight(), entry);
         } else {
             let outcome = Outcome::Failed(failure);
-            self.shared.store.end(&self.flight, self.hash, outcome);
+            self.shared.store.end(self.flight(), self.hash, outcome);
         }
     }
 }
@@ -103,13 +104,16 @@ where
     V: Send + Sync + 'static,
     T: Time,
 {
+    fn flight(&self) -> &Arc<Flight<K, V>> {
+        let flight = self.flight.as_ref();
+        flight.expect("a lead has its flight until it is dropped")
+    }
+
     /// Leaves the table as it is: all who wait look again.
     fn end(&mut self) {
         self.is_landed = true;
-        let shared = &self.shared;
-        shared
-            .store
-            .end(&self.flight, self.hash, Outcome::Abandoned);
+        let store = &self.shared.store;
+        store.end(self.flight(), self.hash, Outcome::Abandoned);
     }
 
     /// What it leads to is there already.
@@ -128,6 +132,9 @@ where
         if !self.is_landed {
             self.shared.counters.one(Count::Abandoned);
             self.end();
+        }
+        if let Some(flight) = self.flight.take() {
+            flight::recycle(flight);
         }
     }
 }
@@ -385,7 +392,7 @@ where
         let is_taken = background::submit(Box::new(move || {
             lead.shared.counters.one(Count::Computations);
             let inside = depth::enter();
-            let value = loader(&lead.flight.key);
+            let value = loader(&lead.flight().key);
             drop(inside);
             match value {
                 Some(value) => lead.finish(value),
@@ -408,12 +415,12 @@ where
         let under_way = match shared.store.flight(hash) {
             Some(under_way) if is_refresh || !under_way.is_refresh => under_way,
             _ => {
-                let flight = Arc::new(Flight::new(key.to_owned(), is_refresh));
+                let flight = flight::make(key.to_owned(), is_refresh);
                 match shared.store.join(hash, &flight) {
                     Joined::Lead(flight, held) => {
                         let lead = Lead {
                             shared: Arc::clone(shared),
-                            flight,
+                            flight: Some(flight),
                             hash,
                             is_landed: false,
                         };

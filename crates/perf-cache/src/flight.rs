@@ -6,6 +6,8 @@
 
 use crate::entry::{Entry, Failure};
 use crate::primitive::{Condvar, Mutex, mutant};
+use std::any::Any;
+use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -51,17 +53,23 @@ struct State<K, V> {
     waiters: usize,
 }
 
+impl<K, V> State<K, V> {
+    const fn new() -> Self {
+        Self {
+            outcome: None,
+            wakers: Vec::new(),
+            free: Vec::new(),
+            waiters: 0,
+        }
+    }
+}
+
 impl<K, V> Flight<K, V> {
     pub(crate) fn new(key: K, is_refresh: bool) -> Self {
         Self {
             key,
             is_refresh,
-            state: Mutex::new(State {
-                outcome: None,
-                wakers: Vec::new(),
-                free: Vec::new(),
-                waiters: 0,
-            }),
+            state: Mutex::new(State::new()),
             settled: Condvar::new(),
         }
     }
@@ -82,6 +90,12 @@ impl<K, V> Flight<K, V> {
         drop(unused);
     }
 
+    /// Whether it is as good as new.
+    fn is_unused(&mut self) -> bool {
+        let state = self.state.get_mut();
+        state.outcome.is_none() && state.wakers.is_empty() && state.free.is_empty()
+    }
+
     /// Counts a waiter in, or says that there are too many.
     pub(crate) fn try_enter(self: &Arc<Self>) -> Option<Follower<K, V>> {
         let mut state = self.state.lock();
@@ -100,6 +114,48 @@ impl<K, V> Flight<K, V> {
 impl<K, V> fmt::Debug for Flight<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Flight").finish_non_exhaustive()
+    }
+}
+
+thread_local! {
+    /// A flight that nobody has waited for, to be used again.
+    static SPARE: Cell<Option<Arc<dyn Any + Send + Sync>>> = const { Cell::new(None) };
+}
+
+/// Whether flights are used again: not those whose keys need dropping, which would live on in the spare, and not in models, which loom's
+/// locks must not outlive.
+const fn is_reused<K>() -> bool {
+    !std::mem::needs_drop::<K>() && !cfg!(perf_loom)
+}
+
+/// A flight: this thread's spare one, else a new one.
+pub(crate) fn make<K, V>(key: K, is_refresh: bool) -> Arc<Flight<K, V>>
+where
+    K: Send + Sync + 'static,
+    V: Send + Sync + 'static,
+{
+    if is_reused::<K>()
+        && let Ok(Some(spare)) = SPARE.try_with(Cell::take)
+        && let Ok(mut spare) = spare.downcast::<Flight<K, V>>()
+        && let Some(flight) = Arc::get_mut(&mut spare)
+    {
+        // Its state is that of a new one: see `recycle`.
+        flight.key = key;
+        flight.is_refresh = is_refresh;
+        return spare;
+    }
+    Arc::new(Flight::new(key, is_refresh))
+}
+
+/// Keeps a flight for this thread's next one, if nothing refers to it and nobody has waited for it.
+pub(crate) fn recycle<K, V>(mut flight: Arc<Flight<K, V>>)
+where
+    K: Send + Sync + 'static,
+    V: Send + Sync + 'static,
+{
+    if is_reused::<K>() && Arc::get_mut(&mut flight).is_some_and(Flight::is_unused) {
+        // The one before holds no key that needs dropping and no value: no code of the user runs here.
+        let _ = SPARE.try_with(|spare| spare.set(Some(flight)));
     }
 }
 
