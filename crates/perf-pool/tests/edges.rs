@@ -1,7 +1,8 @@
 //! Bounds of 0, 1 and the largest number; threads that come and go; contention; pools that are gone.
 #![cfg(not(perf_loom))]
 
-use perf_pool::{AlignedPool, BoxPool, BufferPool, Config, ObjectPool, PoolError};
+use perf_pool::{AlignedPool, BoxPool, BufferPool, Config, ObjectPool, PoolError, Pooled};
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -299,5 +300,55 @@ fn a_thread_may_end_with_objects_whose_drop_panics() {
     // `join` does not wait for the destructors of thread-locals on every system.
     while live.load(Ordering::Relaxed) > 0 {
         thread::yield_now();
+    }
+}
+
+/// Drops a box when its thread's locals are destroyed, and takes another one then.
+struct Late {
+    boxed: Option<Pooled<u64>>,
+    pools: Arc<(BoxPool<u64>, ObjectPool<Vec<u8>>)>,
+}
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        drop(self.boxed.take());
+        assert_eq!(*self.pools.0.alloc(8), 8);
+        self.pools.1.get().push(1);
+    }
+}
+
+thread_local! {
+    static LATE: RefCell<Option<Late>> = const { RefCell::new(None) };
+}
+
+#[test]
+fn a_box_in_another_thread_locals_destructor_leaks_nothing() {
+    for armed_first in [true, false] {
+        let objects = ObjectPool::builder(Vec::new).reset(Vec::clear).build();
+        let pools = Arc::new((BoxPool::new(100), objects));
+        let (its, boxed) = (Arc::clone(&pools), pools.0.alloc(7));
+        let thread = thread::spawn(move || {
+            let use_pools = || drop((its.0.alloc(1), its.0.alloc(2), its.1.get()));
+            // The order of registration decides whose destructor runs first.
+            if armed_first {
+                use_pools();
+            }
+            LATE.with(|late| {
+                *late.borrow_mut() = Some(Late {
+                    boxed: Some(boxed),
+                    pools: Arc::clone(&its),
+                });
+            });
+            use_pools();
+        });
+        thread.join().expect("no panics");
+        // A thread's destructors may outlast its join. If a box were lost, this would not end, and the test would not pass.
+        let (boxes, objects) = (&pools.0, &pools.1);
+        while boxes.stats().charged_objects + objects.stats().charged_objects > 0 {
+            boxes.trim();
+            objects.trim();
+            thread::yield_now();
+        }
+        assert_eq!(boxes.stats().unpooled + objects.stats().unpooled, 0);
     }
 }
