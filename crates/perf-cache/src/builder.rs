@@ -142,7 +142,7 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
         self
     }
 
-    /// A value that nobody reads for this long ends. Reads from a front count within an eighth of it: such a
+    /// A value that is not read for this long ends. Reads from a front count within an eighth of it: such a
     /// value may end up to an eighth early, never late.
     pub fn idle(mut self, idle: Duration) -> Self {
         self.idle = Some(idle);
@@ -216,7 +216,7 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
     }
 
     /// The TTL of each value that is computed or inserted, chosen by `lifetime` from the key and the value, in the place of
-    /// [`ttl`](Self::ttl). Jitter applies to it. A value of no TTL is given to those who wait for it and not served again.
+    /// [`ttl`](Self::ttl). Jitter applies to it. A value without a TTL is given to the callers that wait for it, and not served again.
     /// [`insert_with_ttl`](TtlCache::insert_with_ttl) has its own.
     ///
     /// ```

@@ -1,6 +1,6 @@
 //! One computation per key, however many ask at once.
 //!
-//! Who misses joins the flight of the key's hash, or begins one and leads it. The leader looks into the table a second time, since
+//! A caller that misses joins the flight of the key's hash, or begins one and leads it. The leader looks into the table a second time, since
 //! another flight may have landed between its miss and its joining; then computes with nothing locked, puts the
 //! value in and settles the flight. A leader that panics or is cancelled abandons the flight, and every follower starts over:
 //! the first of them leads.
@@ -39,7 +39,7 @@ where
     is_landed: bool,
 }
 
-/// What one who found nothing does.
+/// The next step of a caller that found no value.
 enum Begin<K, V, S, T>
 where
     K: Send + Sync + 'static,
@@ -60,7 +60,7 @@ where
     V: Send + Sync + 'static,
     T: Time,
 {
-    /// Keeps a value, and gives it to all who wait.
+    /// Keeps a value, and gives it to all followers.
     fn finish(mut self, value: V) {
         // Cloning and weighing may use the cache, and must not wait for this flight then.
         let inside = depth::enter();
@@ -71,7 +71,7 @@ where
         self.shared.land(self.flight(), entry);
     }
 
-    /// Gives a failure to all who wait; keeps it for the negative TTL if there is one and `is_kept`.
+    /// Gives a failure to all followers; keeps it for the negative TTL if there is one and `is_kept`.
     fn fail(mut self, failure: Failure, is_kept: bool) {
         self.shared.counters.one(Count::Failures);
         let inside = depth::enter();
@@ -109,7 +109,7 @@ where
         flight.expect("a lead has its flight until it is dropped")
     }
 
-    /// Leaves the table as it is: all who wait look again.
+    /// Leaves the table as it is: all followers look again.
     fn end(&mut self) {
         self.is_landed = true;
         let store = &self.shared.store;
@@ -161,18 +161,18 @@ where
     S: BuildHasher + Send + Sync + 'static,
     T: Time,
 {
-    /// The value of a key; computed by `compute` if there is none, once for all who ask meanwhile.
+    /// The value of a key. If there is none, `compute` makes it, once for all callers that ask meanwhile.
     ///
     /// | when | then |
     /// |---|---|
     /// | others compute this key | the caller blocks until they have, and gets their value |
-    /// | `compute` panics | the panic goes on in this caller; exactly one of those who wait computes next, with its own `compute` |
+    /// | `compute` panics | the panic goes on in this caller; exactly one waiting caller computes next, with its own `compute` |
     /// | the key is invalidated meanwhile | callers from before get the value, it is not kept, and later callers compute anew |
     /// | called inside of a computation, of this cache or another | it never waits: a key that others compute is computed here too, and not kept |
     /// | more than 65 536 wait already | the same |
     /// | stale, within the window | see [`stale_while_revalidate`](crate::CacheBuilder::stale_while_revalidate) |
     ///
-    /// A computation that never ends holds up those who ask for its key, and no others.
+    /// A computation that never ends holds up callers that ask for its key, and no others.
     pub fn get_or_compute<Q>(&self, key: &Q, compute: impl FnOnce() -> V) -> V
     where
         K: Borrow<Q>,
@@ -184,10 +184,10 @@ where
         }
     }
 
-    /// [`get_or_compute`](Self::get_or_compute) for a computation that may fail. Its error goes to all who wait, as it is; with a
-    /// [`negative_ttl`](crate::CacheBuilder::negative_ttl) also to those who ask within that time.
+    /// [`get_or_compute`](Self::get_or_compute) for a computation that may fail. All waiting callers get its error as it is; with a
+    /// [`negative_ttl`](crate::CacheBuilder::negative_ttl) callers within that time get it, too.
     ///
-    /// One who asks with another type of error than that of the computation it waits for cannot be given it, and computes next.
+    /// A caller whose error type differs from that of the computation it waits for cannot get its error, and computes next.
     ///
     /// # Errors
     /// What `compute` returned. While a stale value may be served, that is served instead.
@@ -235,7 +235,7 @@ where
 
     /// [`get_or_compute`](Self::get_or_compute) for a task: it waits without blocking the thread, for computations of threads and of tasks alike.
     ///
-    /// When the future is dropped before it is ready, exactly one of those who wait computes next. A computation that awaits another task which asks for the same
+    /// When the future is dropped before it is ready, exactly one waiting caller computes next. A computation that awaits another task which asks for the same
     /// key cannot be recognised, and waits for itself.
     pub async fn get_or_compute_async<Q, F>(&self, key: &Q, compute: impl FnOnce() -> F) -> V
     where
@@ -362,7 +362,7 @@ where
         }
     }
 
-    /// Somebody computes a stale value anew; everybody else gets it as it is.
+    /// One caller computes a stale value anew; all others get it as it is.
     fn revalidate<Q, E>(&self, hash: u64, key: &Q, stale: Arc<Entry<K, V>>) -> Step<K, V, S, T, E>
     where
         K: Borrow<Q>,
@@ -441,7 +441,7 @@ where
 #[derive(Debug)]
 struct Unavailable;
 
-/// What a follower gets; `None` if it must ask again, because nobody computed or the error is of another type.
+/// A follower's result; `None` if it must ask again, because the flight was abandoned or the error is of another type.
 fn settled<K, V: Clone, E: Send + Sync + 'static>(
     outcome: Outcome<K, V>,
 ) -> Option<Result<V, Arc<E>>> {

@@ -1,7 +1,7 @@
-//! A computation under way, and those who wait for it.
+//! A computation under way, and the callers that wait for it: its followers.
 //!
-//! The leader settles a flight exactly once: with a value, with a failure, or, when it panics or is cancelled, as abandoned. Whoever waits
-//! is then woken: a thread by the condition variable, a task by its waker. Wakers are code of somebody's executor, so they are
+//! The leader settles a flight exactly once: with a value, with a failure, or, when it panics or is cancelled, as abandoned. That wakes
+//! its followers: a thread by the condition variable, a task by its waker. Wakers are code of an executor, so they are
 //! cloned, dropped and woken outside of the lock.
 
 use crate::entry::{Entry, Failure};
@@ -38,7 +38,7 @@ impl<K, V> Clone for Outcome<K, V> {
 
 pub(crate) struct Flight<K, V> {
     pub(crate) key: K,
-    /// It refreshes a stale value in the background: a caller who has no stale value to return does not wait for it.
+    /// It refreshes a stale value in the background: a caller without a stale value to return does not wait for it.
     pub(crate) is_refresh: bool,
     state: Mutex<State<K, V>>,
     settled: Condvar,
@@ -118,7 +118,7 @@ impl<K, V> fmt::Debug for Flight<K, V> {
 }
 
 thread_local! {
-    /// A flight that nobody has waited for, to be used again.
+    /// A flight that had no followers, to be used again.
     static SPARE: Cell<Option<Arc<dyn Any + Send + Sync>>> = const { Cell::new(None) };
 }
 
@@ -147,7 +147,7 @@ where
     Arc::new(Flight::new(key, is_refresh))
 }
 
-/// Keeps a flight for this thread's next one, if nothing refers to it and nobody has waited for it.
+/// Keeps a flight for this thread's next one, if nothing refers to it and it had no followers.
 pub(crate) fn recycle<K, V>(mut flight: Arc<Flight<K, V>>)
 where
     K: Send + Sync + 'static,
@@ -159,7 +159,7 @@ where
     }
 }
 
-/// One who waits: a thread by [`wait`](Self::wait), a task as a future.
+/// A waiting caller: a thread by [`wait`](Self::wait), a task as a future.
 #[derive(Debug)]
 pub(crate) struct Follower<K, V> {
     flight: Arc<Flight<K, V>>,

@@ -134,8 +134,8 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
         ttl - (ttl as f64 * self.rules.jitter * share) as u64
     }
 
-    /// When a TTL begins that is set now: exactly, or, where nobody can tell, by the coarse clock, which may be behind. It then
-    /// ends early by the lag, never late.
+    /// The beginning of a TTL that is set now. A TTL of at least [`LAGS_PER_TTL`] lags begins by the coarse clock, which may be behind: it then ends
+    /// early by the lag, never late. A shorter one begins by the exact time.
     fn begin_of(&self, ttl: u64) -> u64 {
         let shortest = ttl.min(self.rules.idle.unwrap_or(u64::MAX));
         let is_long = shortest / LAGS_PER_TTL >= self.lag();
@@ -366,7 +366,7 @@ where
         }
     }
 
-    /// Ends a computation with an entry: kept if it may be, and given to all who wait.
+    /// Ends a computation with an entry: kept if it may be, and given to all followers.
     pub(crate) fn land(&self, flight: &Arc<Flight<K, V>>, entry: Entry<K, V>) {
         let is_kept = self.fits(&entry);
         self.store.land(flight, entry, is_kept);

@@ -23,7 +23,7 @@ pub(crate) fn buffer(core: &Arc<Core>, size_hint: usize) -> Box<BufferBox> {
     hot::take(class.tag).unwrap_or_else(|| buffer_slow(core, class))
 }
 
-/// The same from the global pool, which is not looked at if this thread has a buffer.
+/// [`buffer`] of the global pool, which is not looked at if this thread has a buffer.
 #[inline]
 pub(crate) fn buffer_global(size_hint: usize) -> Box<BufferBox> {
     if size_hint > CLASS_BYTES_MAX {
@@ -143,7 +143,7 @@ pub(crate) fn bytes(core: &Arc<Core>, size_hint: usize) -> Result<Box<BytesBox>,
     }
 }
 
-/// The same from the global pool, which is not looked at if this thread has a buffer.
+/// [`bytes`] of the global pool, which is not looked at if this thread has a buffer.
 #[inline]
 pub(crate) fn bytes_global(size_hint: usize) -> Result<Box<BytesBox>, PoolError> {
     if size_hint > CLASS_BYTES_MAX {

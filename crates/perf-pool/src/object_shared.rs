@@ -85,7 +85,7 @@ impl<T> Shared<T> {
         lock(&self.idle).objects.pop()
     }
 
-    /// Shares objects. In a closed pool they stay with the caller, who drops them outside every borrow.
+    /// Shares objects. In a closed pool they stay with the caller, to be dropped outside every borrow.
     pub(crate) fn put_some(&self, objects: &mut Vec<Box<T>>, keep: usize) {
         let mut idle = lock(&self.idle);
         if !idle.is_closed {

@@ -194,7 +194,7 @@ impl<K, V, P: Payload> Shards<K, V, P> {
         shard.inner.read().flight(hash).cloned()
     }
 
-    /// Writes a shard's sums down for those who read them without its lock.
+    /// Publishes a shard's length for readers that do not take its lock.
     fn publish(shard: &Shard<K, V, P>, inner: &Inner<K, V, P>) {
         shard.len.store(inner.table.len() as u64, Relaxed);
     }
