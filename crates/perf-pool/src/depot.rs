@@ -44,10 +44,15 @@ impl<T> Depot<T> {
         if self.is_closed() {
             return Err(item);
         }
-        match (self.items.push(item), &self.overflow) {
-            (Ok(()), _) => {}
-            (Err(item), Some(overflow)) => overflow.push(item),
-            (Err(item), None) => return Err(item),
+        match &self.overflow {
+            None => self.items.push(item)?,
+            // Behind the items there: a thread that takes items and puts them back looks at each of them.
+            Some(overflow) if overflow.len() > 0 => overflow.push(item),
+            Some(overflow) => {
+                if let Err(item) = self.items.push(item) {
+                    overflow.push(item);
+                }
+            }
         }
         // Pairs with the fence in `close`.
         fence(Ordering::SeqCst);
@@ -57,7 +62,7 @@ impl<T> Depot<T> {
         Ok(())
     }
 
-    /// The oldest parked item; in a depot that has grown, one of the oldest.
+    /// The oldest parked item.
     pub fn take(&self) -> Option<T> {
         let overflow = || self.overflow.as_ref().and_then(GrowingQueue::pop);
         self.items.pop().or_else(overflow)

@@ -144,6 +144,29 @@ fn a_pool_that_refuses_keeps_a_handle_on_all_that_is_read() {
 }
 
 #[test]
+fn a_pool_that_refuses_finds_what_is_free_behind_what_is_read() {
+    let config = Config::new()
+        .budget_bytes(MIB as u64)
+        .refuse_beyond_budget(true)
+        .thread_bytes_max(0);
+    let pool = BufferPool::new(config);
+    let freeze = || {
+        let mut message = pool.try_get_bytes(KIB)?;
+        message.put_slice(b"x")?;
+        Ok::<_, PoolError>(message.freeze())
+    };
+    let mut frozen: Vec<_> = (0..1024).map(|_| freeze().expect("1 MiB")).collect();
+    assert!(freeze().is_err());
+    // The first ones stay in use, more of them than the shared tier's ring has places.
+    frozen.truncate(900);
+    for _ in 0..124 {
+        frozen.push(freeze().expect("free again"));
+    }
+    assert!(freeze().is_err());
+    assert_eq!(pool.stats().charged_bytes, MIB as u64);
+}
+
+#[test]
 fn a_detached_buffer_may_come_back() {
     let pool = BufferPool::new(Config::new().budget_bytes(4096));
     let mut buffer = pool.get(4096).detach();

@@ -170,6 +170,40 @@ fn as_many_threads_as_buffers_are_never_refused() {
 }
 
 #[test]
+fn a_pool_is_trimmed_while_it_is_used() {
+    let pool = BufferPool::new(Config::new().budget_bytes(256 * KIB as u64));
+    let left = AtomicUsize::new(3);
+    thread::scope(|scope| {
+        for seed in 0..3_usize {
+            let (pool, left) = (&pool, &left);
+            scope.spawn(move || {
+                for round in 0..10_000 {
+                    let bytes = (round * 31 + seed * 977) % 9000;
+                    let mut buffer = pool.get(bytes);
+                    buffer.get_mut().resize(bytes, seed as u8);
+                    let frozen = buffer.freeze();
+                    assert!(frozen.iter().all(|byte| usize::from(*byte) == seed));
+                    let mut message = pool.try_get_bytes(bytes).expect("small");
+                    message.put_slice(&frozen).expect("fits");
+                    assert_eq!(message.freeze(), frozen);
+                }
+                left.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+        while left.load(Ordering::Relaxed) > 0 {
+            pool.trim();
+        }
+    });
+    let stats = pool.stats();
+    assert!(stats.charged_bytes_peak <= 256 * KIB as u64, "{stats:?}");
+    // A thread's tier may outlast the scope by a moment.
+    while pool.stats().charged_bytes > 0 {
+        pool.trim();
+        thread::yield_now();
+    }
+}
+
+#[test]
 fn ten_thousand_short_threads_leave_nothing_behind() {
     let buffers = BufferPool::new(Config::new());
     let objects = ObjectPool::builder(|| [0_u8; 100]).build();
