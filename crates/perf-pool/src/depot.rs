@@ -47,7 +47,7 @@ impl<T> Depot<T> {
         match &self.overflow {
             None => self.items.push(item)?,
             // Behind the items there: a thread that takes items and puts them back looks at each of them.
-            Some(overflow) if overflow.len() > 0 => overflow.push(item),
+            Some(overflow) if !overflow.is_empty() => overflow.push(item),
             Some(overflow) => {
                 if let Err(item) = self.items.push(item) {
                     overflow.push(item);

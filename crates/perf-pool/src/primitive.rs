@@ -83,6 +83,10 @@ mod imp {
         pub(crate) fn len(&self) -> usize {
             self.0.len()
         }
+
+        pub(crate) fn is_empty(&self) -> bool {
+            self.len() == 0
+        }
     }
 }
 
