@@ -18,6 +18,7 @@ use std::borrow::Borrow;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher, Hash};
+use std::ops::Deref;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,14 +26,32 @@ use std::sync::atomic::Ordering;
 /// A refresh that failed is tried again after so long, unless `negative_ttl` says otherwise: a second.
 const RETRY_NANOS: u64 = 1_000_000_000;
 
+/// The cache of a lead. A caller borrows it, so that misses of many threads do not meet at its reference count.
+enum Held<'a, K, V, S, T> {
+    Borrowed(&'a Shared<K, V, S, T>),
+    Owned(Arc<Shared<K, V, S, T>>),
+}
+
+impl<K, V, S, T> Deref for Held<'_, K, V, S, T> {
+    type Target = Shared<K, V, S, T>;
+
+    #[inline]
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Borrowed(shared) => shared,
+            Self::Owned(shared) => shared,
+        }
+    }
+}
+
 /// The right and duty to compute.
-struct Lead<K, V, S, T>
+struct Lead<'a, K, V, S, T>
 where
     K: Send + Sync + 'static,
     V: Send + Sync + 'static,
     T: Time,
 {
-    shared: Arc<Shared<K, V, S, T>>,
+    shared: Held<'a, K, V, S, T>,
     /// `None` only while this is being dropped.
     flight: Option<Arc<Flight<K, V>>>,
     hash: u64,
@@ -40,21 +59,21 @@ where
 }
 
 /// The next step of a caller that found no value.
-enum Begin<K, V, S, T>
+enum Begin<'a, K, V, S, T>
 where
     K: Send + Sync + 'static,
     V: Send + Sync + 'static,
     T: Time,
 {
     /// Computes for all, unless the entry that the table holds by now will do.
-    Lead(Lead<K, V, S, T>, Option<Arc<Entry<K, V>>>),
+    Lead(Lead<'a, K, V, S, T>, Option<Arc<Entry<K, V>>>),
     /// Waits.
     Follow(Follower<K, V>),
     /// Computes for itself: it is inside a computation, there are too many waiters, or another key of the same hash is being computed.
     Alone,
 }
 
-impl<K, V, S, T> Lead<K, V, S, T>
+impl<K, V, S, T> Lead<'_, K, V, S, T>
 where
     K: Clone + Send + Sync + 'static,
     V: Send + Sync + 'static,
@@ -98,12 +117,24 @@ where
     }
 }
 
-impl<K, V, S, T> Lead<K, V, S, T>
+impl<K, V, S, T> Lead<'_, K, V, S, T>
 where
     K: Send + Sync + 'static,
     V: Send + Sync + 'static,
     T: Time,
 {
+    /// The same lead, which owns its cache and so may go to another thread.
+    fn owning(mut self, shared: &Arc<Shared<K, V, S, T>>) -> Lead<'static, K, V, S, T> {
+        // What is left of `self` has nothing to end.
+        self.is_landed = true;
+        Lead {
+            shared: Held::Owned(Arc::clone(shared)),
+            flight: self.flight.take(),
+            hash: self.hash,
+            is_landed: false,
+        }
+    }
+
     fn flight(&self) -> &Arc<Flight<K, V>> {
         let flight = self.flight.as_ref();
         flight.expect("a lead has its flight until it is dropped")
@@ -122,7 +153,7 @@ where
     }
 }
 
-impl<K, V, S, T> Drop for Lead<K, V, S, T>
+impl<K, V, S, T> Drop for Lead<'_, K, V, S, T>
 where
     K: Send + Sync + 'static,
     V: Send + Sync + 'static,
@@ -140,7 +171,7 @@ where
 }
 
 /// What to do about a miss or a stale value, after the look.
-enum Step<K, V, S, T, E>
+enum Step<'a, K, V, S, T, E>
 where
     K: Send + Sync + 'static,
     V: Send + Sync + 'static,
@@ -149,7 +180,7 @@ where
     Value(Arc<Entry<K, V>>),
     Error(Arc<E>),
     /// Compute; while a stale value may be served, an error falls back to it.
-    Compute(Option<Lead<K, V, S, T>>, Option<Arc<Entry<K, V>>>),
+    Compute(Option<Lead<'a, K, V, S, T>>, Option<Arc<Entry<K, V>>>),
     Wait(Follower<K, V>),
     Again,
 }
@@ -302,13 +333,13 @@ where
         }
     }
 
-    fn step<Q, E>(
-        &self,
+    fn step<'a, Q, E>(
+        &'a self,
         hash: u64,
         key: &Q,
         look: Look<K, V>,
         is_first: bool,
-    ) -> Step<K, V, S, T, E>
+    ) -> Step<'a, K, V, S, T, E>
     where
         K: Borrow<Q>,
         Q: ?Sized + Hash + Eq + ToOwned<Owned = K>,
@@ -363,7 +394,12 @@ where
     }
 
     /// One caller computes a stale value anew; all others get it as it is.
-    fn revalidate<Q, E>(&self, hash: u64, key: &Q, stale: Arc<Entry<K, V>>) -> Step<K, V, S, T, E>
+    fn revalidate<'a, Q, E>(
+        &'a self,
+        hash: u64,
+        key: &Q,
+        stale: Arc<Entry<K, V>>,
+    ) -> Step<'a, K, V, S, T, E>
     where
         K: Borrow<Q>,
         Q: ?Sized + Hash + Eq + ToOwned<Owned = K>,
@@ -389,6 +425,7 @@ where
         let Some(loader) = self.shared.loader.clone() else {
             return Step::Compute(Some(lead), Some(stale));
         };
+        let lead = lead.owning(&self.shared);
         let is_taken = background::submit(Box::new(move || {
             lead.shared.counters.one(Count::Computations);
             let inside = depth::enter();
@@ -406,12 +443,12 @@ where
         Step::Value(stale)
     }
 
-    fn begin<Q>(&self, hash: u64, key: &Q, is_refresh: bool) -> Begin<K, V, S, T>
+    fn begin<'a, Q>(&'a self, hash: u64, key: &Q, is_refresh: bool) -> Begin<'a, K, V, S, T>
     where
         K: Borrow<Q>,
         Q: ?Sized + Hash + Eq + ToOwned<Owned = K>,
     {
-        let shared = &self.shared;
+        let shared = &*self.shared;
         let under_way = match shared.store.flight(hash) {
             Some(under_way) if is_refresh || !under_way.is_refresh => under_way,
             _ => {
@@ -419,7 +456,7 @@ where
                 match shared.store.join(hash, &flight) {
                     Joined::Lead(flight, held) => {
                         let lead = Lead {
-                            shared: Arc::clone(shared),
+                            shared: Held::Borrowed(shared),
                             flight: Some(flight),
                             hash,
                             is_landed: false,
@@ -454,7 +491,7 @@ fn settled<K, V: Clone, E: Send + Sync + 'static>(
 
 /// Ends a computation that has returned.
 fn finish<K, V, S, T, E>(
-    lead: Option<Lead<K, V, S, T>>,
+    lead: Option<Lead<'_, K, V, S, T>>,
     stale: Option<Arc<Entry<K, V>>>,
     computed: Result<V, E>,
 ) -> Result<V, Arc<E>>
