@@ -25,6 +25,7 @@
 //! ```
 
 use perf_metrics::{Counter, Gauge, Histogram, KeyValue, MetricsError, NodeMetrics, helpers};
+use std::slice;
 use std::sync::LazyLock;
 
 /// Attributes that are made once.
@@ -220,8 +221,10 @@ pub fn update_cluster_resource_metrics_optimized(summary: &ClusterResourceSummar
     }
     if let Ok(others) = &*OTHERS {
         let (total, used) = (summary.total_disk_gb, summary.used_disk_gb);
-        others.cluster_disk.set(total, &[STATE_TOTAL.clone()]);
-        others.cluster_disk.set(used, &[STATE_USED.clone()]);
+        others
+            .cluster_disk
+            .set(total, slice::from_ref(&*STATE_TOTAL));
+        others.cluster_disk.set(used, slice::from_ref(&*STATE_USED));
     }
 }
 
