@@ -7,7 +7,7 @@
 //! * A second thread, the watch, looks at the clock; when it finds the time older than the bound, it
 //!   takes it away, and every read asks `Instant` until the updater is back.
 //! * Without an updater (none started, or it was stopped) every read asks `Instant`.
-//! * Whoever has read `Instant` anyway can call [`CoarseClock::check`] and do the watch's work at once.
+//! * A thread that has read `Instant` anyway can call [`CoarseClock::check`] and do the watch's work at once.
 //!
 //! So the time read is behind by at most `lag_max`, plus the time that the watch itself is kept from running. A
 //! process that was stopped as a whole (`SIGSTOP`, a paused VM) may read the old time until the watch

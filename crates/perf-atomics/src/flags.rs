@@ -57,7 +57,7 @@ flag_set! {
 /// let flags = WorkerFlags::new();
 /// flags.set_accepting(true);
 ///
-/// // From accepting to draining in one step, unless somebody was faster.
+/// // From accepting to draining in one step, unless another thread was faster.
 /// let seen = flags.snapshot();
 /// let mut next = seen;
 /// next.set_accepting(false);

@@ -13,6 +13,7 @@ mod primitive;
 mod raft_status;
 pub mod slab;
 mod snapshot;
+mod turn;
 mod words;
 
 pub use counters::{AtomicCounters, CounterUnderflow, StateCounter};

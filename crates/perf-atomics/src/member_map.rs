@@ -252,23 +252,26 @@ impl<K: Clone + Eq + Hash, V: Clone, S: BuildHasher + Clone> MemberMap<K, V, S> 
 
     /// One bucket less: the last one's members go back to where they were split off.
     fn merge_last(&mut self) {
-        let Some(bucket) = self.buckets.pop() else {
+        let Some(last) = self.buckets.len().checked_sub(1) else {
             return;
         };
-        let last = self.buckets.len();
         let target = last & (self.mask >> 1);
-        if last.is_power_of_two() {
-            self.mask >>= 1;
-        }
-        let table = Arc::make_mut(&mut self.buckets[target]);
+        // A new table, so that a key or value that panics when it is hashed or cloned leaves the map as it was.
+        let mut table = HashTable::clone(&self.buckets[target]);
         let hash_of = |(key, _): &(K, V)| self.hasher.hash_one(key);
-        for member in bucket.iter() {
+        for member in self.buckets[last].iter() {
             // No other bucket has its key.
             table.insert_unique(hash_of(member), member.clone(), hash_of);
         }
+        self.buckets.truncate(last);
+        if last.is_power_of_two() {
+            self.mask >>= 1;
+        }
         if last == 1 {
-            std::mem::swap(&mut self.small, table);
+            self.small = table;
             self.buckets.clear();
+        } else {
+            self.buckets[target] = Arc::new(table);
         }
     }
 }
@@ -397,6 +400,44 @@ mod tests {
             (map.len(), map.get(&2), before.get(&2)),
             (5001, Some(&3), Some(&2))
         );
+    }
+
+    /// A value whose `clone` panics when it is told to.
+    #[derive(Debug, Default, PartialEq)]
+    struct Fragile(u64);
+
+    thread_local! {
+        static CLONES_LEFT: std::cell::Cell<u64> = const { std::cell::Cell::new(u64::MAX) };
+    }
+
+    impl Clone for Fragile {
+        fn clone(&self) -> Self {
+            let left = CLONES_LEFT.get();
+            assert!(left > 0, "planned");
+            CLONES_LEFT.set(left - 1);
+            Self(self.0)
+        }
+    }
+
+    #[test]
+    fn a_value_whose_clone_panics_takes_no_other_along() {
+        type Map = MemberMap<u64, Fragile, BuildHasherDefault<DefaultHasher>>;
+        let full: Map = (0..500).map(|key| (key, Fragile(key))).collect();
+        for clones in 0..200 {
+            let mut map = full.clone();
+            CLONES_LEFT.set(clones);
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                for key in 0..400 {
+                    map.remove(&key);
+                }
+            }));
+            CLONES_LEFT.set(u64::MAX);
+            assert!(outcome.is_err(), "after {clones} clones");
+            assert_eq!(map.len(), map.iter().count(), "after {clones} clones");
+            for key in 400..500 {
+                assert_eq!(map.get(&key), Some(&Fragile(key)));
+            }
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::cache_line::CacheLine;
 use crate::member_map::MemberMap;
 use crate::primitive::{AtomicU64, Ordering, Swap, mutant};
+use crate::turn::{Attempts, Turn};
 use std::borrow::Borrow;
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
@@ -47,6 +48,7 @@ pub struct Membership<K, V, S = DefaultHasher> {
     current: Swap<MembershipView<K, V, S>>,
     /// Generation and length of a published view, see [`pack`].
     stamp: CacheLine<AtomicU64>,
+    turn: Turn,
 }
 
 /// The members at one moment.
@@ -84,8 +86,8 @@ impl<K: fmt::Debug, V: fmt::Debug, S> fmt::Debug for MembershipView<K, V, S> {
 }
 
 /// The low bits of a stamp hold the length, the high bits the generation, so that the newest stamp
-/// is the largest one.
-const LEN_BITS: u32 = 24;
+/// is the largest one. 44 bits of generation last for two and a half years of changes that follow each other by 5 us.
+const LEN_BITS: u32 = 20;
 /// This length stands for itself and every greater one.
 const LEN_MAX: u64 = (1 << LEN_BITS) - 1;
 
@@ -121,6 +123,7 @@ impl<K, V, S> Membership<K, V, S> {
                 members,
             })),
             stamp: CacheLine(AtomicU64::new(stamp)),
+            turn: Turn::default(),
         }
     }
 
@@ -204,10 +207,15 @@ impl<K: Clone + Eq + Hash, V: Clone, S: Clone + BuildHasher> Membership<K, V, S>
 
     /// Changes the members as one step, and returns what `change` returned.
     ///
-    /// `change` works on a copy and under no lock: it may panic (nothing changes then) or use this membership
-    /// itself. It runs again, on a newer copy, if another change came in between.
+    /// `change` works on a copy and may panic: nothing changes then. It runs again, on a newer copy, if another change came in
+    /// between. After eight such losses the changes of other threads wait for this one, up to 0.1 s each, so a change
+    /// that takes less than that ends however many others there are.
+    ///
+    /// `change` may read this membership itself. If it changed it at each run, it would lose to itself for ever.
     pub fn update<R>(&self, mut change: impl FnMut(&mut MemberMap<K, V, S>) -> R) -> R {
+        let mut attempts = Attempts::new(&self.turn);
         loop {
+            attempts.next();
             let current = self.current.load_full();
             let mut members = current.members.clone();
             let result = change(&mut members);
@@ -222,7 +230,9 @@ impl<K: Clone + Eq + Hash, V: Clone, S: Clone + BuildHasher> Membership<K, V, S>
         &self,
         mut change: impl FnMut(&mut MemberMap<K, V, S>) -> Option<R>,
     ) -> Option<R> {
+        let mut attempts = Attempts::new(&self.turn);
         loop {
+            attempts.next();
             let current = self.current.load_full();
             let mut members = current.members.clone();
             let result = change(&mut members)?;

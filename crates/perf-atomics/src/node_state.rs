@@ -182,7 +182,7 @@ impl<P> NodeState<P> {
         self.last_error.read().clone()
     }
 
-    /// Notes an error for whoever asks for the node's status.
+    /// Records an error, to be shown with the node's status.
     pub fn set_last_error(&self, error: &impl fmt::Display) {
         replace(&self.last_error, Some(error.to_string()));
     }

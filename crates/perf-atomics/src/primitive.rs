@@ -22,7 +22,7 @@ mod imp {
 
     /// `len` zeroed cells that live as long as the program.
     ///
-    /// Memory comes zeroed from the allocator, so pages that nobody writes are never touched. The
+    /// Memory comes zeroed from the allocator, so pages that are not written are never touched. The
     /// slice has whole cache lines to itself, so that two threads' cells never share one.
     pub(crate) fn leak_zeroed(len: usize) -> &'static [AtomicU64] {
         let line_cells = LINE_BYTES / size_of::<AtomicU64>();

@@ -166,7 +166,8 @@ impl<T: Words> Snapshot<T> {
     /// Publishes what `change` makes of the current value, and returns that.
     ///
     /// `change` runs outside the writers' lock, so it may be slow, panic (nothing is published then) or
-    /// use this snapshot itself. It runs again if another value was published meanwhile.
+    /// use this snapshot itself. It runs again if another value was published meanwhile: a change that always takes longer than the pause
+    /// between two publications does not end. Do slow work before.
     pub fn update(&self, mut change: impl FnMut(&mut T)) -> T {
         loop {
             let (version, mut value) = self.read_versioned();

@@ -5,7 +5,9 @@ use proptest::prelude::*;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -121,6 +123,84 @@ fn keys_are_looked_up_by_what_they_lend() {
     assert_eq!((members.get("a"), members.contains("b")), (Some(1), false));
     assert_eq!(members.try_update(|_| None::<()>), None);
     assert_eq!(members.generation(), 1);
+}
+
+#[test]
+fn a_long_change_ends_beside_quick_ones() {
+    let members: Membership<u64, u64> = Membership::new();
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut round = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                members.insert(0, round);
+                round += 1;
+            }
+        });
+        // It takes until it has lost, or less than others wait for it.
+        let mut runs = 0;
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            members.update(|changed| {
+                runs += 1;
+                assert!(runs < 1000, "the others do not wait");
+                let (before, begin) = (members.view().generation(), Instant::now());
+                while members.view().generation() == before
+                    && begin.elapsed() < Duration::from_millis(40)
+                {
+                    thread::yield_now();
+                }
+                changed.insert(1, 1);
+            })
+        }));
+        is_over.store(true, Ordering::Relaxed);
+        assert!(outcome.is_ok(), "{runs} runs");
+    });
+    assert_eq!(members.get(&1), Some(1));
+}
+
+#[test]
+fn a_change_may_wait_for_the_change_of_another_thread() {
+    let members: Membership<u64, u64> = Membership::new();
+    let mut runs = 0;
+    thread::scope(|scope| {
+        members.update(|changed| {
+            runs += 1;
+            // Loses ten times to a change that another thread makes meanwhile, with and without the turn.
+            if runs <= 10 {
+                let members = &members;
+                let other = scope.spawn(move || members.insert(2, 2));
+                other.join().expect("no panics");
+            }
+            changed.insert(1, runs);
+        });
+    });
+    assert_eq!(
+        (runs, members.get(&1), members.get(&2)),
+        (11, Some(11), Some(2))
+    );
+}
+
+#[test]
+fn no_members_equal_keys_and_a_hundred_thousand() {
+    let none = Membership::<u64, u64>::from_map([]);
+    assert!(none.is_empty() && none.reader().get(&1).is_none());
+    assert_eq!((none.remove(&1), none.generation()), (None, 0));
+
+    let twice = Membership::<u64, u64>::from_map([(1, 1), (2, 2), (1, 3)]);
+    assert_eq!((twice.len(), twice.get(&1)), (2, Some(3)));
+
+    const MANY: u64 = 100_000;
+    let many = Membership::<u64, u64>::from_map((0..MANY).map(|key| (key, key)));
+    let mut reader = many.reader();
+    for key in 0..1000 {
+        assert_eq!(many.insert(MANY + key, key), None);
+        assert_eq!(many.remove(&(key * 100)), Some(key * 100));
+        assert_eq!((reader.get(&(key * 100)), many.len() as u64), (None, MANY));
+    }
+    assert_eq!(many.generation(), 2000);
+    let view = many.view();
+    assert_eq!(view.keys().count() as u64, MANY);
+    assert!((0..MANY + 1000).all(|key| view.contains_key(&key) == (key >= MANY || key % 100 != 0)));
 }
 
 #[test]

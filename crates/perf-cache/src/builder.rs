@@ -135,13 +135,14 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
         }
     }
 
-    /// How long a value is fresh. Without it, for ever. At the end of time (584 years) it saturates.
+    /// How long a value is fresh. Without it, for ever. At the end of time (584 years) it saturates. A TTL of 1000 times the clock's
+    /// [`lag_max`](Time::lag_max) or more (50 s) may end a lag early, never late.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
         self
     }
 
-    /// A value that nobody reads for this long ends. Reads from a front count within an eighth of it: such a
+    /// A value that is not read for this long ends. Reads from a front count within an eighth of it: such a
     /// value may end up to an eighth early, never late.
     pub fn idle(mut self, idle: Duration) -> Self {
         self.idle = Some(idle);
@@ -215,7 +216,7 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
     }
 
     /// The TTL of each value that is computed or inserted, chosen by `lifetime` from the key and the value, in the place of
-    /// [`ttl`](Self::ttl). Jitter applies to it. A value of no TTL is given to those who wait for it and not served again.
+    /// [`ttl`](Self::ttl). Jitter applies to it. A value without a TTL is given to the callers that wait for it, and not served again.
     /// [`insert_with_ttl`](TtlCache::insert_with_ttl) has its own.
     ///
     /// ```

@@ -31,8 +31,8 @@ use std::sync::Arc;
 /// the same 64-bit hash take turns.
 ///
 /// **Invalidation.** A read that begins after [`invalidate`](Self::invalidate), [`insert`](Self::insert) or any other change has returned does not
-/// see what was there before, on any thread that has learned of the return; and a computation that began before an invalidation is not kept, though those
-/// who already waited for it get it.
+/// see what was there before, on any thread that has learned of the return; and a computation that began before an invalidation is not kept, though callers
+/// that already waited for it get it.
 ///
 /// **Expiry.** A value that is older than its TTL is not served, except in the window of stale-while-revalidate. This holds
 /// however far the coarse clock is behind within its bound: near its end a value is judged by the exact time.
@@ -72,7 +72,7 @@ where
     S: BuildHasher,
     T: Time,
 {
-    /// How many entries are held: also ended ones that nobody has met yet, and cached errors.
+    /// The number of entries held: ended entries that no caller has met yet and cached errors, too.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.shared.store.len()

@@ -1,6 +1,6 @@
 //! One computation per key, however many ask at once.
 //!
-//! Who misses joins the flight of the key's hash, or begins one and leads it. The leader looks into the table a second time, since
+//! A caller that misses joins the flight of the key's hash, or begins one and leads it. The leader looks into the table a second time, since
 //! another flight may have landed between its miss and its joining; then computes with nothing locked, puts the
 //! value in and settles the flight. A leader that panics or is cancelled abandons the flight, and every follower starts over:
 //! the first of them leads.
@@ -9,7 +9,7 @@ use crate::background;
 use crate::cache::TtlCache;
 use crate::depth;
 use crate::entry::{Entry, Failure};
-use crate::flight::{Flight, Follower, Outcome};
+use crate::flight::{self, Flight, Follower, Outcome};
 use crate::shared::{Look, Shared};
 use crate::stats::Count;
 use crate::store::Joined;
@@ -18,6 +18,7 @@ use std::borrow::Borrow;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher, Hash};
+use std::ops::Deref;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,52 +26,71 @@ use std::sync::atomic::Ordering;
 /// A refresh that failed is tried again after so long, unless `negative_ttl` says otherwise: a second.
 const RETRY_NANOS: u64 = 1_000_000_000;
 
+/// The cache of a lead. A caller borrows it, so that misses of many threads do not meet at its reference count.
+enum Held<'a, K, V, S, T> {
+    Borrowed(&'a Shared<K, V, S, T>),
+    Owned(Arc<Shared<K, V, S, T>>),
+}
+
+impl<K, V, S, T> Deref for Held<'_, K, V, S, T> {
+    type Target = Shared<K, V, S, T>;
+
+    #[inline]
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Borrowed(shared) => shared,
+            Self::Owned(shared) => shared,
+        }
+    }
+}
+
 /// The right and duty to compute.
-struct Lead<K, V, S, T>
+struct Lead<'a, K, V, S, T>
 where
     K: Send + Sync + 'static,
     V: Send + Sync + 'static,
     T: Time,
 {
-    shared: Arc<Shared<K, V, S, T>>,
-    flight: Arc<Flight<K, V>>,
+    shared: Held<'a, K, V, S, T>,
+    /// `None` only while this is being dropped.
+    flight: Option<Arc<Flight<K, V>>>,
     hash: u64,
     is_landed: bool,
 }
 
-/// What one who found nothing does.
-enum Begin<K, V, S, T>
+/// The next step of a caller that found no value.
+enum Begin<'a, K, V, S, T>
 where
     K: Send + Sync + 'static,
     V: Send + Sync + 'static,
     T: Time,
 {
     /// Computes for all, unless the entry that the table holds by now will do.
-    Lead(Lead<K, V, S, T>, Option<Arc<Entry<K, V>>>),
+    Lead(Lead<'a, K, V, S, T>, Option<Arc<Entry<K, V>>>),
     /// Waits.
     Follow(Follower<K, V>),
     /// Computes for itself: it is inside a computation, there are too many waiters, or another key of the same hash is being computed.
     Alone,
 }
 
-impl<K, V, S, T> Lead<K, V, S, T>
+impl<K, V, S, T> Lead<'_, K, V, S, T>
 where
     K: Clone + Send + Sync + 'static,
     V: Send + Sync + 'static,
     T: Time,
 {
-    /// Keeps a value, and gives it to all who wait.
+    /// Keeps a value, and gives it to all followers.
     fn finish(mut self, value: V) {
         // Cloning and weighing may use the cache, and must not wait for this flight then.
         let inside = depth::enter();
-        let key = self.flight.key.clone();
+        let key = self.flight().key.clone();
         let entry = self.shared.entry(key, self.hash, value, None);
         drop(inside);
         self.is_landed = true;
-        self.shared.land(&self.flight, entry);
+        self.shared.land(self.flight(), entry);
     }
 
-    /// Gives a failure to all who wait; keeps it for the negative TTL if there is one and `is_kept`.
+    /// Gives a failure to all followers; keeps it for the negative TTL if there is one and `is_kept`.
     fn fail(mut self, failure: Failure, is_kept: bool) {
         self.shared.counters.one(Count::Failures);
         let inside = depth::enter();
@@ -82,34 +102,49 @@ where
             .negative_ttl
             .filter(|_| is_kept)
             .map(|ttl| {
-                let key = self.flight.key.clone();
+                let key = self.flight().key.clone();
                 let failure = Arc::clone(&failure);
                 self.shared.failed_entry(key, self.hash, failure, ttl)
             });
         drop(inside);
         self.is_landed = true;
         if let Some(entry) = entry {
-            self.shared.land(&self.flight, entry);
+            self.shared.land(self.flight(), entry);
         } else {
             let outcome = Outcome::Failed(failure);
-            self.shared.store.end(&self.flight, self.hash, outcome);
+            self.shared.store.end(self.flight(), self.hash, outcome);
         }
     }
 }
 
-impl<K, V, S, T> Lead<K, V, S, T>
+impl<K, V, S, T> Lead<'_, K, V, S, T>
 where
     K: Send + Sync + 'static,
     V: Send + Sync + 'static,
     T: Time,
 {
-    /// Leaves the table as it is: all who wait look again.
+    /// The same lead, which owns its cache and so may go to another thread.
+    fn owning(mut self, shared: &Arc<Shared<K, V, S, T>>) -> Lead<'static, K, V, S, T> {
+        // What is left of `self` has nothing to end.
+        self.is_landed = true;
+        Lead {
+            shared: Held::Owned(Arc::clone(shared)),
+            flight: self.flight.take(),
+            hash: self.hash,
+            is_landed: false,
+        }
+    }
+
+    fn flight(&self) -> &Arc<Flight<K, V>> {
+        let flight = self.flight.as_ref();
+        flight.expect("a lead has its flight until it is dropped")
+    }
+
+    /// Leaves the table as it is: all followers look again.
     fn end(&mut self) {
         self.is_landed = true;
-        let shared = &self.shared;
-        shared
-            .store
-            .end(&self.flight, self.hash, Outcome::Abandoned);
+        let store = &self.shared.store;
+        store.end(self.flight(), self.hash, Outcome::Abandoned);
     }
 
     /// What it leads to is there already.
@@ -118,7 +153,7 @@ where
     }
 }
 
-impl<K, V, S, T> Drop for Lead<K, V, S, T>
+impl<K, V, S, T> Drop for Lead<'_, K, V, S, T>
 where
     K: Send + Sync + 'static,
     V: Send + Sync + 'static,
@@ -129,11 +164,14 @@ where
             self.shared.counters.one(Count::Abandoned);
             self.end();
         }
+        if let Some(flight) = self.flight.take() {
+            flight::recycle(flight);
+        }
     }
 }
 
 /// What to do about a miss or a stale value, after the look.
-enum Step<K, V, S, T, E>
+enum Step<'a, K, V, S, T, E>
 where
     K: Send + Sync + 'static,
     V: Send + Sync + 'static,
@@ -142,7 +180,7 @@ where
     Value(Arc<Entry<K, V>>),
     Error(Arc<E>),
     /// Compute; while a stale value may be served, an error falls back to it.
-    Compute(Option<Lead<K, V, S, T>>, Option<Arc<Entry<K, V>>>),
+    Compute(Option<Lead<'a, K, V, S, T>>, Option<Arc<Entry<K, V>>>),
     Wait(Follower<K, V>),
     Again,
 }
@@ -154,18 +192,18 @@ where
     S: BuildHasher + Send + Sync + 'static,
     T: Time,
 {
-    /// The value of a key; computed by `compute` if there is none, once for all who ask meanwhile.
+    /// The value of a key. If there is none, `compute` makes it, once for all callers that ask meanwhile.
     ///
     /// | when | then |
     /// |---|---|
     /// | others compute this key | the caller blocks until they have, and gets their value |
-    /// | `compute` panics | the panic goes on in this caller; exactly one of those who wait computes next, with its own `compute` |
+    /// | `compute` panics | the panic goes on in this caller; exactly one waiting caller computes next, with its own `compute` |
     /// | the key is invalidated meanwhile | callers from before get the value, it is not kept, and later callers compute anew |
     /// | called inside of a computation, of this cache or another | it never waits: a key that others compute is computed here too, and not kept |
     /// | more than 65 536 wait already | the same |
     /// | stale, within the window | see [`stale_while_revalidate`](crate::CacheBuilder::stale_while_revalidate) |
     ///
-    /// A computation that never ends holds up those who ask for its key, and no others.
+    /// A computation that never ends holds up callers that ask for its key, and no others.
     pub fn get_or_compute<Q>(&self, key: &Q, compute: impl FnOnce() -> V) -> V
     where
         K: Borrow<Q>,
@@ -177,10 +215,10 @@ where
         }
     }
 
-    /// [`get_or_compute`](Self::get_or_compute) for a computation that may fail. Its error goes to all who wait, as it is; with a
-    /// [`negative_ttl`](crate::CacheBuilder::negative_ttl) also to those who ask within that time.
+    /// [`get_or_compute`](Self::get_or_compute) for a computation that may fail. All waiting callers get its error as it is; with a
+    /// [`negative_ttl`](crate::CacheBuilder::negative_ttl) callers within that time get it, too.
     ///
-    /// One who asks with another type of error than that of the computation it waits for cannot be given it, and computes next.
+    /// A caller whose error type differs from that of the computation it waits for cannot get its error, and computes next.
     ///
     /// # Errors
     /// What `compute` returned. While a stale value may be served, that is served instead.
@@ -228,7 +266,7 @@ where
 
     /// [`get_or_compute`](Self::get_or_compute) for a task: it waits without blocking the thread, for computations of threads and of tasks alike.
     ///
-    /// When the future is dropped before it is ready, exactly one of those who wait computes next. A computation that awaits another task which asks for the same
+    /// When the future is dropped before it is ready, exactly one waiting caller computes next. A computation that awaits another task which asks for the same
     /// key cannot be recognised, and waits for itself.
     pub async fn get_or_compute_async<Q, F>(&self, key: &Q, compute: impl FnOnce() -> F) -> V
     where
@@ -295,13 +333,13 @@ where
         }
     }
 
-    fn step<Q, E>(
-        &self,
+    fn step<'a, Q, E>(
+        &'a self,
         hash: u64,
         key: &Q,
         look: Look<K, V>,
         is_first: bool,
-    ) -> Step<K, V, S, T, E>
+    ) -> Step<'a, K, V, S, T, E>
     where
         K: Borrow<Q>,
         Q: ?Sized + Hash + Eq + ToOwned<Owned = K>,
@@ -355,8 +393,13 @@ where
         }
     }
 
-    /// Somebody computes a stale value anew; everybody else gets it as it is.
-    fn revalidate<Q, E>(&self, hash: u64, key: &Q, stale: Arc<Entry<K, V>>) -> Step<K, V, S, T, E>
+    /// One caller computes a stale value anew; all others get it as it is.
+    fn revalidate<'a, Q, E>(
+        &'a self,
+        hash: u64,
+        key: &Q,
+        stale: Arc<Entry<K, V>>,
+    ) -> Step<'a, K, V, S, T, E>
     where
         K: Borrow<Q>,
         Q: ?Sized + Hash + Eq + ToOwned<Owned = K>,
@@ -382,10 +425,11 @@ where
         let Some(loader) = self.shared.loader.clone() else {
             return Step::Compute(Some(lead), Some(stale));
         };
+        let lead = lead.owning(&self.shared);
         let is_taken = background::submit(Box::new(move || {
             lead.shared.counters.one(Count::Computations);
             let inside = depth::enter();
-            let value = loader(&lead.flight.key);
+            let value = loader(&lead.flight().key);
             drop(inside);
             match value {
                 Some(value) => lead.finish(value),
@@ -399,21 +443,21 @@ where
         Step::Value(stale)
     }
 
-    fn begin<Q>(&self, hash: u64, key: &Q, is_refresh: bool) -> Begin<K, V, S, T>
+    fn begin<'a, Q>(&'a self, hash: u64, key: &Q, is_refresh: bool) -> Begin<'a, K, V, S, T>
     where
         K: Borrow<Q>,
         Q: ?Sized + Hash + Eq + ToOwned<Owned = K>,
     {
-        let shared = &self.shared;
+        let shared = &*self.shared;
         let under_way = match shared.store.flight(hash) {
             Some(under_way) if is_refresh || !under_way.is_refresh => under_way,
             _ => {
-                let flight = Arc::new(Flight::new(key.to_owned(), is_refresh));
+                let flight = flight::make(key.to_owned(), is_refresh);
                 match shared.store.join(hash, &flight) {
                     Joined::Lead(flight, held) => {
                         let lead = Lead {
-                            shared: Arc::clone(shared),
-                            flight,
+                            shared: Held::Borrowed(shared),
+                            flight: Some(flight),
                             hash,
                             is_landed: false,
                         };
@@ -434,7 +478,7 @@ where
 #[derive(Debug)]
 struct Unavailable;
 
-/// What a follower gets; `None` if it must ask again, because nobody computed or the error is of another type.
+/// A follower's result; `None` if it must ask again, because the flight was abandoned or the error is of another type.
 fn settled<K, V: Clone, E: Send + Sync + 'static>(
     outcome: Outcome<K, V>,
 ) -> Option<Result<V, Arc<E>>> {
@@ -447,7 +491,7 @@ fn settled<K, V: Clone, E: Send + Sync + 'static>(
 
 /// Ends a computation that has returned.
 fn finish<K, V, S, T, E>(
-    lead: Option<Lead<K, V, S, T>>,
+    lead: Option<Lead<'_, K, V, S, T>>,
     stale: Option<Arc<Entry<K, V>>>,
     computed: Result<V, E>,
 ) -> Result<V, Arc<E>>

@@ -1,6 +1,6 @@
 //! Whether this thread is inside a computation of any cache.
 //!
-//! Who computes never waits for another computation: two that need each other's keys would wait for ever. It computes for
+//! A computing thread never waits for another computation: two that need each other's keys would wait for ever. It computes for
 //! itself instead.
 
 use std::cell::Cell;

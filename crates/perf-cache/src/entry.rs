@@ -6,7 +6,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// An error that a computation returned, shared by all who waited for it.
+/// An error that a computation returned, shared by all its callers.
 pub(crate) type Failure = Arc<dyn Any + Send + Sync>;
 
 /// What is cached for a key.

@@ -1,11 +1,13 @@
-//! A computation under way, and those who wait for it.
+//! A computation under way, and the callers that wait for it: its followers.
 //!
-//! The leader settles a flight exactly once: with a value, with a failure, or, when it panics or is cancelled, as abandoned. Whoever waits
-//! is then woken: a thread by the condition variable, a task by its waker. Wakers are code of somebody's executor, so they are
+//! The leader settles a flight exactly once: with a value, with a failure, or, when it panics or is cancelled, as abandoned. That wakes
+//! its followers: a thread by the condition variable, a task by its waker. Wakers are code of an executor, so they are
 //! cloned, dropped and woken outside of the lock.
 
 use crate::entry::{Entry, Failure};
 use crate::primitive::{Condvar, Mutex, mutant};
+use std::any::Any;
+use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -36,7 +38,7 @@ impl<K, V> Clone for Outcome<K, V> {
 
 pub(crate) struct Flight<K, V> {
     pub(crate) key: K,
-    /// It refreshes a stale value in the background: a caller who has no stale value to return does not wait for it.
+    /// It refreshes a stale value in the background: a caller without a stale value to return does not wait for it.
     pub(crate) is_refresh: bool,
     state: Mutex<State<K, V>>,
     settled: Condvar,
@@ -51,17 +53,23 @@ struct State<K, V> {
     waiters: usize,
 }
 
+impl<K, V> State<K, V> {
+    const fn new() -> Self {
+        Self {
+            outcome: None,
+            wakers: Vec::new(),
+            free: Vec::new(),
+            waiters: 0,
+        }
+    }
+}
+
 impl<K, V> Flight<K, V> {
     pub(crate) fn new(key: K, is_refresh: bool) -> Self {
         Self {
             key,
             is_refresh,
-            state: Mutex::new(State {
-                outcome: None,
-                wakers: Vec::new(),
-                free: Vec::new(),
-                waiters: 0,
-            }),
+            state: Mutex::new(State::new()),
             settled: Condvar::new(),
         }
     }
@@ -80,6 +88,12 @@ impl<K, V> Flight<K, V> {
         self.settled.notify_all();
         wakers.into_iter().flatten().for_each(Waker::wake);
         drop(unused);
+    }
+
+    /// Whether it is as good as new.
+    fn is_unused(&mut self) -> bool {
+        let state = self.state.get_mut();
+        state.outcome.is_none() && state.wakers.is_empty() && state.free.is_empty()
     }
 
     /// Counts a waiter in, or says that there are too many.
@@ -103,7 +117,49 @@ impl<K, V> fmt::Debug for Flight<K, V> {
     }
 }
 
-/// One who waits: a thread by [`wait`](Self::wait), a task as a future.
+thread_local! {
+    /// A flight that had no followers, to be used again.
+    static SPARE: Cell<Option<Arc<dyn Any + Send + Sync>>> = const { Cell::new(None) };
+}
+
+/// Whether flights are used again: not those whose keys need dropping, which would live on in the spare, and not in models, which loom's
+/// locks must not outlive.
+const fn is_reused<K>() -> bool {
+    !std::mem::needs_drop::<K>() && !cfg!(perf_loom)
+}
+
+/// A flight: this thread's spare one, else a new one.
+pub(crate) fn make<K, V>(key: K, is_refresh: bool) -> Arc<Flight<K, V>>
+where
+    K: Send + Sync + 'static,
+    V: Send + Sync + 'static,
+{
+    if is_reused::<K>()
+        && let Ok(Some(spare)) = SPARE.try_with(Cell::take)
+        && let Ok(mut spare) = spare.downcast::<Flight<K, V>>()
+        && let Some(flight) = Arc::get_mut(&mut spare)
+    {
+        // Its state is that of a new one: see `recycle`.
+        flight.key = key;
+        flight.is_refresh = is_refresh;
+        return spare;
+    }
+    Arc::new(Flight::new(key, is_refresh))
+}
+
+/// Keeps a flight for this thread's next one, if nothing refers to it and it had no followers.
+pub(crate) fn recycle<K, V>(mut flight: Arc<Flight<K, V>>)
+where
+    K: Send + Sync + 'static,
+    V: Send + Sync + 'static,
+{
+    if is_reused::<K>() && Arc::get_mut(&mut flight).is_some_and(Flight::is_unused) {
+        // The one before holds no key that needs dropping and no value: no code of the user runs here.
+        let _ = SPARE.try_with(|spare| spare.set(Some(flight)));
+    }
+}
+
+/// A waiting caller: a thread by [`wait`](Self::wait), a task as a future.
 #[derive(Debug)]
 pub(crate) struct Follower<K, V> {
     flight: Arc<Flight<K, V>>,

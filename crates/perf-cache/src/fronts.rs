@@ -21,7 +21,7 @@ pub(crate) fn is_wide(capacity: u64, is_weighed: bool) -> bool {
 /// Of so many strangers one is let in, so that two hot keys which share a place in the door do not keep each other out.
 const STRANGERS: u32 = 32;
 
-/// Remembers who came of late. Keeping an entry costs the shared count of that one and of another, so a key that does not come again soon is not kept.
+/// Remembers which keys came of late. Keeping an entry costs the shared count of that one and of another, so a key that does not come again soon is not kept.
 #[derive(Debug)]
 pub(crate) struct Door<const N: usize> {
     /// Parts of as many hashes as there are places.

@@ -61,7 +61,7 @@ impl Table {
         either!(&self.store, shards => shards.get(HASH)?.value().copied())
     }
 
-    /// Computes once for all who ask; `None` from `compute` is a computation that was abandoned.
+    /// Computes once for all callers; `None` from `compute` is a computation that was abandoned.
     pub fn ask(&self, mut compute: impl FnMut() -> Option<u64>) -> Option<u64> {
         loop {
             if let Some(value) = self.held() {

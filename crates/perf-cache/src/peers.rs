@@ -7,7 +7,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A connection per peer, made once however many ask at once, and dropped when nobody used it for a while.
+/// A connection per peer: made once for all callers that ask at once, and dropped when it was not used for a while.
 ///
 /// No front keeps connections: one that is taken out is dropped as soon as its last user is done.
 ///
@@ -20,7 +20,7 @@ use std::time::Duration;
 /// let connect = || Ok::<_, std::io::Error>("connection to 2".to_owned());
 /// let connection = peers.get_or_connect(2, connect).expect("it connects");
 ///
-/// // It has failed: the next one who asks connects anew, unless somebody has meanwhile.
+/// // It has failed: the next caller connects anew, unless another one has meanwhile.
 /// assert!(peers.forget(2, &connection));
 /// assert!(peers.get(2).is_none());
 /// # Ok::<(), perf_cache::CacheError>(())
@@ -39,7 +39,7 @@ impl<C> Clone for PeerConnectionCache<C> {
 }
 
 impl<C: Send + Sync + 'static> PeerConnectionCache<C> {
-    /// Keeps up to `capacity` connections, each until nobody has asked for it for `idle`.
+    /// Keeps up to `capacity` connections, each until no caller has asked for it for `idle`.
     ///
     /// # Errors
     /// [`CacheError`] if one of them is zero.
@@ -77,7 +77,7 @@ impl<C: Send + Sync + 'static> PeerConnectionCache<C> {
     /// The connection to a peer; made by `connect` if there is none. See [`TtlCache::try_get_or_compute`].
     ///
     /// # Errors
-    /// What `connect` returned, shared by all who waited for it.
+    /// The error that `connect` returned, shared by all waiting callers.
     pub fn get_or_connect<E: Send + Sync + 'static>(
         &self,
         peer: u64,
@@ -90,7 +90,7 @@ impl<C: Send + Sync + 'static> PeerConnectionCache<C> {
     /// [`get_or_connect`](Self::get_or_connect) for a task.
     ///
     /// # Errors
-    /// What `connect` returned, shared by all who waited for it.
+    /// The error that `connect` returned, shared by all waiting callers.
     pub async fn get_or_connect_async<E, F>(
         &self,
         peer: u64,
@@ -120,7 +120,7 @@ impl<C: Send + Sync + 'static> PeerConnectionCache<C> {
         self.cache.invalidate(&peer)
     }
 
-    /// Takes out the connections that nobody used; returns how many.
+    /// Drops the connections that were not used for the idle time; returns how many.
     pub fn cleanup_expired(&self) -> usize {
         self.cache.cleanup_expired()
     }

@@ -26,6 +26,9 @@ pub enum Policy {
 /// The window's part of a capacity under TinyLFU: 1 %, as in the paper, and at least one entry.
 const WINDOW_DIVISOR: u64 = 100;
 
+/// Up to this capacity an adaptive cache has a long memory. In a larger one it would cost 16 bytes per entry.
+const LONG_MEMORY_MAX: u64 = 4096;
+
 /// About how many entries a shadow of a large cache holds; half as many at least. They tell hit ratios apart to a point or two; more cost more.
 const SHADOW_ENTRIES: u64 = 256;
 /// A window has so many accesses per entry of a shadow.
@@ -75,6 +78,12 @@ impl Chooser {
 
     pub(crate) fn switches(&self) -> u64 {
         self.switches.load(Ordering::Relaxed)
+    }
+
+    /// Whether a cache of this capacity remembers frequencies for longer than TinyLFU does. It then knows more of keys that come seldom,
+    /// and follows a change of what is popular later; the adaptive policy has LRU for that.
+    pub(crate) fn remembers_long(&self, capacity: u64) -> bool {
+        self.is_adaptive && capacity <= LONG_MEMORY_MAX
     }
 
     /// What the queues of a shard may hold.
@@ -172,7 +181,7 @@ impl Shadows {
             mask: share - 1,
             capacity: (capacity / share).max(1),
             lru: Table::new().without_frequencies(),
-            tiny_lfu: Table::new(),
+            tiny_lfu: Table::new().with_memory(capacity <= LONG_MEMORY_MAX),
             is_lru,
             accesses: 0,
             window: entries * ACCESSES_PER_ENTRY,

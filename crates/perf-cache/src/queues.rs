@@ -166,6 +166,11 @@ impl Queues {
         self.sketch.turn_off();
     }
 
+    /// See [`Sketch::remember_long`].
+    pub(crate) fn remember_long(&mut self) {
+        self.sketch.remember_long();
+    }
+
     pub(crate) fn weight(&self) -> u64 {
         self.window.weight + self.main.weight
     }

@@ -1,4 +1,4 @@
-//! Why values leave a cache, and who is told.
+//! Why values leave a cache, and the listener that is told.
 
 /// Why a value has left a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

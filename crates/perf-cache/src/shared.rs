@@ -18,6 +18,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// So many cached errors fill a weighed cache, whose weigher cannot be asked for them.
 const FAILURES_MAX: u64 = 1 << 16;
 
+/// A TTL of so many times the coarse clock's lag begins by that clock: the exact time costs more than the rest of an insertion's fixed costs.
+const LAGS_PER_TTL: u64 = 1000;
+
 /// The settings, in nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
@@ -131,6 +134,15 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
         ttl - (ttl as f64 * self.rules.jitter * share) as u64
     }
 
+    /// The beginning of a TTL that is set now. A TTL of at least [`LAGS_PER_TTL`] lags begins by the coarse clock, which may be behind: it then ends
+    /// early by the lag, never late. A shorter one begins by the exact time.
+    fn begin_of(&self, ttl: u64) -> u64 {
+        let shortest = ttl.min(self.rules.idle.unwrap_or(u64::MAX));
+        let is_long = shortest / LAGS_PER_TTL >= self.lag();
+        let coarse = is_long.then(|| self.time.at_hand()).flatten();
+        coarse.map_or_else(|| self.precise(), CoarseInstant::as_nanos)
+    }
+
     /// An entry of a value, weighed; not in the table yet. Without a TTL of its own it has the cache's.
     pub(crate) fn entry(&self, key: K, hash: u64, value: V, ttl: Option<u64>) -> Entry<K, V> {
         let ttl = ttl.unwrap_or_else(|| match &self.lifetime {
@@ -140,7 +152,7 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
         let weight = self.weigher.as_ref().map_or(1, |weigh| weigh(&key, &value));
         // Without a TTL and an idle TTL the time says nothing.
         let is_timed = ttl != u64::MAX || self.rules.idle.is_some();
-        let now = if is_timed { self.precise() } else { 0 };
+        let now = if is_timed { self.begin_of(ttl) } else { 0 };
         let (fresh_until, ends) = if ttl == 0 {
             (0, 0)
         } else {
@@ -354,7 +366,7 @@ where
         }
     }
 
-    /// Ends a computation with an entry: kept if it may be, and given to all who wait.
+    /// Ends a computation with an entry: kept if it may be, and given to all followers.
     pub(crate) fn land(&self, flight: &Arc<Flight<K, V>>, entry: Entry<K, V>) {
         let is_kept = self.fits(&entry);
         self.store.land(flight, entry, is_kept);

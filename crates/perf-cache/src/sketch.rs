@@ -12,6 +12,8 @@ const ENTRIES_PER_BLOCK: usize = 8;
 const BLOCKS_MAX: usize = 1 << 14;
 /// A sketch of fewer entries is made for so many times as many, up to this number: 4 KiB.
 const SMALL_ENTRIES: usize = 512;
+/// The same of a sketch with a long memory: 16 KiB.
+const LONG_ENTRIES: usize = 2048;
 const SMALL_FACTOR: usize = 4;
 const ROWS: usize = 4;
 const COUNTER_MAX: u64 = 15;
@@ -28,6 +30,7 @@ pub(crate) struct Sketch {
     /// A power of two, or none.
     blocks: Vec<Block>,
     additions: u64,
+    is_long: bool,
     is_off: bool,
 }
 
@@ -36,6 +39,7 @@ impl Sketch {
         Self {
             blocks: Vec::new(),
             additions: 0,
+            is_long: false,
             is_off: false,
         }
     }
@@ -45,11 +49,21 @@ impl Sketch {
         self.is_off = true;
     }
 
+    /// Keeps counts for longer: more keys come again before their counts are halved.
+    pub(crate) fn remember_long(&mut self) {
+        self.is_long = true;
+    }
+
     /// Room for so many entries. What is known stays known: a larger table begins with copies of the smaller one.
     #[inline]
     pub(crate) fn grow(&mut self, entries: usize) {
         // The memory of a few entries is too short to tell keys apart by how often they come.
-        let entries = entries.max((entries * SMALL_FACTOR).min(SMALL_ENTRIES));
+        let small_max = if self.is_long {
+            LONG_ENTRIES
+        } else {
+            SMALL_ENTRIES
+        };
+        let entries = entries.max((entries * SMALL_FACTOR).min(small_max));
         let wanted = entries.div_ceil(ENTRIES_PER_BLOCK).min(BLOCKS_MAX);
         if wanted > self.blocks.len() && !self.is_off {
             self.grow_to(wanted.next_power_of_two());

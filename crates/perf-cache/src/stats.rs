@@ -27,7 +27,7 @@ pub struct CacheStats {
     pub evictions: u64,
     /// How often the adaptive policy has changed.
     pub policy_switches: u64,
-    /// Entries held now, cached errors and ended ones that nobody has met yet included.
+    /// Entries held now, cached errors and ended entries that no caller has met yet included.
     pub len: u64,
     /// Their weight.
     pub weight: u64,

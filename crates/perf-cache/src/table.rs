@@ -52,6 +52,14 @@ impl<P: Payload> Table<P> {
         self
     }
 
+    /// With a longer memory of frequencies, if `is_long`. See [`Chooser::remembers_long`](crate::policy::Chooser::remembers_long).
+    pub(crate) fn with_memory(mut self, is_long: bool) -> Self {
+        if is_long {
+            self.queues.remember_long();
+        }
+        self
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.index.len()
     }

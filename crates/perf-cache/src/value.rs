@@ -205,7 +205,7 @@ impl<V: Send + Sync + 'static, T: Time> CachedValue<V, T> {
 }
 
 impl<V: Clone + Send + Sync + 'static, T: Time> CachedValue<V, T> {
-    /// The value; computed if there is none, once for all who ask meanwhile. See [`TtlCache::get_or_compute`].
+    /// The value; computed if there is none, once for all callers that ask meanwhile. See [`TtlCache::get_or_compute`].
     pub fn get_or_compute(&self, compute: impl FnOnce() -> V) -> V {
         self.cache.get_or_compute(&Only, compute)
     }

@@ -51,14 +51,14 @@ fn a_value_lives_exactly_as_long_as_its_ttl_with_any_lag_of_the_clock() {
         let time = ManualTime::with_lag(lag);
         time.advance(100 * SECOND);
         let cache: Timed = TtlCache::builder(10)
-            .ttl(60 * SECOND)
+            .ttl(40 * SECOND)
             .time(time.clone())
             .build()
             .unwrap();
         let mut reader = cache.reader();
         cache.insert(1, 10);
-        let last = 60 * SECOND - Duration::from_nanos(1);
-        for step in [SECOND, 49 * SECOND, last - 50 * SECOND] {
+        let last = 40 * SECOND - Duration::from_nanos(1);
+        for step in [SECOND, 29 * SECOND, last - 30 * SECOND] {
             time.advance(step);
             assert_eq!((cache.get(&1), reader.get(&1)), (Some(10), Some(&10)));
         }
@@ -66,6 +66,28 @@ fn a_value_lives_exactly_as_long_as_its_ttl_with_any_lag_of_the_clock() {
         assert_eq!(reader.get(&1), None, "lag {lag:?}");
         assert_eq!(cache.get(&1), None, "lag {lag:?}");
     }
+}
+
+#[test]
+fn a_ttl_of_a_thousand_lags_ends_at_most_a_lag_early_and_never_late() {
+    let lag = Duration::from_millis(50);
+    let ttl = 1000 * lag;
+    let time = ManualTime::with_lag(lag);
+    time.advance(100 * SECOND);
+    let cache: Timed = TtlCache::builder(10)
+        .ttl(ttl)
+        .time(time.clone())
+        .build()
+        .unwrap();
+    let mut reader = cache.reader();
+    cache.insert(1, 10);
+    cache.get_or_compute(&2, || 20);
+    time.advance(ttl - lag - Duration::from_nanos(1));
+    assert_eq!((cache.get(&1), reader.get(&1)), (Some(10), Some(&10)));
+    assert_eq!(cache.get(&2), Some(20));
+    time.advance(lag + Duration::from_nanos(1));
+    assert_eq!((cache.get(&1), reader.get(&1)), (None, None));
+    assert_eq!(cache.get(&2), None);
 }
 
 #[test]

@@ -106,7 +106,7 @@ fn a_load_that_turns_does_not_drive_the_policy_to_and_fro() {
 #[cfg_attr(debug_assertions, ignore = "takes minutes unless optimised: --release")]
 fn a_small_cache_knows_frequencies_as_well_as_a_large_one() {
     let trace = TRACES[0].1(ACCESSES);
-    for capacity in [100, 150] {
+    for capacity in [100, 150, 400, 2000] {
         let moka = percent(tiny_lfu_hits(&trace, capacity));
         let ours = percent(our_hits(&trace, capacity, Policy::Adaptive, Way::Shared).0);
         println!("{capacity} entries TinyLFU {moka:6.2} ours {ours:6.2}");

@@ -47,6 +47,17 @@ fn metrics_otel_optimized_records_in_the_global_registry() {
         ..Default::default()
     };
     metrics::update_node_resource_metrics_optimized(7, &usage);
+    metrics::update_cluster_resource_metrics_optimized(&metrics::ClusterResourceSummary {
+        total_nodes: 3,
+        healthy_nodes: 2,
+        total_vcpus: 64,
+        used_vcpus: 8,
+        total_memory_mb: 4096,
+        used_memory_mb: 1024,
+        total_disk_gb: 8765,
+        used_disk_gb: 4321,
+        computed_at: std::time::Instant::now(),
+    });
     let collected = format!(
         "{:?}",
         perf_kit::metrics::NodeMetrics::global_registry().collect()
@@ -58,6 +69,10 @@ fn metrics_otel_optimized_records_in_the_global_registry() {
         "p2p.verifications",
         "p2p.cache.accesses",
         "node.vcpus",
+        "cluster.memory",
+        "cluster.disk",
+        "8765",
+        "4321",
     ] {
         assert!(collected.contains(name), "{name} in {collected}");
     }
@@ -213,6 +228,12 @@ async fn raft_processing_optimized_encodes_the_urgent_first() {
         })
         .collect();
     assert_eq!(kinds, [MessageType::MsgRequestVote, MessageType::MsgAppend]);
+    let mut buffer = processing::SerializationBuffer::new();
+    let frame = buffer
+        .serialize(&message(MessageType::MsgHeartbeat))
+        .expect("encodes");
+    let decoded = perf_kit::raft::codec::decode(frame).expect("a message");
+    assert_eq!(decoded.get_msg_type(), MessageType::MsgHeartbeat);
 
     let messages = [
         message(MessageType::MsgAppend),

@@ -39,8 +39,8 @@ struct Block {
     clear_on_return: bool,
 }
 
-/// Idle buffers that one thread keeps at most.
-const THREAD_BUFFERS_MAX: usize = 4;
+/// No thread keeps idle buffers for itself: a pool that makes no more must find each of them. The lock is nothing beside the I/O.
+const THREAD_BUFFERS_MAX: usize = 0;
 
 impl AlignedPool {
     /// A pool of at most `buffers_max` buffers of `bytes` bytes, idle and lent together.
@@ -67,11 +67,10 @@ impl AlignedPool {
         self
     }
 
-    /// Lends a buffer: an idle one of this thread, else a shared one, else a new one.
+    /// Lends a buffer: an idle one, whichever thread returned it, else a new one. Takes one lock.
     ///
     /// # Errors
-    /// [`PoolError::BuffersUsedUp`] if all are lent (or idle on other threads, which keep four each at most),
-    /// [`PoolError::OutOfMemory`] if the allocator refuses a new one.
+    /// [`PoolError::BuffersUsedUp`] if all are lent, [`PoolError::OutOfMemory`] if the allocator refuses a new one.
     pub fn try_get(&self) -> Result<AlignedGuard, PoolError> {
         match Lent::idle(self.shared.id, &self.shared) {
             Some(lent) => Ok(AlignedGuard { lent }),
@@ -110,7 +109,7 @@ impl AlignedPool {
         })
     }
 
-    /// Frees the idle buffers that are shared or this thread's, and says how many.
+    /// Frees the idle buffers, and says how many.
     pub fn trim(&self) -> usize {
         item::trim(&self.shared)
     }

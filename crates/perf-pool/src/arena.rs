@@ -47,7 +47,7 @@ impl ArenaConfig {
         self
     }
 
-    /// The bytes that a new arena has room for.
+    /// The bytes that a new arena has room for, at most 1 GiB. If there is no memory for them, a new arena starts empty.
     #[must_use]
     pub const fn first_bytes(mut self, bytes: usize) -> Self {
         self.first_bytes = bytes;
@@ -69,6 +69,9 @@ impl ArenaConfig {
         self
     }
 }
+
+/// More room at first is no use, and `bumpalo` panics near the end of the address space.
+const FIRST_BYTES_MAX: usize = 1 << 30;
 
 impl Default for ArenaConfig {
     fn default() -> Self {
@@ -158,7 +161,7 @@ impl ArenaPool {
     #[must_use]
     pub fn get(&self) -> Arena {
         match Lent::idle(self.id, &self.shared) {
-            Some(lent) => Arena { lent: Some(lent) },
+            Some(lent) => Arena { lent },
             None => self.make(),
         }
     }
@@ -170,7 +173,8 @@ impl ArenaPool {
         let mut bump = Bump::new();
         bump.set_allocation_limit(Some(self.config.request_bytes_max));
         // Makes the first block, under the bound. If there is no room for it, the arena starts empty.
-        if let Ok(layout) = Layout::from_size_align(self.config.first_bytes, 1)
+        let first_bytes = self.config.first_bytes.min(FIRST_BYTES_MAX);
+        if let Ok(layout) = Layout::from_size_align(first_bytes, 1)
             && bump.try_alloc_layout(layout).is_ok()
         {
             bump.reset();
@@ -189,7 +193,7 @@ impl ArenaPool {
             counts: Arc::clone(&self.counts),
         };
         Arena {
-            lent: Some(Lent::made(block, charge, &self.shared)),
+            lent: Lent::made(block, charge, &self.shared),
         }
     }
 
@@ -262,16 +266,14 @@ impl Drop for Block {
 /// Values in it are never dropped one by one, so a type that needs dropping (a `Vec`, a `String`) is refused when
 /// the program is compiled: place a slice or a `str` instead, or use a collection of `bumpalo` on [`Arena::bump`].
 pub struct Arena {
-    /// `None` only while it is being given back.
-    lent: Option<Lent<Block>>,
+    /// Goes back when the field is dropped, after `drop` has reset it.
+    lent: Lent<Block>,
 }
 
 impl Arena {
     #[inline]
     fn block(&self) -> &Block {
-        let lent = self.lent.as_ref();
-        lent.expect("an arena is there until it is given back")
-            .get()
+        self.lent.get()
     }
 
     /// Places a value. O(1).
@@ -335,16 +337,16 @@ fn full(block: &Block, requested_bytes: usize) -> PoolError {
 impl Drop for Arena {
     #[inline]
     fn drop(&mut self) {
-        let Some(mut lent) = self.lent.take() else {
-            return;
-        };
-        let block = lent.get_mut();
+        let block = self.lent.get_mut();
         // Keeps the largest block only: when a request has needed several, the next one of its size needs one.
         block.bump.reset();
+        // A user of `bump` can have changed it, for the next one as well.
+        let limit = Some(block.request_bytes_max);
+        block.bump.set_allocation_limit(limit);
         block.count();
         if block.bump.allocated_bytes() > block.keep_bytes_max {
             block.counts.outgrown.fetch_add(1, Relaxed);
-            lent.discard();
+            self.lent.discard();
         }
     }
 }

@@ -78,7 +78,7 @@ impl Block {
         cell.store(cell.load(Relaxed).wrapping_add(1), Relaxed);
     }
 
-    /// The same for a retained frozen buffer.
+    /// Counts a retained frozen buffer that slot `index` served, as [`Block::count_guard`] does.
     #[inline]
     pub(crate) fn count_bytes(&self, index: usize) {
         let cell = &self.bytes[index];

@@ -53,7 +53,8 @@ impl Config {
         self
     }
 
-    /// Bounds a single request. `try_get` refuses more; `get` serves it with an empty buffer that grows as it is written.
+    /// Bounds a single request, also below the largest class. `try_get` refuses more; `get` serves it with an empty buffer
+    /// that grows as it is written.
     #[must_use]
     pub const fn request_bytes_max(mut self, bytes: usize) -> Self {
         self.request_bytes_max = bytes;
@@ -66,8 +67,10 @@ impl Config {
     /// [`BufferPool::try_get`](crate::BufferPool::try_get) and [`BufferPool::try_get_bytes`](crate::BufferPool::try_get_bytes)
     /// say [`PoolError::BudgetUsedUp`](crate::PoolError::BudgetUsedUp);
     /// [`BufferPool::get`](crate::BufferPool::get), which cannot fail, lends an empty buffer that grows as it is written. Requests above
-    /// 1 MiB are above every class and are refused as too large. The pool then has room for a handle on each buffer that may be
-    /// frozen: 16 bytes for each KiB of the budget, and as much again for all larger classes.
+    /// 1 MiB are above every class and are refused as too large. The pool then keeps a handle on each buffer that is frozen.
+    ///
+    /// Idle buffers count, too, and a thread cannot lend what another thread keeps idle. So keep [`Config::thread_bytes_max`] times the
+    /// number of threads well below the budget, or set it to 0: each idle buffer can then be lent by every thread.
     #[must_use]
     pub const fn refuse_beyond_budget(mut self, refuse: bool) -> Self {
         self.refuse_beyond_budget = refuse;

@@ -2,7 +2,7 @@
 
 use crate::budget::Budget;
 use crate::bytes_box::BytesBox;
-use crate::class::{CLASSES, Tag, bytes_of};
+use crate::class::{CLASS_BYTES_MAX, CLASSES, Tag, bytes_of};
 use crate::config::Config;
 use crate::depot::Depot;
 use crate::magazine::{BufferBox, Magazine};
@@ -47,6 +47,8 @@ pub(crate) struct Class {
 pub(crate) struct Core {
     id: u64,
     pub(crate) config: Config,
+    /// The largest request that a class serves.
+    pub(crate) class_request_max: usize,
     pub(crate) budget: Budget,
     pub(crate) classes: [Class; CLASSES],
     pub(crate) oversized: AtomicU64,
@@ -70,11 +72,13 @@ impl Class {
             let items = (fits / item_len).clamp(1, items_max);
             usize::try_from(items).unwrap_or(1)
         };
-        let retained_max = if config.refuse_beyond_budget {
-            // A handle that found no place would release the charge of memory that is still read.
-            u64::MAX
+        let retained_len = depot_items(1, RETAINED_ITEMS_MAX);
+        let retained = if config.refuse_beyond_budget {
+            // A handle that found no place would release the charge of memory that is still read. The budget bounds
+            // the handles.
+            Depot::growing(retained_len)
         } else {
-            RETAINED_ITEMS_MAX
+            Depot::new(retained_len)
         };
         Self {
             tag,
@@ -82,7 +86,7 @@ impl Class {
             spare: thread_buffers >= 2,
             ring_len: thread_buffers.saturating_sub(1),
             depot: Depot::new(depot_items(magazine_len.max(1) as u64, DEPOT_ITEMS_MAX)),
-            retained: Depot::new(depot_items(1, retained_max)),
+            retained,
             parked: AtomicU64::new(0),
             guard_hits: AtomicU64::new(0),
             bytes_hits: AtomicU64::new(0),
@@ -127,6 +131,7 @@ impl Core {
         let thread_buffers = config.thread_buffers();
         Self {
             id,
+            class_request_max: config.request_bytes_max.min(CLASS_BYTES_MAX),
             budget: Budget::new(config.budget_bytes),
             classes: std::array::from_fn(|class| {
                 Class::new(Tag::new(id, class), thread_buffers[class], &config)
@@ -176,14 +181,10 @@ impl Core {
     }
 
     /// Charges one buffer of a class, after freeing parked ones of other classes if need be.
-    fn charge(&self, class: &Class) -> bool {
+    pub(crate) fn charge(&self, class: &Class) -> bool {
         let charged = self.budget.reserve(class.bytes()) || self.reclaim_for(class.bytes());
         if charged {
             add(&class.created, 1);
-        } else if self.config.refuse_beyond_budget {
-            add(&self.refused, 1);
-        } else {
-            add(&class.unpooled, 1);
         }
         charged
     }
@@ -195,18 +196,6 @@ impl Core {
             add(&class.created, 1);
         }
         charged
-    }
-
-    /// The tag of a buffer that may be made now: pooled if the budget allows, else unpooled, else none.
-    pub(crate) fn admit(&self, class: &Class) -> Option<Tag> {
-        let tag = self.tag_of(class);
-        if self.charge(class) {
-            Some(tag)
-        } else if self.config.refuse_beyond_budget {
-            None
-        } else {
-            Some(tag.unpooled())
-        }
     }
 
     /// Frees parked buffers, largest class first, until `bytes` could be charged.
@@ -227,11 +216,6 @@ impl Core {
             }
         }
         false
-    }
-
-    /// A new buffer: pooled if the budget allows, else freed on return, unless the pool refuses those.
-    pub(crate) fn create(&self, class: &Class) -> Option<Box<BufferBox>> {
-        self.admit(class).map(BufferBox::of_class)
     }
 
     /// One parked buffer, without a thread tier.
@@ -291,7 +275,7 @@ impl Core {
         self.budget.release(class.bytes());
     }
 
-    /// Frees the parked frozen buffers that nobody reads any more.
+    /// Frees the parked frozen buffers that have no reader any more.
     pub(crate) fn trim_retained(&self, class: &Class) -> u64 {
         let mut bytes = 0;
         for _ in 0..class.retained.len() {

@@ -1,6 +1,6 @@
-//! The shared tier: a bounded queue that can be closed without anything staying behind in it.
+//! The shared tier: a queue that can be closed without anything staying behind in it.
 
-use crate::primitive::{AtomicBool, Ordering, Queue, fence, mutant};
+use crate::primitive::{AtomicBool, GrowingQueue, Ordering, Queue, fence, mutant};
 
 /// Holds what threads hand to each other: magazines of buffers, or retained frozen buffers.
 ///
@@ -11,6 +11,8 @@ use crate::primitive::{AtomicBool, Ordering, Queue, fence, mutant};
 #[derive(Debug)]
 pub struct Depot<T> {
     items: Queue<T>,
+    /// Takes what `items` has no place for; `None` in a bounded depot.
+    overflow: Option<GrowingQueue<T>>,
     closed: AtomicBool,
 }
 
@@ -19,7 +21,17 @@ impl<T> Depot<T> {
     pub fn new(capacity: usize) -> Self {
         Self {
             items: Queue::new(capacity.max(1)),
+            overflow: None,
             closed: AtomicBool::new(false),
+        }
+    }
+
+    /// A depot that refuses no item while it is open. Beyond `capacity` items it grows, and shrinks again: for items
+    /// that something else bounds.
+    pub fn growing(capacity: usize) -> Self {
+        Self {
+            overflow: Some(GrowingQueue::new()),
+            ..Self::new(capacity)
         }
     }
 
@@ -32,23 +44,33 @@ impl<T> Depot<T> {
         if self.is_closed() {
             return Err(item);
         }
-        self.items.push(item)?;
+        match &self.overflow {
+            None => self.items.push(item)?,
+            // Behind the items there: a thread that takes items and puts them back looks at each of them.
+            Some(overflow) if !overflow.is_empty() => overflow.push(item),
+            Some(overflow) => {
+                if let Err(item) = self.items.push(item) {
+                    overflow.push(item);
+                }
+            }
+        }
         // Pairs with the fence in `close`.
         fence(Ordering::SeqCst);
         if !mutant::is("depot_no_recheck") && self.is_closed() {
-            return self.items.pop().map_or(Ok(()), Err);
+            return self.take().map_or(Ok(()), Err);
         }
         Ok(())
     }
 
     /// The oldest parked item.
     pub fn take(&self) -> Option<T> {
-        self.items.pop()
+        let overflow = || self.overflow.as_ref().and_then(GrowingQueue::pop);
+        self.items.pop().or_else(overflow)
     }
 
     /// How many items are parked.
     pub fn len(&self) -> usize {
-        self.items.len()
+        self.items.len() + self.overflow.as_ref().map_or(0, GrowingQueue::len)
     }
 
     /// Whether [`Depot::close`] was called. `Relaxed`: the fences order it where order matters.
@@ -61,7 +83,7 @@ impl<T> Depot<T> {
         self.closed.store(true, Ordering::Relaxed);
         // Pairs with the fence in `put`.
         fence(Ordering::SeqCst);
-        while let Some(item) = self.items.pop() {
+        while let Some(item) = self.take() {
             free(item);
         }
     }

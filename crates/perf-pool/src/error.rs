@@ -31,6 +31,8 @@ pub enum PoolError {
         lent_bytes: u64,
         /// What frozen buffers hold that are still read, or that no request has looked at since.
         frozen_bytes: u64,
+        /// What other threads keep idle for themselves.
+        idle_bytes: u64,
     },
     /// All buffers of a pool that makes no more are lent.
     BuffersUsedUp {
@@ -83,11 +85,13 @@ impl fmt::Display for PoolError {
                 budget_bytes,
                 lent_bytes,
                 frozen_bytes,
+                idle_bytes,
             } => write!(
                 f,
                 "no buffer for {requested_bytes} bytes fits into the budget of {budget_bytes} bytes, of which guards hold \
-                 {lent_bytes} and frozen bytes {frozen_bytes}: drop guards, copy small slices of frozen bytes with \
-                 `BufferPool::copy_bytes`, or raise `Config::budget_bytes`"
+                 {lent_bytes}, frozen bytes {frozen_bytes}, and other threads {idle_bytes} idle: drop guards, copy small \
+                 slices of frozen bytes with `BufferPool::copy_bytes`, lower `Config::thread_bytes_max`, or raise \
+                 `Config::budget_bytes`"
             ),
             Self::BuffersUsedUp { buffers_max } => write!(
                 f,

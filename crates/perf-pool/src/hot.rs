@@ -188,7 +188,7 @@ pub(crate) fn take_bytes_global(class: usize) -> Result<Box<BytesBox>, Option<Bo
     .unwrap_or(Err(None))
 }
 
-/// The same for a tag (without flags).
+/// The buffer frozen last in this thread for a tag (without flags), if it is free again; else what is there.
 #[inline]
 pub(crate) fn take_bytes(tag: Tag) -> Result<Box<BytesBox>, Option<Box<BytesBox>>> {
     with(|hot| {

@@ -71,11 +71,12 @@ impl<T: Send + 'static> Lent<T> {
             .value
     }
 
-    /// Frees the item instead of giving it back.
+    /// Lets the item go: it is freed, instead of given back, when this is dropped.
     #[cfg(feature = "arena")]
-    pub(crate) fn discard(mut self) {
-        if let Some(item) = self.item.take()
-            && let Some(home) = &item.home
+    #[cold]
+    pub(crate) fn discard(&mut self) {
+        if let Some(item) = &mut *self.item
+            && let Some(home) = item.home.take()
         {
             home.lose();
         }

@@ -10,20 +10,20 @@ use crate::hot;
 use crate::local;
 use crate::magazine::BufferBox;
 use crate::stats::PoolStats;
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
 
 /// Serves a request for a `Vec`, whatever the bounds say: what they refuse gets a buffer of capacity 0.
 #[inline]
 pub(crate) fn buffer(core: &Arc<Core>, size_hint: usize) -> Box<BufferBox> {
-    if size_hint > CLASS_BYTES_MAX {
+    if size_hint > core.class_request_max {
         return oversized_or_empty(core, size_hint);
     }
     let class = &core.classes[class_of(size_hint)];
     hot::take(class.tag).unwrap_or_else(|| buffer_slow(core, class))
 }
 
-/// The same from the global pool, which is not looked at if this thread has a buffer.
+/// [`buffer`] of the global pool, which is not looked at if this thread has a buffer.
 #[inline]
 pub(crate) fn buffer_global(size_hint: usize) -> Box<BufferBox> {
     if size_hint > CLASS_BYTES_MAX {
@@ -36,7 +36,7 @@ pub(crate) fn buffer_global(size_hint: usize) -> Box<BufferBox> {
 /// Serves a request for a `Vec`, or says which bound refuses it.
 #[inline]
 pub(crate) fn try_buffer(core: &Arc<Core>, size_hint: usize) -> Result<Box<BufferBox>, PoolError> {
-    if size_hint > CLASS_BYTES_MAX || size_hint > core.config.request_bytes_max {
+    if size_hint > core.class_request_max {
         return try_oversized(core, size_hint);
     }
     let class = &core.classes[class_of(size_hint)];
@@ -50,7 +50,7 @@ pub(crate) fn try_buffer(core: &Arc<Core>, size_hint: usize) -> Result<Box<Buffe
 #[inline(never)]
 fn buffer_slow(core: &Arc<Core>, class: &Class) -> Box<BufferBox> {
     local::refill(core, class)
-        .or_else(|| core.create(class))
+        .or_else(|| create(core, class))
         .unwrap_or_else(|| unpooled(core, Vec::new()))
 }
 
@@ -69,7 +69,7 @@ fn try_buffer_slow(
     size_hint: usize,
 ) -> Result<Box<BufferBox>, PoolError> {
     local::refill(core, class)
-        .or_else(|| core.create(class))
+        .or_else(|| create(core, class))
         .ok_or_else(|| budget_used_up(core, size_hint))
 }
 
@@ -80,6 +80,11 @@ fn oversized_or_empty(core: &Core, size_hint: usize) -> Box<BufferBox> {
 
 #[cold]
 fn try_oversized(core: &Core, size_hint: usize) -> Result<Box<BufferBox>, PoolError> {
+    oversized_vec(core, size_hint).map(|vec| unpooled(core, vec))
+}
+
+/// Memory for a request that no class serves, which is counted as oversized or refused.
+fn oversized_vec(core: &Core, size_hint: usize) -> Result<Vec<u8>, PoolError> {
     let vec = check_size(core, size_hint).and_then(|()| {
         let mut vec = Vec::new();
         vec.try_reserve_exact(size_hint)
@@ -88,16 +93,37 @@ fn try_oversized(core: &Core, size_hint: usize) -> Result<Box<BufferBox>, PoolEr
             })?;
         Ok(vec)
     });
-    match vec {
-        Ok(vec) => {
-            add(&core.oversized, 1);
-            Ok(unpooled(core, vec))
-        }
-        Err(error) => {
-            add(&core.refused, 1);
-            Err(error)
-        }
+    let count = if vec.is_ok() {
+        &core.oversized
+    } else {
+        &core.refused
+    };
+    add(count, 1);
+    vec
+}
+
+/// A new buffer: pooled if the budget allows, else freed on return, unless the pool refuses those.
+fn create(core: &Arc<Core>, class: &Class) -> Option<Box<BufferBox>> {
+    admit(core, class).map(BufferBox::of_class)
+}
+
+/// The tag of a buffer that may be made now: pooled if the budget allows, else unpooled, else none.
+fn admit(core: &Core, class: &Class) -> Option<Tag> {
+    let tag = core.tag_of(class);
+    if core.charge(class) {
+        return Some(tag);
     }
+    if !core.config.refuse_beyond_budget {
+        add(&class.unpooled, 1);
+        return Some(tag.unpooled());
+    }
+    // What this thread keeps idle makes room before the request is refused.
+    local::flush(core);
+    if core.charge(class) {
+        return Some(tag);
+    }
+    add(&core.refused, 1);
+    None
 }
 
 fn unpooled(core: &Core, vec: Vec<u8>) -> Box<BufferBox> {
@@ -107,7 +133,7 @@ fn unpooled(core: &Core, vec: Vec<u8>) -> Box<BufferBox> {
 /// Serves a request for a buffer that freezes without a copy.
 #[inline]
 pub(crate) fn bytes(core: &Arc<Core>, size_hint: usize) -> Result<Box<BytesBox>, PoolError> {
-    if size_hint > CLASS_BYTES_MAX || size_hint > core.config.request_bytes_max {
+    if size_hint > core.class_request_max {
         return bytes_oversized(core, size_hint);
     }
     let class = &core.classes[class_of(size_hint)];
@@ -117,7 +143,7 @@ pub(crate) fn bytes(core: &Arc<Core>, size_hint: usize) -> Result<Box<BytesBox>,
     }
 }
 
-/// The same from the global pool, which is not looked at if this thread has a buffer.
+/// [`bytes`] of the global pool, which is not looked at if this thread has a buffer.
 #[inline]
 pub(crate) fn bytes_global(size_hint: usize) -> Result<Box<BytesBox>, PoolError> {
     if size_hint > CLASS_BYTES_MAX {
@@ -169,13 +195,10 @@ fn bytes_slow(
 
 #[cold]
 fn bytes_oversized(core: &Core, size_hint: usize) -> Result<Box<BytesBox>, PoolError> {
-    if let Err(error) = check_size(core, size_hint) {
-        add(&core.refused, 1);
-        return Err(error);
-    }
-    add(&core.oversized, 1);
+    let vec = oversized_vec(core, size_hint)?;
     let tag = core.tag_of(&core.classes[0]).unpooled();
-    let buf = BytesMut::with_capacity(size_hint);
+    // Takes the memory over: `BytesMut` itself can only reserve or end the process.
+    let buf = BytesMut::from(Bytes::from(vec));
     Ok(BytesBox::holding(buf, size_hint, tag))
 }
 
@@ -192,7 +215,7 @@ fn make_bytes(core: &Core, class: &Class) -> Option<Box<BytesBox>> {
         }
         core.retain(class, boxed);
     }
-    core.admit(class).map(BytesBox::of_class)
+    admit(core, class).map(BytesBox::of_class)
 }
 
 /// Why a pool that refuses beyond its budget has no buffer.
@@ -204,6 +227,7 @@ fn budget_used_up(core: &Core, requested_bytes: usize) -> PoolError {
         budget_bytes: stats.budget_bytes,
         lent_bytes: stats.lent_bytes(),
         frozen_bytes: stats.frozen_bytes(),
+        idle_bytes: stats.idle_bytes(),
     }
 }
 

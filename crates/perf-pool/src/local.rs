@@ -139,7 +139,7 @@ fn keep_in_ring(boxed: Box<BytesBox>, busy: bool) {
     }
 }
 
-/// The same when this thread's tier does not hold the buffer's pool yet, or cannot.
+/// [`keep_bytes`] where this thread's tier does not hold the buffer's pool yet, or cannot.
 #[cold]
 fn keep_bytes_elsewhere(boxed: Box<BytesBox>, busy: bool) {
     // The pool is gone: its budget with it.

@@ -7,6 +7,7 @@ use crate::object_shared::Shared;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::mem::ManuallyDrop;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// Pools that have a tier on one thread at the same time; which ones share a place follows from their ids.
@@ -14,6 +15,9 @@ const PLACES: usize = 8;
 
 /// Slow operations of another pool that a place's pool survives, as for byte buffers.
 const EVICT_AFTER: u32 = 256;
+
+/// Room for so many idle objects is made at once, so that returns do not allocate.
+const RESERVED_MAX: usize = 256;
 
 /// One idle object per place, reached without a borrow: the hot path. As with byte buffers, this
 /// thread-local has no destructor; `Places` owns what lies in it and empties it.
@@ -94,6 +98,8 @@ struct Idle<T: Send + 'static> {
 trait Erased: Any {
     /// Hands all objects, and the one from the hot cell, to the shared tier; those of a closed pool stay, and are dropped with `self`.
     fn hand_over(&mut self, last: Option<Box<dyn Any + Send>>);
+    /// Drops what [`Erased::hand_over`] left. A panic of an object's own `drop` costs that object only.
+    fn drop_rest(&mut self);
     fn is_closed(&self) -> bool;
 }
 
@@ -102,6 +108,12 @@ impl<T: Send + 'static> Erased for Idle<T> {
         let last = last.and_then(|object| object.downcast().ok());
         self.objects.extend(last);
         self.shared.put_some(&mut self.objects, 0);
+    }
+
+    fn drop_rest(&mut self) {
+        while let Some(object) = self.objects.pop() {
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(object)));
+        }
     }
 
     fn is_closed(&self) -> bool {
@@ -157,7 +169,7 @@ impl Places {
         place.idle.replace(Box::new(Idle {
             shared: Arc::clone(shared),
             objects_max: shared.thread_objects_max,
-            objects: Vec::with_capacity(shared.thread_objects_max),
+            objects: Vec::with_capacity(shared.thread_objects_max.min(RESERVED_MAX)),
         }))
     }
 }
@@ -168,6 +180,8 @@ impl Drop for Places {
             let last = disarm(number);
             if let Some(idle) = &mut place.idle {
                 idle.hand_over(last);
+                // The thread ends: a panic here would end the process.
+                idle.drop_rest();
             }
         }
     }
@@ -250,6 +264,10 @@ pub(crate) fn keep_shared<T: Send + 'static>(
     let mut left = None;
     with_places(|places| {
         if places.find::<T>(shared.id).is_none() {
+            // A pool that is gone takes no place: its objects are dropped as they come.
+            if shared.is_closed() {
+                return None;
+            }
             left = places.settle(shared);
         }
         let idle = places.find::<T>(shared.id)?;
@@ -280,4 +298,30 @@ pub(crate) fn flush(id: u64) {
         Some(idle)
     });
     drop(left);
+}
+
+#[cfg(all(test, not(perf_loom)))]
+mod tests {
+    use super::{Shared, keep, take};
+    use std::sync::Arc;
+    use std::thread;
+
+    #[test]
+    fn a_pool_that_is_gone_takes_no_place_on_a_thread() {
+        // A thread of its own: the places of others are taken or not.
+        let of_closed = thread::spawn(|| {
+            let shared = Arc::new(Shared::<u32>::new(8, 8));
+            drop(shared.close());
+            (0..3)
+                .filter_map(|number| keep(&shared, Box::new(number)))
+                .count()
+        });
+        assert_eq!(of_closed.join().expect("no panics"), 3);
+        let of_open = thread::spawn(|| {
+            let shared = Arc::new(Shared::<u32>::new(8, 8));
+            let kept = (0..3).all(|number| keep(&shared, Box::new(number)).is_none());
+            (kept, (0..3).filter_map(|_| take(&shared)).count())
+        });
+        assert_eq!(of_open.join().expect("no panics"), (true, 3));
+    }
 }

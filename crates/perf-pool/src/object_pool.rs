@@ -20,6 +20,10 @@ type Reset<T> = Box<dyn Fn(&mut T) + Send + Sync>;
 /// At the bound (`objects_max` idle and lent together) further objects are made, counted as unpooled and
 /// dropped on return.
 ///
+/// Dropping the pool drops the idle objects that are shared or this thread's. Other threads drop what they keep, up to
+/// [`thread_objects_max`](ObjectPoolBuilder::thread_objects_max) each, when another pool needs the place or when they end. Set that to 0
+/// if objects must not outlive the pool, such as open files.
+///
 /// ```
 /// use perf_pool::ObjectPool;
 ///
@@ -45,7 +49,7 @@ pub struct ObjectPoolBuilder<T: Send + 'static> {
 }
 
 impl<T: Send + 'static> ObjectPoolBuilder<T> {
-    /// What is done to an object when it comes back, before anyone else may have it.
+    /// What is done to an object when it comes back, before it is lent again.
     #[must_use]
     pub fn reset(mut self, reset: impl Fn(&mut T) + Send + Sync + 'static) -> Self {
         self.reset = Some(Box::new(reset));
@@ -59,7 +63,7 @@ impl<T: Send + 'static> ObjectPoolBuilder<T> {
         self
     }
 
-    /// Bounds the idle objects that one thread keeps for itself. Default: 16.
+    /// Bounds the idle objects that one thread keeps for itself. Default: 16. With 0 every operation takes the shared tier's lock.
     #[must_use]
     pub fn thread_objects_max(mut self, objects: usize) -> Self {
         self.thread_objects_max = objects;

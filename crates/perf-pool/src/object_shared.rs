@@ -85,7 +85,7 @@ impl<T> Shared<T> {
         lock(&self.idle).objects.pop()
     }
 
-    /// Shares objects. In a closed pool they stay with the caller, who drops them outside every borrow.
+    /// Shares objects. In a closed pool they stay with the caller, to be dropped outside every borrow.
     pub(crate) fn put_some(&self, objects: &mut Vec<Box<T>>, keep: usize) {
         let mut idle = lock(&self.idle);
         if !idle.is_closed {
@@ -111,7 +111,8 @@ impl<T> Shared<T> {
     pub(crate) fn new(objects_max: usize, thread_objects_max: usize) -> Self {
         Self {
             id: NEXT_ID.fetch_add(1, Relaxed),
-            thread_objects_max,
+            // More than all there are says the same.
+            thread_objects_max: thread_objects_max.min(objects_max),
             idle: Mutex::new(SharedIdle {
                 objects: Vec::new(),
                 is_closed: false,

@@ -1,4 +1,4 @@
-//! Boxes from a pool, for values that one thread makes and another drops.
+//! Pooled boxes for values that one thread makes and another thread drops.
 
 use crate::item::{self, Item, Lent};
 use crate::object_shared::{ObjectPoolStats, Shared};
@@ -8,16 +8,16 @@ use std::sync::Arc;
 
 /// A bounded pool of boxes for values of one type.
 ///
-/// [`BoxPool::alloc`] moves a value into an idle box; dropping the [`Pooled`] drops the value and keeps the box. An allocator
-/// has to send memory that another thread frees back to the thread that owns it. Here the freeing thread keeps the boxes,
-/// and every 64th operation exchanges half of them under a lock.
+/// [`BoxPool::alloc`] moves a value into an idle box. Dropping the [`Pooled`] drops the value and keeps the box.
 ///
-/// Use it beside [`ObjectPool`](crate::ObjectPool): that one keeps objects that are costly to make, this one keeps
-/// memory for values that are cheap to make.
+/// An allocator sends memory that another thread frees back to the thread that owns it. Here the freeing thread keeps the box.
+/// Once its own tier is full or empty, a thread exchanges half of the tier with the shared one under a lock: at most once in 64 operations.
 ///
-/// At the bound (`objects_max` idle and lent together) further boxes come from the allocator, are counted as unpooled and freed on
-/// return. Dropping the pool frees the idle boxes of the shared tier and of this thread; boxes in use stay valid. Other threads free what
-/// they hold when another pool needs the place, or when they end.
+/// [`ObjectPool`](crate::ObjectPool) keeps objects that are costly to make. A `BoxPool` keeps memory only, for values that are cheap to make.
+///
+/// `objects_max` bounds the boxes, idle and lent together. Beyond it boxes come from the allocator, count as unpooled, and are freed on
+/// return. Dropping the pool frees the idle boxes of the shared tier and of the current thread. Lent boxes stay valid, and are freed when they
+/// are dropped. Another thread frees the idle boxes of its own tier when another pool needs the place, or when the thread ends.
 ///
 /// ```
 /// use perf_pool::BoxPool;
@@ -33,7 +33,7 @@ pub struct BoxPool<T: Send + 'static> {
     shared: Arc<Shared<Item<Option<T>>>>,
 }
 
-/// Idle boxes that one thread keeps at most: half of them move at a time.
+/// The most idle boxes in one thread's tier. Half of them move at a time.
 const THREAD_OBJECTS_MAX: usize = 128;
 
 impl<T: Send + 'static> BoxPool<T> {
@@ -43,8 +43,7 @@ impl<T: Send + 'static> BoxPool<T> {
         Self::with_thread_objects_max(objects_max, THREAD_OBJECTS_MAX)
     }
 
-    /// The same with another bound on the idle boxes that one thread keeps for itself. With 0 every operation takes the
-    /// shared tier's lock.
+    /// A pool whose threads keep at most `thread_objects_max` idle boxes each. With 0 every operation takes the shared tier's lock.
     #[must_use]
     pub fn with_thread_objects_max(objects_max: usize, thread_objects_max: usize) -> Self {
         let shared = Arc::new(Shared::new(objects_max, thread_objects_max));
@@ -54,7 +53,7 @@ impl<T: Send + 'static> BoxPool<T> {
         }
     }
 
-    /// Puts a value into a box: an idle one of this thread, else a shared one, else a new one. O(1).
+    /// Moves a value into a box: an idle one of this thread, else an idle one of the shared tier, else a new one. O(1).
     #[inline]
     #[must_use]
     pub fn alloc(&self, value: T) -> Pooled<T> {
@@ -75,12 +74,12 @@ impl<T: Send + 'static> BoxPool<T> {
         }
     }
 
-    /// Frees the idle boxes that are shared or this thread's, and says how many.
+    /// Frees the idle boxes of the shared tier and of this thread, and returns how many.
     pub fn trim(&self) -> usize {
         item::trim(&self.shared)
     }
 
-    /// What the pool holds and did. `discarded` stays 0.
+    /// The pool's counts. `discarded` stays 0.
     #[must_use]
     pub fn stats(&self) -> ObjectPoolStats {
         self.shared.stats()
@@ -103,15 +102,15 @@ impl<T: Send + 'static> fmt::Debug for BoxPool<T> {
 
 /// A value in a box from a [`BoxPool`]: owned, one word, and sendable like a `Box`.
 ///
-/// Dropping it drops the value first, in place, then keeps the box on the thread that drops it. If the value's own `drop`
-/// panics, the box is kept all the same, and the panic goes on.
+/// Dropping it drops the value in place, and then keeps the box on the dropping thread. If the value's own `drop` panics, the
+/// pool keeps the box all the same, and the panic goes on.
 pub struct Pooled<T: Send + 'static> {
-    /// `Some` as long as this lives. The box goes back when the field is dropped, after `drop` has emptied it.
+    /// `Some` until `drop`. The box goes back when the field is dropped, after `drop` has emptied it.
     lent: Lent<Option<T>>,
 }
 
 impl<T: Send + 'static> Pooled<T> {
-    /// Takes the value out and gives the box back.
+    /// Moves the value out, and gives the box back to the pool.
     #[must_use]
     pub fn into_inner(mut self) -> T {
         let value = self.lent.get_mut().take();

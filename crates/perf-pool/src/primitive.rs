@@ -17,7 +17,7 @@ pub(crate) mod cold {
 
 #[cfg(not(perf_loom))]
 mod imp {
-    pub(crate) use crossbeam_queue::ArrayQueue as Queue;
+    pub(crate) use crossbeam_queue::{ArrayQueue as Queue, SegQueue as GrowingQueue};
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 }
 
@@ -62,9 +62,35 @@ mod imp {
                 .len()
         }
     }
+
+    /// Stands in for crossbeam's queue without a bound.
+    #[derive(Debug)]
+    pub(crate) struct GrowingQueue<T>(Queue<T>);
+
+    impl<T> GrowingQueue<T> {
+        pub(crate) fn new() -> Self {
+            Self(Queue::new(usize::MAX))
+        }
+
+        pub(crate) fn push(&self, item: T) {
+            assert!(self.0.push(item).is_ok(), "it has no bound");
+        }
+
+        pub(crate) fn pop(&self) -> Option<T> {
+            self.0.pop()
+        }
+
+        pub(crate) fn len(&self) -> usize {
+            self.0.len()
+        }
+
+        pub(crate) fn is_empty(&self) -> bool {
+            self.len() == 0
+        }
+    }
 }
 
-pub(crate) use imp::{AtomicBool, AtomicU64, Ordering, Queue, fence};
+pub(crate) use imp::{AtomicBool, AtomicU64, GrowingQueue, Ordering, Queue, fence};
 
 /// Seeded faults, one at a time, that the models must catch. Outside loom builds `is` is a
 /// constant `false`, and the fault's code vanishes.

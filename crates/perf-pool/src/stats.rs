@@ -99,6 +99,13 @@ impl PoolStats {
         self.sum_bytes(|class| class.frozen)
     }
 
+    /// The memory of idle buffers in the threads' tiers and the shared one, in bytes: see [`ClassStats::idle`]. A thread can lend
+    /// its own idle buffers and the shared ones, not those of other threads.
+    #[must_use]
+    pub fn idle_bytes(&self) -> u64 {
+        self.sum_bytes(|class| class.idle)
+    }
+
     fn sum_bytes(&self, count: impl Fn(&ClassStats) -> u64) -> u64 {
         let bytes = |class: &ClassStats| count(class) * class.class_bytes;
         self.classes.iter().map(bytes).sum()

@@ -133,6 +133,47 @@ fn values_that_need_dropping_go_through_the_arena_below() {
     assert_eq!(numbers, [0, 1, 4, 9, 16]);
 }
 
+#[test]
+fn bounds_of_nothing_and_of_all_hold() {
+    for bytes in [0, 1, isize::MAX as usize, usize::MAX] {
+        let bounds = [
+            ArenaConfig::new().first_bytes(bytes),
+            ArenaConfig::new().keep_bytes_max(bytes),
+            ArenaConfig::new().arenas_max(bytes),
+            ArenaConfig::new().thread_arenas_max(bytes),
+            ArenaConfig::new()
+                .first_bytes(bytes.min(KIB))
+                .request_bytes_max(bytes)
+                .keep_bytes_max(bytes),
+        ];
+        for config in bounds {
+            let pool = ArenaPool::new(config.clone());
+            for _ in 0..3 {
+                let arena = pool.get();
+                let placed = arena
+                    .try_alloc_slice(&[7_u8; 100])
+                    .map(|slice| slice.to_vec());
+                match placed {
+                    Ok(slice) => assert_eq!(slice, [7; 100]),
+                    Err(error) => assert!(error.to_string().contains("of 0 that") || bytes == 1),
+                }
+            }
+            pool.trim();
+            assert_eq!(pool.stats().pooled_bytes, 0, "{config:?}");
+        }
+    }
+}
+
+#[test]
+fn a_limit_that_a_user_lifted_is_back_for_the_next() {
+    let pool = ArenaPool::new(ArenaConfig::new().request_bytes_max(16 * KIB));
+    let arena = pool.get();
+    arena.bump().set_allocation_limit(None);
+    drop(arena);
+    assert!(pool.get().try_alloc_slice(&[7_u8; 64 * KIB]).is_err());
+    assert_eq!(pool.stats().created, 1);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -78,6 +78,21 @@ fn depot_in_use() {
     );
 }
 
+/// The same where the second item has no place in the ring: an open depot refuses none, a closed one keeps none.
+fn growing_depot() {
+    let depot = Arc::new(Depot::growing(1));
+    assert!(depot.put(0_u32).is_ok());
+    let its = Arc::clone(&depot);
+    let other = thread::spawn(move || its.put(1).is_err());
+    assert!(depot.take().is_some());
+    let mut freed = 1;
+    depot.close(|_| freed += 1);
+    let handed_back = other.join().expect("no panics");
+    assert_eq!(depot.len(), 0, "left behind");
+    assert_eq!(freed + u32::from(handed_back), 2, "lost or doubled");
+    assert!(depot.put(2).is_err());
+}
+
 #[test]
 fn the_budget_is_never_exceeded() {
     holds(budget);
@@ -92,9 +107,11 @@ fn a_check_before_the_addition_is_caught() {
 fn a_closed_depot_is_empty() {
     holds(depot);
     holds(depot_in_use);
+    holds(growing_depot);
 }
 
 #[test]
 fn a_missing_second_look_is_caught() {
     catches("depot_no_recheck", depot);
+    catches("depot_no_recheck", growing_depot);
 }

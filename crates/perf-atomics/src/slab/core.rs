@@ -1,4 +1,4 @@
-//! The slab without its thread-locals: chunks of cells, who writes them, and how they are summed.
+//! The slab without its thread-locals: chunks of cells, the threads that write them, and their sums.
 //!
 //! A chunk belongs to at most one live thread at a time, and only that thread writes it, by a plain load and
 //! store. When the thread ends, the chunk goes back with its sums in it, and its next
@@ -108,7 +108,7 @@ impl Slab {
         self.owners.fetch_sub(1, Relaxed);
     }
 
-    /// Takes back a range. The caller promises that nobody records to it any more.
+    /// Takes back a range. The caller promises that no thread records to it any more.
     pub(crate) fn unreserve(&self, start: u32, len: u32) {
         // Zeroed before it can be given out again. The next user's records are ordered behind these stores by
         // the lock of `ranges` and by however it is told of its range.

@@ -168,7 +168,7 @@ impl<const WIDE: bool> CellRange<WIDE> {
 
     /// A handle of four bytes on the first cell, to keep beside what else a hot path reads.
     ///
-    /// The handle does not keep the cells: whoever stores it must store this range too. After the range
+    /// The handle does not keep the cells: store this range beside it. After the range
     /// was dropped, what is recorded through the handle counts for the cells' next user.
     #[must_use]
     pub fn handle(&self) -> CellHandle<WIDE> {
@@ -327,7 +327,7 @@ impl<const WIDE: bool> CellHandle<WIDE> {
 
 /// One thread's copy of a [`CellRange`].
 ///
-/// Each operation is a `Relaxed` load and a `Relaxed` store: nobody else writes here, and readers
+/// Each operation is a `Relaxed` load and a `Relaxed` store: no other thread writes here, and readers
 /// need no more than that each value is one that was stored. An offset beyond the last cell means the last.
 #[derive(Clone, Copy, Debug)]
 pub struct Cells<'a> {

@@ -21,7 +21,7 @@ pub(crate) use shards::{Shards, shard_index};
 use std::sync::Arc;
 pub(crate) use version::{Version, Versions};
 
-/// Who computes, after a miss.
+/// Which caller computes, after a miss.
 pub(crate) enum Joined<K, V> {
     /// The caller, under this flight. What the table holds by now comes with it: a computation may have ended meanwhile.
     Lead(Arc<Flight<K, V>>, Option<Arc<Entry<K, V>>>),

@@ -127,9 +127,10 @@ impl<K, V, P: Payload> Shards<K, V, P> {
         listener: Option<Listener<K, V>>,
     ) -> Self {
         let shards = shard_count(capacity, is_weighed);
+        let is_long = chooser.remembers_long(capacity);
         let shard = |_| Shard {
             inner: RwLock::new(Inner {
-                table: Table::new(),
+                table: Table::new().with_memory(is_long),
                 flights: HashTable::new(),
                 number: 0,
                 version: 0,
@@ -193,7 +194,7 @@ impl<K, V, P: Payload> Shards<K, V, P> {
         shard.inner.read().flight(hash).cloned()
     }
 
-    /// Writes a shard's sums down for those who read them without its lock.
+    /// Publishes a shard's length for readers that do not take its lock.
     fn publish(shard: &Shard<K, V, P>, inner: &Inner<K, V, P>) {
         shard.len.store(inner.table.len() as u64, Relaxed);
     }
@@ -361,7 +362,9 @@ impl<K, V, P: Payload> Shards<K, V, P> {
     pub(crate) fn drain(&self, index: usize) -> impl Iterator<Item = P> + use<K, V, P> {
         let shard = &self.shards[index];
         let mut inner = shard.inner.write();
-        let table = std::mem::replace(&mut inner.table, Table::new());
+        let is_long = self.chooser.remembers_long(self.capacity());
+        let new = Table::new().with_memory(is_long);
+        let table = std::mem::replace(&mut inner.table, new);
         let flights = std::mem::take(&mut inner.flights);
         shard.flights.store(0, Relaxed);
         self.weight.fetch_sub(table.weight(), Relaxed);

@@ -24,7 +24,8 @@
 //! assert_eq!(attrs.len(), 3);
 //! ```
 
-use perf_metrics::{Counter, Histogram, KeyValue, MetricsError, NodeMetrics, helpers};
+use perf_metrics::{Counter, Gauge, Histogram, KeyValue, MetricsError, NodeMetrics, helpers};
+use std::slice;
 use std::sync::LazyLock;
 
 /// Attributes that are made once.
@@ -75,6 +76,7 @@ struct Others {
     placement_duration: Histogram<f64>,
     verifications: Counter<u64>,
     cache_accesses: Counter<u64>,
+    cluster_disk: Gauge<u64>,
 }
 
 static OTHERS: LazyLock<Result<Others, MetricsError>> = LazyLock::new(|| {
@@ -99,6 +101,11 @@ static OTHERS: LazyLock<Result<Others, MetricsError>> = LazyLock::new(|| {
             .u64_counter("p2p.cache.accesses")
             .with_unit("{access}")
             .with_description("Look-ups in the caches of what peers sent")
+            .build()?,
+        cluster_disk: registry
+            .u64_gauge("cluster.disk")
+            .with_unit("GiBy")
+            .with_description("Disk space of the cluster")
             .build()?,
     })
 });
@@ -212,7 +219,18 @@ pub fn update_cluster_resource_metrics_optimized(summary: &ClusterResourceSummar
             metrics,
         );
     }
+    if let Ok(others) = &*OTHERS {
+        let (total, used) = (summary.total_disk_gb, summary.used_disk_gb);
+        others
+            .cluster_disk
+            .set(total, slice::from_ref(&*STATE_TOTAL));
+        others.cluster_disk.set(used, slice::from_ref(&*STATE_USED));
+    }
 }
+
+/// The attributes of `cluster.memory` and `cluster.vcpus`.
+static STATE_TOTAL: LazyLock<KeyValue> = LazyLock::new(|| KeyValue::new("state", "total"));
+static STATE_USED: LazyLock<KeyValue> = LazyLock::new(|| KeyValue::new("state", "used"));
 
 /// Lists of attributes, one by one.
 pub mod fast_attrs {

@@ -1,11 +1,11 @@
-//! `node_shared::optimized`: what the tasks of a node share. Behind it: [`perf_atomics::NodeState`].
+//! `node_shared::optimized`: the state that the tasks of a node share. New code uses [`perf_atomics::NodeState`].
 //!
 //! | name | what differs |
 //! |---|---|
 //! | `NodeConfig`, `Database`, `PeerInfo` | are parameters: any type; the configuration implements [`NodeConfig`] |
 //! | `AtomicRaftStatus` | its fields are not public, and `snapshot` is of one moment |
 //! | `RaftStatus` | is [`perf_atomics::RaftStatus`]: `leader()` is an `Option`, `leader_id` is 0 for none |
-//! | `cluster_size` | counts the members that were added; the origin's did as well. `NodeState::cluster_size` adds this node |
+//! | `cluster_size` | counts the members that were added, as the origin's did. `NodeState::cluster_size` adds this node |
 //! | `with_cluster_members` | passes a [`MembershipView`], which has the methods of a `HashMap` |
 //!
 //! ```
@@ -31,7 +31,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// What a configuration must tell.
+/// The part of a node's configuration that this module reads.
 pub trait NodeConfig {
     /// The node's id.
     fn node_id(&self) -> u64;
@@ -61,7 +61,7 @@ impl AtomicRaftStatus {
     }
 }
 
-/// What the tasks of a node share: configuration `C`, database `D`, and `P` for each peer.
+/// The shared state of a node: a configuration `C`, a database `D`, and a record `P` for each peer.
 pub struct OptimizedSharedNodeState<C, D, P> {
     config: C,
     node_id: u64,
@@ -104,18 +104,18 @@ impl<C: NodeConfig, D, P: Clone> OptimizedSharedNodeState<C, D, P> {
         self.flags.is_initialized()
     }
 
-    /// Says whether the node is ready.
+    /// Marks the node as ready, or as not ready.
     pub fn set_initialized(&self, initialized: bool) {
         self.flags.set_initialized(initialized);
     }
 
-    /// Whether this node leads.
+    /// Whether this node is the leader.
     #[must_use]
     pub fn is_leader(&self) -> bool {
         self.status.snapshot().is_leader()
     }
 
-    /// Says whether this node leads.
+    /// Sets this node's role: leader, or follower.
     pub fn set_leader(&self, is_leader: bool) {
         let role = if is_leader {
             Role::Leader
@@ -125,13 +125,13 @@ impl<C: NodeConfig, D, P: Clone> OptimizedSharedNodeState<C, D, P> {
         self.status.status.update(|status| status.role = role);
     }
 
-    /// The leader, if it is known.
+    /// The leader's id; `None` if no leader is known.
     #[must_use]
     pub fn leader_id(&self) -> Option<u64> {
         self.status.snapshot().leader()
     }
 
-    /// Says who leads.
+    /// Sets the leader's id; `None` means that no leader is known.
     pub fn set_leader_id(&self, leader_id: Option<u64>) {
         let leader_id = leader_id.unwrap_or(0);
         self.status
@@ -139,7 +139,7 @@ impl<C: NodeConfig, D, P: Clone> OptimizedSharedNodeState<C, D, P> {
             .update(|status| status.leader_id = leader_id);
     }
 
-    /// The term.
+    /// The current term.
     #[must_use]
     pub fn term(&self) -> u64 {
         self.status.snapshot().term
@@ -150,20 +150,20 @@ impl<C: NodeConfig, D, P: Clone> OptimizedSharedNodeState<C, D, P> {
         self.status.status.update(|status| status.term = term);
     }
 
-    /// How many members there are. One load.
+    /// The number of members. One load.
     #[must_use]
     pub fn cluster_size(&self) -> u64 {
         self.members.len() as u64
     }
 
-    /// The database, once there is one.
+    /// The database; `None` before one was set.
     #[must_use]
     pub fn database(&self) -> Option<Arc<D>> {
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
         database.clone()
     }
 
-    /// Sets the database.
+    /// Replaces the database.
     pub fn set_database(&self, db: Option<Arc<D>>) {
         let old = {
             let mut database = self
@@ -172,11 +172,11 @@ impl<C: NodeConfig, D, P: Clone> OptimizedSharedNodeState<C, D, P> {
                 .unwrap_or_else(PoisonError::into_inner);
             std::mem::replace(&mut *database, db)
         };
-        // Closed outside the lock.
+        // The old database may take long to close: not under the lock.
         drop(old);
     }
 
-    /// A copy of what is known of a member.
+    /// A copy of a member's record.
     #[must_use]
     pub fn get_cluster_member(&self, node_id: u64) -> Option<P> {
         self.members.get(&node_id)
@@ -193,7 +193,7 @@ impl<C: NodeConfig, D, P: Clone> OptimizedSharedNodeState<C, D, P> {
         self.members.insert(node_id, peer_info);
     }
 
-    /// Takes a member away and returns what was known of it.
+    /// Removes a member and returns its record.
     pub fn remove_cluster_member(&self, node_id: u64) -> Option<P> {
         self.members.remove(&node_id)
     }
@@ -205,7 +205,7 @@ impl<C: NodeConfig, D, P: Clone> OptimizedSharedNodeState<C, D, P> {
         view.iter().map(|(id, peer)| (*id, peer.clone())).collect()
     }
 
-    /// Runs `f` on the members of one moment, under no lock.
+    /// Runs `f` on the members as they are at one moment. No lock is held meanwhile.
     pub fn with_cluster_members<F, R>(&self, f: F) -> R
     where
         F: FnOnce(&MembershipView<u64, P>) -> R,
@@ -219,13 +219,13 @@ impl<C: NodeConfig, D, P: Clone> OptimizedSharedNodeState<C, D, P> {
         self.status.snapshot()
     }
 
-    /// Copies of all that is known of members, in an arbitrary order.
+    /// Copies of all members' records, in an arbitrary order.
     #[must_use]
     pub fn get_peers(&self) -> Vec<P> {
         self.members.view().values().cloned().collect()
     }
 
-    /// How many members there are. One load.
+    /// The number of members. One load.
     #[must_use]
     pub fn peer_count(&self) -> usize {
         self.members.len()
@@ -243,7 +243,7 @@ impl<C, D, P: fmt::Debug> fmt::Debug for OptimizedSharedNodeState<C, D, P> {
     }
 }
 
-/// The same with `async` where callers await.
+/// [`OptimizedSharedNodeState`] with `async` methods where the origin's callers await.
 #[derive(Debug)]
 pub struct OptimizedNodeStateWrapper<C, D, P> {
     state: OptimizedSharedNodeState<C, D, P>,
@@ -258,7 +258,7 @@ impl<C: NodeConfig, D, P: Clone> OptimizedNodeStateWrapper<C, D, P> {
         }
     }
 
-    /// What stands behind it.
+    /// The wrapped state.
     #[must_use]
     pub fn optimized(&self) -> &OptimizedSharedNodeState<C, D, P> {
         &self.state
@@ -282,39 +282,39 @@ impl<C: NodeConfig, D, P: Clone> OptimizedNodeStateWrapper<C, D, P> {
         self.state.is_initialized()
     }
 
-    /// Says whether the node is ready.
+    /// Marks the node as ready, or as not ready.
     pub fn set_initialized(&self, initialized: bool) {
         self.state.set_initialized(initialized);
     }
 
-    /// The database, once there is one. Never waits.
+    /// The database; `None` before one was set. Never waits.
     pub async fn database(&self) -> Option<Arc<D>> {
         self.state.database()
     }
 
-    /// Sets the database. Never waits.
+    /// Replaces the database. Never waits.
     pub async fn set_database(&self, db: Option<Arc<D>>) {
         self.state.set_database(db);
     }
 
-    /// Whether this node leads.
+    /// Whether this node is the leader.
     #[must_use]
     pub fn is_leader(&self) -> bool {
         self.state.is_leader()
     }
 
-    /// Says whether this node leads.
+    /// Sets this node's role: leader, or follower.
     pub fn set_leader(&self, is_leader: bool) {
         self.state.set_leader(is_leader);
     }
 
-    /// The leader, if it is known.
+    /// The leader's id; `None` if no leader is known.
     #[must_use]
     pub fn leader_id(&self) -> Option<u64> {
         self.state.leader_id()
     }
 
-    /// Says who leads.
+    /// Sets the leader's id; `None` means that no leader is known.
     pub fn set_leader_id(&self, leader_id: Option<u64>) {
         self.state.set_leader_id(leader_id);
     }
@@ -330,12 +330,12 @@ impl<C: NodeConfig, D, P: Clone> OptimizedNodeStateWrapper<C, D, P> {
         self.state.add_cluster_member(node_id, peer_info);
     }
 
-    /// Takes a member away.
+    /// Removes a member.
     pub fn remove_cluster_member(&self, node_id: u64) {
         self.state.remove_cluster_member(node_id);
     }
 
-    /// A copy of what is known of a member.
+    /// A copy of a member's record.
     #[must_use]
     pub fn get_cluster_member(&self, node_id: u64) -> Option<P> {
         self.state.get_cluster_member(node_id)

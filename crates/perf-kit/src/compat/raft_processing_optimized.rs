@@ -7,6 +7,7 @@
 //! | `process_next_batch` | takes the most urgent first, and nothing starves |
 //! | `MessageBatch::new` | makes a batch; its size is exact and its priority that of its most urgent message |
 //! | `ProcessingStats::serialization_reuses` | encoded messages: all go into pooled buffers |
+//! | `SerializationBuffer` | holds nothing: each message takes a buffer of the global pool, which comes back with the last clone of its bytes |
 //! | `MessageForwarder::new` | takes the transport to forward by; the origin's had none |
 //! | `MessageCache` | keyed by content as the origin's, so that it takes a legitimate retransmission for a duplicate. New code: [`perf_raft::dedup::MessageDedup`] |
 //!
@@ -150,6 +151,26 @@ impl From<CodecError> for ProcessingError {
 impl From<SendError> for ProcessingError {
     fn from(error: SendError) -> Self {
         Self::Send(error)
+    }
+}
+
+/// Where messages are encoded: in buffers of the global pool.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SerializationBuffer;
+
+impl SerializationBuffer {
+    /// Allocates nothing.
+    #[must_use]
+    pub fn new() -> Self {
+        Self
+    }
+
+    /// Encodes a message into a pooled buffer of its exact size. Linear in its bytes; allocates nothing in steady state.
+    ///
+    /// # Errors
+    /// [`ProcessingError::Codec`] if it cannot be encoded.
+    pub fn serialize(&mut self, message: &Message) -> Result<Bytes, ProcessingError> {
+        Ok(codec::encode_pooled(message)?)
     }
 }
 
