@@ -37,9 +37,10 @@ pub struct Channel {
     pub gate: Gate,
     /// Calls in flight.
     pub pending: Pending,
-    windows: Mutex<Vec<(CallKey, Arc<SendWindow>)>>,
+    /// Bodies that this side sends.
+    windows: Bodies<SendWindow>,
     /// Answers that arrive in chunks.
-    answers: Mutex<Vec<(CallKey, Arc<BodyState>)>>,
+    answers: Bodies<BodyState>,
     /// How many there are of both, so that replies need not ask under the locks.
     bodies_open: AtomicUsize,
 }
@@ -120,7 +121,7 @@ impl Channel {
 
     fn open_body<T>(
         &self,
-        bodies: &Mutex<Vec<(CallKey, Arc<T>)>>,
+        bodies: &Bodies<T>,
         (key, bodies_max): (CallKey, usize),
         make: impl FnOnce() -> T,
     ) -> Option<Arc<T>> {
@@ -144,20 +145,14 @@ impl Channel {
     /// # Errors
     /// [`FrameError::BudgetExceeded`] if it is more than was allowed.
     pub fn answer_chunk(&self, key: CallKey, chunk: Bytes) -> Result<(), FrameError> {
-        let body = {
-            let answers = self.answers.lock();
-            let is_it =
-                |(other, _): &&(CallKey, _)| *other == key || mutant::is("chunk_finds_any_answer");
-            answers.iter().find(is_it).map(|(_, body)| Arc::clone(body))
-        };
-        body.map_or(Ok(()), |body| body.receive(chunk))
+        let is_it = |other| other == key || mutant::is("chunk_finds_any_answer");
+        find(&self.answers, is_it).map_or(Ok(()), |body| body.receive(chunk))
     }
 
     /// A call is about to complete: nothing more comes of its answer, and nothing more is wanted of its body.
     pub fn end_bodies(&self, key: CallKey) {
         self.stop_window(key);
-        let answers = self.answers.lock();
-        if let Some((_, body)) = answers.iter().find(|(other, _)| *other == key) {
+        if let Some(body) = find(&self.answers, |other| other == key) {
             body.end(true);
         }
     }
@@ -195,9 +190,7 @@ impl Channel {
     }
 
     fn window(&self, key: CallKey) -> Option<Arc<SendWindow>> {
-        let windows = self.windows.lock();
-        let found = windows.iter().find(|(other, _)| *other == key);
-        found.map(|(_, window)| Arc::clone(window))
+        find(&self.windows, |other| other == key)
     }
 
     /// What the peer of the coming connection takes. Calls whose requests are queued and longer end with
@@ -234,14 +227,29 @@ impl Channel {
     pub fn lost(&self, fault: &Fault) -> Vec<Waker> {
         let mut wakers = self.lanes.clear();
         // What arrived is read before the call's end is.
-        for (_, body) in self.answers.lock().iter() {
+        for body in all(&self.answers) {
             body.end(true);
         }
         self.pending.fail_all(fault);
         wakers.extend(self.pending.dismiss());
-        for (_, window) in self.windows.lock().iter() {
+        for window in all(&self.windows) {
             window.close();
         }
         wakers
     }
+}
+
+/// The bodies of one direction, by their calls. A body's waker may run its reader at once, and the reader takes the lock to close the body: no
+/// body is touched under the lock.
+type Bodies<T> = Mutex<Vec<(CallKey, Arc<T>)>>;
+
+fn find<T>(bodies: &Bodies<T>, is_it: impl Fn(CallKey) -> bool) -> Option<Arc<T>> {
+    let bodies = bodies.lock();
+    let found = bodies.iter().find(|(key, _)| is_it(*key));
+    found.map(|(_, body)| Arc::clone(body))
+}
+
+fn all<T>(bodies: &Bodies<T>) -> Vec<Arc<T>> {
+    let bodies = bodies.lock();
+    bodies.iter().map(|(_, body)| Arc::clone(body)).collect()
 }
