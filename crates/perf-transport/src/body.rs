@@ -14,6 +14,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -54,7 +55,7 @@ impl Body {
         self.conn.peer
     }
 
-    /// The next item of an [`exchange`](crate::Transport::exchange), as the caller sent it; `None` when there are no more. Not to be mixed with
+    /// The next item of an [`exchange`](crate::Transport::exchange), as the caller sent it; `None` when there are no more, or behind an error. Not to be mixed with
     /// [`next`](Self::next), which gives the chunks that items are put together from.
     ///
     /// # Errors
@@ -74,16 +75,17 @@ impl Body {
                 Ok(Some(item)) => return Poll::Ready(Some(Ok(item))),
                 Ok(None) => {}
                 Err(bytes) => {
+                    // The rest has no meaning any more.
+                    self.give_up();
+                    self.items = ItemReader::default();
                     let bytes_max = self.item_bytes_max;
                     return Poll::Ready(Some(Err(TransportError::TooLarge { bytes, bytes_max })));
                 }
             }
-            if self.ended {
-                return Poll::Ready(None);
-            }
             match self.poll_next(cx) {
                 Poll::Ready(Some(Ok(chunk))) => self.items.receive(chunk),
                 Poll::Ready(None) if self.items.is_within_item() => {
+                    self.items = ItemReader::default();
                     let peer = self.conn.peer;
                     return Poll::Ready(Some(Err(TransportError::BodyBroken { peer })));
                 }
@@ -92,7 +94,7 @@ impl Body {
         }
     }
 
-    /// The next chunk; `None` when the body is complete. Chunks are at most 64 KiB, not as the sender cut them.
+    /// The next chunk; `None` when the body is complete, or behind an error. Chunks are at most 64 KiB, not as the sender cut them.
     ///
     /// # Errors
     /// [`TransportError::BodyBroken`] if the sender gave up or the connection was lost: what came so far is not all.
@@ -105,6 +107,9 @@ impl Body {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, TransportError>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
         let step = match self.state.poll_next(cx) {
             Poll::Ready(step) => step,
             Poll::Pending => return Poll::Pending,
@@ -147,6 +152,15 @@ impl Body {
         Ok(all.freeze())
     }
 
+    /// Nothing more is read: the sender may stop.
+    fn give_up(&mut self) {
+        if !mem::replace(&mut self.ended, true) {
+            self.state.end(false);
+            self.queue(Kind::StreamReset, &[]);
+            self.release();
+        }
+    }
+
     /// What was read of a complete body makes room for others.
     fn release(&self) {
         let released = self.state.take_released();
@@ -173,20 +187,13 @@ impl futures_core::Stream for Body {
     type Item = Result<Bytes, TransportError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
         Body::poll_next(&mut self, cx)
     }
 }
 
 impl Drop for Body {
     fn drop(&mut self) {
-        if !self.ended {
-            self.state.end(false);
-            self.queue(Kind::StreamReset, &[]);
-            self.release();
-        }
+        self.give_up();
     }
 }
 
