@@ -118,7 +118,7 @@ impl Dialer {
     /// An attempt failed.
     pub fn failed(&mut self, now_ms: u64) {
         if self.state != DialState::Closed {
-            let until_ms = now_ms + self.backoff.failed();
+            let until_ms = now_ms.saturating_add(self.backoff.failed());
             self.state = DialState::Backoff { until_ms };
         }
     }
@@ -126,6 +126,14 @@ impl Dialer {
     /// An established connection was lost or closed: whoever wants it next may dial at once.
     pub fn lost(&mut self) {
         if self.state != DialState::Closed {
+            self.state = DialState::Idle;
+        }
+    }
+
+    /// The peer has another address: what failed at the old one says nothing of it.
+    pub fn moved(&mut self) {
+        self.backoff.succeeded();
+        if let DialState::Backoff { .. } = self.state {
             self.state = DialState::Idle;
         }
     }
@@ -139,6 +147,28 @@ impl Dialer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_address_is_dialled_at_once() {
+        let mut dialer = Dialer::new(Backoff::new(100, 1000, 3));
+        dialer.want(0);
+        for _ in 0..5 {
+            dialer.failed(0);
+        }
+        assert!(matches!(dialer.want(0), Admission::Refused { .. }));
+        dialer.moved();
+        assert_eq!(
+            (dialer.want(0), dialer.failures()),
+            (Admission::QueueAndDial, 0)
+        );
+        // Another state says nothing of the address.
+        dialer.moved();
+        assert_eq!(dialer.state(), DialState::Dialing);
+        let mut patient = Dialer::new(Backoff::new(u64::MAX, u64::MAX, 3));
+        patient.want(7);
+        patient.failed(7);
+        assert!(matches!(patient.want(1 << 40), Admission::Refused { .. }));
+    }
 
     #[test]
     fn many_want_and_one_dials() {

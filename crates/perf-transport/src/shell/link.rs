@@ -71,6 +71,19 @@ impl Peer {
         }
     }
 
+    /// From now on the peer is dialled at this address.
+    pub(crate) fn move_to(&self, address: String) {
+        let mut known = self.address.lock();
+        if *known == address {
+            return;
+        }
+        *known = address;
+        // Under the lock of the address: a dialler that has failed looks at the address behind this, or has told its dialer before.
+        for link in self.links() {
+            link.dialer.lock().moved();
+        }
+    }
+
     pub(crate) fn links(&self) -> [&Link; 2] {
         [&self.control, &self.bulk]
     }
@@ -300,9 +313,18 @@ async fn run(mut task: Running) {
 async fn connected(inner: &Arc<Inner>, peer: &Arc<Peer>, class: ConnectionClass) {
     let link = peer.link(class);
     link.conn.reopen();
-    let (established, welcome) = match dial(inner, peer, class).await {
+    let address = peer.address.lock().clone();
+    let (established, welcome) = match dial(inner, peer, class, &address).await {
         Ok(dialled) => dialled,
-        Err(error) => return fail(inner, peer, link, Fault::Unreachable, error),
+        Err(error) => {
+            fail(inner, peer, link, Fault::Unreachable, error);
+            let now = peer.address.lock();
+            if *now != address {
+                // What failed is not where the peer is.
+                link.dialer.lock().moved();
+            }
+            return;
+        }
     };
     let hears = welcome.features & FEATURE_GOODBYE != 0;
     link.conn.hears_goodbye.store(hears, Ordering::Relaxed);
@@ -376,10 +398,11 @@ async fn dial(
     inner: &Inner,
     peer: &Peer,
     class: ConnectionClass,
+    address: &str,
 ) -> Result<(Established, Welcome), TransportError> {
-    let stream = connect(inner, peer, class).await?;
+    let stream = connect(inner, class, address).await?;
     let time = inner.config.handshake_timeout;
-    let shaken = timeout(time, shake(inner, peer, class, stream)).await;
+    let shaken = timeout(time, shake(inner, peer, class, (stream, address))).await;
     let late = HandshakeError::Timeout {
         timeout_ms: crate::config::millis(time),
     };
@@ -393,8 +416,8 @@ async fn dial(
 
 async fn connect(
     inner: &Inner,
-    peer: &Peer,
     class: ConnectionClass,
+    address: &str,
 ) -> Result<Box<dyn ByteStream>, TransportError> {
     let config = &inner.config;
     let options = StreamOptions {
@@ -404,10 +427,9 @@ async fn connect(
             ConnectionClass::Bulk => config.bulk_send_buffer_bytes,
         },
     };
-    let address = peer.address.lock().clone();
     let connected = timeout(
         config.dial_timeout,
-        inner.connector.connect(&address, options),
+        inner.connector.connect(address, options),
     )
     .await
     .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
@@ -421,7 +443,7 @@ async fn shake(
     inner: &Inner,
     peer: &Peer,
     class: ConnectionClass,
-    stream: Box<dyn ByteStream>,
+    (stream, address): (Box<dyn ByteStream>, &str),
 ) -> Result<(Established, Welcome), HandshakeError> {
     let authenticated = stream.authenticated_node();
     if let Some(found) = authenticated.filter(|found| *found != peer.id) {
@@ -447,7 +469,7 @@ async fn shake(
     let frame = read_frame(&mut read, &mut buffer, checksum).await?;
     let welcome = check_welcome(&inner.local, peer.id, &frame.header, &frame.payload)?;
     *peer.link(class).conn.info.lock() = Some(Info {
-        address: peer.address.lock().clone(),
+        address: address.to_owned(),
         class,
         incarnation: welcome.incarnation,
         #[cfg(feature = "tls")]
