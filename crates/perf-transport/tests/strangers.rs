@@ -241,6 +241,43 @@ async fn a_hook_decides_who_gets_in() {
     assert_eq!(call(&client(10, &server).await).await, Ok(()));
 }
 
+/// Asking takes longer than a stranger's handshake may while others wait, and there are more nodes than handshakes may be under way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_hook_lets_many_nodes_in() {
+    let mut config = Config::default();
+    config.handshakes_max = 2;
+    config.handshake_timeout = Duration::from_secs(8);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let server = plain(2).router(echo()).config(config.clone());
+    let server = server.listen("127.0.0.1:0").on_accept({
+        let asked = Arc::clone(&asked);
+        move |_| {
+            asked.fetch_add(1, Ordering::SeqCst);
+            async {
+                tokio::time::sleep(Duration::from_millis(1500)).await;
+                Ok(())
+            }
+        }
+    });
+    let server = server.start().await.expect("starts");
+    let mut calls = Vec::new();
+    for node in 10..22 {
+        let client = plain(node).config(config.clone()).peer(2, address(&server));
+        let client = client.start().await.expect("starts");
+        calls.push(tokio::spawn(async move {
+            let envelope = Envelope::new(2, "vm", "echo", b"x");
+            let reply = client.call(envelope.with_timeout(Duration::from_secs(20)));
+            soon(reply).await.map(drop)
+        }));
+        // One after the other: one that has not said anything yet would make room for the next.
+        until(|| asked.load(Ordering::SeqCst) == calls.len()).await;
+    }
+    for call in calls {
+        assert_eq!(call.await.expect("no panics"), Ok(()));
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 12);
+}
+
 /// A stream that knows who is at its other end, as a QUIC connection with certificates does.
 struct Proven {
     stream: TcpStream,

@@ -35,7 +35,8 @@ const PLACE_PAUSE: Duration = Duration::from_millis(20);
 pub(crate) async fn run(inner: Arc<Inner>, mut listener: Box<dyn Listener>) {
     let config = &inner.config;
     let handshakes = Handshakes::new(config.handshakes_max, config.handshake_timeout);
-    let connections = Arc::new(Semaphore::new(config.inbound_max));
+    let inbound_max = config.inbound_max.min(Semaphore::MAX_PERMITS);
+    let connections = Arc::new(Semaphore::new(inbound_max));
     let mut stop = inner.stop.subscribe();
     loop {
         let next = tokio::select! {
@@ -44,8 +45,10 @@ pub(crate) async fn run(inner: Arc<Inner>, mut listener: Box<dyn Listener>) {
         };
         let (stream, from) = match next {
             Ok(accepted) => accepted,
-            Err(_) => {
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+            Err(error) => {
+                if !is_of_peer(&error) {
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
                 continue;
             }
         };
@@ -80,6 +83,15 @@ pub(crate) async fn run(inner: Arc<Inner>, mut listener: Box<dyn Listener>) {
             serve(&inner, stream, from, place, handshaking).await;
         });
     }
+}
+
+/// Whether an error is about one stream, whose peer is gone before it was accepted. The next one can be accepted at once.
+fn is_of_peer(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, NotConnected};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionReset | NotConnected
+    )
 }
 
 /// The next stream. A listener that panics has failed, and is asked again.
@@ -160,6 +172,8 @@ async fn shake(
         if inner.config.known_peers_only && !arrival.is_known {
             return Err(HandshakeError::UnknownNode { node });
         }
+        // The hook may take its time: neither do strangers wait for it, nor do they take the peer's turn.
+        place.proven();
         ask(inner, arrival).await?;
         Ok(accepted)
     };
@@ -315,7 +329,8 @@ async fn serve(
             handlers_per_method_max: config.handlers_per_method_max,
             held_max: config.calls_max,
             handler_bytes_max: config.handler_bytes_max,
-            backlog_bytes_max: config.queue_bytes[class as usize * 2] + config.outbox_bytes,
+            backlog_bytes_max: config.queue_bytes[class as usize * 2]
+                .saturating_add(config.outbox_bytes),
             frame_bytes_max: accepted.welcome.frame_bytes_max as usize,
         },
         (inner.local.checksum, accepted.stream_window_bytes),

@@ -2,6 +2,7 @@
 
 use parking_lot::Mutex;
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -48,6 +49,18 @@ impl Place {
         }
     }
 
+    /// The peer has proven who it is: the place is free, and nothing displaces the peer any more.
+    pub(crate) fn proven(&self) {
+        let mut under_way = self.handshakes.under_way.lock();
+        let before = under_way.len();
+        under_way.retain(|one| one.number != self.number);
+        let has_left = under_way.len() < before;
+        drop(under_way);
+        if has_left {
+            self.handshakes.left.notify_one();
+        }
+    }
+
     /// Ends when another one has taken the place.
     pub(crate) async fn displaced(&self) {
         self.displaced.notified().await;
@@ -56,10 +69,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut under_way = self.handshakes.under_way.lock();
-        under_way.retain(|one| one.number != self.number);
-        drop(under_way);
-        self.handshakes.left.notify_one();
+        self.proven();
     }
 }
 
@@ -102,7 +112,10 @@ impl Handshakes {
 
     /// Which one makes room.
     fn least_worthy(&self, all: &[UnderWay], is_known: bool, now: Instant) -> Option<usize> {
-        let of_source = |source: &str| all.iter().filter(|one| one.source == source).count();
+        let mut of_sources: HashMap<&str, usize> = HashMap::new();
+        for one in all {
+            *of_sources.entry(&one.source).or_default() += 1;
+        }
         let may_be = all.iter().enumerate().filter(|(_, one)| {
             let is_slow = !one.has_spoken || now - one.since >= self.grace;
             // Those whose address is known have a claim before those whose address is not.
@@ -110,7 +123,7 @@ impl Handshakes {
         });
         // Numbers grow: the oldest has the smallest.
         let rank = |one: &UnderWay| {
-            let of_source = of_source(&one.source);
+            let of_source = of_sources.get(one.source.as_str());
             (
                 !one.is_known,
                 !one.has_spoken,
