@@ -350,6 +350,23 @@ impl Router {
         get(method).or_else(|| get(ANY))
     }
 
+    /// Under which service and method a name is recorded: those that its handler was given for. Peers choose the names that a handler of `*` or the
+    /// fallback gets, and would make series by that.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn recorded<'a>(&self, name: &'a MethodName) -> Option<(&'a str, &'a str)> {
+        let (service, method) = (name.service(), name.method());
+        let has = |method| {
+            MethodName::new(service, method).is_some_and(|name| self.handlers.contains_key(&name))
+        };
+        if has(method) {
+            Some((service, method))
+        } else if has(ANY) {
+            Some((service, ANY))
+        } else {
+            self.fallback.as_ref().map(|_| (ANY, ANY))
+        }
+    }
+
     pub(crate) fn handler(&self, name: &MethodName) -> Option<Handler> {
         self.find(&self.handlers, name.service(), name.method())
             .or(self.fallback.as_ref())

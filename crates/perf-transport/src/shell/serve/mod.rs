@@ -140,9 +140,8 @@ impl ServeRole {
         };
         #[cfg(feature = "metrics")]
         let recorder = {
-            // Peers must not make series by asking for what is not there.
-            let metrics = self.metrics.as_ref().filter(|_| handler.is_some());
-            metrics.map(|metrics| metrics.server(name.service(), name.method()))
+            let metrics = self.metrics.as_ref().zip(self.router.recorded(&name));
+            metrics.map(|(metrics, (service, method))| metrics.server(service, method))
         };
         self.methods[place] = Some(Method {
             #[cfg(feature = "metrics")]
