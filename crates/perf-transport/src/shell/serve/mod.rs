@@ -256,6 +256,11 @@ impl ServeRole {
             }
             #[cfg(feature = "tower")]
             Some(Handler::Now(handler)) => {
+                // It may go on in a task of its own: the bounds on those hold before it is known.
+                if !method.held.is_empty() || !method.may_start() || !self.has_handlers_left(conn) {
+                    self.hold((frame, trace), sequence, conn);
+                    return;
+                }
                 let handler = Arc::clone(handler);
                 // What it makes may live long.
                 let message = self.detached(message());
