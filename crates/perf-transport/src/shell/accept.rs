@@ -28,13 +28,14 @@ use tokio::time::timeout;
 /// After an error of the listener (too many open files, usually) it is asked again, but not at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// A newcomer that waits for a place looks again after so long: those that speak may have taken their time.
-const PLACE_PAUSE: Duration = Duration::from_millis(20);
-
 /// Accepts until the transport shuts down.
 pub(crate) async fn run(inner: Arc<Inner>, mut listener: Box<dyn Listener>) {
     let config = &inner.config;
-    let handshakes = Handshakes::new(config.handshakes_max, config.handshake_timeout);
+    // Strangers that wait leave half of the connections to others.
+    let waiting_max = config.handshakes_max.saturating_mul(4);
+    let waiting_max = waiting_max.min(config.inbound_max / 2).max(1);
+    let bounds = (config.handshakes_max, waiting_max);
+    let handshakes = Handshakes::new(bounds, config.handshake_timeout);
     let inbound_max = config.inbound_max.min(Semaphore::MAX_PERMITS);
     let connections = Arc::new(Semaphore::new(inbound_max));
     let mut stop = inner.stop.subscribe();
@@ -53,7 +54,7 @@ pub(crate) async fn run(inner: Arc<Inner>, mut listener: Box<dyn Listener>) {
             }
         };
         let Some(handshaking) = inner.begin_handshake() else {
-            // Whoever dialled again would keep this node from ever being done.
+            // The node drains. Peers that dial again must not keep it from its end.
             continue;
         };
         let Ok(connection) = Arc::clone(&connections).try_acquire_owned() else {
@@ -66,21 +67,40 @@ pub(crate) async fn run(inner: Arc<Inner>, mut listener: Box<dyn Listener>) {
             inner.events.report(PeerEvent::Refused { from, error });
             continue;
         };
-        let source = source_of(&from);
-        let place = loop {
-            if let Some(place) = handshakes.enter(source, inner.is_known_source(source)) {
-                break place;
-            }
-            tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => return,
-                () = handshakes.left.notified() => {}
-                () = tokio::time::sleep(PLACE_PAUSE) => {}
-            }
+        let source = source_of(&from).to_owned();
+        let is_known = inner.is_known_source(&source);
+        let place = match handshakes.enter(&source, is_known) {
+            Some(place) => Ok(place),
+            None => Err(handshakes.wait(is_known)),
         };
         let inner = Arc::clone(&inner);
+        let refuse = |inner: &Inner, from| {
+            let handshakes_max = inner.config.handshakes_max;
+            let error = HandshakeError::Displaced { handshakes_max };
+            let error = TransportError::Handshake { peer: None, error };
+            inner.events.report(PeerEvent::Refused { from, error });
+        };
+        if let Err(None) = place {
+            refuse(&inner, from);
+            continue;
+        }
+        let mut stop = inner.stop.subscribe();
+        // Others are accepted while this one waits.
         tokio::spawn(async move {
             let _connection = connection;
-            serve(&inner, stream, from, place, handshaking).await;
+            let time = inner.config.handshake_timeout;
+            let place = match place {
+                Ok(place) => Some(place),
+                Err(Some(waiting)) => tokio::select! {
+                    place = waiting.place(&source, is_known, time) => place,
+                    _ = stop.wait_for(|stop| *stop) => None,
+                },
+                Err(None) => None,
+            };
+            match place {
+                Some(place) => serve(&inner, stream, from, place, handshaking).await,
+                None => refuse(&inner, from),
+            }
         });
     }
 }
@@ -245,6 +265,7 @@ struct Inbound {
 
 impl Drop for Inbound {
     fn drop(&mut self) {
+        self.conn.running.stop_all();
         self.conn.close(CloseReason::Closed);
         self.conn.disconnect(&Fault::Disconnected);
         self.inner.retire_inbound(self.number);

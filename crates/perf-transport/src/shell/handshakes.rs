@@ -4,21 +4,29 @@ use parking_lot::Mutex;
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
+
+/// A newcomer that waits for a place looks again after so long.
+const PLACE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Handshakes of peers that have not proven who they are.
 ///
 /// When there are as many as may be, a newcomer displaces the oldest one that has said nothing yet, of the source that has most of
-/// them; sources from which no peer of the cluster has ever come go first. One that has begun to speak is displaced only when it has taken an eighth of
-/// its time. If none may be displaced the newcomer waits.
+/// them; sources from which no peer of the cluster has ever come go first. One that has begun to speak is displaced when it has taken an eighth of
+/// its time, or at once if its source is unknown and that of the newcomer is not. If none may be displaced the newcomer waits. A bounded number of
+/// newcomers of unknown sources waits, so that those of known ones never stand in line behind a flood.
 pub(crate) struct Handshakes {
     under_way: Mutex<Vec<UnderWay>>,
     handshakes_max: usize,
+    /// Newcomers of unknown sources that may wait.
+    waiting_max: usize,
     grace: Duration,
     numbers: AtomicU64,
+    /// Newcomers that wait for a place.
+    waiting: AtomicUsize,
     /// One has ended.
     pub(crate) left: Notify,
 }
@@ -30,6 +38,32 @@ struct UnderWay {
     since: Instant,
     has_spoken: bool,
     displaced: Arc<Notify>,
+}
+
+/// A newcomer that waits for a place, until this is dropped.
+pub(crate) struct Waiting(Arc<Handshakes>);
+
+impl Waiting {
+    /// The place, in the time that a handshake may take; `None` if it was not to be had.
+    pub(crate) async fn place(self, source: &str, is_known: bool, time: Duration) -> Option<Place> {
+        let handshakes = &self.0;
+        let place = async {
+            loop {
+                if let Some(place) = handshakes.enter(source, is_known) {
+                    return place;
+                }
+                // One that speaks may have taken its time, too.
+                let _ = timeout(PLACE_PAUSE, handshakes.left.notified()).await;
+            }
+        };
+        timeout(time, place).await.ok()
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A handshake's place. It is given back when this is dropped.
@@ -74,18 +108,27 @@ impl Drop for Place {
 }
 
 impl Handshakes {
-    /// At most `handshakes_max`, of `time` each.
-    pub(crate) fn new(handshakes_max: usize, time: Duration) -> Arc<Self> {
+    /// At most `handshakes_max`, of `time` each, and `waiting_max` that wait.
+    pub(crate) fn new((handshakes_max, waiting_max): (usize, usize), time: Duration) -> Arc<Self> {
         Arc::new(Self {
             under_way: Mutex::new(Vec::new()),
             handshakes_max,
+            waiting_max,
             grace: time / 8,
             numbers: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
             left: Notify::new(),
         })
     }
 
-    /// A place for a newcomer; `None` if it must wait: until one has left, or some time has passed. Costs a look at each handshake.
+    /// Lets a newcomer wait for a place; `None` if too many wait already.
+    pub(crate) fn wait(self: &Arc<Self>, is_known: bool) -> Option<Waiting> {
+        let before = self.waiting.fetch_add(1, Ordering::Relaxed);
+        let waiting = Waiting(Arc::clone(self));
+        (is_known || before < self.waiting_max).then_some(waiting)
+    }
+
+    /// A place for a newcomer; `None` if it must wait: until one has left, or some time has passed. Costs a step for each handshake.
     pub(crate) fn enter(self: &Arc<Self>, source: &str, is_known: bool) -> Option<Place> {
         let now = Instant::now();
         let mut under_way = self.under_way.lock();
@@ -118,8 +161,12 @@ impl Handshakes {
         }
         let may_be = all.iter().enumerate().filter(|(_, one)| {
             let is_slow = !one.has_spoken || now - one.since >= self.grace;
-            // Those whose address is known have a claim before those whose address is not.
-            is_slow && (is_known || !one.is_known)
+            // Known sources have a claim before unknown ones.
+            if is_known == one.is_known {
+                is_slow
+            } else {
+                is_known
+            }
         });
         // Numbers grow: the oldest has the smallest.
         let rank = |one: &UnderWay| {
@@ -150,7 +197,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_oldest_silent_one_of_the_busiest_source_makes_room() {
-        let handshakes = Handshakes::new(4, Duration::from_secs(1));
+        let handshakes = Handshakes::new((4, 4), Duration::from_secs(1));
         let enter = |source, is_known| handshakes.enter(source, is_known);
         let few = enter("few", false).expect("room");
         let many = [0; 3].map(|_| enter("many", false).expect("room"));
@@ -164,7 +211,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn those_that_speak_stay_until_they_have_taken_too_long() {
-        let handshakes = Handshakes::new(2, Duration::from_secs(1));
+        let handshakes = Handshakes::new((2, 2), Duration::from_secs(1));
         let enter = |source, is_known| handshakes.enter(source, is_known);
         let (stranger, known) = (
             enter("a", false).expect("room"),
@@ -174,10 +221,31 @@ mod tests {
         // A stranger never displaces one whose address is known.
         assert!(enter("c", false).is_none());
         known.spoken();
-        assert!(enter("d", true).is_none());
-        tokio::time::advance(Duration::from_millis(600)).await;
-        let _late = enter("d", true).expect("the stranger has taken its time");
+        let other = enter("d", true).expect("a known source displaces a stranger at once");
         assert_eq!(sources(&handshakes), ["b", "d"]);
+        other.spoken();
+        assert!(enter("e", true).is_none());
+        tokio::time::advance(Duration::from_millis(600)).await;
         assert!(enter("e", false).is_none());
+        let _late = enter("e", true).expect("the first one has taken its time");
+        assert_eq!(sources(&handshakes), ["d", "e"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn few_strangers_wait_and_all_known_ones() {
+        let handshakes = Handshakes::new((2, 2), Duration::from_secs(1));
+        let places = [0; 2].map(|_| handshakes.enter("a", false).expect("room"));
+        places.iter().for_each(Place::spoken);
+        let known: Vec<_> = (0..10).map(|_| handshakes.wait(true)).collect();
+        assert!(known.iter().all(Option::is_some) && handshakes.wait(false).is_none());
+        drop(known);
+        let waiting = [0; 2].map(|_| handshakes.wait(false).expect("two may wait"));
+        assert!(handshakes.wait(false).is_none());
+        let [first, second] = waiting;
+        let time = Duration::from_millis(10);
+        assert!(first.place("b", false, time).await.is_none());
+        let time = Duration::from_secs(1);
+        let (place, ()) = tokio::join!(second.place("b", false, time), async { drop(places) });
+        assert!(place.is_some() && handshakes.wait(false).is_some());
     }
 }
