@@ -161,18 +161,18 @@ impl Body {
         }
     }
 
-    /// What was read of a complete body makes room for others.
+    /// Takes the bytes that were read of a complete body off the connection's count.
     fn release(&self) {
         let released = self.state.take_released();
         if released > 0 {
             let conn = &self.conn;
-            // It may go before the connection's task has added it. Only that task decides by the sum, and only after it has added.
+            // The connection's task may not have added these bytes yet. It reads the count only after it has added them.
             conn.handler_bytes.fetch_sub(released, Ordering::SeqCst);
             conn.handler_ended();
         }
     }
 
-    /// Queues a frame of the connection's own: a few bytes, at most two for each half window that was read.
+    /// Queues a system frame of a few bytes: at most two for each half window that was read.
     fn queue(&self, kind: Kind, payload: &[u8]) {
         let header = Header::new(kind, 0, self.id);
         let lanes = &self.conn.channel.lanes;
@@ -207,22 +207,21 @@ impl fmt::Debug for Body {
 
 /// Chunks are cut to this size: a message of the other class waits for at most one of them in front of it.
 const CHUNK_BYTES_MAX: usize = 64 * 1024;
-/// Frames of the connection's own that may always wait when this side grants credit for an answer: 20 KiB.
+/// System frames that may always wait when this side grants credit for an answer: 20 KiB.
 const GRANTS_MAX: usize = 1024;
-/// Parts of a body may wait in their sender, whose futures were dropped, up to so many bytes; the part that reaches the bound included. What
-/// the default window takes.
+/// Bytes of parts that a sender keeps when the futures that sent them were dropped. The part that reaches the bound is kept, too. As many as the default
+/// window.
 const UNSENT_BYTES_MAX: usize = 1 << 20;
 
-/// Sends chunks in one lane, no more than their reader wants.
+/// Sends chunks in one lane, within the credit of the reader.
 pub(crate) struct Chunks {
     pub(crate) conn: Arc<Conn>,
     key: CallKey,
     lane: Lane,
     window: Arc<SendWindow>,
-    /// The longest payload that the reader takes, where that is not the connection's to say.
+    /// The longest payload that the reader takes, if that is less than what the connection takes.
     bytes_max: usize,
-    /// What is to be sent, and the part of it for which there is credit already. Both outlive futures that are dropped: what is added is
-    /// bounded by those who add.
+    /// Parts that are to be sent, and the one that has its credit already. Both outlive futures that are dropped. Callers bound what they add.
     unsent: VecDeque<Bytes>,
     unsent_bytes: usize,
     credited: Bytes,
@@ -249,7 +248,7 @@ impl Chunks {
         }
     }
 
-    /// Something to be sent by [`flush`](Self::flush), behind what is there.
+    /// Adds a part, which [`flush`](Self::flush) sends behind the others.
     pub(crate) fn add(&mut self, part: Bytes) {
         if !part.is_empty() {
             self.unsent_bytes += part.len();
@@ -257,7 +256,7 @@ impl Chunks {
         }
     }
 
-    /// Sends what there is. Nothing is lost and nothing is doubled if the future is dropped: the next one goes on.
+    /// Sends all parts. If the future is dropped the next call goes on where it was: nothing is lost or doubled.
     pub(crate) async fn flush(&mut self) -> Result<(), TransportError> {
         loop {
             self.queue_credited().await?;
@@ -290,7 +289,7 @@ impl Chunks {
                     self.credited.advance(length);
                     self.sent_bytes += length as u64;
                 }
-                // What the peer takes has become known since the chunk was cut.
+                // The peer has said since that it takes less.
                 Queued::TooLong(most) => bytes_max = most as usize,
             }
         }
@@ -308,7 +307,7 @@ impl Chunks {
         self.try_queue(kind, payload).await.map(|_| ())
     }
 
-    /// The same whether there is room or not: it was within the limit when it began.
+    /// Queues the end of a body whether there is room or not: the body was within the limit when it began.
     pub(crate) fn queue_past_limit(&self, kind: Kind) {
         let header = Header::new(kind, 0, self.key.id());
         let lanes = &self.conn.channel.lanes;
@@ -316,7 +315,7 @@ impl Chunks {
         self.conn.notify(false);
     }
 
-    /// The reader's credit is of no use any more.
+    /// Forgets the window: nothing more is sent.
     pub(crate) fn close(&self) {
         self.conn.channel.close_window(self.key);
     }
@@ -331,7 +330,7 @@ impl Chunks {
         };
         let conn = &self.conn;
         let queued = poll_fn(|cx| {
-            // A body is of one connection: once that is lost, no chunk may go to the next one.
+            // A body belongs to one connection: no chunk may go to the next one.
             match self.window.poll_take(0, cx) {
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Ready(Some(_)) | Poll::Pending => {}
@@ -359,7 +358,7 @@ impl Chunks {
     }
 }
 
-/// What became of a frame of a body.
+/// The outcome of queueing a frame of a body.
 enum Queued {
     Whole,
     /// The peer takes so many bytes at most.
@@ -371,7 +370,7 @@ pub(crate) struct AnswerBody {
     state: Arc<BodyState>,
     conn: Arc<Conn>,
     key: CallKey,
-    /// So many frames of the connection's own may wait when credit is granted.
+    /// How many system frames may wait when credit is granted.
     frames_max: usize,
 }
 
@@ -411,7 +410,7 @@ impl AnswerBody {
             if lanes.push_credit(header, grant, self.frames_max) {
                 self.conn.notify(true);
             } else {
-                // It sends what it has no credit for by what it has read.
+                // The peer sends on without reading the credit that it gets.
                 self.conn.close(CloseReason::Stalled);
             }
         }

@@ -80,7 +80,8 @@ pub struct Config {
     /// Connections that are accepted at once, handshakes included, and those that have ended while their handlers run. 1024. Further ones are closed.
     pub inbound_max: usize,
     /// Connections at once that are in their handshake and have not said who they are, or have not proven it. 64. When there are more, the oldest one that has said nothing makes room, of the source that has
-    /// most of them; where all have begun to speak, newcomers wait.
+    /// most of them; where all have begun to speak, newcomers from known addresses take the places of others, four times as many other newcomers
+    /// wait, half of `inbound_max` at most, and further ones are refused.
     pub handshakes_max: usize,
     /// Connections that are accepted at once from one node, and those that have ended while their handlers run. 16: two, and those that are lost and not yet
     /// known to be. Further ones are refused, and one node cannot have all of `inbound_max`.

@@ -32,12 +32,12 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// How many wait and were not woken.
+    /// How many callers wait and were not woken.
     pub(super) fn waiters(&self) -> usize {
         self.waiters.len()
     }
 
-    /// Whether nobody waits, woken or not.
+    /// Whether the line is empty, and no woken caller is still to come back.
     pub(super) fn is_empty(&self) -> bool {
         self.woken.is_none() && self.waiters.is_empty()
     }
@@ -52,7 +52,7 @@ impl Line {
         Some(waker)
     }
 
-    /// The waiter comes, or comes back.
+    /// What a caller that comes, or comes back, may do.
     pub(super) fn turn(&mut self, waiter: &Waiter) -> Turn {
         if waiter.ticket.is_some() && self.woken == waiter.ticket {
             self.woken = None;
@@ -64,7 +64,7 @@ impl Line {
         Turn::Waits
     }
 
-    /// The waiter has what it came for. Returns the next one, for which there may be something, too.
+    /// The waiter was served. Returns the waker of the next one, which may be served, too.
     pub(super) fn served(&mut self, waiter: &mut Waiter) -> Option<Waker> {
         // It is not among those that wait: it was woken, or there are none.
         waiter.ticket = None;
@@ -79,7 +79,7 @@ impl Line {
             .ok()
     }
 
-    /// There was nothing for the waiter: it waits, where it was before if it had its turn.
+    /// Puts a waiter in line that could not be served: at its former place if it had the turn.
     pub(super) fn wait(&mut self, waiter: &mut Waiter, waker: &Waker, turn: Turn) {
         if let Some(ticket) = waiter.ticket {
             if turn == Turn::Woken {
@@ -97,7 +97,7 @@ impl Line {
         self.waiters.push_back((self.tickets, waker.clone()));
     }
 
-    /// The waiter gives up. Returns whose turn it is now, if it was the waiter's.
+    /// Removes a waiter that gives up. If it had the turn, returns the waker of the next one.
     pub(super) fn leave(&mut self, waiter: &mut Waiter) -> Option<Waker> {
         let ticket = waiter.ticket.take()?;
         if self.woken == Some(ticket) {
@@ -113,7 +113,7 @@ impl Line {
         None
     }
 
-    /// Nobody is in line any more. Returns who was, to be woken.
+    /// Empties the line. Returns the wakers of the callers that were in it.
     pub(super) fn dismiss(&mut self) -> impl Iterator<Item = Waker> {
         self.woken = None;
         self.waiters.drain(..).map(|(_, waker)| waker)

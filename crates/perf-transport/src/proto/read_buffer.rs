@@ -3,15 +3,15 @@
 use bytes::BytesMut;
 use std::collections::VecDeque;
 
-/// How many buffers are kept while parts of them are in use elsewhere. Further ones are made and left to whoever holds their
-/// parts.
+/// How many buffers are kept while parts of them are in use elsewhere. Further ones are freed with
+/// their last part.
 const RETAINED_MAX: usize = 8;
 /// A read that brings no more than this part of a buffer brings little.
 const SPARSE_PART: usize = 16;
 /// After so many of them buffers become small again: 16 s of pings alone.
 const SPARSE_READS: u32 = 32;
 
-/// A buffer that frames are cut out of without copying, and that is used again once nobody holds a part of it.
+/// A buffer that frames are cut out of without copying, and that is used again once no part of it is held.
 ///
 /// Reading appends to [`buffer`](Self::buffer); the decoder takes frames off its front. [`prepare`](Self::prepare) makes room for the
 /// next read: in place where nothing of the memory is in use any more (the usual case: no allocation, no copy but of the begun frame), in
@@ -120,7 +120,7 @@ impl ReadBuffer {
         }
     }
 
-    /// A retained buffer that nobody uses any more, or a new one.
+    /// A retained buffer of which no part is held, or a new one.
     fn reusable(&mut self, capacity: usize) -> BytesMut {
         for place in 0..self.lent.len() {
             if self.lent[place].try_reclaim(capacity)

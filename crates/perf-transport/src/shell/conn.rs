@@ -16,7 +16,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::io::AsyncWrite;
 
-/// With more than so many calls in flight, others are likely to follow at once: whoever queues leaves the writing to the task, which lets
+/// With more than so many calls in flight, others are likely to follow at once: callers leave the writing to the task, which lets
 /// others go first. Measured: 25 to 126 frames per write instead of one, and the latency of a few callers is not touched.
 pub(crate) const DIRECT_CALLS_MAX: usize = 3;
 /// A caller that writes for others stops after so many writes and leaves the rest to the task.
@@ -95,7 +95,7 @@ pub(crate) struct Conn {
     pub(crate) handler_bytes: AtomicUsize,
     /// Requests wait for handlers of their method to end: each that ends wakes the task.
     pub(crate) has_held: AtomicBool,
-    /// Those of them that are stopped when nobody waits for them.
+    /// The handlers that are stopped when their callers have given up.
     pub(crate) running: Running,
     /// What this connection has done since it began. Each has one writer at a time, so plain stores do.
     pub(crate) frames_received: AtomicU64,
@@ -150,7 +150,7 @@ impl Conn {
         }
     }
 
-    /// Something was queued: sees to it that it is written. `direct`: now, by this thread, if nobody else is at it.
+    /// Has queued frames written. With `direct` this thread writes them now, if there is no other owner of the write side.
     #[inline]
     pub(crate) fn notify(&self, direct: bool) {
         if self.channel.gate.notify() == Notified::Claimed {
@@ -162,7 +162,7 @@ impl Conn {
         }
     }
 
-    /// Nobody waits for a call any more.
+    /// Ends a call whose caller has given up.
     #[inline]
     pub(crate) fn cancel(&self, key: CallKey) {
         if self.channel.cancel(key) {
@@ -226,7 +226,7 @@ impl Conn {
         }
     }
 
-    /// Writes from within the task, if nobody else does.
+    /// Writes from within the task, if there is no other owner of the write side.
     #[inline]
     pub(crate) fn notify_from_task(&self, cx: &Context<'_>) {
         match self.channel.gate.notify() {
@@ -248,7 +248,7 @@ impl Conn {
         match self.write_to(wire, writes_max) {
             Ok(progress) => progress,
             Err(error) => {
-                // Under the lock: whoever ends this connection waits for it, so the reason is never that of a later connection.
+                // Under the lock, which the end of this connection takes, too: so the reason is never noted for a later connection.
                 self.close(CloseReason::Io(error.to_string()));
                 let failed = guard.take();
                 self.unwritten.store(0, Ordering::Relaxed);
@@ -396,7 +396,7 @@ impl Conn {
 
     /// Bytes that wait to be written, taken ones included. Not 0 while there are any.
     pub(crate) fn backlog(&self) -> usize {
-        // In the order in which they go from the one to the other: whoever takes them says so beforehand.
+        // Read in the order in which bytes move: the writer adds to `unwritten` before it takes bytes from the queues.
         let queued = self.channel.lanes.queued().0;
         queued + self.unwritten.load(Ordering::Relaxed)
     }

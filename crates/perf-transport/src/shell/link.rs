@@ -112,7 +112,7 @@ impl Link {
         }
     }
 
-    /// Whether a message may be queued; dials if nobody has.
+    /// Whether a message may be queued. Dials if there is no connection and no dial is under way.
     #[inline]
     pub(crate) fn admit(&self, peer: &Arc<Peer>, inner: &Arc<Inner>) -> Result<(), Refused> {
         if self.is_open.load(Ordering::Acquire) {
@@ -121,7 +121,7 @@ impl Link {
         self.admit_slow(peer, inner)
     }
 
-    /// The same for whoever was refused although the link seemed open: it waits until that is settled.
+    /// Slow path of [`admit`](Self::admit), also used after a push failed on a link that looked open: takes the dialer's lock to learn the true state.
     #[cold]
     pub(crate) fn admit_slow(&self, peer: &Arc<Peer>, inner: &Arc<Inner>) -> Result<(), Refused> {
         let mut dialer = self.dialer.lock();
@@ -159,9 +159,9 @@ impl Link {
         is_wanted
     }
 
-    /// Closes the connection if nobody uses it. Nothing is lost by that: what somebody queues meanwhile waits for the next one.
+    /// Closes the connection if it is idle. Messages that are queued meanwhile wait for the next connection.
     pub(crate) fn end_if_idle(&self) {
-        // Whoever is refused by closed lanes asks the dialer, and so waits until this is done.
+        // A caller that closed lanes refuse asks the dialer, and so waits until this is done.
         let mut dialer = self.dialer.lock();
         let channel = &self.conn.channel;
         if dialer.state() != DialState::Up || !channel.lanes.close_if_empty() {
@@ -186,12 +186,12 @@ impl Link {
         channel.pending.in_flight() == 0 && self.conn.backlog() == 0 && channel.windows() == 0
     }
 
-    /// The connection has ended. `true` if somebody waits for the next one.
+    /// Notes the end of the connection. Returns `true` if messages wait for the next one.
     fn ended(&self, reason: &CloseReason) -> bool {
         *self.conn.last_close.lock() = Some(Arc::new(reason.clone()));
         let mut dialer = self.dialer.lock();
         self.is_open.store(false, Ordering::Release);
-        // Until somebody dials. Whoever is refused meanwhile does so.
+        // Closed until the next dial. A caller that is refused meanwhile dials.
         let wakers = self.conn.channel.close();
         let was_idle = dialer.state() == DialState::Ending;
         if was_idle {
@@ -228,7 +228,7 @@ impl Link {
         self.is_open.store(false, Ordering::Release);
         self.refuse_new();
         self.conn.close(CloseReason::Closed);
-        // Without a task nobody else would end what waits.
+        // Where no task runs, nothing else would end the calls that wait.
         self.conn.channel.pending.fail_all(&Fault::Disconnected);
     }
 
@@ -237,7 +237,7 @@ impl Link {
         wake(self.conn.channel.close());
     }
 
-    /// The connection is lost, or there will be none: what is queued is dropped. Only then `say` tells the dialer, so that whoever asks it next
+    /// The connection is lost, or there will be none: what is queued is dropped. Only then `say` tells the dialer, so that the next caller that asks it
     /// finds the queues empty.
     fn lost<R>(&self, fault: &Fault, say: impl FnOnce(&mut Dialer) -> R) -> R {
         self.refuse_new();

@@ -360,7 +360,7 @@ impl ServeRole {
         Ok(())
     }
 
-    /// Nobody waits for the answer to a request any more.
+    /// The caller of a request has given up.
     fn cancel(&mut self, id: u64, conn: &Conn) {
         if conn.channel.windows() > 0 {
             conn.channel.stop_window(CallKey::from_id(id));
