@@ -220,9 +220,10 @@ async fn no_item_is_lost_by_an_error_behind_it() {
     let end = soon(answer.next()).await.expect("an error");
     let code = RejectionCode::Busy;
     assert!(matches!(end, Err(TransportError::PeerRejected { code: found, .. }) if found == code));
-    let mut answer = watch("cut");
     let read = || client.peer_stats(2).expect("known").bulk.frames_received;
+    // Looked at first: pings would have to stand for items that came before it, two a second.
     let before = read();
+    let mut answer = watch("cut");
     until(|| read() >= before + 50).await;
     server.shutdown();
     until(|| client.stats().outbound == 0).await;
