@@ -2,7 +2,7 @@
 
 use super::conn::{Conn, Info};
 use super::handshake::{answer, hear, refuse};
-use super::handshakes::{Handshakes, Place};
+use super::handshakes::{HandshakeBounds, Handshakes, Place};
 use super::parting;
 use super::serve::{ServeLimits, ServeRole};
 use super::session::{self, Established};
@@ -31,10 +31,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Accepts until the transport shuts down.
 pub(crate) async fn run(inner: Arc<Inner>, mut listener: Box<dyn Listener>) {
     let config = &inner.config;
-    // Strangers that wait leave half of the connections to others.
-    let waiting_max = config.handshakes_max.saturating_mul(4);
-    let waiting_max = waiting_max.min(config.inbound_max / 2).max(1);
-    let bounds = (config.handshakes_max, waiting_max);
+    let bounds = HandshakeBounds::new(config.handshakes_max, config.inbound_max);
     let handshakes = Handshakes::new(bounds, config.handshake_timeout);
     let inbound_max = config.inbound_max.min(Semaphore::MAX_PERMITS);
     let connections = Arc::new(Semaphore::new(inbound_max));

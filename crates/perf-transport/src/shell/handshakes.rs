@@ -12,6 +12,28 @@ use tokio::time::{Instant, timeout};
 /// A newcomer that waits for a place looks again after so long.
 const PLACE_PAUSE: Duration = Duration::from_millis(20);
 
+/// Bounds of [`Handshakes`].
+#[derive(Clone, Copy)]
+pub(crate) struct HandshakeBounds {
+    pub(crate) handshakes_max: usize,
+    /// Newcomers of unknown sources that may wait.
+    pub(crate) strangers_waiting_max: usize,
+    /// All newcomers that may wait.
+    pub(crate) waiting_max: usize,
+}
+
+impl HandshakeBounds {
+    /// Newcomers that wait are connections, too: they leave half of `inbound_max` to others.
+    pub(crate) fn new(handshakes_max: usize, inbound_max: usize) -> Self {
+        let waiting_max = (inbound_max / 2).max(1);
+        Self {
+            handshakes_max,
+            strangers_waiting_max: handshakes_max.saturating_mul(4).min(waiting_max),
+            waiting_max,
+        }
+    }
+}
+
 /// Handshakes of peers that have not proven who they are.
 ///
 /// When there are as many as may be, a newcomer displaces the oldest one that has said nothing yet, of the source that has most of
@@ -20,9 +42,7 @@ const PLACE_PAUSE: Duration = Duration::from_millis(20);
 /// newcomers of unknown sources waits, so that those of known ones never stand in line behind a flood.
 pub(crate) struct Handshakes {
     under_way: Mutex<Vec<UnderWay>>,
-    handshakes_max: usize,
-    /// Newcomers of unknown sources that may wait.
-    waiting_max: usize,
+    bounds: HandshakeBounds,
     grace: Duration,
     numbers: AtomicU64,
     /// Newcomers that wait for a place.
@@ -108,12 +128,11 @@ impl Drop for Place {
 }
 
 impl Handshakes {
-    /// At most `handshakes_max`, of `time` each, and `waiting_max` that wait.
-    pub(crate) fn new((handshakes_max, waiting_max): (usize, usize), time: Duration) -> Arc<Self> {
+    /// Within these bounds, of `time` each.
+    pub(crate) fn new(bounds: HandshakeBounds, time: Duration) -> Arc<Self> {
         Arc::new(Self {
             under_way: Mutex::new(Vec::new()),
-            handshakes_max,
-            waiting_max,
+            bounds,
             grace: time / 8,
             numbers: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
@@ -125,14 +144,19 @@ impl Handshakes {
     pub(crate) fn wait(self: &Arc<Self>, is_known: bool) -> Option<Waiting> {
         let before = self.waiting.fetch_add(1, Ordering::Relaxed);
         let waiting = Waiting(Arc::clone(self));
-        (is_known || before < self.waiting_max).then_some(waiting)
+        let waiting_max = if is_known {
+            self.bounds.waiting_max
+        } else {
+            self.bounds.strangers_waiting_max
+        };
+        (before < waiting_max).then_some(waiting)
     }
 
     /// A place for a newcomer; `None` if it must wait: until one has left, or some time has passed. Costs a step for each handshake.
     pub(crate) fn enter(self: &Arc<Self>, source: &str, is_known: bool) -> Option<Place> {
         let now = Instant::now();
         let mut under_way = self.under_way.lock();
-        if under_way.len() >= self.handshakes_max {
+        if under_way.len() >= self.bounds.handshakes_max {
             let place = self.least_worthy(&under_way, is_known, now)?;
             under_way.swap_remove(place).displaced.notify_one();
         }
@@ -188,6 +212,15 @@ impl Handshakes {
 mod tests {
     use super::*;
 
+    /// As many handshakes, as many strangers that wait, and 20 in all that do.
+    fn bounds(handshakes_max: usize) -> HandshakeBounds {
+        HandshakeBounds {
+            handshakes_max,
+            strangers_waiting_max: handshakes_max,
+            waiting_max: 20,
+        }
+    }
+
     fn sources(handshakes: &Handshakes) -> Vec<String> {
         let under_way = handshakes.under_way.lock();
         let mut sources: Vec<_> = under_way.iter().map(|one| one.source.clone()).collect();
@@ -197,7 +230,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_oldest_silent_one_of_the_busiest_source_makes_room() {
-        let handshakes = Handshakes::new((4, 4), Duration::from_secs(1));
+        let handshakes = Handshakes::new(bounds(4), Duration::from_secs(1));
         let enter = |source, is_known| handshakes.enter(source, is_known);
         let few = enter("few", false).expect("room");
         let many = [0; 3].map(|_| enter("many", false).expect("room"));
@@ -211,7 +244,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn those_that_speak_stay_until_they_have_taken_too_long() {
-        let handshakes = Handshakes::new((2, 2), Duration::from_secs(1));
+        let handshakes = Handshakes::new(bounds(2), Duration::from_secs(1));
         let enter = |source, is_known| handshakes.enter(source, is_known);
         let (stranger, known) = (
             enter("a", false).expect("room"),
@@ -233,11 +266,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn few_strangers_wait_and_all_known_ones() {
-        let handshakes = Handshakes::new((2, 2), Duration::from_secs(1));
+        let handshakes = Handshakes::new(bounds(2), Duration::from_secs(1));
         let places = [0; 2].map(|_| handshakes.enter("a", false).expect("room"));
         places.iter().for_each(Place::spoken);
-        let known: Vec<_> = (0..10).map(|_| handshakes.wait(true)).collect();
-        assert!(known.iter().all(Option::is_some) && handshakes.wait(false).is_none());
+        let known: Vec<_> = (0..20).map(|_| handshakes.wait(true)).collect();
+        assert!(known.iter().all(Option::is_some));
+        assert!(handshakes.wait(true).is_none() && handshakes.wait(false).is_none());
         drop(known);
         let waiting = [0; 2].map(|_| handshakes.wait(false).expect("two may wait"));
         assert!(handshakes.wait(false).is_none());
