@@ -14,6 +14,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -54,7 +55,7 @@ impl Body {
         self.conn.peer
     }
 
-    /// The next item of an [`exchange`](crate::Transport::exchange), as the caller sent it; `None` when there are no more. Not to be mixed with
+    /// The next item of an [`exchange`](crate::Transport::exchange), as the caller sent it; `None` when there are no more, or behind an error. Not to be mixed with
     /// [`next`](Self::next), which gives the chunks that items are put together from.
     ///
     /// # Errors
@@ -74,16 +75,17 @@ impl Body {
                 Ok(Some(item)) => return Poll::Ready(Some(Ok(item))),
                 Ok(None) => {}
                 Err(bytes) => {
+                    // The rest has no meaning any more.
+                    self.give_up();
+                    self.items = ItemReader::default();
                     let bytes_max = self.item_bytes_max;
                     return Poll::Ready(Some(Err(TransportError::TooLarge { bytes, bytes_max })));
                 }
             }
-            if self.ended {
-                return Poll::Ready(None);
-            }
             match self.poll_next(cx) {
                 Poll::Ready(Some(Ok(chunk))) => self.items.receive(chunk),
                 Poll::Ready(None) if self.items.is_within_item() => {
+                    self.items = ItemReader::default();
                     let peer = self.conn.peer;
                     return Poll::Ready(Some(Err(TransportError::BodyBroken { peer })));
                 }
@@ -92,7 +94,7 @@ impl Body {
         }
     }
 
-    /// The next chunk; `None` when the body is complete. Chunks are at most 64 KiB, not as the sender cut them.
+    /// The next chunk; `None` when the body is complete, or behind an error. Chunks are at most 64 KiB, not as the sender cut them.
     ///
     /// # Errors
     /// [`TransportError::BodyBroken`] if the sender gave up or the connection was lost: what came so far is not all.
@@ -105,6 +107,9 @@ impl Body {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, TransportError>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
         let step = match self.state.poll_next(cx) {
             Poll::Ready(step) => step,
             Poll::Pending => return Poll::Pending,
@@ -147,18 +152,27 @@ impl Body {
         Ok(all.freeze())
     }
 
-    /// What was read of a complete body makes room for others.
+    /// Nothing more is read: the sender may stop.
+    fn give_up(&mut self) {
+        if !mem::replace(&mut self.ended, true) {
+            self.state.end(false);
+            self.queue(Kind::StreamReset, &[]);
+            self.release();
+        }
+    }
+
+    /// Takes the bytes that were read of a complete body off the connection's count.
     fn release(&self) {
         let released = self.state.take_released();
         if released > 0 {
             let conn = &self.conn;
-            // It may go before the connection's task has added it. Only that task decides by the sum, and only after it has added.
+            // The connection's task may not have added these bytes yet. It reads the count only after it has added them.
             conn.handler_bytes.fetch_sub(released, Ordering::SeqCst);
             conn.handler_ended();
         }
     }
 
-    /// Queues a frame of the connection's own: a few bytes, at most two for each half window that was read.
+    /// Queues a system frame of a few bytes: at most two for each half window that was read.
     fn queue(&self, kind: Kind, payload: &[u8]) {
         let header = Header::new(kind, 0, self.id);
         let lanes = &self.conn.channel.lanes;
@@ -173,20 +187,13 @@ impl futures_core::Stream for Body {
     type Item = Result<Bytes, TransportError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
         Body::poll_next(&mut self, cx)
     }
 }
 
 impl Drop for Body {
     fn drop(&mut self) {
-        if !self.ended {
-            self.state.end(false);
-            self.queue(Kind::StreamReset, &[]);
-            self.release();
-        }
+        self.give_up();
     }
 }
 
@@ -200,22 +207,21 @@ impl fmt::Debug for Body {
 
 /// Chunks are cut to this size: a message of the other class waits for at most one of them in front of it.
 const CHUNK_BYTES_MAX: usize = 64 * 1024;
-/// Frames of the connection's own that may always wait when this side grants credit for an answer: 20 KiB.
+/// System frames that may always wait when this side grants credit for an answer: 20 KiB.
 const GRANTS_MAX: usize = 1024;
-/// Parts of a body may wait in their sender, whose futures were dropped, up to so many bytes; the part that reaches the bound included. What
-/// the default window takes.
+/// Bytes of parts that a sender keeps when the futures that sent them were dropped. The part that reaches the bound is kept, too. As many as the default
+/// window.
 const UNSENT_BYTES_MAX: usize = 1 << 20;
 
-/// Sends chunks in one lane, no more than their reader wants.
+/// Sends chunks in one lane, within the credit of the reader.
 pub(crate) struct Chunks {
     pub(crate) conn: Arc<Conn>,
     key: CallKey,
     lane: Lane,
     window: Arc<SendWindow>,
-    /// The longest payload that the reader takes, where that is not the connection's to say.
+    /// The longest payload that the reader takes, if that is less than what the connection takes.
     bytes_max: usize,
-    /// What is to be sent, and the part of it for which there is credit already. Both outlive futures that are dropped: what is added is
-    /// bounded by those who add.
+    /// Parts that are to be sent, and the one that has its credit already. Both outlive futures that are dropped. Callers bound what they add.
     unsent: VecDeque<Bytes>,
     unsent_bytes: usize,
     credited: Bytes,
@@ -242,7 +248,7 @@ impl Chunks {
         }
     }
 
-    /// Something to be sent by [`flush`](Self::flush), behind what is there.
+    /// Adds a part, which [`flush`](Self::flush) sends behind the others.
     pub(crate) fn add(&mut self, part: Bytes) {
         if !part.is_empty() {
             self.unsent_bytes += part.len();
@@ -250,7 +256,7 @@ impl Chunks {
         }
     }
 
-    /// Sends what there is. Nothing is lost and nothing is doubled if the future is dropped: the next one goes on.
+    /// Sends all parts. If the future is dropped the next call goes on where it was: nothing is lost or doubled.
     pub(crate) async fn flush(&mut self) -> Result<(), TransportError> {
         loop {
             self.queue_credited().await?;
@@ -283,7 +289,7 @@ impl Chunks {
                     self.credited.advance(length);
                     self.sent_bytes += length as u64;
                 }
-                // What the peer takes has become known since the chunk was cut.
+                // The peer has said since that it takes less.
                 Queued::TooLong(most) => bytes_max = most as usize,
             }
         }
@@ -301,7 +307,7 @@ impl Chunks {
         self.try_queue(kind, payload).await.map(|_| ())
     }
 
-    /// The same whether there is room or not: it was within the limit when it began.
+    /// Queues the end of a body whether there is room or not: the body was within the limit when it began.
     pub(crate) fn queue_past_limit(&self, kind: Kind) {
         let header = Header::new(kind, 0, self.key.id());
         let lanes = &self.conn.channel.lanes;
@@ -309,7 +315,7 @@ impl Chunks {
         self.conn.notify(false);
     }
 
-    /// The reader's credit is of no use any more.
+    /// Forgets the window: nothing more is sent.
     pub(crate) fn close(&self) {
         self.conn.channel.close_window(self.key);
     }
@@ -324,7 +330,7 @@ impl Chunks {
         };
         let conn = &self.conn;
         let queued = poll_fn(|cx| {
-            // A body is of one connection: once that is lost, no chunk may go to the next one.
+            // A body belongs to one connection: no chunk may go to the next one.
             match self.window.poll_take(0, cx) {
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Ready(Some(_)) | Poll::Pending => {}
@@ -352,7 +358,7 @@ impl Chunks {
     }
 }
 
-/// What became of a frame of a body.
+/// The outcome of queueing a frame of a body.
 enum Queued {
     Whole,
     /// The peer takes so many bytes at most.
@@ -364,7 +370,7 @@ pub(crate) struct AnswerBody {
     state: Arc<BodyState>,
     conn: Arc<Conn>,
     key: CallKey,
-    /// So many frames of the connection's own may wait when credit is granted.
+    /// How many system frames may wait when credit is granted.
     frames_max: usize,
 }
 
@@ -404,7 +410,7 @@ impl AnswerBody {
             if lanes.push_credit(header, grant, self.frames_max) {
                 self.conn.notify(true);
             } else {
-                // It sends what it has no credit for by what it has read.
+                // The peer sends on without reading the credit that it gets.
                 self.conn.close(CloseReason::Stalled);
             }
         }

@@ -30,7 +30,7 @@ enum State {
     },
     Failed(TransportError),
     Done,
-    /// Done, with the context of the reply.
+    /// Done, with the trace context of the reply.
     Traced(TraceContext),
 }
 

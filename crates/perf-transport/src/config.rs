@@ -9,6 +9,8 @@ use std::time::Duration;
 const FRAME_BYTES_MOST: u32 = 64 << 20;
 /// The smallest: handshake and control frames must fit.
 const FRAME_BYTES_LEAST: u32 = 4096;
+/// The longest tick: deadlines and heartbeats are looked at once in each.
+const TICK_MOST: Duration = Duration::from_secs(60);
 
 /// Bounds and times of a transport.
 ///
@@ -36,7 +38,7 @@ pub struct Config {
     pub calls_max: usize,
     /// Bytes taken from the queues for one round of writing. 256 KiB: what a socket buffer takes at once.
     pub outbox_bytes: usize,
-    /// Memory for one read: at first, and where reads fill it. 16 KiB to 256 KiB: a call at a time needs little, bulk is read in large pieces.
+    /// Memory for one read, 1 KiB to 64 MiB: at first, and where reads fill it. 16 KiB to 256 KiB: a call at a time needs little, bulk is read in large pieces.
     pub read_bytes: (usize, usize),
     /// Requests with spawned handlers that may run at once for one connection. When there are more, the connection is not read, and the peer is
     /// told that this node lives. As many bodies, watches and exchanges may be handled besides; further ones are answered `Busy`, and do not
@@ -73,12 +75,13 @@ pub struct Config {
     pub backoff: (Duration, Duration),
     /// A connection without messages for so long is closed; the next message dials anew. 5 min.
     pub idle_timeout: Duration,
-    /// How exact timeouts are, and how often everything is looked at. 10 ms.
+    /// How exact timeouts are, and how often everything is looked at: 1 ms to 60 s. 10 ms.
     pub tick: Duration,
     /// Connections that are accepted at once, handshakes included, and those that have ended while their handlers run. 1024. Further ones are closed.
     pub inbound_max: usize,
-    /// Connections that are in their handshake at once. 64. When there are more, the oldest one that has said nothing makes room, of the source that has
-    /// most of them; where all have begun to speak, newcomers wait.
+    /// Connections at once that are in their handshake and have not said who they are, or have not proven it. 64. When there are more, the oldest one that has said nothing makes room, of the source that has
+    /// most of them; where all have begun to speak, newcomers from known addresses take the places of others, four times as many other newcomers
+    /// wait, half of `inbound_max` at most, and further ones are refused.
     pub handshakes_max: usize,
     /// Connections that are accepted at once from one node, and those that have ended while their handlers run. 16: two, and those that are lost and not yet
     /// known to be. Further ones are refused, and one node cannot have all of `inbound_max`.
@@ -169,11 +172,11 @@ impl Config {
                 self.calls_max
             ));
         }
-        if self.read_bytes.0 < 1024 || self.read_bytes.1 < self.read_bytes.0 {
-            return wrong(
-                "read_bytes must be at least 1024, and the second not less than the first"
-                    .to_owned(),
-            );
+        let (first, most) = self.read_bytes;
+        if first < 1024 || most < first || most > FRAME_BYTES_MOST as usize {
+            return wrong(format!(
+                "read_bytes are {first} and {most}, allowed are 1024 to {FRAME_BYTES_MOST}, and the second not less than the first"
+            ));
         }
         if self.handlers_per_method_max == 0 || self.inbound_per_node_max == 0 {
             let wanted = "handlers_per_method_max and inbound_per_node_max must be at least 1";
@@ -201,7 +204,13 @@ impl Config {
         if times.iter().any(|time| *time < least) {
             return wrong("every time must be at least 1 ms".to_owned());
         }
-        if self.heartbeat_timeout < self.heartbeat_interval * 2 {
+        if self.tick > TICK_MOST {
+            return wrong(format!(
+                "tick is {:?}, at most {TICK_MOST:?} are allowed",
+                self.tick
+            ));
+        }
+        if self.heartbeat_timeout < self.heartbeat_interval.saturating_mul(2) {
             return wrong("heartbeat_timeout must be at least twice heartbeat_interval".to_owned());
         }
         if self.busy_timeout < self.heartbeat_timeout {
@@ -255,15 +264,18 @@ mod tests {
     #[test]
     fn the_default_works_and_each_mistake_is_named() {
         assert_eq!(Config::default().check(), Ok(()));
-        let mistakes: [fn(&mut Config); 10] = [
+        let mistakes: [fn(&mut Config); 13] = [
             |config| config.frame_bytes_max = 1,
             |config| config.queue_bytes[3] = 1 << 20,
             |config| config.weights[0] = 0,
             |config| config.calls_max = 0,
             |config| config.read_bytes = (4096, 1024),
+            |config| config.read_bytes = (4096, usize::MAX),
             |config| config.handlers_max = 0,
             |config| config.streams_max = 0,
             |config| config.tick = Duration::ZERO,
+            |config| config.tick = Duration::MAX,
+            |config| config.heartbeat_interval = Duration::MAX,
             |config| config.heartbeat_timeout = Duration::from_millis(900),
             |config| config.backoff.1 = Duration::ZERO,
         ];

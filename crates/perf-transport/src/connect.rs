@@ -83,7 +83,7 @@ impl ByteStream for tokio::net::UnixStream {
 /// What addresses of unix sockets begin with: `unix:/run/node-7.sock`.
 pub(crate) const UNIX: &str = "unix:";
 
-/// TCP for addresses `host:port`, and on Unix a socket in the file system for addresses like `unix:/run/node-7.sock`: for peers on one machine.
+/// TCP for addresses `host:port` (the system looks names up, at most 16 of them at once for a process), and on Unix a socket in the file system for addresses like `unix:/run/node-7.sock`: for peers on one machine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TcpConnector;
 
@@ -99,7 +99,7 @@ impl Connector for TcpConnector {
                 let stream = tokio::net::UnixStream::connect(path).await?;
                 return Ok(Box::new(stream) as Box<dyn ByteStream>);
             }
-            let addresses = tokio::net::lookup_host(address).await?;
+            let addresses = crate::lookup::addresses(address).await?;
             let stream = first_of(by_turns(addresses), options).await?;
             Ok(Box::new(stream) as Box<dyn ByteStream>)
         })
@@ -112,8 +112,7 @@ const ADDRESSES_MAX: usize = 16;
 const NEXT_ADDRESS: Duration = Duration::from_millis(100);
 
 /// The two families by turns, as the resolver has ordered them.
-fn by_turns(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
-    let addresses: Vec<_> = addresses.collect();
+fn by_turns(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let is_first = |address: &SocketAddr| address.is_ipv4() == addresses[0].is_ipv4();
     let (first, second): (Vec<_>, Vec<_>) = addresses.iter().partition(|one| is_first(one));
     let mut second = second.into_iter();
@@ -168,7 +167,7 @@ async fn connect_to(address: SocketAddr, options: StreamOptions) -> io::Result<T
 pub(crate) async fn listen(address: &str) -> io::Result<Box<dyn Listener>> {
     #[cfg(unix)]
     if let Some(path) = address.strip_prefix(UNIX) {
-        return Ok(Box::new(UnixSocket::bind(path)?));
+        return Ok(Box::new(UnixSocket::bind(path).await?));
     }
     Ok(Box::new(TcpListener::bind(address).await?))
 }
@@ -183,15 +182,20 @@ struct UnixSocket {
 
 #[cfg(unix)]
 impl UnixSocket {
-    fn bind(path: &str) -> io::Result<Self> {
+    async fn bind(path: &str) -> io::Result<Self> {
+        use std::os::unix::fs::FileTypeExt;
         let bind = || tokio::net::UnixListener::bind(path);
         let listener = match bind() {
-            // The file of a process that crashed: nobody answers there.
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                let answer = std::os::unix::net::UnixStream::connect(path);
-                if !answer.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+                // A file that is no socket refuses connections too, and is not this node's to remove.
+                let is_socket = std::fs::symlink_metadata(path)?.file_type().is_socket();
+                let answer = tokio::net::UnixStream::connect(path).await;
+                let is_dead =
+                    answer.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+                if !is_socket || !is_dead {
                     return Err(error);
                 }
+                // Left by a process that crashed.
                 std::fs::remove_file(path)?;
                 bind()?
             }
@@ -263,9 +267,9 @@ mod tests {
     fn the_families_take_turns() {
         let [a, b, c] = ["[::1]:1", "[::2]:1", "[::3]:1"].map(address);
         let x = address("10.0.0.1:1");
-        assert_eq!(by_turns([a, b, c, x].into_iter()), [a, x, b, c]);
-        assert_eq!(by_turns([x, a, b].into_iter()), [x, a, b]);
-        assert_eq!(by_turns([].into_iter()), []);
+        assert_eq!(by_turns(vec![a, b, c, x]), [a, x, b, c]);
+        assert_eq!(by_turns(vec![x, a, b]), [x, a, b]);
+        assert_eq!(by_turns(Vec::new()), []);
     }
 
     /// The first addresses take no connection and refuse none, as a host that is gone does.

@@ -130,7 +130,7 @@ pub enum PeerEvent {
         /// Why.
         reason: CloseReason,
     },
-    /// Somebody was not let in.
+    /// A peer was not let in.
     Refused {
         /// Where the connection came from.
         from: String,
@@ -216,7 +216,7 @@ impl Events {
             // A callback that panics must not end the task where something happened.
             let _ = catch_unwind(AssertUnwindSafe(|| callback(&event)));
         }
-        // Nobody may be subscribed.
+        // Fails where there is no subscriber.
         let _ = self.sender.send(event);
     }
 }

@@ -1,4 +1,4 @@
-//! Streams of items: what is sent one by one arrives one by one, whatever chunks lie between.
+//! Streams of items, which are sent in chunks and arrive as they were sent.
 
 use crate::body::{AnswerBody, Chunks};
 use crate::call::Call;
@@ -15,10 +15,10 @@ const LENGTH_BYTES: usize = 4;
 /// Items up to this size are copied behind their length; larger ones stay where they are.
 const COPIED_BYTES_MAX: usize = 1024;
 
-/// Puts items together from chunks.
+/// Assembles items from chunks.
 #[derive(Debug, Default)]
 pub(crate) struct ItemReader {
-    /// What came of an item that is not whole yet, its length in front.
+    /// The first part of an item, with its length in front.
     begun: BytesMut,
     chunk: Bytes,
 }
@@ -87,7 +87,7 @@ impl ItemReader {
 /// The reader's window ([`Config::stream_window_bytes`](crate::Config::stream_window_bytes)) bounds what is under way and unread: a sender waits for its reader.
 pub struct ItemSender {
     chunks: Chunks,
-    /// The caller's side: the peer is told how it ends.
+    /// Whether this is the caller's side, which tells the peer how it ends.
     is_callers: bool,
     has_ended: bool,
 }
@@ -117,7 +117,7 @@ impl ItemSender {
                 bytes_max: u32::MAX as usize,
             });
         };
-        // What an earlier future has left.
+        // Parts that a dropped future has left.
         self.flush().await?;
         if item.len() <= COPIED_BYTES_MAX {
             let mut whole = BytesMut::with_capacity(LENGTH_BYTES + item.len());
@@ -223,7 +223,7 @@ impl Answer {
             };
             self.call = None;
             self.outcome = Some(outcome);
-            // What arrived between the look at the items and the outcome goes before it.
+            // Items that arrived since `poll_item` go before the outcome.
             if let Some(item) = self.poll_item(cx) {
                 return Poll::Ready(Some(item));
             }
@@ -245,7 +245,7 @@ impl Answer {
                 Ok(Some(item)) => return Some(Ok(item)),
                 Ok(None) => {}
                 Err(bytes) => {
-                    // The rest has no meaning any more.
+                    // The items behind it cannot be found.
                     self.has_ended = true;
                     self.call = None;
                     let bytes_max = self.item_bytes_max;

@@ -16,6 +16,7 @@ mod envelope;
 mod error;
 mod event;
 mod items;
+mod lookup;
 mod message;
 #[cfg(feature = "metrics")]
 mod methods;

@@ -20,7 +20,8 @@ use std::time::Instant;
 /// | `rpc.client.received`, `rpc.server.sent` | bytes of replies; streamed bodies are not counted |
 ///
 /// The attributes are `rpc.service` and `rpc.method`. A call costs two readings of the clock and five recordings, some 100 ns on each side; without this it costs
-/// nothing. A method that no handler has is not recorded: peers cannot make series.
+/// nothing. Requests that a handler of `*` or the
+/// fallback gets are recorded as `*`, and those without a handler not at all: peers cannot make series.
 #[derive(Clone)]
 pub struct MethodMetrics {
     inner: Arc<[Side; 2]>,

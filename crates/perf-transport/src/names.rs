@@ -8,6 +8,7 @@ use parking_lot::RwLock;
 use prost::Message;
 use std::hash::{BuildHasher, Hasher};
 use std::ops::Deref;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Names that a process remembers for ever, at most: those that its own routers have handlers for.
@@ -93,10 +94,14 @@ impl Name {
     }
 }
 
+/// Relayed messages bring names that peers have chosen: they may fill this part of a table.
+const RELAYED_MAX: usize = METHODS_MAX / 2;
+
 /// An insert-only table; a name's number is its place. Reading takes no lock: a hash, one or two loads, two comparisons.
 #[derive(Debug)]
 pub(crate) struct NameTable {
     places: Box<[OnceLock<Arc<Name>>]>,
+    taken: AtomicUsize,
     hasher: foldhash::fast::RandomState,
 }
 
@@ -104,8 +109,34 @@ impl NameTable {
     pub(crate) fn new() -> Self {
         Self {
             places: (0..METHODS_MAX).map(|_| OnceLock::new()).collect(),
+            taken: AtomicUsize::new(0),
             hasher: foldhash::fast::RandomState::default(),
         }
+    }
+
+    /// Whether a name that a peer has chosen may be relayed: it is there, or the half of the table that others may fill is not full.
+    pub(crate) fn check_relayed(&self, service: &str, method: &str) -> Result<(), TransportError> {
+        if self.taken.load(Ordering::Relaxed) < RELAYED_MAX || self.has(service, method) {
+            return Ok(());
+        }
+        Err(TransportError::InvalidName {
+            reason: "1024 services and methods are in use, no more are relayed: the others are kept for names of this node",
+        })
+    }
+
+    fn has(&self, service: &str, method: &str) -> bool {
+        let start = self.start(service, method);
+        let places = (0..METHODS_MAX).map(|step| start.wrapping_add(step) % METHODS_MAX);
+        let mut names = places.map_while(|place| self.places[place].get());
+        names.any(|name| name.is(service, method))
+    }
+
+    #[inline]
+    fn start(&self, service: &str, method: &str) -> usize {
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write(service.as_bytes());
+        hasher.write(method.as_bytes());
+        hasher.finish() as usize
     }
 
     /// The number of a name, which it gets with its first use.
@@ -116,10 +147,7 @@ impl NameTable {
         method: &str,
         priority: impl FnOnce() -> Priority,
     ) -> Result<(u16, &Arc<Name>), TransportError> {
-        let mut hasher = self.hasher.build_hasher();
-        hasher.write(service.as_bytes());
-        hasher.write(method.as_bytes());
-        let start = hasher.finish() as usize;
+        let start = self.start(service, method);
         for step in 0..METHODS_MAX {
             let place = start.wrapping_add(step) % METHODS_MAX;
             let Some(name) = self.places[place].get() else {
@@ -151,6 +179,7 @@ impl NameTable {
         for step in 0..METHODS_MAX {
             let place = start.wrapping_add(step) % METHODS_MAX;
             let found = self.places[place].get_or_init(|| {
+                self.taken.fetch_add(1, Ordering::Relaxed);
                 Arc::new(Name {
                     name: name.clone(),
                     priority,
@@ -197,6 +226,20 @@ mod tests {
         numbers.dedup();
         assert_eq!(numbers.len(), METHODS_MAX);
         assert!(table.number("one", "more", || Priority::Low).is_err());
+    }
+
+    #[test]
+    fn names_of_peers_leave_room_for_those_of_the_node() {
+        let table = NameTable::new();
+        let relay = |method: &str| {
+            table.check_relayed("any", method)?;
+            table.number("any", method, || Priority::Low).map(drop)
+        };
+        let relayed = (0..METHODS_MAX).filter(|place| relay(&place.to_string()).is_ok());
+        assert_eq!(relayed.count(), RELAYED_MAX);
+        assert!(relay("7").is_ok() && relay("1024").is_err());
+        assert!(table.number("vm", "start", || Priority::Low).is_ok());
+        assert!(table.check_relayed("vm", "start").is_ok());
     }
 
     #[test]

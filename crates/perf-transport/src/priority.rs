@@ -19,7 +19,7 @@ pub enum Priority {
     Critical,
     /// What must not wait for bulk: health checks, small appends.
     High,
-    /// Requests that somebody waits for.
+    /// Requests whose callers wait.
     Normal,
     /// What may take its time: snapshots, logs.
     Low,

@@ -1,9 +1,10 @@
-//! Why a message cannot go now, as the hot path says it.
+//! Why a message cannot be queued now, in a form that is cheap to return on the hot path.
 
 use crate::error::TransportError;
+use crate::proto::NotQueued;
 use std::sync::Arc;
 
-/// Two registers wide: a [`TransportError`] has room for text, and is copied on its way up even where there is none.
+/// Why a message cannot be queued. Two registers wide, where a [`TransportError`] has room for text that is copied at each return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
     ShuttingDown,
@@ -57,6 +58,20 @@ impl Refused {
                 retry_in_ms,
                 cause,
             },
+        }
+    }
+}
+
+impl From<NotQueued> for Refused {
+    #[inline]
+    fn from(reason: NotQueued) -> Self {
+        match reason {
+            NotQueued::Full => Self::QueueFull,
+            // The connection is ending, or a dial has failed, and the dialer is about to learn of it.
+            NotQueued::Closed => Self::Unreachable { retry_in_ms: 0 },
+            NotQueued::TooLong { bytes_max } => Self::TooLarge { bytes_max },
+            NotQueued::Untraced => Self::Untraced,
+            NotQueued::Unsupported => Self::Unsupported,
         }
     }
 }

@@ -14,7 +14,7 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// A method of a peer, looked up once, for whoever sends there often: [`Transport::send`] and [`Transport::call`] find peer and method
+/// A method of a peer, looked up once, for senders that use it often: [`Transport::send`] and [`Transport::call`] find peer and method
 /// anew for each message.
 ///
 /// It keeps its transport alive, as a clone of that does, and no connection open. When peers are added or removed it stays right, and looks up as a transport does from then
@@ -159,10 +159,14 @@ impl RemoteMethod {
     /// The future's: those of [`Transport::call`].
     #[inline]
     pub fn call<'a>(&'a self, payload: impl Into<Payload<'a>>) -> Call {
-        let envelope = self.envelope(payload.into());
-        match self.transport.call_along(&self.route, &envelope) {
+        self.begin(&self.envelope(payload.into()))
+    }
+
+    #[inline]
+    fn begin(&self, envelope: &Envelope<'_>) -> Call {
+        match self.transport.call_along(&self.route, envelope) {
             Ok(call) => call,
-            Err(error) => Call::failed(error, self.transport.observe(&envelope)),
+            Err(error) => Call::failed(error, self.transport.observe(envelope)),
         }
     }
 
@@ -188,11 +192,7 @@ impl RemoteMethod {
         payload: impl Into<Payload<'a>>,
         trace: &'a TraceContext,
     ) -> Call {
-        let envelope = self.envelope(payload.into()).with_trace(trace);
-        match self.transport.call_along(&self.route, &envelope) {
-            Ok(call) => call,
-            Err(error) => Call::failed(error, self.transport.observe(&envelope)),
-        }
+        self.begin(&self.envelope(payload.into()).with_trace(trace))
     }
 
     /// Sends a request and waits for room first, as [`Transport::call_wait`] does.

@@ -167,14 +167,14 @@ impl Router {
     /// A handler that answers item by item: watches of what changes, long lists, downloads. It runs in a task of its own. The caller has each item when
     /// it was sent, and the end, or the rejection, when the handler returns.
     ///
-    /// It is dropped at its next `await` when nobody reads the answer any more, as [with cancellation](Self::with_cancellation): a watch that waits for the next
+    /// It is dropped at its next `await` when the caller has given the answer up, as [with cancellation](Self::with_cancellation): a watch that waits for the next
     /// event would run for ever otherwise.
     ///
     /// ```
     /// # use perf_transport::Router;
     /// let router = Router::new().watch("vm", "count", |_message, mut answer| async move {
     ///     for number in 0..3_u8 {
-    ///         // An error says that nobody reads any more.
+    ///         // An error says that the caller has given the answer up.
     ///         if answer.send(vec![number]).await.is_err() {
     ///             break;
     ///         }
@@ -200,7 +200,7 @@ impl Router {
     }
 
     /// A handler that reads items ([`Body::next_item`]) and answers item by item, both at once. As with [`watch`](Self::watch) it runs in a task of its own, and is
-    /// dropped when nobody reads the answer any more.
+    /// dropped when the caller has given the answer up.
     #[must_use]
     pub fn exchange<F>(
         self,
@@ -294,7 +294,7 @@ impl Router {
     }
 
     /// Lets requests of a method, or with `*` of all methods of a service, be stopped: their spawned or streamed handler is dropped, at its next
-    /// `await`, when nobody waits for its answer any more. That is when the caller drops its [`Call`](crate::Call), its deadline passes, or the
+    /// `await`, when the caller has given up. That is when the caller drops its [`Call`](crate::Call), its deadline passes, or the
     /// connection is lost. Without it handlers run to their end.
     ///
     /// For work that may be left half done at each `await`: reads, waiting for a turn or for an event, fetching and computing. A handler that changes
@@ -348,6 +348,23 @@ impl Router {
     ) -> Option<&'a T> {
         let get = |method| MethodName::new(service, method).and_then(|name| table.get(&name));
         get(method).or_else(|| get(ANY))
+    }
+
+    /// Under which service and method a name is recorded: those that its handler was given for. Peers choose the names that a handler of `*` or the
+    /// fallback gets, and would make series by that.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn recorded<'a>(&self, name: &'a MethodName) -> Option<(&'a str, &'a str)> {
+        let (service, method) = (name.service(), name.method());
+        let has = |method| {
+            MethodName::new(service, method).is_some_and(|name| self.handlers.contains_key(&name))
+        };
+        if has(method) {
+            Some((service, method))
+        } else if has(ANY) {
+            Some((service, ANY))
+        } else {
+            self.fallback.as_ref().map(|_| (ANY, ANY))
+        }
     }
 
     pub(crate) fn handler(&self, name: &MethodName) -> Option<Handler> {

@@ -85,7 +85,7 @@ pub struct ConnectionStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum PeerState {
-    /// This node has not dialled it, or the connection ended because nobody used it: the next message dials.
+    /// This node has not dialled it, or the connection was closed because it was idle: the next message dials.
     Idle,
     /// A connection is established.
     Connected,
@@ -218,7 +218,7 @@ impl Counts {
         }
     }
 
-    /// Nobody records.
+    /// Without the feature nothing is recorded.
     #[cfg(not(feature = "metrics"))]
     pub(crate) fn connected(&self, _is_up: bool) {}
 

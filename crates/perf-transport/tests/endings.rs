@@ -6,6 +6,7 @@ mod support;
 
 use bytes::Bytes;
 use perf_transport::{CloseReason, Config, Envelope, PeerEvent, Router, Transport, TransportError};
+use std::sync::Arc;
 use std::time::Duration;
 use support::{PATIENCE, address, pair, plain, soon};
 use tokio::runtime::{Builder, Runtime};
@@ -273,4 +274,66 @@ async fn a_body_is_a_stream() {
         .await
         .expect("wanted");
     assert_eq!(soon(body.finish()).await.as_deref(), Ok(&b"100000"[..]));
+}
+
+/// A connector that fails when it is told to.
+struct Failing(Arc<tokio::sync::Notify>);
+
+impl perf_transport::Connector for Failing {
+    fn connect<'a>(
+        &'a self,
+        _: &'a str,
+        _: perf_transport::StreamOptions,
+    ) -> perf_transport::BoxFuture<'a, std::io::Result<Box<dyn perf_transport::ByteStream>>> {
+        Box::pin(async {
+            self.0.notified().await;
+            Err(std::io::ErrorKind::ConnectionRefused.into())
+        })
+    }
+}
+
+/// A caller that sends another message when it is woken, within the wake-up.
+struct SendsWhenWoken(Transport, parking_lot::Mutex<Option<TransportError>>);
+
+impl std::task::Wake for SendsWhenWoken {
+    fn wake(self: Arc<Self>) {
+        let sent = self.0.send(Envelope::new(2, "vm", "note", b"x"));
+        if let Err(undelivered) = sent {
+            self.1.lock().get_or_insert(undelivered.error);
+        }
+    }
+}
+
+/// Between the end of an attempt to dial and the moment at which that is known a message is refused as unreachable: no queue is full.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_meets_the_end_of_a_dial_is_told_so() {
+    let fail = Arc::new(tokio::sync::Notify::new());
+    let mut config = Config::default();
+    config.calls_max = 1;
+    config.dial_timeout = PATIENCE;
+    let client = plain(1)
+        .config(config)
+        .connector(Failing(Arc::clone(&fail)));
+    let client = client.peer(2, "nowhere").start().await.expect("starts");
+    let first = client.call(Envelope::new(2, "vm", "echo", b"x"));
+    let waits = client.call_wait(Envelope::new(2, "vm", "echo", b"y"));
+    let mut waits = std::pin::pin!(waits);
+    let woken = SendsWhenWoken(client.clone(), parking_lot::Mutex::new(None));
+    let woken = Arc::new(woken);
+    let waker = std::task::Waker::from(Arc::clone(&woken));
+    let polled = waits
+        .as_mut()
+        .poll(&mut std::task::Context::from_waker(&waker));
+    assert!(polled.is_pending());
+    fail.notify_one();
+    assert!(matches!(
+        soon(first).await,
+        Err(TransportError::Unreachable { .. })
+    ));
+    support::until(|| woken.1.lock().is_some()).await;
+    let told = woken.1.lock().take();
+    assert!(
+        matches!(told, Some(TransportError::Unreachable { .. })),
+        "{told:?}"
+    );
 }

@@ -240,3 +240,132 @@ async fn a_peer_that_sends_answers_and_reads_no_credit_is_cut_off() {
     let reason = reason.await;
     assert_eq!(reason, CloseReason::Stalled);
 }
+
+/// Bodies and watches that are begun and given up at once, by the ten thousand, credit of nothing and of more than there is, chunks and ends of what
+/// is over or never was: each costs this peer a place at most, and nobody else anything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn floods_of_ends_and_credit_leave_nothing_behind() {
+    let stopped = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::clone(&stopped);
+    let router = Router::new()
+        .streamed("vm", "store", move |_, mut body| {
+            let counts = Arc::clone(&counts);
+            async move {
+                while let Some(chunk) = body.next().await {
+                    // An error is told once: who goes on behind it comes to the end.
+                    if chunk.is_err() {
+                        counts.fetch_add(1, Ordering::SeqCst);
+                    }
+                }
+                Ok(Bytes::new())
+            }
+        })
+        .watch("vm", "events", |_, mut answer| async move {
+            while answer.send(vec![7; 100]).await.is_ok() {}
+            Ok(())
+        })
+        .inline("vm", "echo", |_, _| Ok(()));
+    let server = server(router, Config::default()).await;
+    let (mut reader, mut writer) = raw::connect(7, &address(&server)).await.into_split();
+    // It takes what it gets, so that it is not stopped for not reading.
+    let reading = tokio::spawn(async move {
+        let mut bytes = vec![0; 1 << 16];
+        while tokio::io::AsyncReadExt::read(&mut reader, &mut bytes)
+            .await
+            .is_ok_and(|read| read > 0)
+        {}
+    });
+    let mut frames = raw::define(0, "vm", "store");
+    frames.extend(raw::define(1, "vm", "events"));
+    writer.write_all(&frames).await.expect("it reads");
+    for round in 0..200_u64 {
+        let mut frames = Vec::new();
+        for number in 0..50 {
+            let id = round * 50 + number;
+            let mut say = |kind, method, payload: &[u8]| {
+                frames.extend(raw::frame(kind, (method, id), payload));
+            };
+            say(Kind::StreamOpen, 0, b"");
+            say(Kind::StreamChunk, 0, b"part");
+            say(Kind::StreamReset, 0, b"");
+            say(Kind::StreamChunk, 0, b"behind its end");
+            say(Kind::StreamEnd, 0, b"");
+            say(Kind::Watch, 1, b"");
+            for bytes in [0, u32::MAX, u32::MAX, 1] {
+                say(Kind::StreamCredit, 0, &bytes.to_le_bytes());
+            }
+            say(Kind::Cancel, 0, b"");
+            say(Kind::StreamCredit, 0, &7_u32.to_le_bytes());
+            say(Kind::Cancel, 0, b"");
+        }
+        soon(writer.write_all(&frames)).await.expect("it reads");
+    }
+    until(|| server.stats().handlers == 0).await;
+    assert_eq!(server.stats().inbound, 1);
+    assert!(stopped.load(Ordering::SeqCst) > 0);
+    let other = plain(8)
+        .peer(2, address(&server))
+        .start()
+        .await
+        .expect("starts");
+    let call = other.call(Envelope::new(2, "vm", "echo", b""));
+    soon(call).await.expect("a reply");
+    drop(writer);
+    until(|| server.stats().inbound <= 1).await;
+    soon(reading).await.expect("no panics");
+}
+
+/// A node that answers with what no caller waits for, credit without end, and ends of what is over: its caller goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_takes_no_harm_from_what_it_did_not_ask_for() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("loopback");
+    let at = listener.local_addr().expect("bound").to_string();
+    let client = plain(1).peer(2, at).start().await.expect("starts");
+    let call = client.call(Envelope::new(2, "vm", "echo", b"x"));
+    let mut body = client
+        .stream(Envelope::new(2, "vm", "store", b""))
+        .expect("room");
+    let (mut stream, _) = soon(listener.accept()).await.expect("it dials");
+    raw::welcome_with(&mut stream, perf_transport::proto::FEATURE_WATCH).await;
+    let (mut call_id, mut body_id) = (None, None);
+    while call_id.is_none() || body_id.is_none() {
+        let (kind, id, _) = answer(&mut stream).await;
+        if kind == Kind::Request as u8 {
+            call_id = Some(id);
+        } else if kind == Kind::StreamOpen as u8 {
+            body_id = Some(id);
+        }
+    }
+    let (call_id, body_id) = (call_id.expect("asked"), body_id.expect("begun"));
+    let mut frames = Vec::new();
+    for id in [0, 1, body_id, call_id ^ (1 << 20), u64::MAX] {
+        for bytes in [0, u32::MAX, u32::MAX] {
+            frames.extend(raw::frame(
+                Kind::StreamCredit,
+                (0, id),
+                &bytes.to_le_bytes(),
+            ));
+        }
+    }
+    for id in [0, call_id ^ (1 << 20), u64::MAX] {
+        frames.extend(raw::frame(Kind::Reply, (0, id), b"to nobody"));
+        frames.extend(raw::frame(Kind::Failure, (0, id), b"\x01to nobody"));
+        frames.extend(raw::frame(Kind::StreamChunk, (0, id), b"to nobody"));
+        frames.extend(raw::frame(Kind::StreamReset, (0, id), b""));
+    }
+    for _ in 0..2 {
+        frames.extend(raw::frame(Kind::StreamReset, (0, body_id), b""));
+        frames.extend(raw::frame(Kind::Reply, (0, body_id), b"enough"));
+        frames.extend(raw::frame(Kind::Reply, (0, call_id), b"once"));
+    }
+    stream.write_all(&frames).await.expect("it reads");
+    assert_eq!(soon(call).await.as_deref(), Ok(&b"once"[..]));
+    let _ = soon(body.send(vec![7; 100].into())).await;
+    assert_eq!(soon(body.finish()).await.as_deref(), Ok(&b"enough"[..]));
+    assert_eq!(
+        client.connections().iter().filter(|one| one.is_up).count(),
+        1
+    );
+}

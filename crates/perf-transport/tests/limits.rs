@@ -4,8 +4,10 @@
 
 mod support;
 
+use bytes::Bytes;
 use perf_transport::{Config, Envelope, Router, TransportError};
-use support::{address, plain, soon};
+use std::time::Duration;
+use support::{address, pair, plain, soon};
 
 fn echo() -> Router {
     Router::new().inline("vm", "length", |message, reply| {
@@ -106,5 +108,133 @@ async fn a_cap_that_is_learned_while_messages_are_queued_holds_for_all_of_them()
         for caller in callers {
             soon(caller).await.expect("no panics");
         }
+    }
+}
+
+/// Users that want no bound say so by the greatest number.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_greatest_bounds_are_no_trap() {
+    let mut config = Config::default();
+    config.frame_bytes_max = 64 << 20;
+    config.queue_bytes = [usize::MAX; 4];
+    config.queue_frames = [usize::MAX; 4];
+    config.weights = [u32::MAX; 4];
+    config.calls_max = 1 << 16;
+    config.outbox_bytes = usize::MAX;
+    config.handlers_max = usize::MAX;
+    config.handler_bytes_max = usize::MAX;
+    config.handlers_per_method_max = usize::MAX;
+    config.stream_window_bytes = u32::MAX;
+    config.streams_max = u32::MAX;
+    config.inbound_max = usize::MAX;
+    config.handshakes_max = usize::MAX;
+    config.inbound_per_node_max = usize::MAX;
+    for time in [
+        &mut config.call_timeout,
+        &mut config.stream_timeout,
+        &mut config.dial_timeout,
+        &mut config.handshake_timeout,
+        &mut config.heartbeat_interval,
+        &mut config.heartbeat_timeout,
+        &mut config.busy_timeout,
+        &mut config.idle_timeout,
+        &mut config.backoff.1,
+    ] {
+        *time = Duration::MAX;
+    }
+    config.backoff.0 = Duration::MAX;
+    let router = echo()
+        .spawned(
+            "vm",
+            "echo",
+            |message| async move { Ok(message.into_payload()) },
+        )
+        .streamed("vm", "store", |_, mut body| async move {
+            let all = body.collect(1 << 20).await.expect("short");
+            Ok(all)
+        });
+    let (client, _server) = pair(router, config).await;
+    let envelope = |method| Envelope::new(2, "vm", method, b"x");
+    for method in ["length", "echo"] {
+        soon(client.call(envelope(method))).await.expect("a reply");
+        let waits = client.call_wait(envelope(method).with_timeout(Duration::MAX));
+        soon(waits).await.expect("a reply");
+    }
+    let mut body = client.stream(envelope("store")).expect("room");
+    soon(body.send(Bytes::from_static(b"part")))
+        .await
+        .expect("room");
+    assert_eq!(soon(body.finish()).await.as_deref(), Ok(&b"part"[..]));
+    // A peer that is not there stays so until it is told of anew.
+    client.add_peer(3, "127.0.0.1:1");
+    for _ in 0..3 {
+        let call = client.call(Envelope::new(3, "vm", "length", b"x"));
+        let refused = soon(call).await.expect_err("nobody listens");
+        assert!(
+            matches!(refused, TransportError::Unreachable { .. }),
+            "{refused}"
+        );
+    }
+    // No time at all is no time for a reply.
+    let hanging = client.call(envelope("length").with_timeout(Duration::ZERO));
+    let outcome = soon(hanging).await;
+    assert!(
+        matches!(outcome, Ok(_) | Err(TransportError::Timeout { .. })),
+        "{outcome:?}"
+    );
+}
+
+/// Bodies of no byte, of the window, and of one byte more on either side, with items of the bound and of one more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_and_items_at_their_bounds() {
+    const WINDOW: usize = 10_000;
+    const CAP: usize = 8192;
+    let router = Router::new()
+        .streamed("vm", "store", |_, mut body| async move {
+            let all = body.collect(1 << 20).await.expect("short");
+            Ok(Bytes::from(all.len().to_string()))
+        })
+        .exchange("vm", "echo", |_, mut body, mut answer| async move {
+            let mut errors = 0;
+            while let Some(item) = body.next_item().await {
+                match item {
+                    Ok(item) => answer.send(item).await.expect("it is read"),
+                    Err(error) => {
+                        errors += 1;
+                        assert!(matches!(error, TransportError::TooLarge { bytes, .. } if bytes == CAP + 1));
+                    }
+                }
+            }
+            assert!(body.next().await.is_none());
+            answer.send(vec![errors]).await.expect("it is read");
+            Ok(())
+        });
+    let mut config = capped(8192);
+    config.stream_window_bytes = WINDOW as u32;
+    let (client, _server) = pair(router, config).await;
+    for length in [0, 1, WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW] {
+        let mut body = client
+            .stream(Envelope::new(2, "vm", "store", b""))
+            .expect("room");
+        soon(body.send(vec![7; length].into()))
+            .await
+            .expect("it is read");
+        let stored = soon(body.finish()).await.expect("a reply");
+        assert_eq!(stored, length.to_string());
+    }
+    for (length, errors) in [(0, 0), (CAP, 0), (CAP + 1, 1)] {
+        let (mut items, mut answer) = client
+            .exchange(Envelope::new(2, "vm", "echo", b""))
+            .expect("room");
+        let _ = soon(items.send(vec![7; length])).await;
+        let _ = soon(items.finish()).await;
+        if errors == 0 {
+            let echoed = soon(answer.next()).await.expect("an item").expect("sound");
+            assert_eq!(echoed.len(), length);
+        }
+        // An error is told once, and the handler goes on.
+        let said = soon(answer.next()).await.expect("an item").expect("sound");
+        assert_eq!(said[..], [errors]);
+        assert_eq!(soon(answer.next()).await, None);
     }
 }

@@ -454,3 +454,61 @@ async fn parts_whose_futures_are_dropped_wait_within_a_bound() {
         }
     }
 }
+
+/// What a connection needed for bulk, long replies and many calls at once is given back when it has nothing but pings to read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_were_busy_and_are_idle_hold_little() {
+    let _turn = TURN.lock().await;
+    const CLIENTS: u64 = 16;
+    const EACH_BYTES: usize = 256 << 10;
+    let router = Router::new()
+        .inline("vm", "long", |_, reply| {
+            reply.put_slice(&vec![7; 1 << 20]);
+            Ok(())
+        })
+        .inline("vm", "short", |_, _| Ok(()))
+        .streamed("vm", "store", |_, mut body| async move {
+            let mut chunks = Vec::new();
+            // Several buffers are lent at once.
+            while let Some(Ok(chunk)) = body.next().await {
+                chunks.push(chunk);
+                if chunks.len() > 8 {
+                    chunks.clear();
+                }
+            }
+            Ok(Bytes::new())
+        });
+    let mut config = Config::default();
+    config.heartbeat_interval = Duration::from_millis(10);
+    let server = plain(2).router(router).config(config.clone());
+    let server = server.listen("127.0.0.1:0").start().await;
+    let server = server.expect("starts");
+    let envelope = |method| perf_transport::Envelope::new(2, "vm", method, b"");
+    let mut clients = Vec::new();
+    for node in 10..10 + CLIENTS {
+        let client = plain(node).config(config.clone()).peer(2, address(&server));
+        let client = client.start().await.expect("starts");
+        soon(client.call(envelope("short"))).await.expect("a reply");
+        clients.push(client);
+    }
+    let region = Region::new(ALLOCATOR);
+    for client in &clients {
+        let reply = soon(client.call(envelope("long"))).await.expect("a reply");
+        assert_eq!(reply.len(), 1 << 20);
+        let mut body = client.stream(envelope("store")).expect("room");
+        for _ in 0..8 {
+            let part = Bytes::from(vec![7; 1 << 20]);
+            soon(body.send(part)).await.expect("it is read");
+        }
+        soon(body.finish()).await.expect("a reply");
+        let calls: Vec<_> = (0..500).map(|_| client.call(envelope("short"))).collect();
+        for call in calls {
+            soon(call).await.expect("a reply");
+        }
+    }
+    // Both ends of each connection are here.
+    let most = 2 * CLIENTS as usize * EACH_BYTES;
+    println!("busy: {} bytes more", held(&region));
+    until(|| held(&region) < most).await;
+    println!("idle: {} bytes more", held(&region));
+}

@@ -143,3 +143,32 @@ async fn each_method_is_recorded_on_both_sides() {
     // What a peer asks for in vain makes no series here.
     assert_eq!(of(&theirs, "rpc.server.duration", &["missing"]), None);
 }
+
+/// Peers choose the names that a handler of all methods and a fallback get. They make one series each.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_that_peers_choose_make_no_series() {
+    let registry = Registry::new();
+    let router = Router::new()
+        .inline("vm", "*", |_, _| Ok(()))
+        .inline("vm", "echo", |_, _| Ok(()))
+        .fallback(|message| async move { Ok(message.into_payload()) });
+    let metrics = MethodMetrics::new(&registry).expect("a new registry");
+    let server = plain(2).router(router).method_metrics(metrics);
+    let server = soon(server.listen("127.0.0.1:0").start()).await;
+    let server = server.expect("loopback can be listened on");
+    let client = plain(1).peer(2, address(&server));
+    let client = soon(client.start()).await.expect("starts");
+    for number in 0..20 {
+        let number = number.to_string();
+        for (service, method) in [("vm", &number[..]), (&number, "any"), ("vm", "echo")] {
+            let call = client.call(Envelope::new(2, service, method, b"x"));
+            soon(call).await.expect("a reply");
+        }
+    }
+    let all = series(&registry, "rpc.server.duration");
+    assert_eq!(all.len(), 3, "{all:?}");
+    assert!(
+        all.iter().all(|(_, point)| point.contains("count: 20")),
+        "{all:?}"
+    );
+}

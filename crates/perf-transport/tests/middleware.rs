@@ -303,3 +303,50 @@ async fn calls_are_tried_again_by_a_layer() {
     let reply = soon(retrying(1).oneshot(Bytes::from_static(b"x"))).await;
     assert!(matches!(reply, Err(TransportError::PeerRejected { .. })));
 }
+
+/// Inline handlers that a layer makes wait are tasks as others are: no more run than may, of one method and of all, and the others are served.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn handlers_that_a_layer_makes_wait_stay_within_the_bounds() {
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let (counts, peak, wait) = (Arc::clone(&now), Arc::clone(&most), Arc::clone(&gate));
+    let layer = tower::layer::layer_fn(move |inner: HandlerService| {
+        let (now, most, gate) = (Arc::clone(&counts), Arc::clone(&peak), Arc::clone(&wait));
+        tower::service_fn(move |request: Request| {
+            let (now, most) = (Arc::clone(&now), Arc::clone(&most));
+            let (gate, mut inner) = (Arc::clone(&gate), inner.clone());
+            async move {
+                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                gate.acquire().await.expect("it is never closed").forget();
+                now.fetch_sub(1, Ordering::SeqCst);
+                inner.call(request).await
+            }
+        })
+    });
+    let router = Router::new()
+        .inline("vm", "slow", |message, reply| {
+            reply.put_slice(message.payload());
+            Ok(())
+        })
+        .layer(layer)
+        .inline("vm", "fast", |_, _| Ok(()));
+    let mut config = Config::default();
+    config.handlers_max = 16;
+    config.handlers_per_method_max = 4;
+    let (client, _server) = pair(router, config).await;
+    let calls: Vec<_> = (0..200_u8)
+        .map(|number| client.call(Envelope::new(2, "vm", "slow", &[number][..])))
+        .collect();
+    until(|| now.load(Ordering::SeqCst) == 4).await;
+    for _ in 0..20 {
+        soon(client.call(Envelope::new(2, "vm", "fast", b"")))
+            .await
+            .expect("a reply");
+    }
+    assert_eq!(most.load(Ordering::SeqCst), 4);
+    gate.add_permits(200);
+    for (number, call) in (0..200_u8).zip(calls) {
+        assert_eq!(soon(call).await.as_deref(), Ok(&[number][..]));
+    }
+    assert_eq!(most.load(Ordering::SeqCst), 4);
+}

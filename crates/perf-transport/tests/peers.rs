@@ -4,9 +4,9 @@
 
 mod support;
 
-use perf_transport::{Config, Envelope, PeerState, PeerStatus, Router, Transport};
+use perf_transport::{Config, Envelope, PeerState, PeerStatus, Router, Transport, TransportError};
 use std::time::Duration;
-use support::{pair, plain, soon, until};
+use support::{address, pair, plain, soon, until};
 
 fn echo() -> Router {
     Router::new().inline("vm", "echo", |_, _| Ok(()))
@@ -58,13 +58,13 @@ async fn peers_are_shown_with_what_went_wrong() {
     soon(client.call(Envelope::new(4, "vm", "echo", b"x")))
         .await
         .expect_err("nobody listens there");
-    let status = of(&client, 4);
-    assert!(status.last_error.is_some());
+    assert!(of(&client, 4).last_error.is_some());
     let is_unreachable = |status: &PeerStatus| {
         let at_most = Duration::from_secs(2);
         matches!(status.state, PeerState::Unreachable { retry_in } if retry_in <= at_most)
     };
-    assert!(is_unreachable(&status), "{:?}", status.state);
+    // The caller learns of it a moment before the state does.
+    until(|| is_unreachable(&of(&client, 4))).await;
     // A peer that leaves.
     let client_sees = client.clone();
     let leaving = tokio::spawn(async move { server.drain(Duration::from_secs(5)).await });
@@ -109,4 +109,28 @@ async fn the_expiry_of_certificates_is_shown_on_both_sides() {
 async fn a_node_without_peers_shows_none() {
     let alone = plain(1).start().await.expect("starts");
     assert!(alone.peers().is_empty() && alone.peer_ids().is_empty());
+}
+
+/// A peer has moved. The next call goes to where it is now, however long ago and often it was not found at the old address.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_has_moved_is_dialled_at_once() {
+    let server = plain(2).router(echo()).listen("127.0.0.1:0");
+    let server = server.start().await.expect("starts");
+    let mut config = Config::default();
+    config.backoff = (Duration::from_secs(600), Duration::from_secs(600));
+    let client = plain(1).config(config).peer(2, "127.0.0.1:1");
+    let client = client.start().await.expect("starts");
+    let call = || client.call(Envelope::new(2, "vm", "echo", b"x"));
+    for _ in 0..2 {
+        let refused = soon(call()).await.expect_err("nobody listens there");
+        assert!(
+            matches!(refused, TransportError::Unreachable { .. }),
+            "{refused}"
+        );
+    }
+    // The same address says nothing new.
+    client.add_peer(2, "127.0.0.1:1");
+    assert!(soon(call()).await.is_err());
+    client.add_peer(2, address(&server));
+    assert!(soon(call()).await.is_ok());
 }

@@ -12,7 +12,7 @@ use perf_transport::{
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use support::{address, plain, raw, soon, until};
@@ -241,6 +241,43 @@ async fn a_hook_decides_who_gets_in() {
     assert_eq!(call(&client(10, &server).await).await, Ok(()));
 }
 
+/// Asking takes longer than a stranger's handshake may while others wait, and there are more nodes than handshakes may be under way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_hook_lets_many_nodes_in() {
+    let mut config = Config::default();
+    config.handshakes_max = 2;
+    config.handshake_timeout = Duration::from_secs(8);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let server = plain(2).router(echo()).config(config.clone());
+    let server = server.listen("127.0.0.1:0").on_accept({
+        let asked = Arc::clone(&asked);
+        move |_| {
+            asked.fetch_add(1, Ordering::SeqCst);
+            async {
+                tokio::time::sleep(Duration::from_millis(1500)).await;
+                Ok(())
+            }
+        }
+    });
+    let server = server.start().await.expect("starts");
+    let mut calls = Vec::new();
+    for node in 10..22 {
+        let client = plain(node).config(config.clone()).peer(2, address(&server));
+        let client = client.start().await.expect("starts");
+        calls.push(tokio::spawn(async move {
+            let envelope = Envelope::new(2, "vm", "echo", b"x");
+            let reply = client.call(envelope.with_timeout(Duration::from_secs(20)));
+            soon(reply).await.map(drop)
+        }));
+        // One after the other: one that has not said anything yet would make room for the next.
+        until(|| asked.load(Ordering::SeqCst) == calls.len()).await;
+    }
+    for call in calls {
+        assert_eq!(call.await.expect("no panics"), Ok(()));
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 12);
+}
+
 /// A stream that knows who is at its other end, as a QUIC connection with certificates does.
 struct Proven {
     stream: TcpStream,
@@ -419,4 +456,175 @@ impl Listener for Clumsy {
     fn address(&self) -> String {
         Listener::address(&self.0)
     }
+}
+
+/// A stream that panics when it is read, once it is told to.
+struct Fragile(TcpStream, Arc<AtomicBool>);
+
+impl AsyncRead for Fragile {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        assert!(!self.1.load(Ordering::SeqCst), "fragile");
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Fragile {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+impl ByteStream for Fragile {
+    fn into_halves(self: Box<Self>) -> (BoxRead, BoxWrite) {
+        let (read, write) = tokio::io::split(*self);
+        (Box::new(read), Box::new(write))
+    }
+}
+
+struct FragileListener(TcpListener, Arc<AtomicBool>);
+
+impl Listener for FragileListener {
+    fn accept(&mut self) -> BoxFuture<'_, io::Result<(Box<dyn ByteStream>, String)>> {
+        Box::pin(async {
+            let (stream, from) = self.0.accept().await?;
+            let stream = Fragile(stream, Arc::clone(&self.1));
+            Ok((Box::new(stream) as Box<dyn ByteStream>, from.to_string()))
+        })
+    }
+
+    fn address(&self) -> String {
+        Listener::address(&self.0)
+    }
+}
+
+/// The task of a connection ends by a panic. Handlers that read a body, or wait for events, end as they do when a connection is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_handler_outlives_a_connection_whose_task_panics() {
+    let is_broken = Arc::new(AtomicBool::new(false));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+    let listener = FragileListener(listener, Arc::clone(&is_broken));
+    let (running, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    /// Counts handlers that run, and those that have ended in whatever way.
+    struct Counted(Arc<AtomicUsize>);
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let begin = {
+        let (running, ended) = (Arc::clone(&running), Arc::clone(&ended));
+        move || {
+            running.fetch_add(1, Ordering::SeqCst);
+            Counted(Arc::clone(&ended))
+        }
+    };
+    let (stored, watched) = (begin.clone(), begin);
+    let router = Router::new()
+        .streamed("vm", "store", move |_, mut body| {
+            let counted = stored();
+            async move {
+                while let Some(Ok(_)) = body.next().await {}
+                drop(counted);
+                Ok(bytes::Bytes::new())
+            }
+        })
+        .watch("vm", "events", move |_, answer| {
+            let counted = watched();
+            async move {
+                std::future::pending::<()>().await;
+                drop((counted, answer));
+                Ok(())
+            }
+        });
+    let server = plain(2).router(router).listener(listener);
+    let server = server.start().await.expect("starts");
+    let client = client(10, &server).await;
+    let mut body = client
+        .stream(Envelope::new(2, "vm", "store", b""))
+        .expect("room");
+    soon(body.send(vec![7; 100].into()))
+        .await
+        .expect("it is read");
+    let mut answer = client
+        .watch(Envelope::new(2, "vm", "events", b""))
+        .expect("room");
+    until(|| running.load(Ordering::SeqCst) == 2).await;
+    is_broken.store(true, Ordering::SeqCst);
+    let _ = soon(body.send(vec![7; 100].into())).await;
+    until(|| ended.load(Ordering::SeqCst) == 2).await;
+    until(|| server.stats().inbound == 0).await;
+    assert!(soon(answer.next()).await.expect("an end").is_err());
+    assert!(soon(body.finish()).await.is_err());
+}
+
+/// Streams of nodes and of strangers, by the sockets that they came to, in the order in which they came.
+struct Mixed(tokio::sync::mpsc::UnboundedReceiver<(TcpStream, String)>);
+
+impl Listener for Mixed {
+    fn accept(&mut self) -> BoxFuture<'_, io::Result<(Box<dyn ByteStream>, String)>> {
+        Box::pin(async {
+            let next = self.0.recv().await.ok_or(io::ErrorKind::NotFound)?;
+            let (stream, from) = next;
+            Ok((Box::new(stream) as Box<dyn ByteStream>, from))
+        })
+    }
+
+    fn address(&self) -> String {
+        "of two sockets".to_owned()
+    }
+}
+
+/// Strangers that begin to speak, many more than there is time for: a node whose address is known does not stand in line behind them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_strangers_that_begin_to_speak_keeps_no_known_node_out() {
+    let (arrived, arrivals) = tokio::sync::mpsc::unbounded_channel();
+    let mut addresses = Vec::new();
+    for source in ["192.0.2.9:1", "10.0.0.10:1"] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+        addresses.push(listener.local_addr().expect("bound").to_string());
+        let arrived = arrived.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let _ = arrived.send((stream, source.to_owned()));
+            }
+        });
+    }
+    let mut config = Config::default();
+    // Four strangers that speak have a place for a second: 400 in line would take 100.
+    config.handshakes_max = 4;
+    config.handshake_timeout = Duration::from_secs(8);
+    let server = plain(2).router(echo()).config(config.clone());
+    let server = server.listener(Mixed(arrivals)).peer(10, "10.0.0.10:7");
+    let server = server.start().await.expect("starts");
+    let mut strangers = Vec::new();
+    for _ in 0..400 {
+        let mut stranger = TcpStream::connect(&addresses[0]).await.expect("listens");
+        let _ = stranger.write_all(&raw::hello(9)[..10]).await;
+        strangers.push(stranger);
+    }
+    let client = plain(10).config(config).peer(2, &*addresses[1]);
+    let client = client.start().await.expect("starts");
+    let call = client.call(Envelope::new(2, "vm", "echo", b"x").with_timeout(support::PATIENCE));
+    assert_eq!(soon(call).await.map(drop), Ok(()));
+    assert!(
+        server.connections()[..]
+            .iter()
+            .any(|one| one.peer == 10 && one.is_up)
+    );
 }

@@ -65,3 +65,16 @@ async fn certificates_are_checked_there_too() {
     let call = stranger.call(Envelope::new(2, "vm", "echo", b"x"));
     soon(call).await.expect_err("of another authority");
 }
+
+/// An address that names a file which is no socket is a mistake, and costs no file.
+#[tokio::test]
+async fn a_file_that_is_no_socket_is_left_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("accounts");
+    std::fs::write(&path, b"precious").expect("a file");
+    let address = format!("unix:{}", path.display());
+    let started = plain(2).listen(address).start().await;
+    let error = started.expect_err("it is no socket").to_string();
+    assert!(error.contains("in use"), "{error}");
+    assert_eq!(std::fs::read(&path).expect("it is there"), b"precious");
+}

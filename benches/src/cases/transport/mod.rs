@@ -6,6 +6,7 @@
 //! `before` is what nodes do today: a tonic channel per peer, and a unary call for each message. Its service has no code generation and
 //! a codec that passes bytes through, so that nothing but the transport is measured.
 
+mod cores;
 mod drive;
 mod grpc;
 mod isolation;
@@ -79,6 +80,11 @@ pub fn experiments() -> Vec<Experiment> {
         two_process("transport/two_process_x16", processes::two_process::<16>),
         two_process("transport/two_process_x64", processes::two_process::<64>),
         two_process("transport/two_process_x512", processes::two_process::<512>),
+        Experiment {
+            id: "transport/per_core",
+            about: "calls of 64 bytes on one core and on two, with a runtime, a server and a client for each core",
+            measure: cores::per_core,
+        },
         Experiment {
             id: "transport/busy_x1",
             about: "a call of 64 bytes at a time between two processes that poll busily, a core each",

@@ -69,7 +69,8 @@ impl Contender {
     }
 }
 
-fn bind(place: usize) {
+/// Binds this thread to a core.
+pub(super) fn bind(place: usize) {
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     // Where there is one core, or threads cannot be bound, both run where the system puts them.
     if let Some(core) = cores.get(place) {
@@ -77,7 +78,8 @@ fn bind(place: usize) {
     }
 }
 
-fn runtime() -> Runtime {
+/// A runtime of one thread: the caller's.
+pub(super) fn runtime() -> Runtime {
     Builder::new_current_thread()
         .enable_all()
         .build()

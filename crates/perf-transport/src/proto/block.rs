@@ -1,4 +1,4 @@
-//! What is about to be written: frames back to back, large payloads left where they are.
+//! Write buffers: frames back to back, with large payloads referred to and not copied.
 
 use super::decoder::{Decoder, Frame};
 use super::frame::{CHECKSUM_BYTES, HEADER_BYTES, Header, Kind};
@@ -22,15 +22,15 @@ const BLOCK_BYTES: usize = 32 * 1024;
 /// The most slices of one vectored write: enough for 32 frames with payloads of their own.
 pub const SLICES_MAX: usize = 64;
 
-/// A payload that is written from where it lies.
+/// A large payload, written from its own memory.
 #[derive(Debug)]
 struct Part {
-    /// It follows the byte of `small` before this place.
+    /// How many bytes of `small` are written before it.
     at: usize,
     payload: Bytes,
 }
 
-/// Payloads in their order. The first has its place here: a block of one large frame allocates no list.
+/// Large payloads in their order. The first is stored inline, so a block of one large frame allocates no list.
 #[derive(Debug, Default)]
 struct Parts {
     first: Option<Part>,
@@ -65,14 +65,14 @@ impl Parts {
     }
 }
 
-/// Frames in the order in which they leave.
+/// A write buffer: frames in the order in which they are written.
 #[derive(Debug)]
 pub struct Block {
     /// Headers, small payloads and checksums.
     pub(super) small: Buffer,
     parts: Parts,
     pub(super) bytes: usize,
-    /// Messages, where one frame has several.
+    /// How many frames; of a frame of several messages, each message counts.
     pub(super) frames: usize,
 }
 
@@ -86,9 +86,13 @@ impl Block {
     /// An empty block, its memory from the pool.
     #[must_use]
     pub fn new() -> Self {
+        // Room for the frame that fills it.
+        Self::with_memory(BLOCK_BYTES + 2 * BORROWED_COPY_BYTES_MAX)
+    }
+
+    fn with_memory(bytes: usize) -> Self {
         Self {
-            // Room for the frame that fills it.
-            small: Buffer::new(BLOCK_BYTES + 2 * BORROWED_COPY_BYTES_MAX),
+            small: Buffer::new(bytes),
             parts: Parts::default(),
             bytes: 0,
             frames: 0,
@@ -116,19 +120,13 @@ impl Block {
         self.frames == 0
     }
 
-    /// An empty block whose memory suits a frame: a block that begins with a large payload is for large payloads, and has little memory of its
-    /// own beside them.
+    /// An empty block whose memory suits its first frame: a block that begins with a large payload gets little memory for small ones.
     #[must_use]
     pub fn beginning_with(payload: &Payload<'_>) -> Self {
         if payload.len() <= BORROWED_COPY_BYTES_MAX {
             return Self::new();
         }
-        Self {
-            small: Buffer::new(copied(payload)),
-            parts: Parts::default(),
-            bytes: 0,
-            frames: 0,
-        }
+        Self::with_memory(copied(payload))
     }
 
     /// Whether its memory is for many small frames.
@@ -146,7 +144,7 @@ impl Block {
     /// Appends a frame, unless it belongs in another block: see [`is_full_for`](Self::is_full_for). `false` if it does.
     #[inline]
     pub fn try_push(&mut self, header: Header, payload: &Payload<'_>, sum: Option<u32>) -> bool {
-        // By far the most frequent kind of frame: the same as below, with what is known of it.
+        // The most frequent kind of frame has a short way of its own.
         if let (Payload::Borrowed(bytes), None) = (payload, sum)
             && bytes.len() <= BORROWED_COPY_BYTES_MAX
         {
@@ -197,7 +195,7 @@ impl Block {
         self.push_summed(header, payload, sum);
     }
 
-    /// The checksum of a frame: a pass over its bytes, to be made where no lock is held.
+    /// The checksum of a frame: a pass over its bytes. Call it outside of locks.
     #[must_use]
     pub fn checksum(mut header: Header, payload: &Payload<'_>) -> u32 {
         header.length = length_of(payload.len());
@@ -256,8 +254,8 @@ impl Block {
         }
     }
 
-    /// Takes out the frames whose payloads are longer than the peer takes, and notes their headers. Chunks of bodies are cut instead. Takes off trace
-    /// contexts that the peer does not know. Nothing may have been written of it.
+    /// Fits the block to what the peer takes, see [`Lanes::fit_to`](super::lanes::Lanes::fit_to). Appends the headers of removed frames to `removed`. No
+    /// byte of the block may have been written.
     pub(crate) fn fit_to(&mut self, takes: Takes, checksum: bool, removed: &mut Vec<Header>) {
         let bytes_max = takes.frame_bytes_max;
         if takes.traces && takes.watches && self.bytes <= bytes_max as usize {
@@ -270,7 +268,7 @@ impl Block {
         let decoder = Decoder::new(u32::MAX, checksum);
         let mut next = Self::new();
         let mut frames = self.frames;
-        // This node has put the frames together: they are sound.
+        // This node has encoded the frames, so decoding cannot fail.
         while let Ok(Some(Frame {
             mut header,
             mut payload,
@@ -279,7 +277,7 @@ impl Block {
             if let Some(kind) = header.kind.untraced().filter(|_| !takes.traces) {
                 header.kind = kind;
                 payload.advance(TRACE_BYTES.min(payload.len()));
-                // Of a message that is removed, the length is reported.
+                // The length is reported if the message is removed.
                 header.length = length_of(payload.len());
             }
             let is_known = takes.watches || !header.kind.is_watch();
@@ -305,8 +303,8 @@ impl Block {
         *self = next;
     }
 
-    /// Takes over the frames of a small block, which is empty then. `false` if they belong in a block of their own. A block's memory is much
-    /// larger than a small frame: without this a queue of many small blocks would be much larger than its bytes.
+    /// Moves the frames of a small block to the end of this one. Returns `false`, with nothing moved, if the other block is not small or there is no room. A
+    /// block's memory is much larger than a small frame: a queue of many small blocks would take much more memory than its bytes.
     pub(crate) fn absorb(&mut self, other: &mut Self) -> bool {
         let bytes = other.small.len();
         let fits = self.small.len() + bytes <= self.small.get().capacity();
@@ -355,29 +353,18 @@ impl Block {
     }
 }
 
-/// The senders refuse what is longer than the cap of a frame, which is a `u32`.
+/// The length of a payload. Senders refuse payloads above the cap of a frame, which is a `u32`.
 #[inline]
 fn length_of(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
-/// How many bytes of a frame go between the headers, at most.
+/// How many bytes of a frame are copied into `small`, at most.
 #[inline]
 fn copied(payload: &Payload<'_>) -> usize {
-    let borrowed = |length: usize| {
-        if length <= BORROWED_COPY_BYTES_MAX {
-            length
-        } else {
-            0
-        }
-    };
-    let shared = |length: usize| {
-        if length <= SHARED_COPY_BYTES_MAX {
-            length
-        } else {
-            0
-        }
-    };
+    let up_to = |most: usize, length: usize| if length <= most { length } else { 0 };
+    let borrowed = |length| up_to(BORROWED_COPY_BYTES_MAX, length);
+    let shared = |length| up_to(SHARED_COPY_BYTES_MAX, length);
     let pieces = match payload {
         Payload::Borrowed(bytes) => borrowed(bytes.len()),
         Payload::Shared(bytes) => shared(bytes.len()),
@@ -388,11 +375,11 @@ fn copied(payload: &Payload<'_>) -> usize {
     HEADER_BYTES + pieces + CHECKSUM_BYTES
 }
 
-/// What one connection is writing: blocks, and how far the first of them has got.
+/// The blocks that a connection is writing, and how much of the first one is written.
 #[derive(Debug, Default)]
 pub struct Outbox {
     blocks: VecDeque<Block>,
-    /// Number of the piece that is being written, and how much of it has been.
+    /// The piece of the first block that is being written, and how many of its bytes are.
     piece: usize,
     offset: usize,
     bytes: usize,

@@ -1,4 +1,4 @@
-//! What those who send and the connection share.
+//! The state that the senders of a connection and its task share.
 
 use super::frame::{FrameError, Header, Kind};
 use super::gate::Gate;
@@ -28,19 +28,20 @@ pub struct ChannelLimits {
     pub checksum: bool,
 }
 
-/// What those who send and the connection share: queues, the gate in front of the write side, calls in flight, open bodies.
+/// The state that the senders of a connection and its task share: send queues, ownership of the write side, calls in flight, open bodies.
 #[derive(Debug)]
 pub struct Channel {
-    /// What waits to be written.
+    /// The send queues.
     pub lanes: Lanes,
-    /// Who writes.
+    /// Decides who writes.
     pub gate: Gate,
     /// Calls in flight.
     pub pending: Pending,
-    windows: Mutex<Vec<(CallKey, Arc<SendWindow>)>>,
+    /// Bodies that this side sends.
+    windows: Bodies<SendWindow>,
     /// Answers that arrive in chunks.
-    answers: Mutex<Vec<(CallKey, Arc<BodyState>)>>,
-    /// How many there are of both, so that replies need not ask under the locks.
+    answers: Bodies<BodyState>,
+    /// How many bodies and answers are open, so that a reply takes no lock where there are none.
     bodies_open: AtomicUsize,
 }
 
@@ -58,7 +59,7 @@ impl Channel {
         }
     }
 
-    /// Ends a call whose request was queued and that nobody waits for any more. `true` if the peer is to be told, and that is queued.
+    /// Ends a call whose request was queued and whose caller has given up. Returns `true` if a `Cancel` frame was queued for it.
     pub fn cancel(&self, key: CallKey) -> bool {
         let lane = self.pending.cancel(key);
         if let Some(lane) = lane {
@@ -67,7 +68,7 @@ impl Channel {
         lane.is_some()
     }
 
-    /// Ends the calls whose deadline is not after `now_ms`, tells the peer, and returns how many they were.
+    /// Ends the calls whose deadline is not after `now_ms`, queues a `Cancel` frame for each, and returns how many they were.
     pub fn expire(&self, now_ms: u64) -> usize {
         self.pending.expire(now_ms, |key, lane| {
             if !mutant::is("expiry_untold") {
@@ -76,7 +77,7 @@ impl Channel {
         })
     }
 
-    /// Behind the request. Past the limit of the lane, which the request was within.
+    /// Queues a `Cancel` frame in the lane of its request, so that it arrives behind the request. It may exceed the lane's limit.
     fn queue_cancel(&self, key: CallKey, lane: Lane) {
         let lane = if mutant::is("cancel_overtakes") {
             Lane::System
@@ -120,7 +121,7 @@ impl Channel {
 
     fn open_body<T>(
         &self,
-        bodies: &Mutex<Vec<(CallKey, Arc<T>)>>,
+        bodies: &Bodies<T>,
         (key, bodies_max): (CallKey, usize),
         make: impl FnOnce() -> T,
     ) -> Option<Arc<T>> {
@@ -134,30 +135,24 @@ impl Channel {
         Some(body)
     }
 
-    /// An answer was read, or is not wanted any more.
+    /// Removes an answer: it was read, or given up.
     pub fn close_answer(&self, key: CallKey) {
         self.close_bodies(&mut self.answers.lock(), key);
     }
 
-    /// A chunk of an answer has arrived. One that nobody reads was on its way when it was given up.
+    /// Takes a chunk of an answer. Chunks of unknown answers are dropped: they were on their way when the answer was given up.
     ///
     /// # Errors
     /// [`FrameError::BudgetExceeded`] if it is more than was allowed.
     pub fn answer_chunk(&self, key: CallKey, chunk: Bytes) -> Result<(), FrameError> {
-        let body = {
-            let answers = self.answers.lock();
-            let is_it =
-                |(other, _): &&(CallKey, _)| *other == key || mutant::is("chunk_finds_any_answer");
-            answers.iter().find(is_it).map(|(_, body)| Arc::clone(body))
-        };
-        body.map_or(Ok(()), |body| body.receive(chunk))
+        let is_it = |other| other == key || mutant::is("chunk_finds_any_answer");
+        find(&self.answers, is_it).map_or(Ok(()), |body| body.receive(chunk))
     }
 
-    /// A call is about to complete: nothing more comes of its answer, and nothing more is wanted of its body.
+    /// Ends the answer and stops the body of a call that is about to complete.
     pub fn end_bodies(&self, key: CallKey) {
         self.stop_window(key);
-        let answers = self.answers.lock();
-        if let Some((_, body)) = answers.iter().find(|(other, _)| *other == key) {
+        if let Some(body) = find(&self.answers, |other| other == key) {
             body.end(true);
         }
     }
@@ -169,25 +164,25 @@ impl Channel {
         self.bodies_open.fetch_sub(closed, Ordering::AcqRel);
     }
 
-    /// The body was sent, or given up.
+    /// Removes a body that was sent, or given up.
     pub fn close_window(&self, key: CallKey) {
         self.close_bodies(&mut self.windows.lock(), key);
     }
 
-    /// Bodies that are being sent, and answers that arrive in chunks.
+    /// How many bodies are being sent and answers are arriving.
     #[must_use]
     pub fn windows(&self) -> usize {
         self.bodies_open.load(Ordering::Acquire)
     }
 
-    /// The reader of a body allows more.
+    /// Adds credit that the reader of a body has granted.
     pub fn grant(&self, key: CallKey, bytes: u64) {
         if let Some(window) = self.window(key) {
             window.grant(bytes);
         }
     }
 
-    /// The reader of a body wants no more.
+    /// Stops the sender of a body: its reader has given up.
     pub fn stop_window(&self, key: CallKey) {
         if let Some(window) = self.window(key) {
             window.close();
@@ -195,9 +190,7 @@ impl Channel {
     }
 
     fn window(&self, key: CallKey) -> Option<Arc<SendWindow>> {
-        let windows = self.windows.lock();
-        let found = windows.iter().find(|(other, _)| *other == key);
-        found.map(|(_, window)| Arc::clone(window))
+        find(&self.windows, |other| other == key)
     }
 
     /// What the peer of the coming connection takes. Calls whose requests are queued and longer end with
@@ -219,29 +212,44 @@ impl Channel {
         }
     }
 
-    /// New messages are refused from now on, see [`Lanes::close`]. Returns who waits for room or for a slot, to be woken.
+    /// Refuses new messages from now on, see [`Lanes::close`]. Returns the wakers of the callers that wait for room or for a slot.
     pub fn close(&self) -> Vec<Waker> {
         let mut wakers = self.lanes.close();
         wakers.extend(self.pending.dismiss());
         wakers
     }
 
-    /// The connection is lost. What was queued is dropped, every call ends with `fault`, every body is stopped. Returns
-    /// who waits for room, to be woken.
+    /// Drops all queued frames, ends every call with `fault` and stops every body: the connection is lost. Returns the wakers of the callers that wait for
+    /// room or for a slot.
     ///
     /// The queues go first: a call that is opened after its end here is queued after it, and so belongs to the next connection. If they are
     /// [closed](Lanes::close) before, there is none until they are opened.
     pub fn lost(&self, fault: &Fault) -> Vec<Waker> {
         let mut wakers = self.lanes.clear();
         // What arrived is read before the call's end is.
-        for (_, body) in self.answers.lock().iter() {
+        for body in all(&self.answers) {
             body.end(true);
         }
         self.pending.fail_all(fault);
         wakers.extend(self.pending.dismiss());
-        for (_, window) in self.windows.lock().iter() {
+        for window in all(&self.windows) {
             window.close();
         }
         wakers
     }
+}
+
+/// The bodies of one direction, by their calls. A body's waker may run its reader at once, and the reader takes the lock to close the body: no
+/// body is touched under the lock.
+type Bodies<T> = Mutex<Vec<(CallKey, Arc<T>)>>;
+
+fn find<T>(bodies: &Bodies<T>, is_it: impl Fn(CallKey) -> bool) -> Option<Arc<T>> {
+    let bodies = bodies.lock();
+    let found = bodies.iter().find(|(key, _)| is_it(*key));
+    found.map(|(_, body)| Arc::clone(body))
+}
+
+fn all<T>(bodies: &Bodies<T>) -> Vec<Arc<T>> {
+    let bodies = bodies.lock();
+    bodies.iter().map(|(_, body)| Arc::clone(body)).collect()
 }

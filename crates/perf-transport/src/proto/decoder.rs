@@ -164,7 +164,7 @@ impl Decoder {
     }
 
     /// The frame that begins at `at` in a batch of whole frames, `None` behind the last one; moves `at` behind it. The same as
-    /// [`next`](Self::next), but nothing is counted or cut before somebody wants to keep it.
+    /// [`next`](Self::next), but it takes no reference to the memory until the payload is kept.
     ///
     /// # Errors
     /// [`FrameError`]. Nothing that follows in `batch` has a meaning then.

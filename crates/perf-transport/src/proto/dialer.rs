@@ -5,15 +5,15 @@ use super::backoff::Backoff;
 /// Where a link stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DialState {
-    /// Not connected, nobody wants it.
+    /// Not connected, and no message waits.
     Idle,
-    /// Somebody dials. Messages wait.
+    /// A dial is under way. Messages wait.
     Dialing,
     /// Connected.
     Up,
     /// Connected, but the peer takes no new requests.
     Draining,
-    /// Connected, but nobody used it and it is being closed. Messages wait for the next connection.
+    /// Connected and idle, so the connection is being closed. Messages wait for the next one.
     Ending,
     /// Dialling failed; the next attempt is not before this time. Messages are refused.
     Backoff {
@@ -36,7 +36,7 @@ pub struct Dialer {
 pub enum Admission {
     /// It may.
     Queue,
-    /// It may, and whoever asked must dial.
+    /// It may, and the caller must dial.
     QueueAndDial,
     /// Not before so many milliseconds have passed.
     Refused {
@@ -71,7 +71,7 @@ impl Dialer {
         self.backoff.failures()
     }
 
-    /// Somebody wants to send.
+    /// A caller wants to send.
     pub fn want(&mut self, now_ms: u64) -> Admission {
         match self.state {
             DialState::Up | DialState::Dialing | DialState::Ending => Admission::Queue,
@@ -108,7 +108,7 @@ impl Dialer {
         }
     }
 
-    /// The connection is closed because nobody uses it. Whoever closes it dials again when it has [ended](Self::lost), if somebody wants it then.
+    /// The connection is being closed because it is idle. The task that closes it dials again after its [end](Self::lost) if messages wait then.
     pub fn ending(&mut self) {
         if self.state == DialState::Up {
             self.state = DialState::Ending;
@@ -118,14 +118,22 @@ impl Dialer {
     /// An attempt failed.
     pub fn failed(&mut self, now_ms: u64) {
         if self.state != DialState::Closed {
-            let until_ms = now_ms + self.backoff.failed();
+            let until_ms = now_ms.saturating_add(self.backoff.failed());
             self.state = DialState::Backoff { until_ms };
         }
     }
 
-    /// An established connection was lost or closed: whoever wants it next may dial at once.
+    /// An established connection was lost or closed: the next caller may dial at once.
     pub fn lost(&mut self) {
         if self.state != DialState::Closed {
+            self.state = DialState::Idle;
+        }
+    }
+
+    /// The peer has another address: what failed at the old one says nothing of it.
+    pub fn moved(&mut self) {
+        self.backoff.succeeded();
+        if let DialState::Backoff { .. } = self.state {
             self.state = DialState::Idle;
         }
     }
@@ -139,6 +147,28 @@ impl Dialer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_address_is_dialled_at_once() {
+        let mut dialer = Dialer::new(Backoff::new(100, 1000, 3));
+        dialer.want(0);
+        for _ in 0..5 {
+            dialer.failed(0);
+        }
+        assert!(matches!(dialer.want(0), Admission::Refused { .. }));
+        dialer.moved();
+        assert_eq!(
+            (dialer.want(0), dialer.failures()),
+            (Admission::QueueAndDial, 0)
+        );
+        // Another state says nothing of the address.
+        dialer.moved();
+        assert_eq!(dialer.state(), DialState::Dialing);
+        let mut patient = Dialer::new(Backoff::new(u64::MAX, u64::MAX, 3));
+        patient.want(7);
+        patient.failed(7);
+        assert!(matches!(patient.want(1 << 40), Admission::Refused { .. }));
+    }
 
     #[test]
     fn many_want_and_one_dials() {

@@ -46,7 +46,7 @@ pub enum Kind {
     StreamCredit = 16,
     /// Several messages without an answer, to one method: each has its length (two bytes, little endian) before it. The id is 0.
     Batch = 17,
-    /// Nobody waits for the answer to the request of this id any more. It follows the request in the same lane.
+    /// The caller of the request with this id has given up. It follows the request in the same lane.
     Cancel = 18,
     /// The accepting side lives, but has too much to do to read.
     Busy = 19,

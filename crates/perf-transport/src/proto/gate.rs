@@ -1,10 +1,10 @@
-//! Who writes: one owner at a time, and no notification lost.
+//! Ownership of the write side: one owner at a time, and no notification lost.
 
 use crate::primitive::{AtomicU8, Ordering, mutant};
 
-/// Nobody writes, and nothing is queued that a writer has not seen.
+/// There is no owner, and no frame is queued that a writer has not seen.
 const IDLE: u8 = 0;
-/// Something was queued since the owner last looked.
+/// A frame was queued since the owner last looked at the queues.
 const DIRTY: u8 = 1;
 /// A thread that queued something writes it itself.
 const BY_CALLER: u8 = 2;
@@ -14,7 +14,7 @@ const BY_TASK: u8 = 4;
 /// What [`Gate::notify`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notified {
-    /// Nobody was writing: the caller is the owner now. It writes, or hands over with [`Gate::hand_to_task`].
+    /// There was no owner: the caller is the owner now. It writes, or hands over with [`Gate::hand_to_task`].
     Claimed,
     /// There is an owner, and it will look again.
     Noted,
@@ -22,9 +22,9 @@ pub enum Notified {
 
 /// Decides who writes to a connection.
 ///
-/// Whoever queues something calls [`notify`](Self::notify) behind it. The first becomes the owner of the connection's write side; for the
-/// others it is enough that the owner looks once more before it lets go. So an idle connection is written to by the caller itself,
-/// without waking a task, and a busy one by whoever is at it.
+/// A caller that has queued a frame calls [`notify`](Self::notify). The first caller becomes the owner of the connection's write side. For the others it is
+/// enough that the owner looks at the queues once more before it gives up ownership. So an idle connection is written to by the caller itself, without
+/// waking a task, and a busy one by its present owner.
 ///
 /// Queues and gate are two places in memory. The queue's lock orders them: a notifier that finds `DIRTY` and leaves has queued
 /// before the owner's next look, or the owner's clearing of `DIRTY` would have been visible behind that lock. Modelled in `tests/loom.rs`.
@@ -48,7 +48,7 @@ impl Gate {
         }
     }
 
-    /// Says that something was queued. Must come after the queueing.
+    /// Notes that a frame was queued. To be called after the queueing.
     #[inline]
     pub fn notify(&self) -> Notified {
         // Relaxed is enough for the look: the queue's lock, taken just before by this thread, orders it behind an earlier owner's
@@ -98,7 +98,7 @@ impl Gate {
         self.state.fetch_xor(BY_CALLER | BY_TASK, Ordering::AcqRel);
     }
 
-    /// Whether nobody owns the write side. With something queued, that would be a lost notification: for tests.
+    /// Whether there is no owner. With a frame queued that would be a lost notification. For tests.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.state.load(Ordering::Acquire) == IDLE

@@ -1,4 +1,4 @@
-//! One lane: what waits to be written of one class, within its budget.
+//! One lane: the send queue of one class, with its budget.
 
 use super::block::Block;
 use super::frame::Kind;
@@ -16,7 +16,7 @@ pub struct LaneLimits {
     pub bytes_max: usize,
     /// Frames that may wait.
     pub frames_max: usize,
-    /// Its share beside the other lane, while both have something to write.
+    /// Its share of the connection while both lanes have something to write.
     pub weight: u32,
 }
 
@@ -24,7 +24,7 @@ pub struct LaneLimits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Lane {
-    /// The connection's own frames. Always first; bounded by those who queue there.
+    /// The connection's own frames. Written before the others; each kind of frame in it has a bound of its own.
     System = 0,
     /// The more urgent of the connection's two classes.
     First = 1,
@@ -37,11 +37,11 @@ pub enum Lane {
 pub enum NotQueued {
     /// The budget is used up.
     Full,
-    /// It is a new message, and the lanes are [closed](super::Lanes::close).
+    /// The lanes take no new messages: they are [closed](super::Lanes::close).
     Closed,
     /// The peer takes no payload of this length.
     TooLong {
-        /// What it takes.
+        /// The longest payload that it takes.
         bytes_max: u32,
     },
     /// The peer does not know trace contexts: queue the message without its own.
@@ -50,14 +50,14 @@ pub enum NotQueued {
     Unsupported,
 }
 
-/// What is to be queued.
+/// The size of what a caller wants to queue.
 #[derive(Clone, Copy)]
 pub(super) struct Size {
     pub(super) bytes: usize,
     pub(super) frames: usize,
-    /// The longest payload in it.
+    /// The longest payload among the frames.
     pub(super) longest: usize,
-    /// New messages, not frames of what was begun.
+    /// Whether the frames are new messages. Frames of a body that was begun before are not.
     pub(super) is_new: bool,
     pub(super) kind: Kind,
 }
@@ -69,7 +69,7 @@ pub(super) struct LaneState {
     pub(super) frames: usize,
     pub(super) limits: LaneLimits,
     pub(super) deficit: i64,
-    /// A bit for each number whose `Define` is in this lane or was written.
+    /// A bit for each method number whose `Define` frame is in this lane or was written.
     pub(super) announced: [u64; ANNOUNCED_WORDS],
     pub(super) line: Line,
 }

@@ -176,7 +176,7 @@ impl Pending {
         next
     }
 
-    /// Nobody waits for a slot any more. Returns who did, to be woken: they may have to go another way.
+    /// Empties the line and returns the wakers of its callers: they have to ask again whether there is a connection.
     pub fn dismiss(&self) -> Vec<Waker> {
         let mut line = self.line.lock();
         let wakers = line.dismiss().collect();
@@ -302,7 +302,7 @@ impl Pending {
         }
     }
 
-    /// Ends a call that nobody waits for any more. Its late reply will find nothing. Returns the lane of its request if there was no
+    /// Ends a call whose caller has given up. Its late reply finds nothing. Returns the lane of its request if there was no
     /// outcome yet: then the peer may be at work on it.
     #[inline]
     pub fn cancel(&self, key: CallKey) -> Option<Lane> {
@@ -453,7 +453,7 @@ mod tests {
         assert_eq!(pending.expire(9, |key, lane| told.push((key, lane))), 0);
         assert_eq!(pending.expire(10, |key, lane| told.push((key, lane))), 1);
         assert_eq!(told, [(early, Lane::First)]);
-        // It has an outcome: there is nobody to tell.
+        // It has an outcome: the peer need not be told.
         assert_eq!(pending.expire(10, |key, lane| told.push((key, lane))), 0);
         assert_eq!(poll(&pending, early), Poll::Ready(Err(Fault::Timeout)));
         assert_eq!(pending.fail_all(&Fault::Disconnected), 1);

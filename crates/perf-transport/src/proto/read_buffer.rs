@@ -3,11 +3,15 @@
 use bytes::BytesMut;
 use std::collections::VecDeque;
 
-/// How many buffers are kept while parts of them are in use elsewhere. Further ones are made and left to whoever holds their
-/// parts.
+/// How many buffers are kept while parts of them are in use elsewhere. Further ones are freed with
+/// their last part.
 const RETAINED_MAX: usize = 8;
+/// A read that brings no more than this part of a buffer brings little.
+const SPARSE_PART: usize = 16;
+/// After so many of them buffers become small again: 16 s of pings alone.
+const SPARSE_READS: u32 = 32;
 
-/// A buffer that frames are cut out of without copying, and that is used again once nobody holds a part of it.
+/// A buffer that frames are cut out of without copying, and that is used again once no part of it is held.
 ///
 /// Reading appends to [`buffer`](Self::buffer); the decoder takes frames off its front. [`prepare`](Self::prepare) makes room for the
 /// next read: in place where nothing of the memory is in use any more (the usual case: no allocation, no copy but of the begun frame), in
@@ -18,7 +22,10 @@ pub struct ReadBuffer {
     /// Buffers of `capacity` whose frames are in use elsewhere.
     lent: VecDeque<BytesMut>,
     capacity: usize,
+    capacity_first: usize,
     capacity_max: usize,
+    /// Reads in a row that brought little.
+    sparse: u32,
 }
 
 impl ReadBuffer {
@@ -29,7 +36,9 @@ impl ReadBuffer {
             buffer: BytesMut::with_capacity(capacity),
             lent: VecDeque::new(),
             capacity,
+            capacity_first: capacity,
             capacity_max: capacity_max.max(capacity),
+            sparse: 0,
         }
     }
 
@@ -73,6 +82,29 @@ impl ReadBuffer {
         }
     }
 
+    /// A read brought so many bytes and did not fill the buffer. After many such reads that brought little, buffers are as small as at first: a
+    /// connection that has moved bulk and is idle now holds little.
+    #[inline]
+    pub fn not_filled(&mut self, bytes: usize) {
+        if self.capacity > self.capacity_first {
+            self.note_sparse(bytes);
+        }
+    }
+
+    fn note_sparse(&mut self, bytes: usize) {
+        if bytes > self.capacity / SPARSE_PART {
+            self.sparse = 0;
+            return;
+        }
+        self.sparse += 1;
+        if self.sparse >= SPARSE_READS && self.buffer.is_empty() {
+            self.sparse = 0;
+            self.capacity = self.capacity_first;
+            self.lent.clear();
+            self.buffer = BytesMut::with_capacity(self.capacity);
+        }
+    }
+
     #[cold]
     fn replace(&mut self, capacity: usize) {
         let missing = capacity - self.buffer.len().min(capacity);
@@ -88,7 +120,7 @@ impl ReadBuffer {
         }
     }
 
-    /// A retained buffer that nobody uses any more, or a new one.
+    /// A retained buffer of which no part is held, or a new one.
     fn reusable(&mut self, capacity: usize) -> BytesMut {
         for place in 0..self.lent.len() {
             if self.lent[place].try_reclaim(capacity)
@@ -136,6 +168,36 @@ mod tests {
         for (round, frame) in (0_u8..).zip(&kept) {
             assert!(frame.iter().all(|&byte| byte == round));
         }
+    }
+
+    #[test]
+    fn buffers_become_small_again_when_reads_bring_little() {
+        let mut read = ReadBuffer::new(1024, 8192);
+        let mut kept = Vec::new();
+        for _ in 0..3 {
+            read.filled();
+        }
+        for _ in 0..4 {
+            read.prepare(16);
+            read.buffer().extend_from_slice(&[7; 8000]);
+            kept.push(read.buffer().split().freeze());
+        }
+        read.prepare(16);
+        assert!(read.capacity() == 8192 && !read.lent.is_empty());
+        let sparse = |read: &mut ReadBuffer, reads| (0..reads).for_each(|_| read.not_filled(16));
+        sparse(&mut read, SPARSE_READS - 1);
+        read.not_filled(4000);
+        sparse(&mut read, SPARSE_READS - 1);
+        assert_eq!(read.capacity(), 8192);
+        // A frame that has begun to arrive stays where it is.
+        read.buffer().extend_from_slice(b"begun");
+        sparse(&mut read, 1);
+        assert_eq!((read.capacity(), &read.buffer()[..]), (8192, &b"begun"[..]));
+        read.buffer().clear();
+        sparse(&mut read, 1);
+        assert_eq!((read.capacity(), read.lent.len()), (1024, 0));
+        assert!(read.buffer().capacity() <= 1024);
+        assert!(kept.iter().all(|frame| frame[..] == [7; 8000]));
     }
 
     #[test]

@@ -163,7 +163,7 @@ pub enum Incoming {
         /// The request's id.
         id: u64,
     },
-    /// Nobody waits for the answer to this request any more. It may have been answered.
+    /// The caller of this request has given up. The request may have been answered.
     Cancelled {
         /// The request's id.
         id: u64,
@@ -366,10 +366,17 @@ impl Server {
         self.bodies.iter().map(|(_, body)| body.buffered()).sum()
     }
 
-    /// The connection is gone: bodies that are not complete never will be.
+    /// Breaks off all open bodies: the connection is lost. Dropping the server does so, too.
     pub fn lost(&mut self) {
         for (_, body) in self.bodies.drain(..) {
             body.end(false);
         }
+    }
+}
+
+/// The task of a connection may end without a word, by a stream that panics or with its runtime: no reader of a body waits for ever.
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.lost();
     }
 }

@@ -62,7 +62,7 @@ impl<T: Default> Slots<T> {
             return None;
         }
         let mut grown = self.grown.lock();
-        // Somebody else may have made some, even the last ones.
+        // Another caller may have made places meanwhile, even the last ones.
         if let Some(index) = self.take_made() {
             return Some(index);
         }

@@ -1,4 +1,4 @@
-//! Bodies that are sent in chunks, and read no faster than their reader wants.
+//! Flow control of bodies: the sender's credit, and the chunks that wait for the reader.
 
 use super::frame::FrameError;
 use bytes::{Bytes, BytesMut};
@@ -7,12 +7,12 @@ use std::collections::VecDeque;
 use std::mem;
 use std::task::{Context, Poll, Waker};
 
-/// Chunks below this are put together while they wait for the reader.
+/// Chunks shorter than this are gathered while they wait for the reader.
 const SMALL_BYTES: usize = 16 * 1024;
-/// Into pieces of at least this size, and at most this and a small chunk.
+/// Gathered chunks become a piece at this size, exceeded by one small chunk at most.
 const GATHERED_BYTES_MAX: usize = 48 * 1024;
 
-/// What the sender of a body may still send.
+/// The credit of the sender of a body.
 #[derive(Debug)]
 pub struct SendWindow {
     state: Mutex<SendState>,
@@ -26,7 +26,7 @@ struct SendState {
 }
 
 impl SendWindow {
-    /// So many bytes at first.
+    /// A window with this credit.
     #[must_use]
     pub fn new(credit: u64) -> Self {
         Self {
@@ -38,7 +38,7 @@ impl SendWindow {
         }
     }
 
-    /// Takes up to `wanted` bytes of credit, at least one; waits while there is none. `None` once the reader wants no more.
+    /// Takes up to `wanted` bytes of credit, at least one. Pending while there is none, `None` once the window is closed.
     pub fn poll_take(&self, wanted: u64, cx: &mut Context<'_>) -> Poll<Option<u64>> {
         let mut state = self.state.lock();
         if state.closed {
@@ -53,7 +53,7 @@ impl SendWindow {
         Poll::Ready(Some(taken))
     }
 
-    /// The reader allows more.
+    /// Adds credit that the reader has granted.
     pub fn grant(&self, bytes: u64) {
         let waker = {
             let mut state = self.state.lock();
@@ -65,13 +65,13 @@ impl SendWindow {
         }
     }
 
-    /// Whether the reader wants no more, or the connection is gone.
+    /// Whether the reader has given up, or the connection is lost.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.state.lock().closed
     }
 
-    /// The reader wants no more, or the connection is gone.
+    /// Closes the window: the reader has given up, or the connection is lost.
     pub fn close(&self) {
         let waker = {
             let mut state = self.state.lock();
@@ -91,7 +91,7 @@ enum End {
     Broken,
 }
 
-/// A body that is arriving: what came and was not read yet, within its window.
+/// A body that is arriving: its unread chunks, within the window.
 #[derive(Debug)]
 pub struct BodyState {
     state: Mutex<ReceiveState>,
@@ -101,15 +101,15 @@ pub struct BodyState {
 #[derive(Debug)]
 struct ReceiveState {
     chunks: VecDeque<Bytes>,
-    /// Small chunks behind the others, put together: a chunk of a few bytes would take more memory for itself than for its bytes.
+    /// Small chunks behind the others, gathered: the memory of a chunk of a few bytes is much more than its bytes.
     small: BytesMut,
     buffered: u64,
-    /// What the sender may still send.
+    /// Bytes that the sender may still send.
     open: u64,
-    /// Read, and not yet granted anew.
+    /// Bytes that were read and not yet granted again.
     consumed: u64,
     end: Option<End>,
-    /// Of a complete body: bytes that were read, or given up, and that [`BodyState::take_released`] has not told yet.
+    /// Of a complete body: bytes that were read or given up since the last [`BodyState::take_released`].
     released: u64,
     waker: Option<Waker>,
 }
@@ -117,7 +117,7 @@ struct ReceiveState {
 impl ReceiveState {
     fn keep(&mut self, chunk: Bytes) {
         let is_small = chunk.len() < SMALL_BYTES;
-        // The first one is often read at once, and then nothing is gained by a copy.
+        // The first chunk is often read at once: a copy would gain nothing.
         let is_first = self.chunks.is_empty() && self.small.is_empty();
         if is_small && !is_first {
             self.small.extend_from_slice(&chunk);
@@ -140,16 +140,16 @@ impl ReceiveState {
 /// The next step of a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BodyStep {
-    /// A chunk, and how much credit to give to the sender (0: none now).
+    /// A chunk, and the credit to grant to the sender. 0 stands for none now.
     Chunk(Bytes, u32),
-    /// There is no more: the body is complete.
+    /// The end of a complete body.
     Complete,
-    /// There will be no more, and the body is not complete.
+    /// The end of a body that was broken off.
     Broken,
 }
 
 impl BodyState {
-    /// A body of which `window_bytes` may be under way.
+    /// An empty body with a window of `window_bytes`.
     #[must_use]
     pub fn new(window_bytes: u32) -> Self {
         Self {
@@ -167,10 +167,10 @@ impl BodyState {
         }
     }
 
-    /// A chunk arrived.
+    /// Takes a chunk that has arrived.
     ///
     /// # Errors
-    /// [`FrameError::BudgetExceeded`] if it is more than was allowed.
+    /// [`FrameError::BudgetExceeded`] if the sender had no credit for it.
     pub fn receive(&self, chunk: Bytes) -> Result<(), FrameError> {
         let waker = {
             let mut state = self.state.lock();
@@ -194,19 +194,19 @@ impl BodyState {
         Ok(())
     }
 
-    /// The sender has sent everything (`complete`), or will not. The first word counts.
+    /// Ends the body: it is `complete`, or broken off. The first end counts.
     pub fn end(&self, complete: bool) {
         self.end_with(if complete { End::Complete } else { End::Broken });
     }
 
-    /// The sender has sent everything, as [`end`](Self::end). Returns the bytes that wait for the reader from now on without a window: the
-    /// sender may begin another body. They come back by [`take_released`](Self::take_released).
+    /// Ends a complete body, see [`end`](Self::end). Returns its unread bytes. The sender may begin another body now, so no window bounds them; they are
+    /// given back by [`take_released`](Self::take_released).
     pub fn complete(&self) -> usize {
         let unread = self.end_with(End::Complete);
         usize::try_from(unread).unwrap_or(usize::MAX)
     }
 
-    /// Returns what waits for the reader if this is the first word.
+    /// Returns the unread bytes if this is the first end, and 0 otherwise.
     fn end_with(&self, end: End) -> u64 {
         let (unread, waker) = {
             let mut state = self.state.lock();
@@ -229,19 +229,19 @@ impl BodyState {
         unread
     }
 
-    /// Bytes of a complete body that were read or given up since the last call. None of a body that is still open.
+    /// Bytes of a complete body that were read or given up since the last call. 0 while the body is open.
     pub fn take_released(&self) -> usize {
         let released = mem::take(&mut self.state.lock().released);
         usize::try_from(released).unwrap_or(usize::MAX)
     }
 
-    /// Bytes that wait for the reader.
+    /// Unread bytes.
     #[must_use]
     pub fn buffered(&self) -> u64 {
         self.state.lock().buffered
     }
 
-    /// The next step. Credit is given back by halves of the window, so that a grant is rare beside chunks.
+    /// The next step. Credit is granted by halves of the window, so that grants are rare beside chunks.
     pub fn poll_next(&self, cx: &mut Context<'_>) -> Poll<BodyStep> {
         let mut state = self.state.lock();
         if let Some(chunk) = state.take() {

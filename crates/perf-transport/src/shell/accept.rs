@@ -2,7 +2,7 @@
 
 use super::conn::{Conn, Info};
 use super::handshake::{answer, hear, refuse};
-use super::handshakes::{Handshakes, Place};
+use super::handshakes::{HandshakeBounds, Handshakes, Place};
 use super::parting;
 use super::serve::{ServeLimits, ServeRole};
 use super::session::{self, Established};
@@ -28,14 +28,13 @@ use tokio::time::timeout;
 /// After an error of the listener (too many open files, usually) it is asked again, but not at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// A newcomer that waits for a place looks again after so long: those that speak may have taken their time.
-const PLACE_PAUSE: Duration = Duration::from_millis(20);
-
 /// Accepts until the transport shuts down.
 pub(crate) async fn run(inner: Arc<Inner>, mut listener: Box<dyn Listener>) {
     let config = &inner.config;
-    let handshakes = Handshakes::new(config.handshakes_max, config.handshake_timeout);
-    let connections = Arc::new(Semaphore::new(config.inbound_max));
+    let bounds = HandshakeBounds::new(config.handshakes_max, config.inbound_max);
+    let handshakes = Handshakes::new(bounds, config.handshake_timeout);
+    let inbound_max = config.inbound_max.min(Semaphore::MAX_PERMITS);
+    let connections = Arc::new(Semaphore::new(inbound_max));
     let mut stop = inner.stop.subscribe();
     loop {
         let next = tokio::select! {
@@ -44,13 +43,15 @@ pub(crate) async fn run(inner: Arc<Inner>, mut listener: Box<dyn Listener>) {
         };
         let (stream, from) = match next {
             Ok(accepted) => accepted,
-            Err(_) => {
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+            Err(error) => {
+                if !is_of_peer(&error) {
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
                 continue;
             }
         };
         let Some(handshaking) = inner.begin_handshake() else {
-            // Whoever dialled again would keep this node from ever being done.
+            // The node drains. Peers that dial again must not keep it from its end.
             continue;
         };
         let Ok(connection) = Arc::clone(&connections).try_acquire_owned() else {
@@ -63,23 +64,51 @@ pub(crate) async fn run(inner: Arc<Inner>, mut listener: Box<dyn Listener>) {
             inner.events.report(PeerEvent::Refused { from, error });
             continue;
         };
-        let source = source_of(&from);
-        let place = loop {
-            if let Some(place) = handshakes.enter(source, inner.is_known_source(source)) {
-                break place;
-            }
-            tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => return,
-                () = handshakes.left.notified() => {}
-                () = tokio::time::sleep(PLACE_PAUSE) => {}
-            }
+        let source = source_of(&from).to_owned();
+        let is_known = inner.is_known_source(&source);
+        let place = match handshakes.enter(&source, is_known) {
+            Some(place) => Ok(place),
+            None => Err(handshakes.wait(is_known)),
         };
         let inner = Arc::clone(&inner);
+        let refuse = |inner: &Inner, from| {
+            let handshakes_max = inner.config.handshakes_max;
+            let error = HandshakeError::Displaced { handshakes_max };
+            let error = TransportError::Handshake { peer: None, error };
+            inner.events.report(PeerEvent::Refused { from, error });
+        };
+        if let Err(None) = place {
+            refuse(&inner, from);
+            continue;
+        }
+        let mut stop = inner.stop.subscribe();
+        // Others are accepted while this one waits.
         tokio::spawn(async move {
             let _connection = connection;
-            serve(&inner, stream, from, place, handshaking).await;
+            let time = inner.config.handshake_timeout;
+            let place = match place {
+                Ok(place) => Some(place),
+                Err(Some(waiting)) => tokio::select! {
+                    place = waiting.place(&source, is_known, time) => place,
+                    _ = stop.wait_for(|stop| *stop) => None,
+                },
+                Err(None) => None,
+            };
+            match place {
+                Some(place) => serve(&inner, stream, from, place, handshaking).await,
+                None => refuse(&inner, from),
+            }
         });
     }
+}
+
+/// Whether an error is about one stream, whose peer is gone before it was accepted. The next one can be accepted at once.
+fn is_of_peer(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, NotConnected};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionReset | NotConnected
+    )
 }
 
 /// The next stream. A listener that panics has failed, and is asked again.
@@ -160,6 +189,8 @@ async fn shake(
         if inner.config.known_peers_only && !arrival.is_known {
             return Err(HandshakeError::UnknownNode { node });
         }
+        // The hook may take its time: neither do strangers wait for it, nor do they take the peer's turn.
+        place.proven();
         ask(inner, arrival).await?;
         Ok(accepted)
     };
@@ -231,6 +262,7 @@ struct Inbound {
 
 impl Drop for Inbound {
     fn drop(&mut self) {
+        self.conn.running.stop_all();
         self.conn.close(CloseReason::Closed);
         self.conn.disconnect(&Fault::Disconnected);
         self.inner.retire_inbound(self.number);
@@ -315,7 +347,8 @@ async fn serve(
             handlers_per_method_max: config.handlers_per_method_max,
             held_max: config.calls_max,
             handler_bytes_max: config.handler_bytes_max,
-            backlog_bytes_max: config.queue_bytes[class as usize * 2] + config.outbox_bytes,
+            backlog_bytes_max: config.queue_bytes[class as usize * 2]
+                .saturating_add(config.outbox_bytes),
             frame_bytes_max: accepted.welcome.frame_bytes_max as usize,
         },
         (inner.local.checksum, accepted.stream_window_bytes),

@@ -16,7 +16,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::io::AsyncWrite;
 
-/// With more than so many calls in flight, others are likely to follow at once: whoever queues leaves the writing to the task, which lets
+/// With more than so many calls in flight, others are likely to follow at once: callers leave the writing to the task, which lets
 /// others go first. Measured: 25 to 126 frames per write instead of one, and the latency of a few callers is not touched.
 pub(crate) const DIRECT_CALLS_MAX: usize = 3;
 /// A caller that writes for others stops after so many writes and leaves the rest to the task.
@@ -95,7 +95,7 @@ pub(crate) struct Conn {
     pub(crate) handler_bytes: AtomicUsize,
     /// Requests wait for handlers of their method to end: each that ends wakes the task.
     pub(crate) has_held: AtomicBool,
-    /// Those of them that are stopped when nobody waits for them.
+    /// The handlers that are stopped when their callers have given up.
     pub(crate) running: Running,
     /// What this connection has done since it began. Each has one writer at a time, so plain stores do.
     pub(crate) frames_received: AtomicU64,
@@ -150,7 +150,7 @@ impl Conn {
         }
     }
 
-    /// Something was queued: sees to it that it is written. `direct`: now, by this thread, if nobody else is at it.
+    /// Has queued frames written. With `direct` this thread writes them now, if there is no other owner of the write side.
     #[inline]
     pub(crate) fn notify(&self, direct: bool) {
         if self.channel.gate.notify() == Notified::Claimed {
@@ -162,7 +162,7 @@ impl Conn {
         }
     }
 
-    /// Nobody waits for a call any more.
+    /// Ends a call whose caller has given up.
     #[inline]
     pub(crate) fn cancel(&self, key: CallKey) {
         if self.channel.cancel(key) {
@@ -187,19 +187,15 @@ impl Conn {
         loop {
             self.channel.gate.begin();
             match self.write(writes_max) {
-                Ok(Progress::Done) => {
+                Progress::Done => {
                     if self.channel.gate.finish() {
                         break;
                     }
                 }
-                Ok(Progress::Blocked | Progress::More) => {
+                Progress::Blocked | Progress::More => {
                     // Woken in any case: the stream may have become writable before the task was the owner.
                     self.hand_over();
                     return;
-                }
-                Err(error) => {
-                    self.drop_wire();
-                    self.close(CloseReason::Io(error.to_string()));
                 }
             }
         }
@@ -211,17 +207,13 @@ impl Conn {
         loop {
             self.channel.gate.begin();
             match self.write(TASK_WRITES_MAX) {
-                Ok(Progress::Done) => {
+                Progress::Done => {
                     if self.channel.gate.finish() {
                         return false;
                     }
                 }
-                Ok(Progress::Blocked) => return false,
-                Ok(Progress::More) => return true,
-                Err(error) => {
-                    self.drop_wire();
-                    self.close(CloseReason::Io(error.to_string()));
-                }
+                Progress::Blocked => return false,
+                Progress::More => return true,
             }
         }
     }
@@ -234,7 +226,7 @@ impl Conn {
         }
     }
 
-    /// Writes from within the task, if nobody else does.
+    /// Writes from within the task, if there is no other owner of the write side.
     #[inline]
     pub(crate) fn notify_from_task(&self, cx: &Context<'_>) {
         match self.channel.gate.notify() {
@@ -246,12 +238,28 @@ impl Conn {
         }
     }
 
-    fn write(&self, writes_max: usize) -> io::Result<Progress> {
+    /// Writes what is queued, a bounded number of times. A stream that fails ends its connection.
+    fn write(&self, writes_max: usize) -> Progress {
         let mut guard = self.wire.lock();
         let Some(wire) = guard.as_mut() else {
             // Not connected: what is queued waits for the next connection, which begins by writing.
-            return Ok(Progress::Done);
+            return Progress::Done;
         };
+        match self.write_to(wire, writes_max) {
+            Ok(progress) => progress,
+            Err(error) => {
+                // Under the lock, which the end of this connection takes, too: so the reason is never noted for a later connection.
+                self.close(CloseReason::Io(error.to_string()));
+                let failed = guard.take();
+                self.unwritten.store(0, Ordering::Relaxed);
+                drop(guard);
+                drop(failed);
+                Progress::Done
+            }
+        }
+    }
+
+    fn write_to(&self, wire: &mut Wire, writes_max: usize) -> io::Result<Progress> {
         let mut writes = 0;
         loop {
             // What is about to be taken counts already; the lock of the lanes publishes it.
@@ -347,6 +355,8 @@ impl Conn {
     pub(crate) fn detach(&self) {
         *self.task.lock() = None;
         self.drop_wire();
+        // Left there by a task that ended before its last words.
+        drop(self.parting.lock().take());
         self.paused.store(false, Ordering::Relaxed);
     }
 
@@ -386,7 +396,7 @@ impl Conn {
 
     /// Bytes that wait to be written, taken ones included. Not 0 while there are any.
     pub(crate) fn backlog(&self) -> usize {
-        // In the order in which they go from the one to the other: whoever takes them says so beforehand.
+        // Read in the order in which bytes move: the writer adds to `unwritten` before it takes bytes from the queues.
         let queued = self.channel.lanes.queued().0;
         queued + self.unwritten.load(Ordering::Relaxed)
     }
@@ -487,6 +497,58 @@ mod tests {
         fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
             Poll::Ready(Ok(()))
         }
+    }
+
+    /// A stream that fails. Before its end is noted the connection has ended, and another one has begun.
+    struct Failing(Weak<Conn>);
+
+    impl AsyncWrite for Failing {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl Drop for Failing {
+        fn drop(&mut self) {
+            let conn = self.0.upgrade().expect("it writes");
+            assert!(matches!(conn.closing(), Some(CloseReason::Io(_))));
+            conn.detach();
+            conn.reopen();
+            conn.connect(Box::new(tokio::io::sink()), 1 << 16, Waker::noop());
+        }
+    }
+
+    #[test]
+    fn what_ends_a_connection_does_not_end_the_next_one() {
+        let limits = Config::default().channel(ConnectionClass::Bulk, false);
+        let conn = Arc::new(Conn::new(2, Channel::new(limits)));
+        conn.connect(
+            Box::new(Failing(Arc::downgrade(&conn))),
+            1 << 16,
+            Waker::noop(),
+        );
+        let header = Header::new(Kind::OneWay, 0, 0);
+        let payload = Payload::Borrowed(b"x");
+        let lanes = &conn.channel.lanes;
+        for _ in 0..2 {
+            let pushed = lanes.push(Lane::First, header, &payload, None);
+            assert_eq!(pushed, Ok(()));
+            conn.notify(true);
+        }
+        assert_eq!(conn.closing(), None);
+        assert!(conn.wire.lock().is_some() && conn.backlog() == 0);
     }
 
     #[test]

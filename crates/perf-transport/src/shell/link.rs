@@ -71,6 +71,19 @@ impl Peer {
         }
     }
 
+    /// From now on the peer is dialled at this address.
+    pub(crate) fn move_to(&self, address: String) {
+        let mut known = self.address.lock();
+        if *known == address {
+            return;
+        }
+        *known = address;
+        // Under the lock of the address: a dialler that has failed looks at the address behind this, or has told its dialer before.
+        for link in self.links() {
+            link.dialer.lock().moved();
+        }
+    }
+
     pub(crate) fn links(&self) -> [&Link; 2] {
         [&self.control, &self.bulk]
     }
@@ -99,7 +112,7 @@ impl Link {
         }
     }
 
-    /// Whether a message may be queued; dials if nobody has.
+    /// Whether a message may be queued. Dials if there is no connection and no dial is under way.
     #[inline]
     pub(crate) fn admit(&self, peer: &Arc<Peer>, inner: &Arc<Inner>) -> Result<(), Refused> {
         if self.is_open.load(Ordering::Acquire) {
@@ -108,7 +121,7 @@ impl Link {
         self.admit_slow(peer, inner)
     }
 
-    /// The same for whoever was refused although the link seemed open: it waits until that is settled.
+    /// Slow path of [`admit`](Self::admit), also used after a push failed on a link that looked open: takes the dialer's lock to learn the true state.
     #[cold]
     pub(crate) fn admit_slow(&self, peer: &Arc<Peer>, inner: &Arc<Inner>) -> Result<(), Refused> {
         let mut dialer = self.dialer.lock();
@@ -146,9 +159,9 @@ impl Link {
         is_wanted
     }
 
-    /// Closes the connection if nobody uses it. Nothing is lost by that: what somebody queues meanwhile waits for the next one.
+    /// Closes the connection if it is idle. Messages that are queued meanwhile wait for the next connection.
     pub(crate) fn end_if_idle(&self) {
-        // Whoever is refused by closed lanes asks the dialer, and so waits until this is done.
+        // A caller that closed lanes refuse asks the dialer, and so waits until this is done.
         let mut dialer = self.dialer.lock();
         let channel = &self.conn.channel;
         if dialer.state() != DialState::Up || !channel.lanes.close_if_empty() {
@@ -173,12 +186,12 @@ impl Link {
         channel.pending.in_flight() == 0 && self.conn.backlog() == 0 && channel.windows() == 0
     }
 
-    /// The connection has ended. `true` if somebody waits for the next one.
+    /// Notes the end of the connection. Returns `true` if messages wait for the next one.
     fn ended(&self, reason: &CloseReason) -> bool {
         *self.conn.last_close.lock() = Some(Arc::new(reason.clone()));
         let mut dialer = self.dialer.lock();
         self.is_open.store(false, Ordering::Release);
-        // Until somebody dials. Whoever is refused meanwhile does so.
+        // Closed until the next dial. A caller that is refused meanwhile dials.
         let wakers = self.conn.channel.close();
         let was_idle = dialer.state() == DialState::Ending;
         if was_idle {
@@ -215,7 +228,7 @@ impl Link {
         self.is_open.store(false, Ordering::Release);
         self.refuse_new();
         self.conn.close(CloseReason::Closed);
-        // Without a task nobody else would end what waits.
+        // Where no task runs, nothing else would end the calls that wait.
         self.conn.channel.pending.fail_all(&Fault::Disconnected);
     }
 
@@ -224,7 +237,7 @@ impl Link {
         wake(self.conn.channel.close());
     }
 
-    /// The connection is lost, or there will be none: what is queued is dropped. Only then `say` tells the dialer, so that whoever asks it next
+    /// The connection is lost, or there will be none: what is queued is dropped. Only then `say` tells the dialer, so that the next caller that asks it
     /// finds the queues empty.
     fn lost<R>(&self, fault: &Fault, say: impl FnOnce(&mut Dialer) -> R) -> R {
         self.refuse_new();
@@ -300,9 +313,18 @@ async fn run(mut task: Running) {
 async fn connected(inner: &Arc<Inner>, peer: &Arc<Peer>, class: ConnectionClass) {
     let link = peer.link(class);
     link.conn.reopen();
-    let (established, welcome) = match dial(inner, peer, class).await {
+    let address = peer.address.lock().clone();
+    let (established, welcome) = match dial(inner, peer, class, &address).await {
         Ok(dialled) => dialled,
-        Err(error) => return fail(inner, peer, link, Fault::Unreachable, error),
+        Err(error) => {
+            fail(inner, peer, link, Fault::Unreachable, error);
+            let now = peer.address.lock();
+            if *now != address {
+                // What failed is not where the peer is.
+                link.dialer.lock().moved();
+            }
+            return;
+        }
     };
     let hears = welcome.features & FEATURE_GOODBYE != 0;
     link.conn.hears_goodbye.store(hears, Ordering::Relaxed);
@@ -376,10 +398,11 @@ async fn dial(
     inner: &Inner,
     peer: &Peer,
     class: ConnectionClass,
+    address: &str,
 ) -> Result<(Established, Welcome), TransportError> {
-    let stream = connect(inner, peer, class).await?;
+    let stream = connect(inner, class, address).await?;
     let time = inner.config.handshake_timeout;
-    let shaken = timeout(time, shake(inner, peer, class, stream)).await;
+    let shaken = timeout(time, shake(inner, peer, class, (stream, address))).await;
     let late = HandshakeError::Timeout {
         timeout_ms: crate::config::millis(time),
     };
@@ -393,8 +416,8 @@ async fn dial(
 
 async fn connect(
     inner: &Inner,
-    peer: &Peer,
     class: ConnectionClass,
+    address: &str,
 ) -> Result<Box<dyn ByteStream>, TransportError> {
     let config = &inner.config;
     let options = StreamOptions {
@@ -404,10 +427,9 @@ async fn connect(
             ConnectionClass::Bulk => config.bulk_send_buffer_bytes,
         },
     };
-    let address = peer.address.lock().clone();
     let connected = timeout(
         config.dial_timeout,
-        inner.connector.connect(&address, options),
+        inner.connector.connect(address, options),
     )
     .await
     .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
@@ -421,7 +443,7 @@ async fn shake(
     inner: &Inner,
     peer: &Peer,
     class: ConnectionClass,
-    stream: Box<dyn ByteStream>,
+    (stream, address): (Box<dyn ByteStream>, &str),
 ) -> Result<(Established, Welcome), HandshakeError> {
     let authenticated = stream.authenticated_node();
     if let Some(found) = authenticated.filter(|found| *found != peer.id) {
@@ -447,7 +469,7 @@ async fn shake(
     let frame = read_frame(&mut read, &mut buffer, checksum).await?;
     let welcome = check_welcome(&inner.local, peer.id, &frame.header, &frame.payload)?;
     *peer.link(class).conn.info.lock() = Some(Info {
-        address: peer.address.lock().clone(),
+        address: address.to_owned(),
         class,
         incarnation: welcome.incarnation,
         #[cfg(feature = "tls")]

@@ -1,4 +1,4 @@
-//! Handlers that are stopped when nobody waits for their answer any more.
+//! Running handlers of one connection that are stopped when their caller has given up.
 
 use crate::config::millis;
 use crate::proto::TimeLimit;
@@ -8,27 +8,27 @@ use tokio::task::AbortHandle;
 
 /// The handlers of one connection that may be stopped, by the ids of their requests.
 ///
-/// Nothing is aborted under the lock: what a task drops asks for it. Whoever takes a handler out of the map has the say about it: either it answers,
-/// or it is stopped.
+/// Removing a handler from the map decides its end: its task removes it and answers, or [`stop`](Self::stop) removes it and aborts the task. Tasks are
+/// aborted after the lock is released, because dropping a task takes the lock again.
 #[derive(Default)]
 pub(crate) struct Running {
     handlers: Mutex<HashMap<u64, Handler>>,
 }
 
 struct Handler {
-    /// Of its request: a peer may use an id for a second request while the first one runs.
+    /// The sequence of the request. A peer may use an id for a second request while the first one runs.
     sequence: u64,
-    /// `None` while its task is about to be spawned.
+    /// `None` until the task is spawned.
     task: Option<AbortHandle>,
     limit: TimeLimit,
-    /// Set by the first tick that sees it.
+    /// Set by the first tick that sees the handler.
     deadline_ms: Option<u64>,
 }
 
 impl Running {
-    /// A handler is about to start, whose caller waits so long.
+    /// Registers a handler before its task is spawned. `limit` is how long its caller waits.
     ///
-    /// A handler that runs for the same id is stopped: the peer has given its id away, so nobody waits for it.
+    /// A handler that runs for the same id is stopped: the peer has given the id to another request.
     pub(crate) fn begin(&self, (id, sequence): (u64, u64), limit: TimeLimit) {
         let handler = Handler {
             sequence,
@@ -40,7 +40,7 @@ impl Running {
         abort(before);
     }
 
-    /// It has started, and may have ended.
+    /// Notes the task of a handler, which may have ended already.
     pub(crate) fn started(&self, (id, sequence): (u64, u64), task: AbortHandle) {
         if let Some(handler) = self.handlers.lock().get_mut(&id)
             && handler.sequence == sequence
@@ -49,7 +49,7 @@ impl Running {
         }
     }
 
-    /// It ends by itself. `false` if it was stopped: then nothing is answered.
+    /// Removes a handler that has ended by itself. Returns `false` if it was stopped before; its answer is dropped then.
     pub(crate) fn end(&self, (id, sequence): (u64, u64)) -> bool {
         let mut handlers = self.handlers.lock();
         let is_it = handlers
@@ -61,19 +61,19 @@ impl Running {
         is_it
     }
 
-    /// Nobody waits for this one.
+    /// Stops the handler of this request, if it runs.
     pub(crate) fn stop(&self, id: u64) {
         let handler = self.handlers.lock().remove(&id);
         abort(handler);
     }
 
-    /// Nobody waits for any of them.
+    /// Stops all handlers: the connection has ended.
     pub(crate) fn stop_all(&self) {
         let handlers = std::mem::take(&mut *self.handlers.lock());
         abort(handlers.into_values());
     }
 
-    /// Stops those whose callers have waited as long as they wanted: their word may be stuck behind requests that are not read.
+    /// Stops the handlers whose time limit has passed. The caller's cancellation may be stuck behind requests that are not read yet.
     pub(crate) fn stop_late(&self, now_ms: u64) {
         let mut handlers = self.handlers.lock();
         if handlers.is_empty() {

@@ -175,24 +175,27 @@ impl<R: Role> Session<R> {
             self.buffer.prepare(needed.map_err(CloseReason::Protocol)?);
             let buffer = self.buffer.buffer();
             let read = pin!(self.read.read_buf(buffer)).poll(cx);
-            match read {
+            let read = match read {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(Ok(0)) => {
                     self.has_ended = true;
                     continue;
                 }
-                Poll::Ready(Ok(read)) => bump(&self.conn.bytes_received, read as u64),
+                Poll::Ready(Ok(read)) => read,
                 // What rustls says of a peer that went without a word.
                 Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
                     self.has_ended = true;
                     continue;
                 }
                 Poll::Ready(Err(error)) => return Err(CloseReason::Io(error.to_string())),
-            }
+            };
+            bump(&self.conn.bytes_received, read as u64);
             let is_full = buffer.len() == buffer.capacity();
             self.handle(cx)?;
             if is_full {
                 self.buffer.filled();
+            } else {
+                self.buffer.not_filled(read);
             }
         }
         // There may be more. Others first.

@@ -174,7 +174,7 @@ fn is_newly_busy(watch: &mut Watch, conn: &Conn, now_ms: u64, inner: &Inner) -> 
         return !was_busy && busy > 0;
     }
     // It says so once per interval.
-    if now_ms - watch.busy_ms > 3 * millis(inner.config.heartbeat_interval) {
+    if now_ms - watch.busy_ms > millis(inner.config.heartbeat_interval).saturating_mul(3) {
         watch.busy_ms = 0;
     }
     false

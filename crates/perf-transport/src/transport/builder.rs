@@ -93,7 +93,7 @@ impl Builder {
     }
 
     /// Asked about each peer that has proven who it is, before it is let in; `Err` refuses it, with a text that it gets. The answer must come within
-    /// [`Config::handshake_timeout`].
+    /// [`Config::handshake_timeout`], the rest of the handshake included. Many peers may be asked about at once, up to [`Config::inbound_max`].
     ///
     /// ```
     /// # use perf_transport::{Security, Transport};

@@ -18,7 +18,7 @@ use std::time::Duration;
 use super::Transport;
 use super::way::Way;
 
-/// A slot of a call whose request is not queued yet. It is freed when dropped, and the peer has nothing to be told.
+/// A slot of a call whose request is not queued yet. Dropping it frees the slot; the peer is not told, because it has not got the request.
 pub(super) struct Slot {
     pub(super) conn: Option<Arc<Conn>>,
     pub(super) key: CallKey,
@@ -41,7 +41,7 @@ impl Drop for Slot {
     }
 }
 
-/// Gives up its place in line for a slot when dropped.
+/// A place in line for a slot. Dropping it gives the place up.
 pub(super) struct WaitingForSlot<'a> {
     pub(super) conn: &'a Conn,
     pub(super) waiter: Waiter,
@@ -93,7 +93,7 @@ impl Transport {
         let header = way.header(Kind::Request, key.id()).within(limit);
         let observed = self.observe_on(route, envelope);
         if let Err(refused) = self.queue_message(&way, header, envelope) {
-            // The peer has not got it, and need not be told.
+            // The peer has not got the request and is not told.
             conn.channel.pending.cancel(key);
             return Err(refused);
         }
@@ -101,7 +101,7 @@ impl Transport {
         Ok(Call::waiting(Arc::clone(conn), key, observed))
     }
 
-    /// Takes a slot, and says what the peer is told of the timeout.
+    /// Takes a slot. Returns its key and the time limit for the request's header.
     #[inline]
     pub(super) fn open(
         &self,
@@ -164,7 +164,7 @@ impl Transport {
         Err(self.error(refused, envelope))
     }
 
-    /// Takes a slot in turn, then a place in the queue. `full` says which of the two is waited for.
+    /// Waits in turn for a slot, then for room in the queue. `full` says which of the two the caller waits for.
     pub(super) async fn begin_in_turn(
         &self,
         route: &Route,
@@ -190,7 +190,7 @@ impl Transport {
                 let header = way.header(Kind::Request, key.id()).within(limit);
                 way.push_or_wait((waiter, waker), header, &envelope.payload, head.as_deref())
             };
-            // The connection may be lost while this waits, and the slot with it.
+            // The connection may be lost meanwhile, and the slot with it: then this begins again.
             let mut queued = std::pin::pin!(self.queue_in_turn(&way, push));
             let queued = poll_fn(|cx| {
                 if conn.channel.pending.poll_lost(key, cx).is_ready() {

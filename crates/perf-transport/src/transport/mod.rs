@@ -93,12 +93,13 @@ impl Transport {
         self.inner.address.as_deref()
     }
 
-    /// Makes a peer known, or gives a known one another address. Dials nothing: the first message does.
+    /// Makes a peer known, or gives a known one another address. Dials nothing: the first message does, and does not wait for what failed at another
+    /// address. A connection that is up stays, whatever address it was dialled at.
     pub fn add_peer(&self, peer: u64, address: impl Into<String>) {
         let address = address.into();
         let mut all = self.inner.all.lock();
         if let Some(known) = all.iter().find(|known| known.id == peer) {
-            *known.address.lock() = address;
+            known.move_to(address);
             return;
         }
         let new = Arc::new(Peer::new(peer, address, &self.inner));

@@ -9,10 +9,11 @@ use crate::payload::Payload;
 use crate::proto::{Kind, Waiter};
 use crate::refused::{Attempt, Refused};
 use crate::route::Route;
+use crate::spans::Observed;
 use std::task::Waker;
 
 use super::Transport;
-use super::way::is_urgent;
+use super::way::{is_urgent, span_of};
 
 /// What became of a [`broadcast`](Transport::broadcast).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -183,8 +184,12 @@ impl Transport {
     /// (up to 1 KiB they are copied once).
     ///
     /// # Errors
-    /// As [`send`](Self::send).
+    /// As [`send`](Self::send). [`InvalidName`](TransportError::InvalidName) also for a new name where 1024 are in use: peers that choose names do not use
+    /// up all 2048 of the node.
     pub fn forward(&self, target: u64, message: &Message) -> Result<(), TransportError> {
+        self.inner
+            .names
+            .check_relayed(message.service(), message.method())?;
         self.try_send(&relayed(target, message))
     }
 
@@ -192,10 +197,14 @@ impl Transport {
     /// ([`Message::time_limit`]).
     ///
     /// # Errors
-    /// The future's, as of [`call`](Self::call).
+    /// The future's, as of [`call`](Self::call) and [`forward`](Self::forward).
     pub fn forward_call(&self, target: u64, message: &Message) -> Call {
         let mut envelope = relayed(target, message);
         envelope.timeout = message.time_limit();
-        self.call(envelope)
+        let names = &self.inner.names;
+        match names.check_relayed(message.service(), message.method()) {
+            Ok(()) => self.call(envelope),
+            Err(error) => Call::failed(error, Observed::new(span_of(&envelope))),
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Where a message goes, and how it gets into its queue.
+//! The resolved route of a message, and the ways into its queue.
 
 use crate::envelope::Envelope;
 use crate::error::TransportError;
@@ -20,7 +20,7 @@ use std::task::{Poll, Waker};
 
 use super::Transport;
 
-/// What a message needs to be sent.
+/// A resolved route: the link and the lane that a message goes to.
 pub(super) struct Way<'a> {
     pub(super) route: &'a Route,
     pub(super) link: &'a Link,
@@ -43,7 +43,8 @@ impl Way<'_> {
         Header::new(kind, self.route.number, id)
     }
 
-    /// The trace context of an envelope, and what of its payload is copied anyway, if the peer knows contexts and takes so much.
+    /// The trace context of an envelope, followed by the part of its payload that is copied anyway. `None` if the envelope has no context, if the peer does
+    /// not know contexts, or if the message is too long with it.
     pub(super) fn trace_head(&self, envelope: &Envelope<'_>) -> Option<Vec<u8>> {
         let trace = envelope.trace?;
         let conn = self.conn();
@@ -53,7 +54,7 @@ impl Way<'_> {
         (fits && is_heard).then(|| trace.before(&envelope.payload))
     }
 
-    /// Queues a message or puts the caller in line, with the trace context that `head` begins with if the peer takes it.
+    /// Queues a message or puts the caller in line. `head` is that of [`trace_head`](Self::trace_head); a peer that does not take it gets the message without.
     pub(super) fn push_or_wait(
         &self,
         (waiter, waker): (&mut Waiter, &Waker),
@@ -67,7 +68,7 @@ impl Way<'_> {
             let payload = with_head(head, payload);
             let (lane, define) = (self.lane, self.define());
             match lanes.push_or_wait(waiter, waker, lane, traced, &payload, define) {
-                // What the peer takes has become known since. The turn is given up and taken again.
+                // The peer has said since that it takes no context. The turn is given up and taken again.
                 (Err(NotQueued::Untraced | NotQueued::TooLong { .. }), next) => {
                     if let Some(next) = next {
                         next.wake();
@@ -89,7 +90,7 @@ pub(super) fn address<'a>(envelope: &Envelope<'a>) -> Address<'a> {
     }
 }
 
-/// Around a call to where an envelope goes.
+/// The span of a call.
 #[inline]
 pub(super) fn span_of(envelope: &Envelope<'_>) -> CallSpan {
     let Envelope {
@@ -125,7 +126,7 @@ impl Transport {
         }
     }
 
-    /// Does something with the route of an envelope: the one that the thread remembers, or a new one.
+    /// Calls `act` with the route of an envelope: the one that the thread remembers, or a new one.
     #[inline]
     pub(super) fn with_route<R>(
         &self,
@@ -139,7 +140,7 @@ impl Transport {
         }
     }
 
-    /// The same with a route that somebody holds, while it is good.
+    /// Calls `act` with a route that the caller holds, or with that of the envelope where the caller's is out of date.
     #[inline]
     pub(super) fn along<R>(
         &self,
@@ -174,7 +175,7 @@ impl Transport {
         })
     }
 
-    /// Why a peer that could not be reached could not be.
+    /// Why the peer cannot be reached: the last error of its links.
     pub(super) fn cause(&self, refused: Refused, peer: u64) -> Option<Arc<TransportError>> {
         let Refused::Unreachable { .. } = refused else {
             return None;
@@ -188,7 +189,7 @@ impl Transport {
     /// Looks up peer and name.
     pub(super) fn route(&self, envelope: &Envelope<'_>) -> Result<Route, TransportError> {
         let inner = &self.inner;
-        // Before the look-up: a change in between makes the route one of the past.
+        // Read before the look-up: a change of the peers in between makes the route out of date.
         let era = self.era();
         let Some(peer) = inner.peers.get(&envelope.target) else {
             return Err(TransportError::UnknownPeer {
@@ -206,7 +207,10 @@ impl Transport {
         })
     }
 
-    /// Whether and how an envelope can go this way now; dials where nobody has.
+    /// Resolves a route for an envelope: its link and lane. Dials if there is no connection.
+    ///
+    /// # Errors
+    /// [`Refused`] if the message cannot be queued now.
     #[inline]
     pub(super) fn way<'a>(
         &self,
@@ -216,7 +220,7 @@ impl Transport {
         self.way_of(route, envelope.priority, envelope.payload.len())
     }
 
-    /// The same for payloads of `bytes` at most.
+    /// Resolves a route for payloads of at most `bytes`, see [`way`](Self::way).
     #[inline]
     pub(super) fn way_of<'a>(
         &self,
@@ -242,7 +246,7 @@ impl Transport {
         })
     }
 
-    /// What is told of a call that was not sent.
+    /// Span and metrics of a call that was not sent.
     #[cold]
     pub(crate) fn observe(&self, envelope: &Envelope<'_>) -> Observed {
         match self.route(envelope) {
@@ -251,7 +255,7 @@ impl Transport {
         }
     }
 
-    /// What is told of a call.
+    /// Span and metrics of a call.
     #[inline]
     pub(super) fn observe_on(&self, route: &Route, envelope: &Envelope<'_>) -> Observed {
         let observed = Observed::new(span_of(envelope));
@@ -277,16 +281,12 @@ impl Transport {
     ) -> Result<(), Refused> {
         let lanes = &way.conn().channel.lanes;
         match lanes.push(way.lane, header, payload, way.define()) {
-            Ok(()) => Ok(()),
-            Err(NotQueued::Full) => Err(Refused::QueueFull),
-            Err(NotQueued::TooLong { bytes_max }) => Err(Refused::TooLarge { bytes_max }),
             Err(NotQueued::Closed) => self.queue_again(way, header, payload),
-            Err(NotQueued::Untraced) => Err(Refused::Untraced),
-            Err(NotQueued::Unsupported) => Err(Refused::Unsupported),
+            other => other.map_err(Refused::from),
         }
     }
 
-    /// The same for a message that may have a trace context.
+    /// Queues a message at once or not at all, with its trace context if it has one.
     #[inline]
     pub(super) fn queue_message(
         &self,
@@ -310,7 +310,7 @@ impl Transport {
         if let (Some(head), Some(kind)) = (way.trace_head(envelope), header.kind.traced()) {
             let traced = Header { kind, ..header };
             match self.queue(way, traced, &with_head(&head, &envelope.payload)) {
-                // What the peer takes has become known since.
+                // The peer has said since that it takes no context.
                 Err(Refused::Untraced | Refused::TooLarge { .. }) => {}
                 other => return other,
             }
@@ -318,7 +318,7 @@ impl Transport {
         self.queue(way, header, &envelope.payload)
     }
 
-    /// The connection ended since this way was found: another one is dialled, unless it is still ending.
+    /// Queues a message for the next connection, because the one of this route has ended since. Dials it, unless the last one is still ending.
     #[cold]
     pub(super) fn queue_again(
         &self,
@@ -329,15 +329,10 @@ impl Transport {
         way.link.admit_slow(&way.route.peer, &self.inner)?;
         let lanes = &way.conn().channel.lanes;
         let pushed = lanes.push(way.lane, header, payload, way.define());
-        pushed.map_err(|reason| match reason {
-            NotQueued::TooLong { bytes_max } => Refused::TooLarge { bytes_max },
-            NotQueued::Untraced => Refused::Untraced,
-            NotQueued::Unsupported => Refused::Unsupported,
-            NotQueued::Full | NotQueued::Closed => Refused::QueueFull,
-        })
+        pushed.map_err(Refused::from)
     }
 
-    /// Queues something, in turn with others who wait for the same queue, and sees to it that it is written.
+    /// Queues what `push` brings, in turn with other callers that wait for the same queue, and notifies the writer.
     pub(super) async fn queue_in_turn(
         &self,
         way: &Way<'_>,
@@ -350,7 +345,7 @@ impl Transport {
             waiter: Waiter::default(),
         };
         poll_fn(|cx| {
-            // The connection may have been lost while this waited: then it may have to be dialled anew.
+            // The connection may have been lost while this caller waited: `admit` dials again.
             if let Err(reason) = way.link.admit(&way.route.peer, &self.inner) {
                 return Poll::Ready(Err(reason));
             }
@@ -359,18 +354,13 @@ impl Transport {
                 next.wake();
             }
             match result {
-                Ok(()) => Poll::Ready(Ok(())),
                 Err(NotQueued::Full) => Poll::Pending,
-                Err(NotQueued::TooLong { bytes_max }) => {
-                    Poll::Ready(Err(Refused::TooLarge { bytes_max }))
-                }
-                Err(NotQueued::Untraced) => Poll::Ready(Err(Refused::Untraced)),
-                Err(NotQueued::Unsupported) => Poll::Ready(Err(Refused::Unsupported)),
                 Err(NotQueued::Closed) => {
-                    // The connection ended since the look above, and soon it is known what comes next.
+                    // The connection ended since `admit` above. The task that ends it is about to tell the dialer.
                     cx.waker().wake_by_ref();
                     Poll::Pending
                 }
+                other => Poll::Ready(other.map_err(Refused::from)),
             }
         })
         .await?;

@@ -1,9 +1,9 @@
-//! What waits, and what has been.
+//! Counters of the lanes.
 
 use super::Lanes;
 
 impl Lanes {
-    /// Bytes that wait, all lanes together, and whether somebody waits for room.
+    /// Bytes queued in all lanes together, and whether a caller waits for room.
     #[must_use]
     pub fn pressure(&self) -> (usize, bool) {
         let state = self.state.lock();
@@ -13,7 +13,7 @@ impl Lanes {
         })
     }
 
-    /// Bytes and frames that wait, all lanes together.
+    /// Bytes and frames queued in all lanes together.
     #[must_use]
     pub fn queued(&self) -> (usize, usize) {
         let state = self.state.lock();
@@ -22,20 +22,20 @@ impl Lanes {
         })
     }
 
-    /// Bytes and frames that wait in each lane.
+    /// Bytes and frames queued in each lane.
     #[must_use]
     pub fn depths(&self) -> [(usize, usize); 3] {
         let state = self.state.lock();
         [0, 1, 2].map(|place| (state.lanes[place].bytes, state.lanes[place].frames))
     }
 
-    /// Messages that were queued since the beginning: frames with a name.
+    /// Messages queued since the beginning: frames that have a service and method.
     #[must_use]
     pub fn messages(&self) -> u64 {
         self.state.lock().messages
     }
 
-    /// Frames that were dropped because their connection was lost, since the beginning.
+    /// Frames dropped since the beginning because their connection was lost.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.state.lock().dropped

@@ -1,4 +1,4 @@
-//! The end of a connection, and what the next one finds.
+//! Lanes between two connections: closed, fitted to the next peer, renewed.
 
 use super::Lanes;
 use crate::primitive::mutant;
@@ -8,10 +8,10 @@ use crate::proto::takes::Takes;
 use std::task::Waker;
 
 impl Lanes {
-    /// From now on new messages are refused; frames of what was begun are taken. Returns who waits for room, to be woken: some of them may
-    /// have to go another way.
+    /// Refuses new messages from now on. Frames of bodies that were begun are still taken. Returns the wakers of the callers that wait for room: they have
+    /// to ask again whether there is a connection.
     ///
-    /// Whoever finds a connection open and queues a message a moment later would otherwise queue it behind the connection's end.
+    /// Without this a caller that found the connection open could queue a message after the connection's end.
     pub fn close(&self) -> Vec<Waker> {
         let mut state = self.state.lock();
         state.is_closed = !mutant::is("lanes_stay_open");
@@ -19,8 +19,8 @@ impl Lanes {
         lanes.flat_map(|lane| lane.line.dismiss()).collect()
     }
 
-    /// The same if they are open and nothing is queued; `false` otherwise, and then nothing has changed. For a connection that ends because
-    /// nobody uses it: what is refused from now on belongs to the next one, see [`renew`](Self::renew).
+    /// Closes the lanes if they are open and empty. Returns `false` otherwise, with nothing changed. For a connection that ends because it is idle: messages
+    /// refused from now on go to the next connection, see [`renew`](Self::renew).
     #[must_use]
     pub fn close_if_empty(&self) -> bool {
         let mut state = self.state.lock();
@@ -29,7 +29,7 @@ impl Lanes {
         is_free
     }
 
-    /// Takes new messages again, for the next connection, on which names have to be announced anew. To be called on empty lanes that are closed.
+    /// Takes new messages again, for the next connection, on which names are announced anew. The lanes must be empty and closed.
     pub fn renew(&self) {
         let mut state = self.state.lock();
         for lane in &mut state.lanes {
@@ -41,9 +41,11 @@ impl Lanes {
         state.is_closed = false;
     }
 
-    /// What the peer of the coming connection takes: other messages are refused from now on. Takes out the queued frames that are too long or of
-    /// kinds that the peer does not know, and returns their headers; takes trace contexts off that the peer would not know. Chunks of bodies are cut instead. Only for lanes that nothing is written from: it costs a copy of
-    /// what is queued where a frame is too long, and a look at each block otherwise.
+    /// Fits the lanes to what the peer of the coming connection takes. Later messages that it does not take are refused. Queued frames that are too long, or
+    /// of a kind that the peer does not know, are removed, and their headers are returned. Chunks of bodies are cut instead. Trace contexts are removed
+    /// if the peer does not know them.
+    ///
+    /// Nothing may be written from the lanes meanwhile. Costs a step for each block, and a copy of the block where a frame is too long.
     #[must_use]
     pub fn fit_to(&self, takes: Takes) -> Vec<Header> {
         let mut removed = Vec::new();
@@ -62,12 +64,12 @@ impl Lanes {
         removed
     }
 
-    /// New messages are taken again: for the next connection.
+    /// Takes new messages again, for the next connection.
     pub fn open(&self) {
         self.state.lock().is_closed = false;
     }
 
-    /// Forgets all frames and announcements: the connection is gone. Returns who waits for room, to be woken.
+    /// Drops all frames and announcements: the connection is lost. Returns the wakers of the callers that wait for room.
     pub fn clear(&self) -> Vec<Waker> {
         let mut guard = self.state.lock();
         let state = &mut *guard;

@@ -1,4 +1,4 @@
-//! What waits to be written to one connection, by class, within its budget.
+//! The send queues of one connection: one for each class, each with its budget.
 
 mod counts;
 mod ends;
@@ -14,24 +14,25 @@ use bytes::Bytes;
 use std::mem;
 use std::task::Waker;
 
-/// What a class of weight 1 may write in its turn before the other one has its own.
+/// Bytes that a class of weight 1 writes in its turn before the other class has its turn.
 const QUANTUM_BYTES: i64 = 16 * 1024;
-/// Frames of the connection's own that may wait before it stops to say that it lives.
+/// System frames that may wait before no further pings, pongs and busy frames are queued.
 const SIGNS_OF_LIFE_MAX: usize = 64;
-/// Blocks kept for the next frames: what a busy lane alternates between.
-const SPARES_MAX: usize = 4;
+/// Written blocks that are kept for the next frames: while one is written the next one is filled. Others go back to the pool, whose memory is
+/// bounded for the process, and not for each connection.
+const SPARES_MAX: usize = 1;
 
 #[derive(Debug)]
 struct State {
     lanes: [LaneState; 3],
     spares: Vec<Block>,
-    /// As far as is known.
+    /// What the peer takes, as far as is known.
     takes: Takes,
-    /// Frames that had a name to announce, since the beginning.
+    /// Messages queued since the beginning.
     messages: u64,
-    /// Frames that were dropped by `clear` since the beginning.
+    /// Frames dropped since the beginning.
     dropped: u64,
-    /// No new messages.
+    /// New messages are refused.
     is_closed: bool,
 }
 
@@ -109,7 +110,7 @@ impl Lanes {
         }
     }
 
-    /// Made before the lock is taken.
+    /// The checksum of a frame, computed before the lock is taken.
     #[inline]
     fn sum(&self, header: Header, payload: &Payload<'_>) -> Option<u32> {
         self.checksum.then(|| Block::checksum(header, payload))
@@ -148,8 +149,8 @@ impl Lanes {
         Ok(())
     }
 
-    /// Queues a frame whether there is room or not: the last word on something that had room when it was queued, such as the end of a body that is
-    /// broken off. There are at most as many of these as of the others.
+    /// Queues a frame whether there is room or not. For the end of something that had room when it began, such as a body that is broken off, so there
+    /// are at most as many of these frames as of the others.
     pub fn push_past_limit(&self, lane: Lane, header: Header, payload: &Payload<'_>) {
         let sum = self.sum(header, payload);
         let mut state = self.state.lock();
@@ -189,8 +190,8 @@ impl Lanes {
         }
     }
 
-    /// Queues a frame by which the connection asks or says that it lives, unless many frames of its own wait already. A peer that asks and
-    /// reads nothing would fill this node's memory otherwise, and each of them says the same.
+    /// Queues a ping, a pong or a busy frame, unless many system frames wait already: a peer that pings and reads nothing would fill this node's memory
+    /// otherwise. All of these frames say the same.
     pub fn push_sign_of_life(&self, header: Header) {
         let payload = Payload::default();
         let sum = self.sum(header, &payload);
@@ -201,10 +202,10 @@ impl Lanes {
         }
     }
 
-    /// Queues credit for a body that this side reads. `false` if so many frames of the connection's own wait already.
+    /// Queues credit for a body that this side reads. Returns `false` if `frames_max` system frames wait already.
     ///
-    /// A peer cannot use credit that it has not got, so an honest one is owed two grants for each body at most. One that sends without reading
-    /// would fill this node's memory with grants otherwise.
+    /// An honest peer cannot use credit that it has not read, so at most two grants for each body wait for it. A peer that sends without reading would fill
+    /// this node's memory with grants.
     #[must_use]
     pub fn push_credit(&self, header: Header, bytes: u32, frames_max: usize) -> bool {
         let bytes = bytes.to_le_bytes();
@@ -225,7 +226,7 @@ impl Lanes {
     }
 
     /// Moves blocks to `sink` until `bytes_max` bytes are there, by deficit round robin between the two classes, the system lane first.
-    /// Returns who is to be woken because there is room now, and whether the lanes are empty.
+    /// Returns the wakers of callers for which there is room now, and whether the lanes are empty.
     #[inline]
     pub fn drain(
         &self,
@@ -286,7 +287,7 @@ mod tests {
     use crate::proto::batch::BatchBlock;
     use crate::proto::line::Waiter;
 
-    /// Who has found its payload short enough before, and queues it behind the look at what is queued, is refused all the same.
+    /// A caller that checked its payload before the bound was known, and queues it afterwards, is refused.
     #[test]
     fn what_the_peer_does_not_take_is_not_queued_once_that_is_known() {
         let limits = LaneLimits {

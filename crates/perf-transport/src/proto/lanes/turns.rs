@@ -1,4 +1,4 @@
-//! Callers in line for room in a lane.
+//! Callers that wait for room in a lane.
 
 use super::{Lanes, State};
 use crate::payload::Payload;
@@ -12,13 +12,13 @@ use bytes::Bytes;
 use std::task::{Poll, Waker};
 
 impl Lanes {
-    /// Queues a frame as [`push`](Self::push) does, or puts the caller in line for room. Whoever waits calls this again when woken, and
-    /// [`forget`](Self::forget) when it no longer wants to.
+    /// Queues a frame as [`push`](Self::push) does, or puts the caller in line for room. A caller in line calls this again when it is woken, and
+    /// [`forget`](Self::forget) when it gives up.
     ///
-    /// The second value is a waker to be called by whoever gets it: the next in line, where there is room left.
+    /// The caller must wake the waker that is returned: that of the next in line, where there is room left.
     ///
     /// # Errors
-    /// [`NotQueued::Full`] if the caller is in line now; it is not with the others.
+    /// [`NotQueued::Full`] puts the caller in line. The other errors do not.
     pub fn push_or_wait(
         &self,
         waiter: &mut Waiter,
@@ -42,7 +42,7 @@ impl Lanes {
         })
     }
 
-    /// Waits in turn for room for a message, and leaves the turn to the next one. Also ready when the lanes are [closed](Self::close).
+    /// Waits in line for room for a message, then leaves the turn to the next caller. Ready, too, when the lanes are [closed](Self::close).
     pub fn poll_room(
         &self,
         waiter: &mut Waiter,
@@ -72,7 +72,7 @@ impl Lanes {
     /// method. Leaves the batch empty.
     ///
     /// # Errors
-    /// As there; the batch has its messages then.
+    /// As there. The batch keeps its messages.
     pub fn push_batch_or_wait(
         &self,
         waiter: &mut Waiter,
@@ -99,7 +99,7 @@ impl Lanes {
         })
     }
 
-    /// Calls `put` if there is room and it is the waiter's turn; otherwise the waiter is in line.
+    /// Calls `put` if there is room and it is the waiter's turn. Puts the waiter in line otherwise.
     #[inline]
     fn in_turn(
         &self,
@@ -120,7 +120,6 @@ impl Lanes {
         if let Err(refused) = refused {
             return (Err(refused), mine.line.leave(waiter));
         }
-        // Those who were there before go first.
         let turn = mine.line.turn(waiter);
         if turn != Turn::Waits && mine.has_room(size.bytes, size.frames) {
             let next = mine.line.served(waiter);
@@ -131,16 +130,16 @@ impl Lanes {
         (Err(NotQueued::Full), None)
     }
 
-    /// The waiter gives up. If it was its turn, the turn goes to the next in line, whose waker is returned.
+    /// Removes a waiter that gives up. If it had the turn, the next in line gets it, and its waker is returned.
     pub fn forget(&self, waiter: &mut Waiter, lane: Lane) -> Option<Waker> {
-        // Most never waited, and need not lock.
+        // A caller that never waited needs no lock.
         if !waiter.is_in_line() {
             return None;
         }
         self.state.lock().lanes[lane as usize].line.leave(waiter)
     }
 
-    /// How many wait for room in a lane.
+    /// How many callers wait for room in a lane.
     #[must_use]
     pub fn waiters(&self, lane: Lane) -> usize {
         self.state.lock().lanes[lane as usize].line.waiters()

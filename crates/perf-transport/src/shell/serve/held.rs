@@ -13,16 +13,15 @@ use std::sync::atomic::Ordering;
 use super::ServeRole;
 use super::method::Method;
 
-/// A frame for a handler in a task of its own that may not run yet, or the rest of a frame with several messages. Behind it wait all later
-/// frames of its method.
+/// A frame whose handler may not start yet, or the rest of a frame with several messages. All later frames of its method wait behind it.
 struct Held {
     header: Header,
-    /// Of the first message.
+    /// The sequence of the first message.
     sequence: u64,
     trace: Option<TraceContext>,
-    /// A copy: it may lie here for long.
+    /// A copy, so that the read buffer is free while the frame waits.
     payload: Bytes,
-    /// Its caller waits no longer. It has no payload then, and is dropped when its turn comes.
+    /// The caller has given up. The payload is dropped at once, the entry when its turn comes.
     is_cancelled: bool,
 }
 
@@ -31,7 +30,7 @@ struct Held {
 pub(super) struct HeldQueue {
     frames: VecDeque<Held>,
     cancelled: usize,
-    /// The method's number stands among the turns of the connection.
+    /// The method is in [`HeldFrames::turns`].
     has_turn: bool,
 }
 
@@ -40,8 +39,8 @@ impl HeldQueue {
         self.frames.len() == self.cancelled
     }
 
-    /// Takes a frame out and returns the bytes of its payload. Costs the logarithm of what is held, also if a peer cancels in the order that
-    /// costs most: the place is left behind, and places that are left behind go when they are more than half.
+    /// Cancels a frame and returns the bytes of its payload. Costs the logarithm of the queue's length: the entry stays, marked, and all marked entries
+    /// are removed once they are more than half.
     fn cancel(&mut self, sequence: u64) -> Option<usize> {
         let place = self
             .frames
@@ -59,7 +58,7 @@ impl HeldQueue {
         Some(payload.len())
     }
 
-    /// The first frame that somebody waits for.
+    /// Removes and returns the first frame that is not cancelled.
     fn pop(&mut self) -> Option<Held> {
         loop {
             let held = self.frames.pop_front()?;
@@ -71,15 +70,15 @@ impl HeldQueue {
     }
 }
 
-/// What a connection counts of the frames that its methods hold.
+/// The held frames of all methods of a connection, counted.
 ///
-/// Bounds: `held_max` frames and `handler_bytes_max` bytes of payloads, and one frame beyond. At as many, a further request is refused, and a
-/// further message without an answer ends the reading. The places of cancelled frames are at most as many as those of the others.
+/// Bounds: `held_max` frames and `handler_bytes_max` bytes of payloads, exceeded by one frame at most. At a bound a further request is answered `Busy`, and
+/// a further message without an answer pauses the reading. Entries of cancelled frames are at most as many as the others.
 #[derive(Default)]
 pub(super) struct HeldFrames {
     frames: usize,
     bytes: usize,
-    /// Methods that hold frames, in turn: each once.
+    /// The methods that hold frames, in the order in which they may start handlers. Each is in it once.
     turns: VecDeque<u16>,
     /// The method and the sequence of each held request, by its id.
     requests: HashMap<u64, (u16, u64)>,
@@ -104,7 +103,7 @@ impl HeldFrames {
 }
 
 impl ServeRole {
-    /// A frame must wait until handlers have ended.
+    /// Holds a frame until handlers have ended, or refuses it at the bound.
     #[cold]
     pub(super) fn hold(
         &mut self,
@@ -143,9 +142,9 @@ impl ServeRole {
             payload: Bytes::copy_from_slice(frame.payload),
             is_cancelled: false,
         });
-        // The rest of the batch stays where it is; up to here it is looked through for what cancels requests that wait.
+        // At the bound the rest of the batch stays unread. Below it the batch is read on, because cancellations of held requests may follow.
         self.must_stop |= self.holds_much() && (!has_left || self.is_blocked);
-        // Before the next look at what runs: a handler that ends behind that look wakes this task.
+        // Set before the counts of running handlers are read again: a handler that ends after that read wakes this task.
         conn.has_held.store(true, Ordering::SeqCst);
     }
 
@@ -154,7 +153,7 @@ impl ServeRole {
         frames >= self.limits.held_max || bytes >= self.limits.handler_bytes_max
     }
 
-    /// The caller of a request that may be held waits no longer.
+    /// Cancels a request if it is held.
     pub(super) fn cancel_held(&mut self, id: u64) {
         let Some((number, sequence)) = self.held.requests.remove(&id) else {
             return;
@@ -168,8 +167,8 @@ impl ServeRole {
         }
     }
 
-    /// Starts handlers of held frames, as many as may run: methods in turn, the frames of a method in their order. A message of a few bytes costs
-    /// a task, so the bound on handlers is kept message by message here, not read by read. Costs a look at each method that holds frames.
+    /// Starts handlers of held frames, as many as may run: the methods in turn, the frames of a method in order. The bound on handlers is checked before
+    /// each message. Costs a step for each method that holds frames.
     pub(super) fn start_held(&mut self, conn: &Arc<Conn>) {
         for _ in 0..self.held.turns.len() {
             if !self.has_handlers_left(conn) {
@@ -178,7 +177,7 @@ impl ServeRole {
             let Some(number) = self.held.turns.pop_front() else {
                 break;
             };
-            // Out of the method while its handlers start: what is behind a frame must not hold it up.
+            // Taken out of the method, so that `dispatch` does not hold the frame again behind its own queue.
             let Some(mut queue) = self
                 .method_mut(number)
                 .map(|method| mem::take(&mut method.held))
@@ -257,7 +256,7 @@ mod tests {
         }
     }
 
-    /// In any order of cancelling, each counts once, the rest stays in order, and places left behind are never the most.
+    /// Frames cancelled in any order count once, the others stay in order, and marked entries are never more than half.
     #[test]
     fn frames_are_cancelled_in_any_order_once() {
         for step in [1, 3, 7, 11] {

@@ -18,7 +18,7 @@ pub(super) struct Method {
     pub(super) name: Named,
     pub(super) handler: Option<Handler>,
     pub(super) priority: Priority,
-    /// Its handler is stopped when nobody waits for the answer.
+    /// Its handler is stopped when the caller has given up.
     pub(super) is_cancellable: bool,
     /// Handlers of this method that run, whatever number it was called by, and how many may.
     pub(super) running: Arc<AtomicUsize>,

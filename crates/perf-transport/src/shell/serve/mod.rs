@@ -140,9 +140,8 @@ impl ServeRole {
         };
         #[cfg(feature = "metrics")]
         let recorder = {
-            // Peers must not make series by asking for what is not there.
-            let metrics = self.metrics.as_ref().filter(|_| handler.is_some());
-            metrics.map(|metrics| metrics.server(name.service(), name.method()))
+            let metrics = self.metrics.as_ref().zip(self.router.recorded(&name));
+            metrics.map(|(metrics, (service, method))| metrics.server(service, method))
         };
         self.methods[place] = Some(Method {
             #[cfg(feature = "metrics")]
@@ -257,6 +256,11 @@ impl ServeRole {
             }
             #[cfg(feature = "tower")]
             Some(Handler::Now(handler)) => {
+                // It may go on in a task of its own: the bounds on those hold before it is known.
+                if !method.held.is_empty() || !method.may_start() || !self.has_handlers_left(conn) {
+                    self.hold((frame, trace), sequence, conn);
+                    return;
+                }
                 let handler = Arc::clone(handler);
                 // What it makes may live long.
                 let message = self.detached(message());
@@ -356,7 +360,7 @@ impl ServeRole {
         Ok(())
     }
 
-    /// Nobody waits for the answer to a request any more.
+    /// The caller of a request has given up.
     fn cancel(&mut self, id: u64, conn: &Conn) {
         if conn.channel.windows() > 0 {
             conn.channel.stop_window(CallKey::from_id(id));

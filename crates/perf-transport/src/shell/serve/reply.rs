@@ -11,6 +11,9 @@ use std::sync::atomic::Ordering;
 
 use super::ServeRole;
 
+/// Memory that is kept for the next inline reply.
+const SCRATCH_BYTES_KEPT: usize = 64 * 1024;
+
 /// The context that a handler has given to its reply.
 pub(super) fn reply_context(message: &Message) -> Option<TraceContext> {
     let traced = message.trace.as_ref()?;
@@ -40,6 +43,10 @@ impl ServeRole {
             }
         }
         self.is_full = false;
+        if self.scratch.capacity() > SCRATCH_BYTES_KEPT {
+            // One long reply must not stay in memory for as long as the connection lasts.
+            self.scratch = Vec::new();
+        }
     }
 
     /// A block of replies is full: they go on their way, and if too many wait there the rest of the batch waits too.
