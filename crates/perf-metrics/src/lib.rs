@@ -66,7 +66,7 @@ pub use origin::{
     string_constants,
 };
 pub use reader::{Reader, Temporality};
-pub use registry::{INSTRUMENTS_MAX, READERS_MAX, Registry};
+pub use registry::{ANONYMOUS_READER_MAX, INSTRUMENTS_MAX, READERS_MAX, Registry};
 pub use snapshot::{InstrumentSnapshot, MetricsSnapshot, Point, SeriesSnapshot};
 
 /// Lets the loom tests choose a deliberate fault. Not a public interface.

@@ -15,15 +15,19 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Bound;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 /// How many instruments a registry holds.
 pub const INSTRUMENTS_MAX: usize = 4096;
 
 /// How many [`Reader`]s a registry serves at once.
 pub const READERS_MAX: usize = 8;
+
+/// How long what has left waits for [`Registry::collect`] and [`Registry::collect_into`] to be called again: an hour. A single call of them would
+/// otherwise keep series and instruments that have left for ever.
+pub const ANONYMOUS_READER_MAX: Duration = Duration::from_secs(3600);
 
 /// Is told of instruments that are made after it came.
 pub(crate) trait Listener: Send + Sync {
@@ -71,8 +75,9 @@ struct Inner {
     on_error: RwLock<Option<OnError>>,
     exemplar_source: RwLock<Option<ExemplarSource>>,
     readers: Mutex<[bool; READERS_MAX]>,
-    /// A collection was made that belongs to no reader.
-    is_anonymous_read: AtomicBool,
+    made: Instant,
+    /// When a collection was last made that belongs to no reader: seconds since `made`, plus one; zero if none was.
+    anonymous_read: AtomicU64,
     listeners: Mutex<Vec<Weak<dyn Listener>>>,
     #[cfg(feature = "recorder")]
     before: Mutex<Vec<Weak<dyn BeforeCollection>>>,
@@ -142,7 +147,8 @@ impl Registry {
                 resource: RwLock::new(Arc::new([])),
                 on_error: RwLock::default(),
                 exemplar_source: RwLock::default(),
-                is_anonymous_read: AtomicBool::new(false),
+                made: Instant::now(),
+                anonymous_read: AtomicU64::new(0),
                 readers: Mutex::default(),
                 listeners: Mutex::default(),
                 #[cfg(feature = "recorder")]
@@ -209,9 +215,12 @@ impl Registry {
     /// Reads all instruments into a snapshot, whose memory is reused: no allocation when it was collected into before and
     /// no series was made since. Linear in the number of series times [`chunk_count`](perf_atomics::slab::chunk_count), of histograms
     /// in the number of buckets in use times [`wide_chunk_count`](perf_atomics::slab::wide_chunk_count).
+    ///
+    /// Who collects this way at least every hour ([`ANONYMOUS_READER_MAX`]) sees the last value of each series that leaves.
     pub fn collect_into(&self, snapshot: &mut MetricsSnapshot) {
+        let second = self.inner.made.elapsed().as_secs().saturating_add(1);
         // Relaxed: what leaves waits for those that collect this way from the first time on.
-        self.inner.is_anonymous_read.store(true, Ordering::Relaxed);
+        self.inner.anonymous_read.store(second, Ordering::Relaxed);
         self.collect_for(ANONYMOUS, false, snapshot);
     }
 
@@ -232,7 +241,7 @@ impl Registry {
         snapshot.cumulative_start = snapshot.start;
         snapshot.time = Some(SystemTime::now());
         snapshot.resource = Arc::clone(&self.inner.resource.read());
-        let readers = self.readers();
+        let readers = self.readers(self.inner.made.elapsed());
         let mut place = 0;
         let mut after = 0;
         // One by one, so that the lock is not held while an instrument is read.
@@ -318,10 +327,12 @@ impl Registry {
         }
     }
 
-    /// A bit for each reader that is to have the last value of what leaves.
-    fn readers(&self) -> u16 {
-        let anonymous =
-            u16::from(self.inner.is_anonymous_read.load(Ordering::Relaxed)) << ANONYMOUS;
+    /// A bit for each reader that is to have the last value of what leaves, when the registry is so old.
+    fn readers(&self, age: Duration) -> u16 {
+        let last = self.inner.anonymous_read.load(Ordering::Relaxed);
+        let is_recent =
+            last > 0 && age.as_secs() < last.saturating_add(ANONYMOUS_READER_MAX.as_secs());
+        let anonymous = u16::from(is_recent) << ANONYMOUS;
         let readers = self.inner.readers.lock();
         readers
             .iter()
@@ -588,5 +599,23 @@ impl fmt::Debug for Registry {
         f.debug_struct("Registry")
             .field("instruments", &instruments)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leaves_waits_an_hour_for_collections_of_no_reader() {
+        let registry = Registry::new();
+        let hour = ANONYMOUS_READER_MAX;
+        assert_eq!(registry.readers(Duration::ZERO), 0);
+        let _ = registry.collect();
+        for (age, waits) in [(Duration::ZERO, 1), (hour / 2, 1), (2 * hour, 0)] {
+            assert_eq!(registry.readers(age) >> ANONYMOUS, waits, "{age:?}");
+        }
+        let _reader = registry.reader(Temporality::Delta).unwrap();
+        assert_eq!(registry.readers(2 * hour), 1, "readers are waited for");
     }
 }
