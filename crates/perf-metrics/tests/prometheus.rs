@@ -353,3 +353,25 @@ mod http {
         assert!(is_closed, "it may stay as long as it likes");
     }
 }
+
+/// OpenMetrics calls the family of `target_info` `target`, which an instrument may be called too.
+#[test]
+fn an_instrument_named_as_the_targets_family_is_another() {
+    use perf_metrics::prometheus::{Format, expose};
+    let registry = Registry::new();
+    registry.set_resource([KeyValue::new("service.name", "node")]);
+    let gauge = registry.u64_gauge("target").build().unwrap();
+    let lines = |registry: &Registry| {
+        let mut out = Vec::new();
+        assert!(expose(&registry.collect(), Format::OpenMetrics, &mut out).is_empty());
+        let text = String::from_utf8(out).unwrap();
+        let types = text.lines().filter(|line| line.starts_with("# TYPE"));
+        types.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(lines(&registry), ["# TYPE target info"]);
+    gauge.set(3, EMPTY_ATTRS);
+    assert_eq!(
+        lines(&registry),
+        ["# TYPE target_info gauge", "# TYPE target gauge"]
+    );
+}

@@ -15,26 +15,30 @@ pub(super) enum Dialect {
 
 /// Writing to a string cannot fail, here and below.
 pub(super) fn write(families: &[Family], dialect: Dialect, out: &mut String) {
+    // OpenMetrics names the family of `target_info` without its suffix: a name that an instrument may have.
+    let has_target = families.iter().any(|family| family.name == "target");
     for family in families {
-        write_family(family, dialect, out);
+        let is_info = family.kind == Kind::Info && dialect == Dialect::OpenMetrics && !has_target;
+        write_family(family, dialect, is_info, out);
     }
     if dialect == Dialect::OpenMetrics {
         out.push_str("# EOF\n");
     }
 }
 
-fn write_family(family: &Family, dialect: Dialect, out: &mut String) {
+/// `is_info` says that the family is an info of OpenMetrics.
+fn write_family(family: &Family, dialect: Dialect, is_info: bool, out: &mut String) {
     let is_open = dialect == Dialect::OpenMetrics;
     let kind = match family.kind {
         Kind::Counter => "counter",
         Kind::Histogram => "histogram",
-        Kind::Info if is_open => "info",
+        Kind::Info if is_info => "info",
         Kind::Gauge | Kind::Info => "gauge",
     };
     // OpenMetrics names the family, the older format the samples of counters.
     let name = match family.kind {
         Kind::Counter if !is_open => format!("{}_total", family.name),
-        Kind::Info if is_open => family.name.trim_end_matches("_info").to_owned(),
+        Kind::Info if is_info => family.name.trim_end_matches("_info").to_owned(),
         _ => family.name.clone(),
     };
     if !family.help.is_empty() {
