@@ -1,8 +1,6 @@
 //! What was recorded to one series of a histogram, at one moment.
 
 use super::layout::{Exponential, Layout, Shape};
-#[cfg(feature = "prometheus")]
-use super::scale::lower_bound;
 use crate::number::Value;
 use std::sync::Arc;
 
@@ -34,7 +32,7 @@ pub struct ExponentialBuckets {
 
 impl ExponentialBuckets {
     /// The buckets at a scale that is lower by `shift`.
-    #[cfg(feature = "http")]
+    #[cfg(feature = "prometheus")]
     pub(crate) fn coarser(&self, shift: u32) -> Self {
         merge(self.offset, &self.counts, shift)
     }
@@ -228,45 +226,10 @@ impl HistogramSnapshot {
             .sum()
     }
 
-    /// The upper bounds of exponential buckets with the number of values in each, from the last bound below the smallest value to the
-    /// first that is not below the largest; as much coarser than the scale as keeps them to `buckets_max`. What is zero or negative is
-    /// in the first. Nothing for explicit buckets.
+    /// The index of the last bucket of an exponential histogram, which holds what is beyond it too.
     #[cfg(feature = "prometheus")]
-    pub(crate) fn classic_buckets(&self, buckets_max: usize) -> Vec<(f64, u64)> {
-        let Some((scale, positive, negative)) = self.exponential_buckets(buckets_max) else {
-            return Vec::new();
-        };
-        let below = negative
-            .counts
-            .iter()
-            .fold(self.zero_count(), |sum, n| sum.wrapping_add(*n));
-        // The scale may be below zero: a bucket is then several octaves wide.
-        let bound = |index: i64| (index as f64 * f64::from(-scale).exp2()).exp2();
-        let bound = |index: i64| match u8::try_from(scale).ok().zip(i32::try_from(index).ok()) {
-            Some((scale, index)) => lower_bound(index, scale),
-            None => bound(index),
-        };
-        let first = i64::from(positive.offset);
-        if positive.counts.is_empty() {
-            return match self.zero_threshold() {
-                threshold if threshold > 0.0 => vec![(threshold, below)],
-                _ => vec![(0.0, below)],
-            };
-        }
-        // What is beyond the last bucket of the layout counts there too, so that it has no bound.
-        let last_index = self
-            .exponential()
-            .map_or(0, |e| i64::from(e.first) + e.len as i64 - 1);
-        let mut buckets = vec![(bound(first), below)];
-        for (index, count) in (first + 1..).zip(&positive.counts) {
-            let coarse_last = self
-                .scale()
-                .map_or(last_index, |full| last_index >> (i32::from(full) - scale));
-            if index - 1 < coarse_last {
-                buckets.push((bound(index), *count));
-            }
-        }
-        buckets
+    pub(crate) fn last_index(&self) -> Option<i32> {
+        self.exponential().map(|e| e.first + e.len as i32 - 1)
     }
 
     /// An estimate of the value that a share `q` of all values does not exceed; `None` without values or if `q` is not within

@@ -1,7 +1,8 @@
 //! Prometheus' protobuf format, which alone has native histograms:
 //! <https://github.com/prometheus/client_model/blob/master/io/prometheus/client/metrics.proto>.
 
-use super::model::{Distribution, Family, Kind, Native, Sample, Series};
+use super::model::{Distribution, Family, Kind, Sample, Series};
+use super::native::Native;
 use super::text::since_epoch;
 use crate::histogram::ExponentialBuckets;
 use prost::Message;
@@ -209,7 +210,7 @@ fn metric(series: &Series, kind: Kind) -> Metric {
 fn histogram(histogram: &Distribution, series: &Series, created: Option<Timestamp>) -> Histogram {
     let (mut count, mut low) = (0u64, f64::NEG_INFINITY);
     let mut bucket: Vec<Bucket> = histogram
-        .classic
+        .classic()
         .iter()
         .map(|(bound, n)| {
             count = count.wrapping_add(*n);
@@ -234,7 +235,7 @@ fn histogram(histogram: &Distribution, series: &Series, created: Option<Timestam
         created,
         ..Histogram::default()
     };
-    if let Some(native) = &histogram.native {
+    if let Some(native) = histogram.native() {
         message.exemplars = series.exemplars.iter().map(exemplar).collect();
         add_native(native, &mut message);
     }
@@ -242,13 +243,13 @@ fn histogram(histogram: &Distribution, series: &Series, created: Option<Timestam
 }
 
 fn add_native(native: &Native, message: &mut Histogram) {
-    let shift = u32::try_from(native.scale - SCALE_MAX).unwrap_or(0);
-    message.schema = Some(native.scale - shift as i32);
+    let native = native.coarser(u32::try_from(native.scale - SCALE_MAX).unwrap_or(0));
+    message.schema = Some(native.scale);
     message.zero_threshold = Some(native.zero_threshold);
     message.zero_count = Some(native.zero_count);
-    let (span, delta) = spans(&native.positive.coarser(shift));
+    let (span, delta) = spans(&native.positive);
     (message.positive_span, message.positive_delta) = (span, delta);
-    let (span, delta) = spans(&native.negative.coarser(shift));
+    let (span, delta) = spans(&native.negative);
     (message.negative_span, message.negative_delta) = (span, delta);
     if message.positive_span.is_empty()
         && message.negative_span.is_empty()

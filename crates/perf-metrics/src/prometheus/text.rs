@@ -95,7 +95,8 @@ fn write_histogram(
 ) {
     let labels = &series.labels;
     let (mut count, mut low) = (0u64, f64::NEG_INFINITY);
-    let all = histogram.classic.iter().copied();
+    let classic = histogram.classic();
+    let all = classic.iter().copied();
     for (bound, n) in all.chain([(f64::INFINITY, 0)]) {
         count = count.wrapping_add(n);
         let up_to = if bound == f64::INFINITY {
@@ -118,11 +119,9 @@ fn write_histogram(
     }
     // OpenMetrics allows no sum where values can be negative; exponential histograms know.
     let is_negative = histogram
-        .native
-        .as_ref()
+        .native()
         .is_some_and(|native| !native.negative.counts.is_empty())
-        || histogram
-            .classic
+        || classic
             .first()
             .is_some_and(|(bound, count)| *bound <= 0.0 && *count > 0);
     if !(is_open && is_negative) {
