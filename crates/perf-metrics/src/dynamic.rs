@@ -1,6 +1,6 @@
 //! Series whose attributes are known at run time only.
 //!
-//! A table of open addressing with at least twice as many slots as there can be entries, so that a probe always ends. A series has up
+//! A table of open addressing of which a quarter of the slots stays empty, so that a probe always ends. A series has up
 //! to two entries, by its contents and by the places of its texts. A look-up takes no lock. Whatever exceeds the limit counts in one
 //! series with the attribute `otel.metric.overflow = true`:
 //! <https://opentelemetry.io/docs/specs/otel/metrics/sdk/#overflow-attribute>.
@@ -9,8 +9,9 @@
 //! A removed series leaves the table: its slots become tombstones, and what records to its attributes from then on makes a new series.
 //! A recorder that had found it before may still add to it. So it stays in the list of those that leave, and is read at each
 //! collection, until every reader has its last value and no other reference to it is left. The first table is never replaced, as
-//! look-ups borrow from it; once too many of its slots are tombstones, look-ups go to a table that is replaced as a whole, through
-//! `arc-swap`, which costs some 20 ns more.
+//! look-ups borrow from it; once too many of its slots are used, be it by tombstones, look-ups go to a table that is replaced as a whole,
+//! through `arc-swap`, which costs some 20 ns more. It has two slots for each series of the limit, which most instruments never come near; the
+//! next has four.
 
 use crate::attributes::{KeyValue, hash_set, normalize, repeats_keys, same_set};
 use crate::places::{self, Place, ValuePlace};
@@ -62,6 +63,9 @@ impl<C> Series<C> {
 /// So many series are visited under one lock.
 const BATCH: usize = 32;
 
+/// So many that a quarter is one at least.
+const SLOTS_MIN: usize = 8;
+
 /// Tags of series are odd.
 const EMPTY: u64 = 0;
 const TOMBSTONE: u64 = 2;
@@ -81,12 +85,13 @@ struct Table<C> {
 }
 
 impl<C> Table<C> {
-    fn new(limit: usize) -> Self {
+    /// With room for so many entries if half of the slots are used.
+    fn new(entries: usize) -> Self {
         let empty = || Slot {
             tag: AtomicU64::new(EMPTY),
             series: OnceLock::new(),
         };
-        let len = (limit.max(1) * 4).next_power_of_two();
+        let len = (entries * 2).next_power_of_two().max(SLOTS_MIN);
         Self {
             slots: std::iter::repeat_with(empty).take(len).collect(),
             used: AtomicU64::new(0),
@@ -421,7 +426,7 @@ impl<C: SeriesCell> Dynamic<C> {
     /// `made` has the series already.
     fn put(&self, series: &Arc<Series<C>>, made: &Made<C>) {
         let renewed = || {
-            let table = Table::new(self.limit);
+            let table = Table::new(2 * self.limit);
             made.live.values().for_each(|series| table.put(series));
             table
         };
@@ -566,6 +571,12 @@ impl<C: SeriesCell> Dynamic<C> {
             }
         }
         left.for_each(|(gone, is_told)| visit(gone, *is_told));
+    }
+
+    /// How many series a collection visits, at least.
+    pub(crate) fn len(&self) -> usize {
+        let made = self.made.lock();
+        1 + made.live.len() + made.leaving.len()
     }
 
     /// Holds the lock while `run` runs.

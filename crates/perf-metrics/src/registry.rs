@@ -212,8 +212,8 @@ impl Registry {
         snapshot
     }
 
-    /// Reads all instruments into a snapshot, whose memory is reused: no allocation when it was collected into before and
-    /// no series was made since. Linear in the number of series times [`chunk_count`](perf_atomics::slab::chunk_count), of histograms
+    /// Reads all instruments into a snapshot, whose memory is reused: no allocation when it was collected into before, and since
+    /// then no series was made and no histogram's range of values has grown. Linear in the number of series times [`chunk_count`](perf_atomics::slab::chunk_count), of histograms
     /// in the number of buckets in use times [`wide_chunk_count`](perf_atomics::slab::wide_chunk_count).
     ///
     /// Who collects this way at least every hour ([`ANONYMOUS_READER_MAX`]) sees the last value of each series that leaves.

@@ -516,6 +516,7 @@ impl<C: SeriesCell> Source for Core<C> {
         let is_declared = is_table && self.descriptor.kind() != InstrumentKind::Histogram;
         let InstrumentSnapshot { series, left, .. } = out;
         let (mut told, mut left) = (Merge::new(series), Merge::new(left));
+        told.reserve(self.fixed.len() + self.dynamic.as_ref().map_or(0, Dynamic::len));
         let mut visit = |series: &Series<C>, is_told: bool| {
             let to = if is_told { &mut told } else { &mut left };
             let snapshot = to.next(series.id, || SeriesSnapshot {

@@ -197,6 +197,14 @@ impl Shape {
         }
     }
 
+    /// How many of these are not of the negative side, which comes last.
+    pub(crate) fn positive_cells(&self) -> usize {
+        match self {
+            Self::Explicit(bounds) => bounds.len() + 1,
+            Self::Exponential(e) => 1 + e.len,
+        }
+    }
+
     /// The least and the largest value of a bucket, `(low, high]`; infinite where it is open.
     pub(crate) fn range(&self, cell: usize) -> (f64, f64) {
         match self {
