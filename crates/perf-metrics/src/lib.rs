@@ -6,6 +6,7 @@
 #![cfg_attr(feature = "document-features", doc = document_features::document_features!())]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+mod addresses;
 mod attributes;
 mod builder;
 mod cells;
@@ -22,7 +23,6 @@ pub mod node;
 mod number;
 mod observable;
 mod origin;
-mod places;
 mod primitive;
 mod reader;
 mod registry;

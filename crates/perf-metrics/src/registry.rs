@@ -216,7 +216,7 @@ impl Registry {
     /// then no series was made and no histogram's range of values has grown. Linear in the number of series times [`chunk_count`](perf_atomics::slab::chunk_count), of histograms
     /// in the number of buckets in use times [`wide_chunk_count`](perf_atomics::slab::wide_chunk_count).
     ///
-    /// Who collects this way at least every hour ([`ANONYMOUS_READER_MAX`]) sees the last value of each series that leaves.
+    /// A program that collects this way at least every hour ([`ANONYMOUS_READER_MAX`]) sees the last value of each series that leaves.
     pub fn collect_into(&self, snapshot: &mut MetricsSnapshot) {
         let second = self.inner.made.elapsed().as_secs().saturating_add(1);
         // Relaxed: what leaves waits for those that collect this way from the first time on.
@@ -242,7 +242,7 @@ impl Registry {
         snapshot.time = Some(SystemTime::now());
         snapshot.resource = Arc::clone(&self.inner.resource.read());
         let readers = self.readers(self.inner.made.elapsed());
-        let mut place = 0;
+        let mut index = 0;
         let mut after = 0;
         // One by one, so that the lock is not held while an instrument is read.
         while let Some(source) = self.source_after(after) {
@@ -268,24 +268,24 @@ impl Registry {
                     }
                 }
             }
-            let gone = snapshot.metrics[place..]
+            let gone = snapshot.metrics[index..]
                 .iter()
                 .take_while(|old| old.id < after)
                 .count();
-            snapshot.metrics.drain(place..place + gone);
+            snapshot.metrics.drain(index..index + gone);
             if snapshot
                 .metrics
-                .get(place)
+                .get(index)
                 .is_none_or(|old| old.id != after)
             {
                 let new = InstrumentSnapshot::new(after, source.descriptor());
-                snapshot.metrics.insert(place, new);
+                snapshot.metrics.insert(index, new);
             }
             let extremes = takes_extremes.then_some(reader);
-            source.collect(reader, extremes, readers, &mut snapshot.metrics[place]);
-            place += 1;
+            source.collect(reader, extremes, readers, &mut snapshot.metrics[index]);
+            index += 1;
         }
-        snapshot.metrics.truncate(place);
+        snapshot.metrics.truncate(index);
     }
 
     /// Sets the error handler. It is told of instruments that [`build_or_detached`](crate::InstrumentBuilder::build_or_detached) could not
@@ -303,15 +303,15 @@ impl Registry {
 
     #[cfg(feature = "recorder")]
     fn run_before(&self) {
-        let mut place = 0;
+        let mut index = 0;
         // Without the lock, and without a list that would be allocated.
         loop {
-            let hook = self.inner.before.lock().get(place).cloned();
+            let hook = self.inner.before.lock().get(index).cloned();
             let Some(hook) = hook else { break };
             if let Some(hook) = hook.upgrade() {
                 hook.before_collection();
             }
-            place += 1;
+            index += 1;
         }
     }
 
@@ -337,8 +337,8 @@ impl Registry {
         readers
             .iter()
             .enumerate()
-            .fold(anonymous, |bits, (place, taken)| {
-                bits | u16::from(*taken) << place
+            .fold(anonymous, |bits, (slot, taken)| {
+                bits | u16::from(*taken) << slot
             })
     }
 
@@ -354,16 +354,15 @@ impl Registry {
     /// [`MetricsError::TooManyReaders`] if there are [`READERS_MAX`].
     pub fn reader(&self, temporality: Temporality) -> Result<Reader, MetricsError> {
         let mut readers = self.inner.readers.lock();
-        let place =
-            readers
-                .iter()
-                .position(|taken| !taken)
-                .ok_or(MetricsError::TooManyReaders {
-                    readers_max: READERS_MAX,
-                })?;
-        readers[place] = true;
+        let slot = readers
+            .iter()
+            .position(|taken| !taken)
+            .ok_or(MetricsError::TooManyReaders {
+                readers_max: READERS_MAX,
+            })?;
+        readers[slot] = true;
         drop(readers);
-        Ok(Reader::new(self.clone(), place, temporality))
+        Ok(Reader::new(self.clone(), slot, temporality))
     }
 
     pub(crate) fn forget_reader(&self, reader: usize) {

@@ -25,7 +25,7 @@ pub(crate) fn next_id() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// The reader's place of collections that belong to no [`Reader`](crate::Reader).
+/// The reader slot of collections that belong to no [`Reader`](crate::Reader).
 pub(crate) const ANONYMOUS: usize = READERS_MAX;
 
 /// The part of a series that is recorded to.

@@ -195,7 +195,7 @@ mod grpc {
     }
 
     #[test]
-    fn grpc_reaches_who_is_trusted_and_nobody_else() {
+    fn grpc_reaches_a_receiver_that_is_trusted_and_no_other() {
         let (address, pem, arrived) = receiver();
         assert_eq!(deliver(address.port(), pem).unwrap().delivered, 1);
         let metric =

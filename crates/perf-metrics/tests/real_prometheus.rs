@@ -351,7 +351,7 @@ fn promtool_reads_the_text() {
     assert!(matches!(output.status.code(), Some(0 | 3)), "{said}");
 }
 
-/// What nobody should name a series, and what no sum should be.
+/// Names that no series should have, and values that no sum should have.
 #[test]
 fn promtool_reads_what_is_recorded_whatever_it_is() {
     if Command::new("promtool").arg("--version").output().is_err() {

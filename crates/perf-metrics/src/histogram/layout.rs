@@ -6,7 +6,7 @@ use crate::MetricsError;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, OnceLock};
 
-/// The boundaries OpenTelemetry proposes where nobody chose any:
+/// The boundaries OpenTelemetry proposes where none are chosen:
 /// <https://opentelemetry.io/docs/specs/otel/metrics/sdk/#explicit-bucket-histogram-aggregation>.
 pub const DEFAULT_BOUNDARIES: [f64; 15] = [
     0.0, 5.0, 10.0, 25.0, 50.0, 75.0, 100.0, 250.0, 500.0, 750.0, 1000.0, 2500.0, 5000.0, 7500.0,

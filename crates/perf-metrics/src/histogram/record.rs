@@ -269,7 +269,7 @@ impl<T: HistogramNumber> BoundHistogram<T> {
         }
     }
 
-    /// What was recorded so far, by all threads. `reader` is a reader's place, which has its extremes taken.
+    /// What was recorded so far, by all threads. `reader` is a reader's slot, which has its extremes taken.
     ///
     /// Linear in the buckets between the smallest and the largest value.
     pub(crate) fn read(&self, reader: Option<usize>, out: &mut HistogramSnapshot) {
@@ -352,7 +352,7 @@ impl<T: HistogramNumber> BoundHistogram<T> {
         Arc::strong_count(&self.shared) > 1
     }
 
-    /// Forgets a reader, whose place another may take.
+    /// Forgets a reader, whose slot another reader may take.
     pub(crate) fn forget(&self, reader: usize) {
         if let Some(since) = self.shared.extremes.lock().since.get_mut(reader) {
             *since = None;
