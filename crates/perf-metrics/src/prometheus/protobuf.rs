@@ -3,9 +3,9 @@
 
 use super::model::{Distribution, Family, Kind, Sample, Series};
 use super::native::Native;
-use super::text::since_epoch;
 use crate::histogram::ExponentialBuckets;
 use prost::Message;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The scales that Prometheus knows.
 const SCALE_MAX: i32 = 8;
@@ -153,6 +153,15 @@ pub(super) fn write(families: &[Family], out: &mut Vec<u8>) {
         // Writing to a vector cannot fail.
         let _ = message.encode_length_delimited(out);
     }
+}
+
+/// Seconds and nanoseconds since 1970.
+fn since_epoch(time: SystemTime) -> (i64, i32) {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    (
+        i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        since.subsec_nanos() as i32,
+    )
 }
 
 fn label(name: &str, value: String) -> LabelPair {

@@ -4,7 +4,7 @@ use super::model::{Distribution, Family, Kind, Labels, Sample, Series};
 use crate::exemplar::Exemplar;
 use crate::number::Value;
 use std::fmt::Write;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 /// Prometheus' format 0.0.4, or OpenMetrics 1.0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,13 +213,4 @@ fn float(out: &mut String, value: f64) {
         // NaN is written like that; others with an exponent where that is shorter.
         write!(out, "{value:?}")
     };
-}
-
-/// Seconds and nanoseconds since 1970.
-pub(super) fn since_epoch(time: SystemTime) -> (i64, i32) {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    (
-        i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-        since.subsec_nanos() as i32,
-    )
 }
