@@ -218,17 +218,19 @@ fn a_maximum_is_taken_once_and_a_handle_reaches_the_same_cells() {
 #[test]
 fn wide_cells_are_exact_with_any_number_of_threads_and_few_copies() {
     const THREADS: u64 = 96;
+    // So many that some threads get copies on the way.
+    const RECORDS: u64 = 5000;
     let cells = slab::reserve_wide(5000).unwrap();
     let all_recorded = std::sync::Barrier::new(THREADS as usize);
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
             let (cells, all_recorded) = (&cells, &all_recorded);
             scope.spawn(move || {
-                for n in 0..200u64 {
+                for n in 0..RECORDS {
                     cells.record(|own| {
                         own.add(4999, 1);
                         own.add_f64(1, 0.5);
-                        own.raise_until_taken(0, thread * 1000 + n);
+                        own.raise_until_taken(0, thread * 10_000 + n);
                     });
                 }
                 // All are alive at once.
@@ -238,12 +240,12 @@ fn wide_cells_are_exact_with_any_number_of_threads_and_few_copies() {
     });
     assert_eq!(
         (cells.sum(4999), cells.sum_f64(1), cells.sum(4998)),
-        (THREADS * 200, THREADS as f64 * 100.0, 0)
+        (THREADS * RECORDS, (THREADS * RECORDS) as f64 / 2.0, 0)
     );
-    assert_eq!(cells.take_max(0), (THREADS - 1) * 1000 + 199);
+    assert_eq!(cells.take_max(0), (THREADS - 1) * 10_000 + RECORDS - 1);
     let mut tail = [9; 3];
     cells.sum_from(4998, &mut tail);
-    assert_eq!(tail, [0, THREADS * 200, 0]);
+    assert_eq!(tail, [0, THREADS * RECORDS, 0]);
     // 64 owners at most and the shared one; other tests of the process reserve no wide cells, so chunks did not grow.
     assert!(
         slab::wide_chunk_count() <= 65,

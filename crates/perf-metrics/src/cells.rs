@@ -19,7 +19,8 @@ pub(crate) struct SumCell<T> {
 #[derive(Debug)]
 struct Shared {
     range: CellRange,
-    exemplars: Option<Exemplars>,
+    /// Boxed, as most series have none.
+    exemplars: Option<Box<Exemplars>>,
 }
 
 /// What all series of a sum share. Keeps a private type out of a public trait's signature.
@@ -45,7 +46,7 @@ impl<T: Number> SumCell<T> {
             Some(_) => CellRange::detached().handle(),
             None => range.handle(),
         };
-        let exemplars = source.map(|source| Exemplars::new(source, 1));
+        let exemplars = source.map(|source| Box::new(Exemplars::new(source, 1)));
         Self {
             handle,
             shared: Arc::new(Shared { range, exemplars }),

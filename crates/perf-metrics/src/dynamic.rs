@@ -1,7 +1,7 @@
 //! Series whose attributes are known at run time only.
 //!
-//! A table of open addressing with at least twice as many slots as there can be entries, so that a probe always ends. A series has up
-//! to two entries, by its contents and by the places of its texts. A look-up takes no lock. Whatever exceeds the limit counts in one
+//! A table of open addressing of which a quarter of the slots stays empty, so that a probe always ends. A series has up
+//! to two entries, by its contents and by the addresses of its texts. A look-up takes no lock. Whatever exceeds the limit counts in one
 //! series with the attribute `otel.metric.overflow = true`:
 //! <https://opentelemetry.io/docs/specs/otel/metrics/sdk/#overflow-attribute>.
 //!
@@ -9,11 +9,12 @@
 //! A removed series leaves the table: its slots become tombstones, and what records to its attributes from then on makes a new series.
 //! A recorder that had found it before may still add to it. So it stays in the list of those that leave, and is read at each
 //! collection, until every reader has its last value and no other reference to it is left. The first table is never replaced, as
-//! look-ups borrow from it; once too many of its slots are tombstones, look-ups go to a table that is replaced as a whole, through
-//! `arc-swap`, which costs some 20 ns more.
+//! look-ups borrow from it; once too many of its slots are used, be it by tombstones, look-ups go to a table that is replaced as a whole,
+//! through `arc-swap`, which costs some 20 ns more. It has two slots for each series of the limit, which most instruments never come near; the
+//! next has four.
 
+use crate::addresses::{self, Address, ValueAddress};
 use crate::attributes::{KeyValue, hash_set, normalize, repeats_keys, same_set};
-use crate::places::{self, Place, ValuePlace};
 use crate::primitive::{Mutex, mutant};
 use crate::series::{Leaving, Liveness, SeriesCell, next_id};
 use arc_swap::ArcSwap;
@@ -39,10 +40,10 @@ pub(crate) struct Series<C> {
     pub(crate) id: u64,
     pub(crate) attributes: Arc<[KeyValue]>,
     /// Where the texts of `attributes` are, in the order in which they were given; empty if they were not constants.
-    pub(crate) places: Box<[Place]>,
+    pub(crate) addresses: Box<[Address]>,
     pub(crate) cell: C,
     pub(crate) liveness: Liveness,
-    /// The two hashes under which it is found; the second is zero if it has no places.
+    /// The two hashes under which it is found; the second is zero if it has no addresses.
     tags: [u64; 2],
 }
 
@@ -51,7 +52,7 @@ impl<C> Series<C> {
         Self {
             id: next_id(),
             attributes: attributes.into(),
-            places: Box::default(),
+            addresses: Box::default(),
             cell,
             liveness: Liveness::new(start, false),
             tags: [0; 2],
@@ -61,6 +62,9 @@ impl<C> Series<C> {
 
 /// So many series are visited under one lock.
 const BATCH: usize = 32;
+
+/// So many that a quarter is one at least.
+const SLOTS_MIN: usize = 8;
 
 /// Tags of series are odd.
 const EMPTY: u64 = 0;
@@ -81,12 +85,13 @@ struct Table<C> {
 }
 
 impl<C> Table<C> {
-    fn new(limit: usize) -> Self {
+    /// With room for so many entries if half of the slots are used.
+    fn new(entries: usize) -> Self {
         let empty = || Slot {
             tag: AtomicU64::new(EMPTY),
             series: OnceLock::new(),
         };
-        let len = (limit.max(1) * 4).next_power_of_two();
+        let len = (entries * 2).next_power_of_two().max(SLOTS_MIN);
         Self {
             slots: std::iter::repeat_with(empty).take(len).collect(),
             used: AtomicU64::new(0),
@@ -102,10 +107,10 @@ impl<C> Table<C> {
     #[inline]
     fn find(&self, tag: u64, is_it: impl Fn(&Series<C>) -> bool) -> Option<&Arc<Series<C>>> {
         let slots = &*self.slots;
-        let mut place = (tag >> 1) as usize;
+        let mut index = (tag >> 1) as usize;
         loop {
             // The number of slots is a power of two, and some of them stay empty.
-            let slot = slots.get(place & (slots.len() - 1))?;
+            let slot = slots.get(index & (slots.len() - 1))?;
             // Acquire: the series was put there before the tag.
             match slot.tag.load(Ordering::Acquire) {
                 EMPTY => return None,
@@ -118,7 +123,7 @@ impl<C> Table<C> {
                 }
                 _ => {}
             }
-            place = place.wrapping_add(1);
+            index = index.wrapping_add(1);
         }
     }
 
@@ -175,7 +180,7 @@ struct Made<C> {
 #[derive(Debug)]
 pub(crate) struct Dynamic<C> {
     hash: RandomState,
-    /// For the hash of places.
+    /// For the hash of addresses.
     seed: u64,
     /// How many series there can be besides overflow.
     limit: usize,
@@ -248,12 +253,12 @@ impl<C: SeriesCell> Dynamic<C> {
     /// Not inlined, as the two that follow: they would be large at each place that records.
     #[inline(never)]
     fn find_first_two(&self, attributes: &[KeyValue; 2]) -> Option<&Series<C>> {
-        self.find_places(self.first.get()?, attributes)
+        self.find_at(self.first.get()?, attributes)
     }
 
     #[inline(never)]
     fn find_first(&self, attributes: &[KeyValue]) -> Option<&Series<C>> {
-        self.find_by_places(self.first.get()?, attributes)
+        self.find_by_addresses(self.first.get()?, attributes)
     }
 
     #[inline(never)]
@@ -264,48 +269,50 @@ impl<C: SeriesCell> Dynamic<C> {
 
     /// Most attributes are constants: where their texts are identifies them at half the cost of what they say.
     fn find<'a>(&self, table: &'a Table<C>, attributes: &[KeyValue]) -> Option<&'a Series<C>> {
-        let by_places = self.find_by_places(table, attributes);
-        by_places.or_else(|| self.find_set(table, attributes).map(|series| &**series))
+        let by_addresses = self.find_by_addresses(table, attributes);
+        by_addresses.or_else(|| self.find_set(table, attributes).map(|series| &**series))
     }
 
     #[inline]
-    fn find_by_places<'a>(
+    fn find_by_addresses<'a>(
         &self,
         table: &'a Table<C>,
         attributes: &[KeyValue],
     ) -> Option<&'a Series<C>> {
         if let Ok(one) = <&[KeyValue; 1]>::try_from(attributes) {
-            self.find_places(table, one)
+            self.find_at(table, one)
         } else if let Ok(two) = <&[KeyValue; 2]>::try_from(attributes) {
-            self.find_places(table, two)
+            self.find_at(table, two)
         } else {
-            self.find_many_places(table, attributes)
+            self.find_many_at(table, attributes)
         }
     }
 
-    /// Of so few attributes that the places of their values fit into registers.
+    /// Of so few attributes that the addresses of their values fit into registers.
     #[inline]
-    fn find_places<'a, const N: usize>(
+    fn find_at<'a, const N: usize>(
         &self,
         table: &'a Table<C>,
         attributes: &[KeyValue; N],
     ) -> Option<&'a Series<C>> {
-        let values = attributes.each_ref().map(ValuePlace::of);
-        let tag = places::tag(self.seed, values.iter().copied());
+        let values = attributes.each_ref().map(ValueAddress::of);
+        let tag = addresses::tag(self.seed, values.iter().copied());
         let found = table.find(tag, |series| {
-            places::are_in(&series.places, attributes, &values)
+            addresses::are_in(&series.addresses, attributes, &values)
         });
         found.map(|series| &**series)
     }
 
     #[inline(never)]
-    fn find_many_places<'a>(
+    fn find_many_at<'a>(
         &self,
         table: &'a Table<C>,
         attributes: &[KeyValue],
     ) -> Option<&'a Series<C>> {
-        let tag = places::tag(self.seed, attributes.iter().map(ValuePlace::of));
-        let found = table.find(tag, |series| places::match_all(&series.places, attributes));
+        let tag = addresses::tag(self.seed, attributes.iter().map(ValueAddress::of));
+        let found = table.find(tag, |series| {
+            addresses::match_all(&series.addresses, attributes)
+        });
         found.map(|series| &**series)
     }
 
@@ -379,18 +386,18 @@ impl<C: SeriesCell> Dynamic<C> {
             self.is_starved.store(true, Ordering::Relaxed);
             return overflow();
         };
-        let places = places::of_constants(attributes, &normal);
+        let addresses = addresses::of_constants(attributes, &normal);
         let series = Arc::new(Series {
             id: next_id(),
             tags: [
                 self.tag(&normal),
-                if places.is_empty() {
+                if addresses.is_empty() {
                     EMPTY
                 } else {
-                    places::tag(self.seed, attributes.iter().map(ValuePlace::of))
+                    addresses::tag(self.seed, attributes.iter().map(ValueAddress::of))
                 },
             ],
-            places,
+            addresses,
             attributes: normal.as_slice().into(),
             cell,
             liveness: Liveness::new(SystemTime::now(), is_record),
@@ -408,8 +415,8 @@ impl<C: SeriesCell> Dynamic<C> {
         let id = held.iter().find(|(_, set)| same_set(set, normal))?.0;
         held.retain(|(other, _)| *other != id);
         let is_it = |series: &Arc<Series<C>>| series.id == id && series.cell.is_held();
-        let place = leaving.iter().position(is_it)?;
-        let series = leaving.swap_remove(place);
+        let index = leaving.iter().position(is_it)?;
+        let series = leaving.swap_remove(index);
         series.liveness.stay();
         made.live.insert(series.id, Arc::clone(&series));
         self.put(&series, made);
@@ -421,7 +428,7 @@ impl<C: SeriesCell> Dynamic<C> {
     /// `made` has the series already.
     fn put(&self, series: &Arc<Series<C>>, made: &Made<C>) {
         let renewed = || {
-            let table = Table::new(self.limit);
+            let table = Table::new(2 * self.limit);
             made.live.values().for_each(|series| table.put(series));
             table
         };
@@ -439,7 +446,7 @@ impl<C: SeriesCell> Dynamic<C> {
                 if first.has_room() {
                     first.put(series);
                 } else {
-                    // The lock is held, so nobody else sets it.
+                    // The lock is held, so no other thread sets it.
                     let _ = self.replaced.set(ArcSwap::from_pointee(renewed()));
                 }
             }
@@ -490,7 +497,7 @@ impl<C: SeriesCell> Dynamic<C> {
         }
     }
 
-    /// Forgets a reader, whose place another may take.
+    /// Forgets a reader, whose slot another reader may take.
     pub(crate) fn forget(&self, reader: usize) {
         self.overflow.cell.forget(reader);
         let made = self.made.lock();
@@ -523,7 +530,7 @@ impl<C: SeriesCell> Dynamic<C> {
         };
         let mut left: Vec<(Arc<Series<C>>, bool)> = Vec::new();
         for series in leaving {
-            // One reference is the list's, one ours: nobody can record to it any more, if nobody has the cell either.
+            // One reference is the list's, one ours: no thread can record to it any more, if no handle binds the cell either.
             let is_last = (Arc::strong_count(&series) == 2
                 || mutant::is("series_gone_while_found"))
                 && !series.cell.is_held();
@@ -566,6 +573,12 @@ impl<C: SeriesCell> Dynamic<C> {
             }
         }
         left.for_each(|(gone, is_told)| visit(gone, *is_told));
+    }
+
+    /// How many series a collection visits, at least.
+    pub(crate) fn len(&self) -> usize {
+        let made = self.made.lock();
+        1 + made.live.len() + made.leaving.len()
     }
 
     /// Holds the lock while `run` runs.

@@ -12,7 +12,7 @@ pub struct BoundGauge<T> {
     _number: PhantomData<fn(T)>,
 }
 
-/// A line of its own: whoever sets it takes the line away from the others.
+/// A line of its own: a thread that sets it takes the line away from the others.
 #[derive(Default)]
 #[repr(align(64))]
 struct State {

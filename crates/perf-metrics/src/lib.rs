@@ -6,6 +6,7 @@
 #![cfg_attr(feature = "document-features", doc = document_features::document_features!())]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+mod addresses;
 mod attributes;
 mod builder;
 mod cells;
@@ -22,7 +23,6 @@ pub mod node;
 mod number;
 mod observable;
 mod origin;
-mod places;
 mod primitive;
 mod reader;
 mod registry;
@@ -66,7 +66,7 @@ pub use origin::{
     string_constants,
 };
 pub use reader::{Reader, Temporality};
-pub use registry::{INSTRUMENTS_MAX, READERS_MAX, Registry};
+pub use registry::{ANONYMOUS_READER_MAX, INSTRUMENTS_MAX, READERS_MAX, Registry};
 pub use snapshot::{InstrumentSnapshot, MetricsSnapshot, Point, SeriesSnapshot};
 
 /// Lets the loom tests choose a deliberate fault. Not a public interface.

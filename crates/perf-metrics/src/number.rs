@@ -88,6 +88,8 @@ impl Value {
         match (self, earlier) {
             (Self::U64(now), Self::U64(then)) => Self::U64(now.wrapping_sub(then)),
             (Self::I64(now), Self::I64(then)) => Self::I64(now.wrapping_sub(then)),
+            // A sum that has overflown is infinite, and the difference of infinities is not a number.
+            (Self::F64(now), Self::F64(then)) if now == then => Self::F64(0.0),
             (Self::F64(now), Self::F64(then)) => Self::F64(now - then),
             (now, _) => now,
         }

@@ -25,6 +25,22 @@ thread_local! {
     static IS_OBSERVING: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Says that this thread runs callbacks, until it is dropped.
+struct Observing;
+
+impl Observing {
+    fn begin() -> Self {
+        let _ = IS_OBSERVING.try_with(|observing| observing.set(true));
+        Self
+    }
+}
+
+impl Drop for Observing {
+    fn drop(&mut self) {
+        let _ = IS_OBSERVING.try_with(|observing| observing.set(false));
+    }
+}
+
 type Callback<T> = Arc<dyn Fn(&mut Observer<'_, T>) + Send + Sync>;
 
 /// Takes what a callback observes.
@@ -283,8 +299,7 @@ impl<T: Number> Core<T> {
         };
         let mut observed = Vec::new();
         let mut has_panicked = false;
-        let set = |is| IS_OBSERVING.try_with(|observing| observing.set(is));
-        let _ = set(true);
+        let _observing = Observing::begin();
         for callback in callbacks {
             let before = observed.len();
             let mut observer = Observer {
@@ -296,7 +311,7 @@ impl<T: Number> Core<T> {
                 has_panicked = true;
             }
         }
-        let _ = set(false);
+        // Still observing: an error handler that collects would otherwise wait for the lock that this thread holds.
         if has_panicked && !self.has_panicked.swap(has_panicked, Ordering::Relaxed) {
             self.registry.report(&MetricsError::CallbackPanicked {
                 name: self.descriptor.name().to_owned(),

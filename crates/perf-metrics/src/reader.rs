@@ -24,7 +24,7 @@ pub enum Temporality {
 /// delta is the difference of two readings.
 pub struct Reader {
     registry: Registry,
-    place: usize,
+    slot: usize,
     temporality: Temporality,
     now: MetricsSnapshot,
     then: MetricsSnapshot,
@@ -32,10 +32,10 @@ pub struct Reader {
 }
 
 impl Reader {
-    pub(crate) fn new(registry: Registry, place: usize, temporality: Temporality) -> Self {
+    pub(crate) fn new(registry: Registry, slot: usize, temporality: Temporality) -> Self {
         Self {
             registry,
-            place,
+            slot,
             temporality,
             now: MetricsSnapshot::new(),
             then: MetricsSnapshot::new(),
@@ -55,10 +55,10 @@ impl Reader {
     /// [`Registry::collect_into`] costs, and as much again for a delta.
     pub fn collect(&mut self) -> &MetricsSnapshot {
         if self.temporality == Temporality::Cumulative {
-            self.registry.collect_for(self.place, false, &mut self.now);
+            self.registry.collect_for(self.slot, false, &mut self.now);
             return &self.now;
         }
-        self.registry.collect_for(self.place, true, &mut self.now);
+        self.registry.collect_for(self.slot, true, &mut self.now);
         #[cfg(perf_loom)]
         if perf_atomics::__loom::is_mutant("slab_reader_clears") {
             // The fault to be found: cells that were cleared hold the difference already.
@@ -72,7 +72,7 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.registry.forget_reader(self.place);
+        self.registry.forget_reader(self.slot);
     }
 }
 
@@ -92,19 +92,19 @@ fn subtract(now: &MetricsSnapshot, then: &MetricsSnapshot, out: &mut MetricsSnap
     out.time = now.time;
     out.resource = Arc::clone(&now.resource);
     let mut earlier = then.metrics.iter().peekable();
-    for (place, metric) in now.metrics.iter().enumerate() {
-        let gone = out.metrics[place..]
+    for (index, metric) in now.metrics.iter().enumerate() {
+        let gone = out.metrics[index..]
             .iter()
             .take_while(|old| old.id < metric.id)
             .count();
-        out.metrics.drain(place..place + gone);
-        if out.metrics.get(place).is_none_or(|old| old.id != metric.id) {
+        out.metrics.drain(index..index + gone);
+        if out.metrics.get(index).is_none_or(|old| old.id != metric.id) {
             let new = InstrumentSnapshot::new(metric.id, &metric.descriptor);
-            out.metrics.insert(place, new);
+            out.metrics.insert(index, new);
         }
         while earlier.next_if(|earlier| earlier.id < metric.id).is_some() {}
         let earlier = earlier.next_if(|earlier| earlier.id == metric.id);
-        subtract_series(metric, earlier, then.time, &mut out.metrics[place]);
+        subtract_series(metric, earlier, then.time, &mut out.metrics[index]);
     }
     out.metrics.truncate(now.metrics.len());
 }

@@ -450,7 +450,7 @@ impl<H: Handle> Store<H> {
             let mut entries = self.entries.write();
             match entries.get_mut(key) {
                 Some(entry) => {
-                    // Those of threads that have ended are in nobody's hands.
+                    // The handles of threads that have ended have no other reference.
                     let first = Arc::clone(&entry.handles[0]);
                     entry
                         .handles

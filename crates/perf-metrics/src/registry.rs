@@ -15,15 +15,19 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Bound;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 /// How many instruments a registry holds.
 pub const INSTRUMENTS_MAX: usize = 4096;
 
 /// How many [`Reader`]s a registry serves at once.
 pub const READERS_MAX: usize = 8;
+
+/// How long what has left waits for [`Registry::collect`] and [`Registry::collect_into`] to be called again: an hour. A single call of them would
+/// otherwise keep series and instruments that have left for ever.
+pub const ANONYMOUS_READER_MAX: Duration = Duration::from_secs(3600);
 
 /// Is told of instruments that are made after it came.
 pub(crate) trait Listener: Send + Sync {
@@ -71,8 +75,9 @@ struct Inner {
     on_error: RwLock<Option<OnError>>,
     exemplar_source: RwLock<Option<ExemplarSource>>,
     readers: Mutex<[bool; READERS_MAX]>,
-    /// A collection was made that belongs to no reader.
-    is_anonymous_read: AtomicBool,
+    made: Instant,
+    /// When a collection was last made that belongs to no reader: seconds since `made`, plus one; zero if none was.
+    anonymous_read: AtomicU64,
     listeners: Mutex<Vec<Weak<dyn Listener>>>,
     #[cfg(feature = "recorder")]
     before: Mutex<Vec<Weak<dyn BeforeCollection>>>,
@@ -142,7 +147,8 @@ impl Registry {
                 resource: RwLock::new(Arc::new([])),
                 on_error: RwLock::default(),
                 exemplar_source: RwLock::default(),
-                is_anonymous_read: AtomicBool::new(false),
+                made: Instant::now(),
+                anonymous_read: AtomicU64::new(0),
                 readers: Mutex::default(),
                 listeners: Mutex::default(),
                 #[cfg(feature = "recorder")]
@@ -206,12 +212,15 @@ impl Registry {
         snapshot
     }
 
-    /// Reads all instruments into a snapshot, whose memory is reused: no allocation when it was collected into before and
-    /// no series was made since. Linear in the number of series times [`chunk_count`](perf_atomics::slab::chunk_count), of histograms
+    /// Reads all instruments into a snapshot, whose memory is reused: no allocation when it was collected into before, and since
+    /// then no series was made and no histogram's range of values has grown. Linear in the number of series times [`chunk_count`](perf_atomics::slab::chunk_count), of histograms
     /// in the number of buckets in use times [`wide_chunk_count`](perf_atomics::slab::wide_chunk_count).
+    ///
+    /// A program that collects this way at least every hour ([`ANONYMOUS_READER_MAX`]) sees the last value of each series that leaves.
     pub fn collect_into(&self, snapshot: &mut MetricsSnapshot) {
+        let second = self.inner.made.elapsed().as_secs().saturating_add(1);
         // Relaxed: what leaves waits for those that collect this way from the first time on.
-        self.inner.is_anonymous_read.store(true, Ordering::Relaxed);
+        self.inner.anonymous_read.store(second, Ordering::Relaxed);
         self.collect_for(ANONYMOUS, false, snapshot);
     }
 
@@ -232,8 +241,8 @@ impl Registry {
         snapshot.cumulative_start = snapshot.start;
         snapshot.time = Some(SystemTime::now());
         snapshot.resource = Arc::clone(&self.inner.resource.read());
-        let readers = self.readers();
-        let mut place = 0;
+        let readers = self.readers(self.inner.made.elapsed());
+        let mut index = 0;
         let mut after = 0;
         // One by one, so that the lock is not held while an instrument is read.
         while let Some(source) = self.source_after(after) {
@@ -259,24 +268,24 @@ impl Registry {
                     }
                 }
             }
-            let gone = snapshot.metrics[place..]
+            let gone = snapshot.metrics[index..]
                 .iter()
                 .take_while(|old| old.id < after)
                 .count();
-            snapshot.metrics.drain(place..place + gone);
+            snapshot.metrics.drain(index..index + gone);
             if snapshot
                 .metrics
-                .get(place)
+                .get(index)
                 .is_none_or(|old| old.id != after)
             {
                 let new = InstrumentSnapshot::new(after, source.descriptor());
-                snapshot.metrics.insert(place, new);
+                snapshot.metrics.insert(index, new);
             }
             let extremes = takes_extremes.then_some(reader);
-            source.collect(reader, extremes, readers, &mut snapshot.metrics[place]);
-            place += 1;
+            source.collect(reader, extremes, readers, &mut snapshot.metrics[index]);
+            index += 1;
         }
-        snapshot.metrics.truncate(place);
+        snapshot.metrics.truncate(index);
     }
 
     /// Sets the error handler. It is told of instruments that [`build_or_detached`](crate::InstrumentBuilder::build_or_detached) could not
@@ -294,15 +303,15 @@ impl Registry {
 
     #[cfg(feature = "recorder")]
     fn run_before(&self) {
-        let mut place = 0;
+        let mut index = 0;
         // Without the lock, and without a list that would be allocated.
         loop {
-            let hook = self.inner.before.lock().get(place).cloned();
+            let hook = self.inner.before.lock().get(index).cloned();
             let Some(hook) = hook else { break };
             if let Some(hook) = hook.upgrade() {
                 hook.before_collection();
             }
-            place += 1;
+            index += 1;
         }
     }
 
@@ -318,16 +327,18 @@ impl Registry {
         }
     }
 
-    /// A bit for each reader that is to have the last value of what leaves.
-    fn readers(&self) -> u16 {
-        let anonymous =
-            u16::from(self.inner.is_anonymous_read.load(Ordering::Relaxed)) << ANONYMOUS;
+    /// A bit for each reader that is to have the last value of what leaves, when the registry is so old.
+    fn readers(&self, age: Duration) -> u16 {
+        let last = self.inner.anonymous_read.load(Ordering::Relaxed);
+        let is_recent =
+            last > 0 && age.as_secs() < last.saturating_add(ANONYMOUS_READER_MAX.as_secs());
+        let anonymous = u16::from(is_recent) << ANONYMOUS;
         let readers = self.inner.readers.lock();
         readers
             .iter()
             .enumerate()
-            .fold(anonymous, |bits, (place, taken)| {
-                bits | u16::from(*taken) << place
+            .fold(anonymous, |bits, (slot, taken)| {
+                bits | u16::from(*taken) << slot
             })
     }
 
@@ -343,16 +354,15 @@ impl Registry {
     /// [`MetricsError::TooManyReaders`] if there are [`READERS_MAX`].
     pub fn reader(&self, temporality: Temporality) -> Result<Reader, MetricsError> {
         let mut readers = self.inner.readers.lock();
-        let place =
-            readers
-                .iter()
-                .position(|taken| !taken)
-                .ok_or(MetricsError::TooManyReaders {
-                    readers_max: READERS_MAX,
-                })?;
-        readers[place] = true;
+        let slot = readers
+            .iter()
+            .position(|taken| !taken)
+            .ok_or(MetricsError::TooManyReaders {
+                readers_max: READERS_MAX,
+            })?;
+        readers[slot] = true;
         drop(readers);
-        Ok(Reader::new(self.clone(), place, temporality))
+        Ok(Reader::new(self.clone(), slot, temporality))
     }
 
     pub(crate) fn forget_reader(&self, reader: usize) {
@@ -588,5 +598,23 @@ impl fmt::Debug for Registry {
         f.debug_struct("Registry")
             .field("instruments", &instruments)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leaves_waits_an_hour_for_collections_of_no_reader() {
+        let registry = Registry::new();
+        let hour = ANONYMOUS_READER_MAX;
+        assert_eq!(registry.readers(Duration::ZERO), 0);
+        let _ = registry.collect();
+        for (age, waits) in [(Duration::ZERO, 1), (hour / 2, 1), (2 * hour, 0)] {
+            assert_eq!(registry.readers(age) >> ANONYMOUS, waits, "{age:?}");
+        }
+        let _reader = registry.reader(Temporality::Delta).unwrap();
+        assert_eq!(registry.readers(2 * hour), 1, "readers are waited for");
     }
 }

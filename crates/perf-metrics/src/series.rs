@@ -25,7 +25,7 @@ pub(crate) fn next_id() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// The reader's place of collections that belong to no [`Reader`](crate::Reader).
+/// The reader slot of collections that belong to no [`Reader`](crate::Reader).
 pub(crate) const ANONYMOUS: usize = READERS_MAX;
 
 /// The part of a series that is recorded to.
@@ -516,6 +516,7 @@ impl<C: SeriesCell> Source for Core<C> {
         let is_declared = is_table && self.descriptor.kind() != InstrumentKind::Histogram;
         let InstrumentSnapshot { series, left, .. } = out;
         let (mut told, mut left) = (Merge::new(series), Merge::new(left));
+        told.reserve(self.fixed.len() + self.dynamic.as_ref().map_or(0, Dynamic::len));
         let mut visit = |series: &Series<C>, is_told: bool| {
             let to = if is_told { &mut told } else { &mut left };
             let snapshot = to.next(series.id, || SeriesSnapshot {

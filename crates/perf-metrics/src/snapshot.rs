@@ -82,6 +82,11 @@ impl<'a> Merge<'a> {
         Self { list, place: 0 }
     }
 
+    /// Makes room for so many in all, and for no more.
+    pub(crate) fn reserve(&mut self, len: usize) {
+        self.list.reserve_exact(len.saturating_sub(self.list.len()));
+    }
+
     /// The series of this id, which is greater than that of the last call; made if it is not there.
     pub(crate) fn next(
         &mut self,

@@ -66,7 +66,7 @@ fn measurements_within_a_trace_are_kept_and_all_are_counted() {
     assert_eq!(u.value(), Some(Value::I64(-3)));
     assert_eq!(pairs(u.exemplars()), [(Value::I64(-3), trace(1))]);
     let h = series("h", &set);
-    assert_eq!(h.histogram().unwrap().buckets(), [2, 1, 1]);
+    assert_eq!(h.histogram().unwrap().buckets()[..], [2, 1, 1]);
     assert_eq!(h.histogram().unwrap().rejected(), 1);
     let expected = [(Value::F64(0.25), trace(1)), (Value::F64(100.0), trace(2))];
     assert_eq!(pairs(h.exemplars()), expected);

@@ -171,6 +171,37 @@ fn a_callback_that_panics_is_told_once_and_harms_no_other() {
     );
 }
 
+/// The collection that met the panic goes on holding the lock of the instrument.
+#[test]
+fn an_error_handler_may_collect_and_panic() {
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let registry = Registry::new();
+        let other = registry.clone();
+        registry.set_error_handler(move |_| {
+            let _ = other.collect();
+            panic!("as the test wants");
+        });
+        let panics = Arc::new(AtomicBool::new(true));
+        let does = Arc::clone(&panics);
+        let observed = registry
+            .u64_observable_gauge("g")
+            .with_callback(move |observer| {
+                assert!(!does.load(Ordering::Relaxed), "as the test wants");
+                observer.observe(1, &[]);
+            })
+            .build()
+            .unwrap();
+        let collect = std::panic::AssertUnwindSafe(|| registry.collect());
+        assert!(std::panic::catch_unwind(collect).is_err());
+        panics.store(false, Ordering::Relaxed);
+        tell.send(value(&registry.collect(), "g", &[])).unwrap();
+        drop(observed);
+    });
+    let found = told.recv_timeout(std::time::Duration::from_secs(60));
+    assert_eq!(found, Ok(Some(Value::U64(1))));
+}
+
 #[test]
 fn a_callback_may_record_make_instruments_and_collect() {
     let registry = Registry::new();

@@ -18,8 +18,8 @@ use opentelemetry_sdk::metrics::{
 };
 use perf_metrics::otlp::encode::{self, Origin};
 use perf_metrics::otlp::{
-    Accepted, ExportMetricsServiceRequest, OtlpBuilder, OtlpError, OtlpExporter, SendError,
-    Transport,
+    Accepted, ExportMetricsServiceRequest, OtlpBuilder, OtlpError, OtlpExporter, OtlpStats,
+    SendError, Transport,
 };
 use perf_metrics::{EMPTY_ATTRS, KeyValue, Registry, Temporality};
 use proptest::prelude::*;
@@ -406,4 +406,231 @@ fn a_full_queue_of_deltas_loses_nothing() {
         .map(|request| otlp_points(request)[0].numbers[0])
         .sum();
     assert_eq!(total, 200.0);
+}
+
+#[test]
+fn a_flush_waits_for_the_collection_that_a_full_queue_held_up() {
+    let is_down = Arc::new(AtomicBool::new(true));
+    let arrived = receiver::Arrived::default();
+    let registry = Registry::new();
+    let counter = registry.u64_counter("c").build().unwrap();
+    let moody = Moody(Arc::clone(&is_down), Arc::clone(&arrived));
+    let exporter = quiet(OtlpExporter::custom(moody))
+        .with_temporality(Temporality::Delta)
+        .with_queue_max(1)
+        .start(&registry)
+        .unwrap();
+    counter.add(1, EMPTY_ATTRS);
+    assert!(exporter.flush(Duration::from_millis(50)).is_err());
+    assert_eq!(exporter.stats().queued, 1);
+    counter.add(2, EMPTY_ATTRS);
+    is_down.store(false, Ordering::Release);
+    exporter.flush(LONG).unwrap();
+    let arrived = arrived.lock().unwrap();
+    let sums: Vec<f64> = arrived
+        .iter()
+        .map(|request| otlp_points(request)[0].numbers[0])
+        .collect();
+    assert_eq!(sums, [1.0, 2.0], "before the flush returned");
+}
+
+#[test]
+fn the_last_values_of_what_left_while_the_receiver_was_down_arrive() {
+    let is_down = Arc::new(AtomicBool::new(true));
+    let arrived = receiver::Arrived::default();
+    let registry = Registry::new();
+    let counter = registry.u64_counter("c").build().unwrap();
+    let dropped = registry
+        .f64_histogram("h")
+        .with_boundaries([1.0])
+        .build()
+        .unwrap();
+    let moody = Moody(Arc::clone(&is_down), Arc::clone(&arrived));
+    let exporter = quiet(OtlpExporter::custom(moody))
+        .with_interval(Duration::from_millis(1))
+        .start(&registry)
+        .unwrap();
+    let set = |n: i64| [KeyValue::new("n", n)];
+    let wait_for = |is_it: &dyn Fn(&OtlpStats) -> bool| {
+        while !is_it(&exporter.stats()) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    counter.add(1, &set(0));
+    counter.add(5, &set(1));
+    dropped.record(2.0, EMPTY_ATTRS);
+    wait_for(&|stats| stats.retries > 0);
+    counter.add(2, &set(1));
+    assert!(counter.remove(&set(1)));
+    drop(dropped);
+    let replaced = exporter.stats().replaced;
+    // Many collections that do not have the series any more take the place of those that have.
+    wait_for(&|stats| stats.replaced > replaced + 20);
+    counter.add(10, &set(1));
+    let replaced = exporter.stats().replaced;
+    wait_for(&|stats| stats.replaced > replaced + 3);
+    assert!(exporter.stats().queued <= 2, "{:?}", exporter.stats());
+    is_down.store(false, Ordering::Release);
+    let delivery = exporter.shutdown(LONG).unwrap();
+    assert_eq!(delivery.lost_points, 0);
+    let arrived = arrived.lock().unwrap();
+    let points: Vec<Point> = arrived.iter().flat_map(otlp_points).collect();
+    let values = |name: &str, attributes: &str| {
+        let of = |point: &&Point| point.name == name && point.attributes == attributes;
+        let mut values: Vec<f64> = points
+            .iter()
+            .filter(of)
+            .map(|point| point.numbers[0])
+            .collect();
+        values.dedup();
+        values
+    };
+    assert_eq!(values("c", "n=0"), [1.0]);
+    assert_eq!(
+        values("c", "n=1"),
+        [7.0, 10.0],
+        "the last of the first, then the second"
+    );
+    assert_eq!(
+        values("h", ""),
+        [1.0],
+        "the count of the instrument that was dropped"
+    );
+}
+
+#[test]
+fn what_left_is_bounded_and_what_is_lost_is_told() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = Arc::clone(&told);
+    let registry = Registry::new();
+    let counter = registry.u64_counter("c").build().unwrap();
+    let moody = Moody(
+        Arc::new(AtomicBool::new(true)),
+        receiver::Arrived::default(),
+    );
+    let exporter = OtlpExporter::custom(moody)
+        .with_error_handler(move |error| tell.lock().unwrap().push(error.to_owned()))
+        .with_interval(Duration::from_millis(1))
+        .with_queue_max(2)
+        .with_request_max(1 << 20, 3)
+        .start(&registry)
+        .unwrap();
+    counter.add(1, EMPTY_ATTRS);
+    for n in 0i64.. {
+        let set = [KeyValue::new("n", n)];
+        counter.add(1, &set);
+        counter.remove(&set);
+        std::thread::sleep(Duration::from_millis(1));
+        let stats = exporter.stats();
+        // Two requests of what left, and the collection.
+        assert!(stats.queued <= 2 + 2, "{stats:?}");
+        if stats.lost_points > 5 {
+            break;
+        }
+    }
+    let error = exporter.shutdown(Duration::ZERO).unwrap_err();
+    assert!(matches!(error, OtlpError::Undelivered { .. }), "{error}");
+    let told = told.lock().unwrap();
+    assert!(
+        told.iter().any(|error| error.contains("are lost")),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn a_stop_makes_one_attempt_whatever_failed_before() {
+    // The pause after so many failures is longer than the test runs.
+    let is_down = Arc::new(AtomicBool::new(true));
+    let arrived = receiver::Arrived::default();
+    let registry = Registry::new();
+    let counter = registry.u64_counter("c").build().unwrap();
+    counter.add(1, EMPTY_ATTRS);
+    for asked in [None, Some(Duration::from_secs(3000))] {
+        let transport = Asking(Moody(Arc::clone(&is_down), Arc::clone(&arrived)), asked);
+        is_down.store(true, Ordering::Release);
+        let exporter = quiet(OtlpExporter::custom(transport))
+            .start(&registry)
+            .unwrap();
+        assert!(exporter.flush(Duration::from_millis(100)).is_err());
+        is_down.store(false, Ordering::Release);
+        let outcome = exporter.shutdown(Duration::from_millis(400));
+        assert_eq!(outcome.is_ok(), asked.is_none(), "{outcome:?}");
+    }
+    assert!(!arrived.lock().unwrap().is_empty());
+}
+
+/// Asks for this pause when it fails.
+struct Asking(Moody, Option<Duration>);
+
+impl Transport for Asking {
+    fn send(
+        &mut self,
+        request: &ExportMetricsServiceRequest,
+        timeout: Duration,
+    ) -> Result<Accepted, SendError> {
+        self.0.send(request, timeout).map_err(|error| match error {
+            SendError::Retry { reason, .. } => SendError::Retry {
+                reason,
+                after: self.1,
+            },
+            other => other,
+        })
+    }
+}
+
+#[test]
+fn durations_without_end_are_no_fault() {
+    let registry = Registry::new();
+    let counter = registry.u64_counter("c").build().unwrap();
+    counter.add(1, EMPTY_ATTRS);
+    let ends = Duration::MAX;
+    for builder in [
+        OtlpExporter::http(&format!("http://{}", receiver::http(vec![]).0)),
+        OtlpExporter::grpc(&format!("http://{}", receiver::grpc().0)),
+    ] {
+        let exporter = quiet(builder)
+            .with_interval(ends)
+            .with_timeout(ends)
+            .start(&registry)
+            .unwrap();
+        assert_eq!(exporter.flush(ends).unwrap().delivered, 1);
+        assert_eq!(exporter.shutdown(ends).unwrap().delivered, 1);
+    }
+}
+
+#[test]
+fn of_a_repeated_key_of_the_resource_the_last_value_counts() {
+    let (address, arrived) = receiver::http(vec![]);
+    let registry = Registry::new();
+    let counter = registry.u64_counter("c").build().unwrap();
+    counter.add(1, EMPTY_ATTRS);
+    let exporter = quiet(OtlpExporter::http(&format!("http://{address}")))
+        .with_resource([
+            KeyValue::new("b", 1),
+            KeyValue::new("a", 1),
+            KeyValue::new("b", 2),
+        ])
+        .start(&registry)
+        .unwrap();
+    exporter.shutdown(LONG).unwrap();
+    let arrived = arrived.lock().unwrap();
+    let resource = arrived[0].resource_metrics[0].resource.as_ref().unwrap();
+    assert_eq!(text(&resource.attributes), "a=1,b=2");
+}
+
+#[test]
+fn a_sum_that_has_overflown_is_no_series_of_what_is_no_number() {
+    use perf_metrics::Value;
+    let registry = Registry::new();
+    let counter = registry.f64_counter("c").build().unwrap();
+    let mut reader = registry.reader(Temporality::Delta).unwrap();
+    counter.add(f64::MAX, EMPTY_ATTRS);
+    counter.add(f64::MAX, EMPTY_ATTRS);
+    let mut read = || {
+        let metric = reader.collect().metric("c").unwrap();
+        metric.find(EMPTY_ATTRS).unwrap().value()
+    };
+    assert_eq!(read(), Some(Value::F64(f64::INFINITY)));
+    counter.add(1.0, EMPTY_ATTRS);
+    assert_eq!(read(), Some(Value::F64(0.0)));
 }

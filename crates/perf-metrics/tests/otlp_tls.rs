@@ -16,11 +16,16 @@ use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
 type Arrived = Arc<Mutex<Vec<ExportMetricsServiceRequest>>>;
 
-/// A receiver with a certificate for `localhost`, which it returns in PEM.
-fn receiver() -> (SocketAddr, String, Arrived) {
+/// A certificate for `localhost`, and its key.
+fn certificate() -> (rcgen::Certificate, rcgen::KeyPair) {
     let key = rcgen::KeyPair::generate().unwrap();
     let parameters = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-    let certificate = parameters.self_signed(&key).unwrap();
+    (parameters.self_signed(&key).unwrap(), key)
+}
+
+/// A receiver with a certificate for `localhost`, which it returns in PEM.
+fn receiver() -> (SocketAddr, String, Arrived) {
+    let (certificate, key) = certificate();
     let pem = certificate.pem();
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -118,4 +123,88 @@ fn a_receiver_that_is_not_trusted_gets_nothing() {
         other => panic!("{other}"),
     }
     assert!(arrived.lock().unwrap().is_empty());
+}
+
+#[cfg(feature = "otlp-grpc")]
+mod grpc {
+    use super::*;
+    use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
+    use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
+        MetricsService, MetricsServiceServer,
+    };
+    use tonic::transport::{Identity, Server, ServerTlsConfig};
+
+    struct Service(Arrived);
+
+    #[tonic::async_trait]
+    impl MetricsService for Service {
+        async fn export(
+            &self,
+            request: tonic::Request<ExportMetricsServiceRequest>,
+        ) -> Result<tonic::Response<ExportMetricsServiceResponse>, tonic::Status> {
+            self.0.lock().unwrap().push(request.into_inner());
+            Ok(tonic::Response::new(ExportMetricsServiceResponse::default()))
+        }
+    }
+
+    /// The service behind TLS, with a certificate for `localhost`, which it returns in PEM.
+    fn receiver() -> (SocketAddr, String, Arrived) {
+        let (certificate, key) = certificate();
+        let identity = Identity::from_pem(certificate.pem(), key.serialize_pem());
+        let arrived = Arrived::default();
+        let service = MetricsServiceServer::new(Service(Arc::clone(&arrived)))
+            .accept_compressed(tonic::codec::CompressionEncoding::Gzip);
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+                tell.send(listener.local_addr().unwrap()).unwrap();
+                let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+                Server::builder()
+                    .tls_config(ServerTlsConfig::new().identity(identity))
+                    .unwrap()
+                    .add_service(service)
+                    .serve_with_incoming(incoming)
+                    .await
+                    .unwrap();
+            });
+        });
+        (told.recv().unwrap(), certificate.pem(), arrived)
+    }
+
+    fn deliver(port: u16, trusted: String) -> Result<perf_metrics::otlp::Delivery, OtlpError> {
+        let registry = Registry::new();
+        let counter = registry.u64_counter("c").build().unwrap();
+        counter.add(7, EMPTY_ATTRS);
+        let exporter = OtlpExporter::grpc(&format!("https://localhost:{port}"))
+            .with_root_certificates(trusted)
+            .with_interval(Duration::from_secs(3600))
+            .with_error_handler(|_| {})
+            .with_gzip()
+            .start(&registry)
+            .unwrap();
+        let flushed = exporter.flush(Duration::from_millis(2000));
+        match flushed {
+            Ok(delivery) => Ok(delivery),
+            Err(_) => exporter.shutdown(Duration::from_millis(500)),
+        }
+    }
+
+    #[test]
+    fn grpc_reaches_a_receiver_that_is_trusted_and_no_other() {
+        let (address, pem, arrived) = receiver();
+        assert_eq!(deliver(address.port(), pem).unwrap().delivered, 1);
+        let metric =
+            arrived.lock().unwrap()[0].resource_metrics[0].scope_metrics[0].metrics[0].clone();
+        assert_eq!(metric.name, "c");
+        let before = arrived.lock().unwrap().len();
+        let (_, other, _) = receiver();
+        let error = deliver(address.port(), other).unwrap_err();
+        assert!(matches!(error, OtlpError::Undelivered { .. }), "{error}");
+        assert_eq!(arrived.lock().unwrap().len(), before);
+    }
 }

@@ -233,6 +233,23 @@ fn one_deadline_holds_for_the_whole_attempt() {
 }
 
 #[test]
+fn an_answer_on_a_connection_that_stays_open_is_followed_by_its_end() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let endpoint = raw(move |mut stream| {
+        read_request(&mut stream);
+        stream
+            .write_all(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n")
+            .unwrap();
+        tell.send(stream.read(&mut [0; 8]).unwrap_or(0)).unwrap();
+    });
+    let exporter = quiet(OtlpExporter::http(&endpoint))
+        .start(&one_counter())
+        .unwrap();
+    assert_eq!(exporter.flush(LONG).unwrap().delivered, 1);
+    assert_eq!(told.recv_timeout(LONG), Ok(0));
+}
+
+#[test]
 fn headers_and_gzip_arrive() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let keep = Arc::clone(&seen);
@@ -456,4 +473,29 @@ fn a_code_that_is_not_retryable_drops_the_request_and_says_so() {
         Err(OtlpError::Undelivered { .. })
     ));
     assert_eq!(exporter.stats().refused, 0);
+}
+
+/// As after a network that drops packets: the first connection is taken and never answered.
+#[test]
+fn a_connection_that_answers_nothing_is_given_up() {
+    let (address, arrived) = grpc(usize::MAX, None);
+    let count = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let endpoint = raw(move |mut stream| {
+        if count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+            return;
+        }
+        let mut to = TcpStream::connect(address).unwrap();
+        let (mut back, mut from) = (to.try_clone().unwrap(), stream.try_clone().unwrap());
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut back, &mut from);
+        });
+        let _ = std::io::copy(&mut stream, &mut to);
+    });
+    let exporter = quiet(OtlpExporter::grpc(&endpoint))
+        .with_timeout(Duration::from_millis(500))
+        .start(&one_counter())
+        .unwrap();
+    exporter.shutdown(LONG).unwrap();
+    assert_eq!(arrived.lock().unwrap().len(), 1);
 }

@@ -353,3 +353,52 @@ mod http {
         assert!(is_closed, "it may stay as long as it likes");
     }
 }
+
+#[test]
+fn exponential_histograms_whose_names_become_the_same_are_added_up() {
+    let registry = Registry::new();
+    let one = registry.f64_histogram("a.b").build().unwrap();
+    let other = registry.f64_histogram("a_b").with_scale(5).build().unwrap();
+    let integers = registry.u64_histogram("a/b").build().unwrap();
+    for value in [0.5, 1.0, 2.0] {
+        one.record(value, EMPTY_ATTRS);
+        other.record(value * 4.0, EMPTY_ATTRS);
+    }
+    integers.record(8, EMPTY_ATTRS);
+    let mut out = Vec::new();
+    let left_out = prometheus::expose(&registry.collect(), prometheus::Format::Text, &mut out);
+    assert!(left_out.is_empty(), "{left_out:?}");
+    let samples = parse(&String::from_utf8(out).unwrap());
+    let of = |name: &str, le: Option<&str>| {
+        let is_it = |sample: &&(String, BTreeMap<String, String>, f64)| {
+            sample.0 == name && sample.1.get("le").map(String::as_str) == le
+        };
+        samples.iter().find(is_it).unwrap().2
+    };
+    assert_eq!((of("a_b_count", None), of("a_b_sum", None)), (7.0, 25.5));
+    let bounds = ["0.5", "1.0", "2.0", "4.0", "8.0"];
+    let found = bounds.map(|le| of("a_b_bucket", Some(le)));
+    assert_eq!(found, [1.0, 2.0, 4.0, 5.0, 7.0]);
+}
+
+/// OpenMetrics calls the family of `target_info` `target`, which an instrument may be called too.
+#[test]
+fn an_instrument_named_as_the_targets_family_is_another() {
+    use perf_metrics::prometheus::{Format, expose};
+    let registry = Registry::new();
+    registry.set_resource([KeyValue::new("service.name", "node")]);
+    let gauge = registry.u64_gauge("target").build().unwrap();
+    let lines = |registry: &Registry| {
+        let mut out = Vec::new();
+        assert!(expose(&registry.collect(), Format::OpenMetrics, &mut out).is_empty());
+        let text = String::from_utf8(out).unwrap();
+        let types = text.lines().filter(|line| line.starts_with("# TYPE"));
+        types.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(lines(&registry), ["# TYPE target info"]);
+    gauge.set(3, EMPTY_ATTRS);
+    assert_eq!(
+        lines(&registry),
+        ["# TYPE target_info gauge", "# TYPE target gauge"]
+    );
+}

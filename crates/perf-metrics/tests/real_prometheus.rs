@@ -350,3 +350,100 @@ fn promtool_reads_the_text() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(matches!(output.status.code(), Some(0 | 3)), "{said}");
 }
+
+/// Names that no series should have, and values that no sum should have.
+#[test]
+fn promtool_reads_what_is_recorded_whatever_it_is() {
+    if Command::new("promtool").arg("--version").output().is_err() {
+        eprintln!("skipped: the program `promtool` is not installed");
+        return;
+    }
+    let texts = [
+        "",
+        " ",
+        "\"",
+        "\\",
+        "\\n",
+        "a\nb",
+        "\r\n",
+        "\t",
+        "\0",
+        "\u{7f}\u{80}\u{ffff}\u{10ffff}",
+        "{}=,#",
+        "9",
+        "__name__",
+        "le",
+        "quantile",
+        "exported_le",
+        "otel_scope_name",
+        "é",
+    ];
+    let numbers = [
+        f64::NAN,
+        f64::INFINITY,
+        f64::NEG_INFINITY,
+        0.0,
+        -0.0,
+        f64::MIN_POSITIVE / 3.0,
+        f64::MAX,
+        f64::MIN,
+        1e16,
+        0.1 + 0.2,
+    ];
+    let registry = Registry::new();
+    registry.set_resource(texts.map(|text| KeyValue::new(text, text)));
+    let scope = perf_metrics::Scope::new("a\nb")
+        .with_version("\"")
+        .with_attributes(texts.map(|text| KeyValue::new(text, text)));
+    let scoped = registry.with_scope(scope);
+    for registry in [&registry, &scoped] {
+        let counter = registry
+            .u64_counter("a//b..total")
+            .with_unit("{\"\\}/\n")
+            .with_description("a\n\\n \"b\"\r")
+            .build()
+            .unwrap();
+        let gauge = registry.f64_gauge("g").with_unit("1/%").build().unwrap();
+        let signed = registry.i64_up_down_counter("g.i").build().unwrap();
+        let histogram = registry.f64_histogram("le").build().unwrap();
+        let classic = registry
+            .f64_histogram("h")
+            .with_boundaries([-1e300, -0.0, 5e-324, 1e300])
+            .build()
+            .unwrap();
+        for key in texts {
+            for value in texts {
+                let set = [KeyValue::new(key, value), KeyValue::new("le", value)];
+                counter.add(u64::MAX / 1000, &set);
+                histogram.record(1.5, &set);
+            }
+        }
+        for (place, number) in numbers.into_iter().enumerate() {
+            let set = [KeyValue::new("n", place as i64)];
+            gauge.set(number, &set);
+            histogram.record(number, &set);
+            classic.record(number, &set);
+        }
+        signed.add(i64::MIN, &[]);
+        signed.add(i64::MAX, &[KeyValue::new("n", f64::NAN)]);
+    }
+    let mut text = String::new();
+    perf_metrics::prometheus::write(&registry.collect(), &mut text);
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    promtool
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(text.as_bytes())
+        .unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(matches!(output.status.code(), Some(0 | 3)), "{said}");
+    assert!(text.contains("-9223372036854775808") && text.contains("NaN"));
+}

@@ -488,7 +488,7 @@ proptest! {
         if explicit {
             let mut expected = [0u64; 16];
             values.iter().for_each(|v| expected[DEFAULT_BOUNDARIES.partition_point(|b| *b < *v as f64)] += 1);
-            prop_assert_eq!(read.buckets(), expected);
+            prop_assert_eq!(&read.buckets()[..], &expected[..]);
         } else {
             prop_assert_eq!(read.zero_count(), values.iter().filter(|v| **v == 0).count() as u64);
             for power in [0, 1, 4, 10, 40] {

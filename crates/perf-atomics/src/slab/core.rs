@@ -25,6 +25,14 @@ pub(crate) const CELLS_MAX: u32 = 1 << 20;
 /// How many wide cells there can be at most: 128 MiB of addresses an owner, most of it never touched.
 pub(crate) const WIDE_CELLS_MAX: u32 = 1 << 24;
 
+/// The smallest shared chunk of wide cells: 2 MiB of addresses, most of it never touched. A chunk that grows leaves behind what was touched.
+#[cfg(not(perf_loom))]
+pub(crate) const WIDE_SHARED_CELLS_MIN: usize = 1 << 18;
+#[cfg(perf_loom)]
+pub(crate) const WIDE_SHARED_CELLS_MIN: usize = 1;
+/// The shared chunk grows by this power of two.
+const SHARED_STEP: usize = 3;
+
 const CLASSES: usize = (WIDE_CELLS_MAX as usize / CHUNK_CELLS_MIN).ilog2() as usize + 1;
 
 const fn class_for(cells: usize) -> usize {
@@ -39,6 +47,7 @@ const fn class_cells(class: usize) -> usize {
 pub(crate) struct Slab {
     /// How many cells can be reserved.
     cells_max: u32,
+    shared_cells_min: usize,
     ranges: Mutex<Ranges>,
     /// How many cells are reserved, and how often some were given back: hints, beside the lock of `ranges`.
     used: AtomicU32,
@@ -49,34 +58,35 @@ pub(crate) struct Slab {
     chunks: RwLock<Vec<Chunk>>,
     /// Chunks without an owner, by class.
     free: Mutex<[Vec<Chunk>; CLASSES]>,
-    /// Where threads write that have no chunk any more; see [`orphan`](Self::orphan).
-    orphan: RwLock<Option<Chunk>>,
+    /// Where threads write that have no chunk of their own; see [`shared`](Self::shared).
+    shared: RwLock<Option<Chunk>>,
 }
 
 macro_rules! new_slab {
-    ($cells_max:expr) => {
+    ($cells_max:expr, $shared_cells_min:expr) => {
         Self {
             cells_max: $cells_max,
+            shared_cells_min: $shared_cells_min,
             used: AtomicU32::new(0),
             returns: AtomicU32::new(0),
             owners: AtomicU32::new(0),
             ranges: Mutex::new(Ranges::new()),
             chunks: RwLock::new(Vec::new()),
             free: Mutex::new([const { Vec::new() }; CLASSES]),
-            orphan: RwLock::new(None),
+            shared: RwLock::new(None),
         }
     };
 }
 
 impl Slab {
     #[cfg(not(perf_loom))]
-    pub(crate) const fn new(cells_max: u32) -> Self {
-        new_slab!(cells_max)
+    pub(crate) const fn new(cells_max: u32, shared_cells_min: usize) -> Self {
+        new_slab!(cells_max, shared_cells_min)
     }
 
     #[cfg(perf_loom)]
-    pub(crate) fn new(cells_max: u32) -> Self {
-        new_slab!(cells_max)
+    pub(crate) fn new(cells_max: u32, shared_cells_min: usize) -> Self {
+        new_slab!(cells_max, shared_cells_min)
     }
 
     /// Reserves `len` cells that are zero in every chunk; `None` if so many are not left.
@@ -125,14 +135,25 @@ impl Slab {
         self.returns.fetch_add(1, Relaxed);
     }
 
+    /// The class of a chunk that holds cell `id`: large enough for all that is reserved, so that a thread rarely grows twice.
+    fn class_of(&self, id: u32) -> usize {
+        class_for(self.ranges.lock().end().max(id.saturating_add(1)) as usize)
+    }
+
+    /// Whether a chunk that holds cell `id` waits for an owner.
+    pub(crate) fn has_free(&self, id: u32) -> bool {
+        let class = self.class_of(id);
+        self.free.lock()[class..]
+            .iter()
+            .any(|chunks| !chunks.is_empty())
+    }
+
     /// A chunk that holds cell `id`, for this thread alone. `old` is the one it had.
     pub(crate) fn lease(&self, id: u32, old: Option<Chunk>) -> Chunk {
         if let Some(old) = old {
             self.release(old);
         }
-        // Large enough for all that is reserved, so that a thread rarely grows twice.
-        let cells = self.ranges.lock().end().max(id.saturating_add(1)) as usize;
-        let class = class_for(cells);
+        let class = self.class_of(id);
         let reused = {
             let mut free = self.free.lock();
             if mutant::is("slab_lease_keeps_chunk_free") {
@@ -158,21 +179,27 @@ impl Slab {
         chunk
     }
 
-    /// A chunk that reaches to cell `id`, for threads that have none any more because their
-    /// thread-locals are being destroyed. They share it: it must be written by read-modify-write.
-    pub(crate) fn orphan(&self, id: u32) -> Option<Chunk> {
+    /// A chunk that reaches to cell `id`, for threads that have none of their own: those that record seldom, those beyond the number of
+    /// owners, and those whose thread-locals are being destroyed. It must be written by read-modify-write.
+    pub(crate) fn shared(&self, id: u32) -> Option<Chunk> {
         let reaches = |chunk: &Chunk| chunk.len() > id as usize;
-        let orphan = *self.orphan.read();
-        if let Some(chunk) = orphan.filter(reaches) {
+        let shared = *self.shared.read();
+        if let Some(chunk) = shared.filter(reaches) {
             return Some(chunk);
         }
-        let mut orphan = self.orphan.write();
-        if !orphan.as_ref().is_some_and(reaches) {
+        let smallest = class_for(self.shared_cells_min);
+        let steps = self
+            .class_of(id)
+            .saturating_sub(smallest)
+            .div_ceil(SHARED_STEP);
+        let class = (smallest + steps * SHARED_STEP).min(class_for(self.cells_max as usize));
+        let mut shared = self.shared.write();
+        if !shared.as_ref().is_some_and(reaches) {
             // The shorter one stays among `chunks` with what was recorded in it. It is not leased to a thread:
-            // somebody may be about to write to it by read-modify-write.
-            *orphan = Some(self.make(class_for(id as usize + 1)));
+            // another may be about to write to it by read-modify-write.
+            *shared = Some(self.make(class));
         }
-        *orphan
+        *shared
     }
 
     /// Calls `fold` with what each chunk holds in cell `id`.
@@ -275,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_released_chunk_keeps_its_sums_and_its_next_owner_adds_to_them() {
-        let slab = Slab::new(CELLS_MAX);
+        let slab = Slab::new(CELLS_MAX, 1);
         let id = slab.reserve(1).unwrap();
         let chunk = slab.lease(id, None);
         chunk[id as usize].store(5, Ordering::Relaxed);
@@ -290,7 +317,7 @@ mod tests {
 
     #[test]
     fn growing_moves_nothing_and_loses_nothing() {
-        let slab = Slab::new(CELLS_MAX);
+        let slab = Slab::new(CELLS_MAX, 1);
         let first = slab.reserve(1).unwrap();
         let small = slab.lease(first, None);
         small[0].store(5, Ordering::Relaxed);
@@ -309,11 +336,11 @@ mod tests {
 
     #[test]
     fn a_range_that_comes_back_is_zero_when_it_is_given_out_again() {
-        let slab = Slab::new(CELLS_MAX);
+        let slab = Slab::new(CELLS_MAX, 1);
         let start = slab.reserve(3).unwrap();
         let chunk = slab.lease(start + 2, None);
         chunk[start as usize + 1].store(4, Ordering::Relaxed);
-        slab.orphan(start).unwrap()[start as usize].store(4, Ordering::Relaxed);
+        slab.shared(start).unwrap()[start as usize].store(4, Ordering::Relaxed);
         slab.unreserve(start, 3);
         assert_eq!(slab.reserve(3), Some(start));
         let mut sums = [9; 3];
@@ -323,7 +350,7 @@ mod tests {
 
     #[test]
     fn a_full_slab_says_so_and_takes_again_after_a_return() {
-        let slab = Slab::new(CELLS_MAX);
+        let slab = Slab::new(CELLS_MAX, 1);
         assert_eq!(slab.reserve(CELLS_MAX), Some(0));
         assert_eq!(slab.reserve(1), None);
         slab.unreserve(0, CELLS_MAX);

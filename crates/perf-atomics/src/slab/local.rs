@@ -4,16 +4,16 @@
 //! at each access whether it still lives. `CHUNK` has none, so an access is one load relative to the
 //! thread pointer; `LEASE` has one, and is touched only when a chunk is taken.
 
-use super::core::{CELLS_MAX, Chunk, Slab, WIDE_CELLS_MAX};
+use super::core::{CELLS_MAX, Chunk, Slab, WIDE_CELLS_MAX, WIDE_SHARED_CELLS_MIN};
 use crate::primitive::{AtomicU64, Ordering, mutant};
 use std::cell::Cell;
 
 #[cfg(not(perf_loom))]
 mod statics {
-    use super::{CELLS_MAX, Cell, Chunk, Lease, Slab, WIDE_CELLS_MAX};
+    use super::{CELLS_MAX, Cell, Chunk, Lease, Slab, WIDE_CELLS_MAX, WIDE_SHARED_CELLS_MIN};
 
-    static SLAB: Slab = Slab::new(CELLS_MAX);
-    static WIDE_SLAB: Slab = Slab::new(WIDE_CELLS_MAX);
+    static SLAB: Slab = Slab::new(CELLS_MAX, 1);
+    static WIDE_SLAB: Slab = Slab::new(WIDE_CELLS_MAX, WIDE_SHARED_CELLS_MIN);
 
     #[inline]
     pub(crate) fn global<const WIDE: bool>() -> &'static Slab {
@@ -24,22 +24,26 @@ mod statics {
         /// This thread's chunk; empty before the first record and after the end of `LEASE`.
         pub(super) static CHUNK: Cell<Chunk> = const { Cell::new(&[]) };
         pub(super) static LEASE: Lease<false> = const { Lease(Cell::new(None)) };
+        /// The shared chunk as this thread last saw it, so that it takes no lock for it.
+        pub(super) static SHARED: Cell<Chunk> = const { Cell::new(&[]) };
+        /// How often this thread has recorded to the shared chunk.
+        pub(super) static VISITS: Cell<u32> = const { Cell::new(0) };
         /// The same of wide cells; empty also while this thread has none of its own.
         pub(super) static WIDE_CHUNK: Cell<Chunk> = const { Cell::new(&[]) };
         pub(super) static WIDE_LEASE: Lease<true> = const { Lease(Cell::new(None)) };
-        /// The shared chunk as this thread last saw it, so that it takes no lock for it.
         pub(super) static WIDE_SHARED: Cell<Chunk> = const { Cell::new(&[]) };
+        pub(super) static WIDE_VISITS: Cell<u32> = const { Cell::new(0) };
     }
 }
 
 #[cfg(perf_loom)]
 mod statics {
-    use super::{CELLS_MAX, Cell, Chunk, Lease, Slab, WIDE_CELLS_MAX};
+    use super::{CELLS_MAX, Cell, Chunk, Lease, Slab, WIDE_CELLS_MAX, WIDE_SHARED_CELLS_MIN};
 
     loom::lazy_static! {
         // Leaked: a model may end while a thread that it has joined is still giving its chunk back.
-        static ref SLAB: &'static Slab = Box::leak(Box::new(Slab::new(CELLS_MAX)));
-        static ref WIDE_SLAB: &'static Slab = Box::leak(Box::new(Slab::new(WIDE_CELLS_MAX)));
+        static ref SLAB: &'static Slab = Box::leak(Box::new(Slab::new(CELLS_MAX, 1)));
+        static ref WIDE_SLAB: &'static Slab = Box::leak(Box::new(Slab::new(WIDE_CELLS_MAX, WIDE_SHARED_CELLS_MIN)));
     }
 
     pub(crate) fn global<const WIDE: bool>() -> &'static Slab {
@@ -49,38 +53,90 @@ mod statics {
     loom::thread_local! {
         pub(super) static CHUNK: Cell<Chunk> = Cell::new(&[]);
         pub(super) static LEASE: Lease<false> = Lease(Cell::new(None));
+        pub(super) static SHARED: Cell<Chunk> = Cell::new(&[]);
+        pub(super) static VISITS: Cell<u32> = Cell::new(0);
         pub(super) static WIDE_CHUNK: Cell<Chunk> = Cell::new(&[]);
         pub(super) static WIDE_LEASE: Lease<true> = Lease(Cell::new(None));
         pub(super) static WIDE_SHARED: Cell<Chunk> = Cell::new(&[]);
+        pub(super) static WIDE_VISITS: Cell<u32> = Cell::new(0);
     }
 }
 
 pub(crate) use statics::global;
-use statics::{CHUNK, LEASE, WIDE_CHUNK, WIDE_LEASE, WIDE_SHARED};
+use statics::{CHUNK, LEASE, SHARED, VISITS, WIDE_CHUNK, WIDE_LEASE, WIDE_SHARED, WIDE_VISITS};
 
-/// How many threads have wide cells of their own, at least and at most; between these twice the number of cores. Other threads share a
-/// copy: so many that the cores are busy without it, so few that the memory does not grow with the threads.
+/// How many threads have cells of their own, for each core, at least and at most. Other threads share a copy: the owners are so many that
+/// the cores are busy without the others, and so few that memory and the cost of reading do not grow with the threads.
 #[cfg(not(perf_loom))]
-const WIDE_OWNERS: std::ops::RangeInclusive<u32> = 4..=64;
-
-/// See [`WIDE_OWNERS`].
-#[cfg(perf_loom)]
-pub(super) fn wide_owners_max() -> u32 {
-    // So few that a model of two threads already shares.
-    1
+struct Owners {
+    by_core: u32,
+    min: u32,
+    max: u32,
 }
 
-/// See [`WIDE_OWNERS`].
 #[cfg(not(perf_loom))]
-pub(super) fn wide_owners_max() -> u32 {
-    static MAX: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
-    *MAX.get_or_init(|| {
-        let cores = std::thread::available_parallelism()
-            .map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX));
-        cores
-            .saturating_mul(2)
-            .clamp(*WIDE_OWNERS.start(), *WIDE_OWNERS.end())
-    })
+const OWNERS: Owners = Owners {
+    by_core: 8,
+    min: 32,
+    max: 256,
+};
+/// A copy of wide cells is larger by far.
+#[cfg(not(perf_loom))]
+const WIDE_OWNERS: Owners = Owners {
+    by_core: 2,
+    min: 4,
+    max: 64,
+};
+
+/// After how many records to the shared copy a thread has one of its own: so many that a copy is worth its memory.
+#[cfg(not(perf_loom))]
+const OWN_AFTER: u32 = 1024;
+#[cfg(not(perf_loom))]
+const WIDE_OWN_AFTER: u32 = 4096;
+/// At once, so that a model of two records meets copies of the threads' own.
+#[cfg(perf_loom)]
+const OWN_AFTER: u32 = 0;
+#[cfg(perf_loom)]
+const WIDE_OWN_AFTER: u32 = 0;
+
+/// A thread that shares looks so often, in records, for a chunk that another thread has left.
+const LOOK_EVERY: u32 = 64;
+
+/// See [`Owners`].
+#[cfg(perf_loom)]
+fn owners_max<const WIDE: bool>() -> u32 {
+    // So few that a model of two threads already shares wide cells.
+    if WIDE { 1 } else { u32::MAX }
+}
+
+/// See [`Owners`].
+#[cfg(not(perf_loom))]
+fn owners_max<const WIDE: bool>() -> u32 {
+    static CORES: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    let cores = *CORES.get_or_init(|| {
+        std::thread::available_parallelism()
+            .map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX))
+    });
+    let owners = if WIDE { WIDE_OWNERS } else { OWNERS };
+    cores
+        .saturating_mul(owners.by_core)
+        .clamp(owners.min, owners.max)
+}
+
+/// Whether this thread, which shares, is to have a copy of its own: it records often, or a copy is there that another thread has left.
+fn is_to_own<const WIDE: bool>(last: u32) -> bool {
+    let count = |visits: &Cell<u32>| {
+        let before = visits.get();
+        visits.set(before.saturating_add(1));
+        before
+    };
+    let (visits, own_after) = if WIDE {
+        (WIDE_VISITS.try_with(count), WIDE_OWN_AFTER)
+    } else {
+        (VISITS.try_with(count), OWN_AFTER)
+    };
+    let visits = visits.unwrap_or(0);
+    visits >= own_after || visits % LOOK_EVERY == 0 && global::<WIDE>().has_free(last)
 }
 
 /// Gives the thread's chunk back when the thread ends.
@@ -125,7 +181,7 @@ pub(crate) fn cells<const WIDE: bool>(start: u32, len: usize) -> Option<&'static
     found.ok().flatten()
 }
 
-/// Takes a chunk that reaches to the range; if this thread can have none, the second part is `true` and the cells are shared.
+/// Cells of a chunk that reaches to the range: this thread's own, or, as the second part says, the one that threads share.
 #[cold]
 #[inline(never)]
 pub(crate) fn cells_slow<const WIDE: bool>(
@@ -140,8 +196,9 @@ pub(crate) fn cells_slow<const WIDE: bool>(
     let range = start as usize..last as usize + 1;
     let lease = |lease: &Cell<Option<Chunk>>, own: &dyn Fn(Chunk)| {
         let old = lease.take();
-        let owners_max = if WIDE { wide_owners_max() } else { u32::MAX };
-        if old.is_none() && !global::<WIDE>().try_own(owners_max) {
+        if old.is_none()
+            && !(is_to_own::<WIDE>(last) && global::<WIDE>().try_own(owners_max::<WIDE>()))
+        {
             return None;
         }
         let chunk = global::<WIDE>().lease(last, old);
@@ -165,13 +222,22 @@ pub(crate) fn cells_slow<const WIDE: bool>(
     if let Ok(Some(chunk)) = leased {
         return chunk.get(range).map(|cells| (cells, false));
     }
-    if WIDE && let Ok(Some(cells)) = WIDE_SHARED.try_with(|seen| seen.get().get(range.clone())) {
+    let seen = |seen: &Cell<Chunk>| seen.get().get(range.clone());
+    let found = if WIDE {
+        WIDE_SHARED.try_with(seen)
+    } else {
+        SHARED.try_with(seen)
+    };
+    if let Ok(Some(cells)) = found {
         return Some((cells, true));
     }
-    let shared = global::<WIDE>().orphan(last)?;
-    if WIDE {
-        let _ = WIDE_SHARED.try_with(|seen| seen.set(shared));
-    }
+    let shared = global::<WIDE>().shared(last)?;
+    let see = |seen: &Cell<Chunk>| seen.set(shared);
+    let _ = if WIDE {
+        WIDE_SHARED.try_with(see)
+    } else {
+        SHARED.try_with(see)
+    };
     shared.get(range).map(|cells| (cells, true))
 }
 
@@ -190,6 +256,15 @@ pub(crate) fn cell_slow(id: u32) -> Option<(&'static AtomicU64, bool)> {
 #[inline]
 pub(crate) fn change_own(cell: &AtomicU64, change: impl Fn(u64) -> u64) {
     cell.store(change(cell.load(Ordering::Relaxed)), Ordering::Relaxed);
+}
+
+/// Adds to a cell that other threads write too: one read-modify-write that always succeeds.
+#[inline]
+pub(crate) fn add_shared(cell: &AtomicU64, amount: u64) {
+    if mutant::is("slab_shared_by_store") {
+        return change_own(cell, |value| value.wrapping_add(amount));
+    }
+    cell.fetch_add(amount, Ordering::Relaxed);
 }
 
 /// Changes a cell that other threads write too.

@@ -8,8 +8,10 @@
 //! | | |
 //! |---|---|
 //! | recording | a thread-local load, a bounds check, a load and a store; no lock, no allocation, no read-modify-write |
-//! | first record of a thread, or first beyond its chunk | takes a chunk from the free list or makes one: locks, may allocate |
-//! | reading | one lock against new chunks, one load per chunk; chunks are at most the largest number of threads that ever lived at once, times the growth steps |
+//! | a thread's first 1024 records, and all of threads beyond eight a core (32 to 256) | go to a copy that threads share, by one read-modify-write |
+//! | then, or as soon as another thread has left a chunk | the thread takes a chunk from the free list or makes one: locks, may allocate |
+//! | first record beyond a chunk | takes a larger one in its place |
+//! | reading | one lock against new chunks, one load per chunk; chunks are at most as many as threads that own one at once, and the shared one, times the growth steps |
 //! | exactness | a sum read after a thread was joined holds all it recorded; sums never go back |
 //! | thread exit | its chunk waits, with its sums, for the next thread |
 //! | recording in the destructor of another thread-local | goes to a shared copy, by read-modify-write |
@@ -17,8 +19,8 @@
 //!
 //! Wide cells, for ranges of many, have another slab in which only a few threads have copies: [`reserve_wide`].
 //!
-//! Memory: a chunk holds 8 bytes per cell, for all cells reserved when the thread first records,
-//! rounded up to a power of two. Chunks are never freed, only reused.
+//! Memory: a chunk holds 8 bytes per cell, for all cells reserved when the thread gets it,
+//! rounded up to a power of two. Chunks are never freed, only reused. Threads that record seldom cost none.
 
 mod core;
 mod local;
@@ -48,8 +50,8 @@ pub fn reserve(len: usize) -> Result<CellRange, SlabFull> {
 
 /// Reserves `len` neighbouring wide cells, all zero: for ranges of many cells, such as histograms.
 ///
-/// Of wide cells only a few threads have copies of their own, twice as many as there are cores, from 4 to 64: those that record first,
-/// until they end. All other threads share one copy, which they change by read-modify-write. So memory and the cost of reading do not
+/// Of wide cells only a few threads have copies of their own, twice as many as there are cores, from 4 to 64: those that first have recorded
+/// 4096 times, or find a copy that another thread has left, until they end. All other threads share one copy, which they change by read-modify-write. So memory and the cost of reading do not
 /// grow with the number of threads, and as many threads as can run at once still record without contention.
 ///
 /// # Errors
@@ -80,8 +82,8 @@ pub fn returns(wide: bool) -> u32 {
     }
 }
 
-/// How many chunks of cells were made so far: the most threads that recorded at once, times the
-/// steps in which their chunks grew.
+/// How many chunks of cells were made so far: the most threads that had one at once, and the shared one, times the
+/// steps in which they grew.
 #[must_use]
 pub fn chunk_count() -> usize {
     global::<false>().chunk_count()
@@ -332,7 +334,7 @@ impl<const WIDE: bool> CellHandle<WIDE> {
 #[derive(Clone, Copy, Debug)]
 pub struct Cells<'a> {
     cells: &'a [AtomicU64],
-    /// Others write here too: this thread has no copy any more.
+    /// Others write here too: this thread has no copy of its own.
     is_shared: bool,
 }
 
@@ -340,7 +342,14 @@ impl Cells<'_> {
     /// Adds to a cell, wrapping.
     #[inline]
     pub fn add(self, offset: usize, amount: u64) {
-        self.change(offset, |value| value.wrapping_add(amount));
+        let Some(cell) = self.cell(offset) else {
+            return;
+        };
+        if self.is_shared {
+            local::add_shared(cell, amount);
+        } else {
+            change_own(cell, |value| value.wrapping_add(amount));
+        }
     }
 
     /// Adds to a cell that holds the bits of an `f64`. Zero bits are `0.0`.

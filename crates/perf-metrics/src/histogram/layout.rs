@@ -6,7 +6,7 @@ use crate::MetricsError;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, OnceLock};
 
-/// The boundaries OpenTelemetry proposes where nobody chose any:
+/// The boundaries OpenTelemetry proposes where none are chosen:
 /// <https://opentelemetry.io/docs/specs/otel/metrics/sdk/#explicit-bucket-histogram-aggregation>.
 pub const DEFAULT_BOUNDARIES: [f64; 15] = [
     0.0, 5.0, 10.0, 25.0, 50.0, 75.0, 100.0, 250.0, 500.0, 750.0, 1000.0, 2500.0, 5000.0, 7500.0,
@@ -194,6 +194,14 @@ impl Shape {
         match self {
             Self::Explicit(bounds) => bounds.len() + 1,
             Self::Exponential(e) => 1 + e.len * if e.is_signed { 2 } else { 1 },
+        }
+    }
+
+    /// How many of these are not of the negative side, which comes last.
+    pub(crate) fn positive_cells(&self) -> usize {
+        match self {
+            Self::Explicit(bounds) => bounds.len() + 1,
+            Self::Exponential(e) => 1 + e.len,
         }
     }
 

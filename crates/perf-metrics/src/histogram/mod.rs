@@ -12,4 +12,6 @@ pub use layout::{
 };
 pub(crate) use layout::{Layout, Shape};
 pub use record::{BoundHistogram, HistogramNumber};
+#[cfg(feature = "prometheus")]
+pub(crate) use scale::{index_f64, lower_bound};
 pub use snapshot::{ExponentialBuckets, HistogramSnapshot, Quantile};

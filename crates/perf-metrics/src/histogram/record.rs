@@ -2,7 +2,8 @@
 //!
 //! A range of cells holds [largest, smallest, sum, rejected] and then the buckets. Recording finds the bucket, adds to it and to the
 //! sum, and compares with the extremes, all in this thread's copy of the cells: see [`Cells`] for what the orderings
-//! rely on. The count is the sum of the buckets, so it is not counted.
+//! rely on. The count is the sum of the buckets, so it is not counted. The buckets of negative values are a range apart, which is
+//! reserved at the first of them: most histograms have none.
 
 use super::bucket_table::{BucketTable, Domain};
 use super::layout::{Layout, Shape};
@@ -14,7 +15,8 @@ use parking_lot::Mutex;
 use perf_atomics::slab::{self, CellHandle, Cells, WideRange};
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
 const MAX: usize = 0;
 const MIN: usize = 1;
@@ -106,7 +108,8 @@ impl HistogramNumber for f64 {
 /// One series of a histogram: a fixed set of attributes.
 ///
 /// `f64`: not-a-number and infinities are rejected and counted as such ([`HistogramSnapshot::rejected`]), as they would spoil the sum
-/// for good. Negative values have buckets of their own. The sum of `u64` wraps at `2^64`.
+/// for good. Negative values have buckets of their own, for which cells are reserved at the first of them; if the process has none left,
+/// they are rejected. The sum of `u64` wraps at `2^64`.
 pub struct BoundHistogram<T = u64> {
     /// Of no cells if there are exemplars, so that every record takes the slow way.
     handle: CellHandle<true>,
@@ -118,6 +121,8 @@ pub struct BoundHistogram<T = u64> {
 #[derive(Debug)]
 pub(crate) struct Shared {
     range: WideRange,
+    /// Of no cells if there were none left.
+    negative: OnceLock<WideRange>,
     exemplars: Option<Exemplars>,
     /// What readers know of the extremes; no recorder comes here.
     extremes: Mutex<Extremes>,
@@ -162,7 +167,7 @@ impl<T: HistogramNumber> BoundHistogram<T> {
         layout: &Arc<Layout>,
         source: Option<&ExemplarSource>,
     ) -> Result<Self, MetricsError> {
-        let len = HEADER_CELLS + layout.shape.cells();
+        let len = HEADER_CELLS + layout.shape.positive_cells();
         let range = slab::reserve_wide(len).map_err(|source| MetricsError::NoCells {
             name: name.to_owned(),
             source,
@@ -185,6 +190,7 @@ impl<T: HistogramNumber> BoundHistogram<T> {
             layout: Arc::clone(layout),
             shared: Arc::new(Shared {
                 range,
+                negative: OnceLock::new(),
                 exemplars: source.map(|source| Exemplars::new(source, layout.shape.cells())),
                 extremes: Mutex::default(),
             }),
@@ -219,13 +225,51 @@ impl<T: HistogramNumber> BoundHistogram<T> {
         if let (Some(exemplars), Some(bucket)) = (&self.shared.exemplars, bucket) {
             exemplars.offer(bucket as usize, value);
         }
-        self.shared.range.record(|cells| match bucket {
-            Some(bucket) => record_in(cells, HEADER_CELLS + bucket as usize, value),
-            None => cells.add(REJECTED, 1),
+        let positive_cells = self.layout.shape.positive_cells();
+        let place = match bucket.map(|bucket| bucket as usize) {
+            Some(bucket) if bucket < positive_cells => Place::Here(HEADER_CELLS + bucket),
+            Some(bucket) => match self.negative() {
+                Some(range) => Place::Negative(range, bucket - positive_cells),
+                None => Place::Nowhere,
+            },
+            None => Place::Nowhere,
+        };
+        self.shared.range.record(|cells| match place {
+            Place::Here(cell) => record_in(cells, cell, value),
+            Place::Negative(..) => record_but_bucket(cells, value),
+            Place::Nowhere => cells.add(REJECTED, 1),
         });
+        // After the extremes, which say to readers where to look.
+        if let Place::Negative(range, cell) = place {
+            range.add(cell, 1);
+        }
     }
 
-    /// What was recorded so far, by all threads. `reader` is a reader's place, which has its extremes taken.
+    /// The buckets of negative values; `None` if there are no cells for them.
+    fn negative(&self) -> Option<&WideRange> {
+        let make = || {
+            let shape = &self.layout.shape;
+            let len = shape.cells() - shape.positive_cells();
+            slab::reserve_wide(len).unwrap_or_else(|_| WideRange::detached())
+        };
+        let range = self.shared.negative.get_or_init(make);
+        (range.len() > 0).then_some(range)
+    }
+
+    /// Adds up the buckets of a window, over all threads, where `counts` is zero.
+    fn sum_window(&self, window: Range<usize>, counts: &mut [u64]) {
+        let positive_cells = self.layout.shape.positive_cells();
+        let split = positive_cells.clamp(window.start, window.end) - window.start;
+        let (positive, negative) = counts.split_at_mut(split);
+        self.shared
+            .range
+            .sum_from(HEADER_CELLS + window.start, positive);
+        if let Some(range) = self.shared.negative.get().filter(|_| !negative.is_empty()) {
+            range.sum_from(window.start.max(positive_cells) - positive_cells, negative);
+        }
+    }
+
+    /// What was recorded so far, by all threads. `reader` is a reader's slot, which has its extremes taken.
     ///
     /// Linear in the buckets between the smallest and the largest value.
     pub(crate) fn read(&self, reader: Option<usize>, out: &mut HistogramSnapshot) {
@@ -248,12 +292,9 @@ impl<T: HistogramNumber> BoundHistogram<T> {
                 .unwrap_or(ever)
         });
         drop(extremes);
-        out.begin(&self.layout, HEADER_CELLS, ever.max != 0 || ever.min != 0);
-        for part in self.used_buckets(ever) {
-            let start = HEADER_CELLS + part.start;
-            if let Some(cells) = out.cells_mut().get_mut(start..HEADER_CELLS + part.end) {
-                range.sum_from(start, cells);
-            }
+        out.begin(&self.layout, self.used_buckets(ever));
+        for (window, counts) in out.windows_mut() {
+            self.sum_window(window, counts);
         }
         let sum = T::sum(range, SUM);
         let rejected = range.sum(REJECTED);
@@ -276,13 +317,14 @@ impl<T: HistogramNumber> BoundHistogram<T> {
     fn used_buckets(&self, ever: Extreme) -> [std::ops::Range<usize>; 2] {
         let cells = self.layout.shape.cells();
         let all = [0..cells, 0..0];
+        if ever.max == 0 && ever.min == 0 {
+            return [0..0, 0..0];
+        }
+        // Of a record in flight one extreme may be known and the other not.
+        let window = |first: usize, last: usize| first..(last + 1).max(first);
         let (Some(min), Some(max)) = (self.bucket_of_key(!ever.min), self.bucket_of_key(ever.max))
         else {
-            return if ever.max == 0 && ever.min == 0 {
-                [0..0, 0..0]
-            } else {
-                all
-            };
+            return all;
         };
         match &self.layout.shape {
             Shape::Explicit(_) => [min.min(max)..(min.max(max) + 1).min(cells), 0..0],
@@ -290,9 +332,9 @@ impl<T: HistogramNumber> BoundHistogram<T> {
                 // Zero, the positive side, the negative side by magnitude.
                 let first_negative = 1 + e.len;
                 match (min >= first_negative, max >= first_negative) {
-                    (false, false) => [min..max + 1, 0..0],
+                    (false, false) => [window(min, max), 0..0],
                     (true, false) => [0..max + 1, first_negative..min + 1],
-                    (true, true) => [0..0, max..min + 1],
+                    (true, true) => [0..0, window(max, min)],
                     // Zero counts as not negative; a race of two readings alone leads here.
                     (false, true) => all,
                 }
@@ -310,7 +352,7 @@ impl<T: HistogramNumber> BoundHistogram<T> {
         Arc::strong_count(&self.shared) > 1
     }
 
-    /// Forgets a reader, whose place another may take.
+    /// Forgets a reader, whose slot another reader may take.
     pub(crate) fn forget(&self, reader: usize) {
         if let Some(since) = self.shared.extremes.lock().since.get_mut(reader) {
             *since = None;
@@ -318,13 +360,26 @@ impl<T: HistogramNumber> BoundHistogram<T> {
     }
 }
 
+/// Where a value is counted.
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    Here(usize),
+    Negative(&'a WideRange, usize),
+    Nowhere,
+}
+
 #[inline]
 fn record_in<T: HistogramNumber>(cells: Cells<'_>, cell: usize, value: T) {
+    record_but_bucket(cells, value);
+    cells.add(cell, 1);
+}
+
+#[inline]
+fn record_but_bucket<T: HistogramNumber>(cells: Cells<'_>, value: T) {
     let key = value.to_key();
     cells.raise_until_taken(MAX, key);
     cells.raise_until_taken(MIN, !key);
     value.add_to(cells, SUM);
-    cells.add(cell, 1);
 }
 
 impl<T> Clone for BoundHistogram<T> {

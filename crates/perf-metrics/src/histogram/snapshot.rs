@@ -1,24 +1,28 @@
 //! What was recorded to one series of a histogram, at one moment.
 
 use super::layout::{Exponential, Layout, Shape};
-#[cfg(feature = "prometheus")]
-use super::scale::lower_bound;
 use crate::number::Value;
+use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The state of one series of a histogram.
 #[derive(Clone, Debug, Default)]
 pub struct HistogramSnapshot {
     layout: Option<Arc<Layout>>,
-    /// How many cells of `cells` come before the buckets.
-    header: usize,
-    cells: Vec<u64>,
+    /// The only buckets that can hold something, in ascending order; most of an exponential histogram's hold nothing, and take no memory.
+    windows: Windows,
+    /// The counts of these buckets.
+    counts: Vec<u64>,
     count: u64,
     sum: Option<Value>,
     rejected: u64,
     ever: Ends,
     since: Option<Ends>,
 }
+
+/// Up to two ranges of buckets.
+pub(super) type Windows = [Range<usize>; 2];
 
 /// The smallest and the largest value, as far as they are known.
 pub(super) type Ends = (Option<Value>, Option<Value>);
@@ -34,7 +38,7 @@ pub struct ExponentialBuckets {
 
 impl ExponentialBuckets {
     /// The buckets at a scale that is lower by `shift`.
-    #[cfg(feature = "http")]
+    #[cfg(feature = "prometheus")]
     pub(crate) fn coarser(&self, shift: u32) -> Self {
         merge(self.offset, &self.counts, shift)
     }
@@ -52,14 +56,38 @@ pub struct Quantile {
 }
 
 impl HistogramSnapshot {
-    /// Empty, with cells if there is something to put there.
-    pub(crate) fn begin(&mut self, layout: &Arc<Layout>, header: usize, has_cells: bool) {
+    /// Zeros in these buckets.
+    pub(super) fn begin(&mut self, layout: &Arc<Layout>, windows: Windows) {
         self.layout = Some(Arc::clone(layout));
-        self.header = header;
-        self.cells.clear();
-        if has_cells {
-            self.cells.resize(header + layout.shape.cells(), 0);
+        self.counts.clear();
+        self.counts.resize(windows.iter().map(Range::len).sum(), 0);
+        self.windows = windows;
+    }
+
+    /// Each window with its counts.
+    pub(super) fn windows_mut(&mut self) -> [(Range<usize>, &mut [u64]); 2] {
+        let [first, second] = self.windows.clone();
+        let (of_first, of_second) = self.counts.split_at_mut(first.len());
+        [(first, of_first), (second, of_second)]
+    }
+
+    /// The count of a bucket.
+    fn count_in(&self, bucket: usize) -> u64 {
+        let mut before = 0;
+        for window in &self.windows {
+            if window.contains(&bucket) {
+                let place = before + bucket - window.start;
+                return self.counts.get(place).copied().unwrap_or(0);
+            }
+            before += window.len();
         }
+        0
+    }
+
+    /// The buckets that can hold something, with their counts.
+    fn counted(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
+        let [first, second] = self.windows.clone();
+        first.chain(second).zip(self.counts.iter().copied())
     }
 
     /// Changes whenever something is recorded.
@@ -67,12 +95,8 @@ impl HistogramSnapshot {
         self.count.wrapping_add(self.rejected)
     }
 
-    pub(crate) fn cells_mut(&mut self) -> &mut [u64] {
-        &mut self.cells
-    }
-
     pub(crate) fn finish(&mut self, sum: Value, rejected: u64, ever: Ends, since: Option<Ends>) {
-        self.count = self.buckets().iter().fold(0, |sum, n| sum.wrapping_add(*n));
+        self.count = self.counts.iter().fold(0, |sum, n| sum.wrapping_add(*n));
         self.sum = Some(sum);
         self.rejected = rejected;
         self.ever = ever;
@@ -123,7 +147,7 @@ impl HistogramSnapshot {
 
     /// A bound of the first of these buckets that holds something: the finite one, rather the upper.
     fn bound_of(&self, mut cells: impl Iterator<Item = usize>) -> Value {
-        let cell = cells.find(|cell| self.buckets().get(*cell).is_some_and(|n| *n != 0));
+        let cell = cells.find(|cell| self.count_in(*cell) != 0);
         let (low, high) = cell
             .zip(self.layout.as_deref())
             .map_or((0.0, 0.0), |(cell, layout)| layout.shape.range(cell));
@@ -144,10 +168,23 @@ impl HistogramSnapshot {
     }
 
     /// The counts of all buckets: of explicit ones in their order; of exponential ones zero, then the positive, then the
-    /// negative from small to large magnitudes. Empty before the first record.
+    /// negative from small to large magnitudes. Empty before the first record. Allocates unless values were recorded to all buckets.
     #[must_use]
-    pub fn buckets(&self) -> &[u64] {
-        self.cells.get(self.header..).unwrap_or(&[])
+    pub fn buckets(&self) -> Cow<'_, [u64]> {
+        let len = match &self.layout {
+            Some(layout) if !self.counts.is_empty() => layout.shape.cells(),
+            _ => 0,
+        };
+        if self.counts.len() == len {
+            return Cow::Borrowed(&self.counts);
+        }
+        let mut all = vec![0; len];
+        for (bucket, count) in self.counted() {
+            if let Some(place) = all.get_mut(bucket) {
+                *place = count;
+            }
+        }
+        Cow::Owned(all)
     }
 
     /// The scale of exponential buckets; `None` if the buckets are explicit.
@@ -166,7 +203,7 @@ impl HistogramSnapshot {
     #[must_use]
     pub fn zero_count(&self) -> u64 {
         match self.exponential() {
-            Some(_) => self.buckets().first().copied().unwrap_or(0),
+            Some(_) => self.count_in(0),
             None => 0,
         }
     }
@@ -188,12 +225,22 @@ impl HistogramSnapshot {
         buckets_max: usize,
     ) -> Option<(i32, ExponentialBuckets, ExponentialBuckets)> {
         let e = self.exponential()?;
+        // A side lies in one window, as a window of both sides is the only one.
         let side = |start: usize| {
-            let counts = self.buckets().get(start..).unwrap_or(&[]);
-            let counts = &counts[..counts.len().min(e.len)];
+            let [first_window, second_window] = &self.windows;
+            let of = |window: &Range<usize>| window.start.max(start)..window.end.min(start + e.len);
+            let (window, before) = match of(first_window).is_empty() {
+                false => (first_window, 0),
+                true => (second_window, first_window.len()),
+            };
+            let part = of(window);
+            let place = |bucket: usize| before + bucket - window.start;
+            let counts = (!part.is_empty())
+                .then(|| self.counts.get(place(part.start)..place(part.end)))??;
             let first = counts.iter().position(|n| *n != 0)?;
             let last = counts.iter().rposition(|n| *n != 0)?;
-            Some((e.first + first as i32, &counts[first..=last]))
+            let index = e.first + (part.start - start + first) as i32;
+            Some((index, &counts[first..=last]))
         };
         let sides = [side(1), if e.is_signed { side(1 + e.len) } else { None }];
         let too_wide = |shift: u32| {
@@ -221,52 +268,17 @@ impl HistogramSnapshot {
         let Some(layout) = self.layout.as_deref() else {
             return 0;
         };
-        let counts = self.buckets().iter().enumerate().filter(|(_, n)| **n != 0);
+        let counts = self.counted().filter(|(_, n)| *n != 0);
         counts
             .filter(|(cell, _)| layout.shape.range(*cell).1 <= bound)
             .map(|(_, n)| n)
             .sum()
     }
 
-    /// The upper bounds of exponential buckets with the number of values in each, from the last bound below the smallest value to the
-    /// first that is not below the largest; as much coarser than the scale as keeps them to `buckets_max`. What is zero or negative is
-    /// in the first. Nothing for explicit buckets.
+    /// The index of the last bucket of an exponential histogram, which holds what is beyond it too.
     #[cfg(feature = "prometheus")]
-    pub(crate) fn classic_buckets(&self, buckets_max: usize) -> Vec<(f64, u64)> {
-        let Some((scale, positive, negative)) = self.exponential_buckets(buckets_max) else {
-            return Vec::new();
-        };
-        let below = negative
-            .counts
-            .iter()
-            .fold(self.zero_count(), |sum, n| sum.wrapping_add(*n));
-        // The scale may be below zero: a bucket is then several octaves wide.
-        let bound = |index: i64| (index as f64 * f64::from(-scale).exp2()).exp2();
-        let bound = |index: i64| match u8::try_from(scale).ok().zip(i32::try_from(index).ok()) {
-            Some((scale, index)) => lower_bound(index, scale),
-            None => bound(index),
-        };
-        let first = i64::from(positive.offset);
-        if positive.counts.is_empty() {
-            return match self.zero_threshold() {
-                threshold if threshold > 0.0 => vec![(threshold, below)],
-                _ => vec![(0.0, below)],
-            };
-        }
-        // What is beyond the last bucket of the layout counts there too, so that it has no bound.
-        let last_index = self
-            .exponential()
-            .map_or(0, |e| i64::from(e.first) + e.len as i64 - 1);
-        let mut buckets = vec![(bound(first), below)];
-        for (index, count) in (first + 1..).zip(&positive.counts) {
-            let coarse_last = self
-                .scale()
-                .map_or(last_index, |full| last_index >> (i32::from(full) - scale));
-            if index - 1 < coarse_last {
-                buckets.push((bound(index), *count));
-            }
-        }
-        buckets
+    pub(crate) fn last_index(&self) -> Option<i32> {
+        self.exponential().map(|e| e.first + e.len as i32 - 1)
     }
 
     /// An estimate of the value that a share `q` of all values does not exceed; `None` without values or if `q` is not within
@@ -285,7 +297,7 @@ impl HistogramSnapshot {
         let layout = self.layout.as_deref()?;
         let mut seen = 0;
         let cell = self.ascending_cells().find(|cell| {
-            seen += self.buckets().get(*cell).copied().unwrap_or(0);
+            seen += self.count_in(*cell);
             seen >= rank
         })?;
         let (min, max) = (self.min()?.as_f64(), self.max()?.as_f64());
@@ -344,7 +356,6 @@ impl HistogramSnapshot {
     #[cfg(feature = "otel")]
     pub(crate) fn clone_layout(&mut self, other: &Self) {
         self.layout.clone_from(&other.layout);
-        self.header = other.header;
     }
 
     /// Whether this is the bucket of zero, of an exponential histogram.
@@ -356,15 +367,12 @@ impl HistogramSnapshot {
     /// The same since `earlier`, the state of the same series at the last collection of the same reader.
     pub(crate) fn since(&self, earlier: &Self, out: &mut Self) {
         out.layout.clone_from(&self.layout);
-        out.header = self.header;
-        out.cells.clear();
-        let then = earlier.cells.iter().copied().chain(std::iter::repeat(0));
-        out.cells.extend(
-            self.cells
-                .iter()
-                .zip(then)
-                .map(|(now, then)| now.wrapping_sub(then)),
-        );
+        out.windows.clone_from(&self.windows);
+        out.counts.clear();
+        let deltas = self
+            .counted()
+            .map(|(bucket, now)| now.wrapping_sub(earlier.count_in(bucket)));
+        out.counts.extend(deltas);
         out.count = self.count.wrapping_sub(earlier.count);
         out.sum = match (self.sum, earlier.sum) {
             (Some(now), Some(then)) => Some(now.since(then)),

@@ -176,7 +176,7 @@ impl Bridge {
         let mut sinks = self.sinks.lock();
         let mut budget = self.replay_max.load(Ordering::Relaxed);
         for metric in snapshot.metrics() {
-            // None: it is being made, and nobody can have recorded to it: its maker gets it after us.
+            // None: it is being made, and no thread can have recorded to it, as its maker gets it after this.
             if let Some(sink) = sinks.get_mut(&metric.id) {
                 sink.flush(metric, &mut budget);
             }

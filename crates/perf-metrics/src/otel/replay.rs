@@ -37,8 +37,9 @@ impl Pending {
         if delta.count() == 0 {
             return;
         }
-        self.counts.resize(delta.buckets().len(), 0);
-        for (pending, new) in self.counts.iter_mut().zip(delta.buckets()) {
+        let buckets = delta.buckets();
+        self.counts.resize(buckets.len(), 0);
+        for (pending, new) in self.counts.iter_mut().zip(buckets.iter()) {
             *pending = pending.wrapping_add(*new);
         }
         self.count = self.count.wrapping_add(delta.count());

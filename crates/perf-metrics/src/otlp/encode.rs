@@ -103,23 +103,30 @@ fn encode(
         .filter(|series| series.is_recorded())
         .collect();
     let first = series.first()?;
+    let is_delta = temporality == Temporality::Delta
+        && matches!(
+            descriptor.kind(),
+            InstrumentKind::Counter | InstrumentKind::Histogram
+        );
     let temporality = match (temporality, descriptor.kind()) {
         (Temporality::Delta, InstrumentKind::Counter | InstrumentKind::Histogram) => {
             proto::AggregationTemporality::Delta
         }
         _ => proto::AggregationTemporality::Cumulative,
     } as i32;
-    let times = |series: &SeriesSnapshot| Times {
-        // A gauge has no beginning.
-        start: if descriptor.kind() == InstrumentKind::Gauge {
-            0
-        } else {
-            nanos(series.start())
-                .min(series.end().map_or(end, |time| nanos(Some(time))))
-                .min(end)
-        },
+    let times = |series: &SeriesSnapshot| {
         // What was removed ends before that which may follow it begins.
-        end: series.end().map_or(end, |time| nanos(Some(time)).min(end)),
+        let end = series.end().map_or(end, |time| nanos(Some(time)).min(end));
+        let start = match (descriptor.kind(), nanos(series.start())) {
+            // A gauge has no beginning.
+            (InstrumentKind::Gauge, _) => 0,
+            (_, start) if start <= end => start,
+            (_, _) if is_delta => end,
+            // The clock was set back to before the beginning, which is unknown then: a beginning that moves with each collection would look
+            // like a sum that is begun again.
+            _ => 0,
+        };
+        Times { start, end }
     };
     let numbers = || {
         series
@@ -210,7 +217,7 @@ fn explicit(series: &SeriesSnapshot, times: &Times) -> Option<proto::HistogramDa
         time_unix_nano: times.end,
         count: histogram.count(),
         sum: Some(histogram.sum().as_f64()),
-        bucket_counts: histogram.buckets().to_vec(),
+        bucket_counts: histogram.buckets().into_owned(),
         explicit_bounds: histogram.boundaries()?.to_vec(),
         min: histogram.min().map(Value::as_f64),
         max: histogram.max().map(Value::as_f64),
@@ -309,4 +316,40 @@ fn value(value: &AttributeValue) -> common::AnyValue {
         other => Any::StringValue(other.to_string()),
     };
     common::AnyValue { value: Some(value) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{EMPTY_ATTRS, Registry};
+    use std::time::Duration;
+
+    #[test]
+    fn a_clock_that_is_set_back_moves_no_beginning() {
+        for (temporality, is_delta) in
+            [(Temporality::Cumulative, false), (Temporality::Delta, true)]
+        {
+            let registry = Registry::new();
+            let counter = registry.u64_counter("c").build().unwrap();
+            counter.add(1, EMPTY_ATTRS);
+            let mut snapshot = registry.collect();
+            let now = snapshot.time().unwrap();
+            for seconds in [7200, 3600] {
+                let time = now - Duration::from_secs(seconds);
+                snapshot.time = Some(time);
+                let request = request(&snapshot, temporality, &Origin::default()).unwrap();
+                let metric = &request.resource_metrics[0].scope_metrics[0].metrics[0];
+                let Some(proto::metric::Data::Sum(sum)) = &metric.data else {
+                    panic!("{metric:?}")
+                };
+                let point = &sum.data_points[0];
+                let end = nanos(Some(time));
+                let expected = if is_delta { end } else { 0 };
+                assert_eq!(
+                    (point.start_time_unix_nano, point.time_unix_nano),
+                    (expected, end)
+                );
+            }
+        }
+    }
 }

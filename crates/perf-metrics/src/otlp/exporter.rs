@@ -2,10 +2,11 @@
 
 use super::encode::{Origin, request};
 use super::http::{self, Http};
+use super::left_behind;
 use super::options::{self, SendOptions};
 use super::split::{self, REQUEST_BYTES_MAX_DEFAULT, REQUEST_POINTS_MAX_DEFAULT};
 use super::{ExportMetricsServiceRequest, OtlpError, SendError, Transport, retry};
-use crate::attributes::KeyValue;
+use crate::attributes::{KeyValue, normalize};
 use crate::reader::{Reader, Temporality};
 use crate::registry::Registry;
 use parking_lot::{Condvar, Mutex};
@@ -18,6 +19,12 @@ use std::time::{Duration, Instant};
 
 /// How long dropping an exporter tries to deliver what is left.
 const DROP_TIMEOUT: Duration = Duration::from_secs(2);
+/// Ten years. A duration beyond it means the same, and its sum with the clock's time may not exist.
+const DURATION_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+fn deadline(timeout: Duration) -> Instant {
+    Instant::now() + timeout.min(DURATION_MAX)
+}
 
 type OnError = Box<dyn Fn(&str) + Send>;
 
@@ -69,13 +76,13 @@ impl OtlpBuilder {
 
     /// How often to collect: a minute unless said here, at least a millisecond.
     pub fn with_interval(mut self, interval: Duration) -> Self {
-        self.interval = interval.max(Duration::from_millis(1));
+        self.interval = interval.clamp(Duration::from_millis(1), DURATION_MAX);
         self
     }
 
     /// How long one attempt may take: ten seconds unless said here.
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout.max(Duration::from_millis(1));
+        self.timeout = timeout.clamp(Duration::from_millis(1), DURATION_MAX);
         self
     }
 
@@ -125,9 +132,9 @@ impl OtlpBuilder {
         self
     }
 
-    /// What the metrics are about.
+    /// What the metrics are about. Of a key that is repeated the last counts.
     pub fn with_resource(mut self, attributes: impl IntoIterator<Item = KeyValue>) -> Self {
-        self.origin.resource = attributes.into_iter().collect();
+        self.origin.resource = normalize(&attributes.into_iter().collect::<Vec<_>>());
         self
     }
 
@@ -168,6 +175,7 @@ impl OtlpBuilder {
             request_max: self.request_max,
             queue: VecDeque::new(),
             failures: 0,
+            is_told_to_wait: false,
             next_attempt: Instant::now(),
             jitter: RandomState::new(),
             on_error: self.on_error,
@@ -235,6 +243,8 @@ pub struct OtlpStats {
     pub rejected_points: u64,
     /// Cumulative requests that were not sent because a newer one contains them.
     pub replaced: u64,
+    /// Last values of series that have left, for which the queue had no room while the receiver failed; these are lost.
+    pub lost_points: u64,
     /// Attempts that failed and are made again.
     pub retries: u64,
     /// Requests that wait.
@@ -255,6 +265,8 @@ pub struct Delivery {
     pub rejected_points: u64,
     /// Cumulative requests that were not sent because a newer one contains them.
     pub replaced: u64,
+    /// Last values of series that have left, for which the queue had no room while the receiver failed; these are lost.
+    pub lost_points: u64,
 }
 
 impl OtlpStats {
@@ -264,6 +276,7 @@ impl OtlpStats {
             refused: self.refused - then.refused,
             rejected_points: self.rejected_points - then.rejected_points,
             replaced: self.replaced - then.replaced,
+            lost_points: self.lost_points - then.lost_points,
         }
     }
 }
@@ -337,7 +350,7 @@ impl OtlpExporter {
     /// [`OtlpError::Undelivered`] when `timeout` is over before; the exporter goes on trying. [`OtlpError::Refused`] when the receiver
     /// refused requests meanwhile.
     pub fn flush(&self, timeout: Duration) -> Result<Delivery, OtlpError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline(timeout);
         let mut control = self.shared.control.lock();
         let then = control.stats.clone();
         control.flushes.0 += 1;
@@ -356,7 +369,8 @@ impl OtlpExporter {
         outcome(&control, &then, control.flushes.1 >= wanted)
     }
 
-    /// Collects once more, delivers what it can within `timeout`, and stops.
+    /// Collects once more, delivers what it can within `timeout`, and stops. A receiver that failed before is tried once more at once, unless
+    /// it has asked for a pause. Returns early when no attempt is due within `timeout`.
     ///
     /// # Errors
     /// [`OtlpError::Undelivered`] if something is left, which is then lost. [`OtlpError::Refused`] when the receiver refused requests
@@ -369,7 +383,7 @@ impl OtlpExporter {
         let Some(thread) = self.thread.take() else {
             return Ok(Delivery::default());
         };
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline(timeout);
         let mut control = self.shared.control.lock();
         let then = control.stats.clone();
         control.stop_at = Some(deadline);
@@ -438,6 +452,8 @@ struct Worker {
     queue: VecDeque<ExportMetricsServiceRequest>,
     /// In a row.
     failures: u32,
+    /// The receiver has asked for the pause until `next_attempt`.
+    is_told_to_wait: bool,
     next_attempt: Instant,
     jitter: RandomState,
     on_error: OnError,
@@ -473,18 +489,25 @@ impl Worker {
             let now = Instant::now();
             let is_asked = flushes > self.collected.0 || stop_at.is_some() && !self.collected.1;
             if is_asked || now >= next_collection {
-                self.collect(stop_at.is_some());
-                self.collected = (flushes.max(self.collected.0), stop_at.is_some());
+                if stop_at.is_some() && !self.collected.1 && !self.is_told_to_wait {
+                    // One attempt is due, whatever failed before.
+                    self.next_attempt = now;
+                }
+                if self.collect(stop_at.is_some()) {
+                    self.collected = (flushes.max(self.collected.0), stop_at.is_some());
+                }
                 next_collection = now + self.interval;
             }
             self.deliver(transport, flushes.is_some(), stop_at);
             let is_empty = self.queue.is_empty();
-            if let Some(flushes) = flushes.filter(|_| is_empty) {
+            // A full queue of deltas may have left no room for the collection that the flush waits for: it is made next.
+            let is_flushed = |flushes: &u64| is_empty && self.collected.0 >= Some(*flushes);
+            if let Some(flushes) = flushes.filter(is_flushed) {
                 self.shared.control.lock().flushes.1 = flushes;
                 self.shared.changed.notify_all();
             }
             if let Some(stop_at) = stop_at
-                && (is_empty || Instant::now() >= stop_at)
+                && (is_empty || Instant::now().max(self.next_attempt) >= stop_at)
             {
                 on_exit.is_cut_short = false;
                 return;
@@ -503,15 +526,18 @@ impl Worker {
         let asked = |control: &Control| {
             (control.flushes.0 > control.flushes.1).then_some(control.flushes.0)
         };
-        // With something in the queue and a receiver that fails, flush and stop wait for the next attempt too.
-        let is_held = self.failures > 0;
+        // With something in the queue and a receiver that fails, a flush waits for the next attempt too; a stop does so after one attempt.
+        let is_held = |control: &Control| {
+            let is_new_stop = control.stop_at.is_some() && !self.collected.1;
+            self.failures > 0 && (self.is_told_to_wait || !is_new_stop)
+        };
         while Instant::now() < until {
             let until = match control.stop_at {
                 Some(stop_at) => until.min(stop_at),
                 None => until,
             };
             if (asked(&control).is_some() || control.stop_at.is_some())
-                && (!is_held || Instant::now() >= until)
+                && (!is_held(&control) || Instant::now() >= until)
             {
                 break;
             }
@@ -527,24 +553,48 @@ impl Worker {
         (asked(&control), control.stop_at)
     }
 
-    fn collect(&mut self, is_last: bool) {
+    /// Collects into the queue; `false` if that has to wait for room.
+    fn collect(&mut self, is_last: bool) -> bool {
         let is_full = self.queue.len() >= self.queue_max;
-        if is_full && self.reader.temporality() == Temporality::Delta && !is_last {
-            return;
-        }
         let temporality = self.reader.temporality();
+        if is_full && temporality == Temporality::Delta && !is_last {
+            return false;
+        }
         let request = request(self.reader.collect(), temporality, &self.origin);
-        let mut replaced = 0;
+        let (mut replaced, mut lost) = (0, 0);
         if let Some(request) = request {
             if temporality == Temporality::Cumulative && (is_full || self.failures > 0) {
-                replaced = self.queue.len() as u64;
-                self.queue.clear();
+                (replaced, lost) = self.replace_by(&request);
             }
             self.queue.extend(split::split(request, self.request_max));
         }
-        let stats = &mut self.shared.control.lock().stats;
-        stats.queued = self.queue.len();
-        stats.replaced += replaced;
+        {
+            let stats = &mut self.shared.control.lock().stats;
+            stats.queued = self.queue.len();
+            stats.replaced += replaced;
+            stats.lost_points += lost;
+        }
+        if lost > 0 {
+            self.fail(&format!(
+                "the last values of {lost} series that have left are lost: the queue is full of them; mend the receiver, or allow a longer queue"
+            ));
+        }
+        true
+    }
+
+    /// Empties the queue but for what `newer` does not contain: the last values of series that have left. How many requests it replaces, and
+    /// how many points found no room.
+    fn replace_by(&mut self, newer: &ExportMetricsServiceRequest) -> (u64, u64) {
+        let before = self.queue.len();
+        if let Some(left) = left_behind::left_behind(self.queue.drain(..), newer) {
+            self.queue.extend(split::split(left, self.request_max));
+        }
+        let mut lost = 0;
+        while self.queue.len() > self.queue_max {
+            let oldest = self.queue.pop_front();
+            lost += oldest.as_ref().map_or(0, split::points) as u64;
+        }
+        (before.saturating_sub(self.queue.len()) as u64, lost)
     }
 
     /// The thread cannot go on.
@@ -571,7 +621,7 @@ impl Worker {
             match transport.send(request, timeout) {
                 Ok(accepted) => {
                     self.queue.pop_front();
-                    self.failures = 0;
+                    self.succeed();
                     self.last_error = None;
                     if accepted.rejected_points > 0 || !accepted.message.is_empty() {
                         self.fail(&format!(
@@ -590,7 +640,7 @@ impl Worker {
                         (SendError::TooLarge { .. }, Some(request)) => split::halve(request),
                         _ => None,
                     };
-                    self.failures = 0;
+                    self.succeed();
                     if let Some((first, second)) = halves {
                         // What comes after is as large.
                         self.request_max.bytes = self
@@ -614,6 +664,7 @@ impl Worker {
                         SendError::TooLarge { .. } | SendError::Refused { .. } => None,
                     };
                     self.failures = self.failures.saturating_add(1);
+                    self.is_told_to_wait = after.is_some();
                     self.next_attempt =
                         Instant::now() + retry::pause(self.failures, after, &self.jitter);
                     self.fail(&error.to_string());
@@ -621,6 +672,12 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// The receiver has answered, be it that it refuses.
+    fn succeed(&mut self) {
+        self.failures = 0;
+        self.is_told_to_wait = false;
     }
 
     /// Tells of a failure, once while it stays the same.

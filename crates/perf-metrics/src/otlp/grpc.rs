@@ -13,7 +13,10 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 pub(super) struct Grpc {
-    client: MetricsServiceClient<Channel>,
+    endpoint: Endpoint,
+    is_gzip: bool,
+    /// None until the first request, and after an attempt that had no answer: its connection may be dead without a sign.
+    client: Option<MetricsServiceClient<Channel>>,
     headers: MetadataMap,
     /// Taken when dropped.
     runtime: Option<Runtime>,
@@ -39,7 +42,7 @@ pub(super) fn endpoint(endpoint: &str) -> Result<Endpoint, OtlpError> {
 }
 
 impl Grpc {
-    /// Connects at the first request, and again whenever the connection is lost.
+    /// Connects at the first request, again whenever the connection is lost, and after an attempt that had no answer in time.
     pub(super) fn new(endpoint: Endpoint, options: &SendOptions) -> std::io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         #[cfg(feature = "otlp-tls")]
@@ -53,20 +56,23 @@ impl Grpc {
         } else {
             endpoint
         };
-        let channel = {
-            let _inside = runtime.enter();
-            endpoint.connect_lazy()
-        };
-        let mut client =
-            MetricsServiceClient::new(channel).accept_compressed(CompressionEncoding::Gzip);
-        if options.is_gzip {
-            client = client.send_compressed(CompressionEncoding::Gzip);
-        }
         Ok(Self {
-            client,
+            endpoint,
+            is_gzip: options.is_gzip,
+            client: None,
             headers: MetadataMap::from_headers(options.headers.clone()),
             runtime: Some(runtime),
         })
+    }
+}
+
+/// Within a runtime, to which the connection belongs.
+fn connect(endpoint: &Endpoint, is_gzip: bool) -> MetricsServiceClient<Channel> {
+    let client = MetricsServiceClient::new(endpoint.connect_lazy())
+        .accept_compressed(CompressionEncoding::Gzip);
+    match is_gzip {
+        true => client.send_compressed(CompressionEncoding::Gzip),
+        false => client,
     }
 }
 
@@ -78,19 +84,28 @@ impl Transport for Grpc {
     ) -> Result<Accepted, SendError> {
         let mut request = Request::new(request.clone());
         *request.metadata_mut() = self.headers.clone();
-        let export = self.client.export(request);
         let Some(runtime) = &self.runtime else {
             return Err(SendError::Refused {
                 reason: "the exporter is over".to_owned(),
             });
         };
-        match runtime.block_on(async { tokio::time::timeout(timeout, export).await }) {
+        let (endpoint, is_gzip) = (&self.endpoint, self.is_gzip);
+        let slot = &mut self.client;
+        let outcome = runtime.block_on(async {
+            let client = slot.get_or_insert_with(|| connect(endpoint, is_gzip));
+            tokio::time::timeout(timeout, client.export(request)).await
+        });
+        match outcome {
             Ok(Ok(response)) => Ok(accepted(response.into_inner())),
             Ok(Err(status)) => Err(judge(&status)),
-            Err(_elapsed) => Err(SendError::Retry {
-                reason: "the receiver does not answer in time".to_owned(),
-                after: None,
-            }),
+            Err(_elapsed) => {
+                // A network that drops packets leaves a connection that answers nothing for a quarter of an hour.
+                self.client = None;
+                Err(SendError::Retry {
+                    reason: "the receiver does not answer in time".to_owned(),
+                    after: None,
+                })
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 const DEFAULT_PORT: u16 = 4318;
@@ -179,11 +180,37 @@ impl Http {
                 .await
                 .map_err(|error| failed(&error))
         };
-        match timeout_at(deadline, answered).await {
-            Ok(Ok(response)) => judge(response, deadline).await,
+        let outcome = match timeout_at(deadline, answered).await {
+            Ok(Ok((response, connection))) => {
+                let outcome = judge(response, deadline).await;
+                connection.close().await;
+                outcome
+            }
             Ok(Err(error)) => Err(error),
             Err(_elapsed) => Err(failed(&"the receiver does not answer in time")),
-        }
+        };
+        // The runtime stands still until the next request: tasks that were ended are dropped now, and their connections closed.
+        tokio::task::yield_now().await;
+        outcome
+    }
+}
+
+/// How long a connection may take to say goodbye.
+const CLOSE_MAX: Duration = Duration::from_millis(100);
+
+/// The task of a connection, which ends with this.
+struct Connection(JoinHandle<()>);
+
+impl Connection {
+    /// Waits a moment for the connection to end by itself, as TLS asks for.
+    async fn close(mut self) {
+        let _ = tokio::time::timeout(CLOSE_MAX, &mut self.0).await;
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -191,11 +218,15 @@ impl Http {
 async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: Request<Full<Bytes>>,
-) -> hyper::Result<Response<Incoming>> {
+) -> hyper::Result<(Response<Incoming>, Connection)> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    sender.send_request(request).await
+    let connection = Connection(tokio::spawn(async {
+        // What fails is told by the request.
+        let _ = connection.await;
+    }));
+    let response = sender.send_request(request).await?;
+    Ok((response, connection))
 }
 
 impl Transport for Http {

@@ -8,9 +8,9 @@
 //! | much to send | a collection is divided into requests of at most [`REQUEST_BYTES_MAX_DEFAULT`] bytes and [`REQUEST_POINTS_MAX_DEFAULT`] points |
 //! | request larger than the receiver takes | it is halved until it is taken; a single point that is too large is refused |
 //! | queue full, deltas | nothing is collected until there is room: the next request then covers a longer time, so nothing is lost |
-//! | queue full, cumulative | the newest takes the place of all before it, which it contains |
+//! | queue full, or receiver down, cumulative | the newest takes the place of all before it, which it contains; the last values of series that have left stay in the queue, up to its length, and what exceeds it is counted in [`OtlpStats::lost_points`] |
 //! | request refused | it is dropped, counted in [`OtlpStats::refused`] and reported; `flush` and `shutdown` return [`OtlpError::Refused`] |
-//! | shutdown | collects once more and tries to deliver until the time given is over; says what is left |
+//! | shutdown | collects once more, makes an attempt at once unless the receiver asked for a pause, and tries until the time given is over; says what is left |
 //!
 //! A request whose answer got lost is sent again, as the protocol demands, and a receiver that took it the first time takes it
 //! twice: for sums that must not tolerate this, use cumulative temporality. Exponential histograms have at most 160
@@ -21,6 +21,7 @@ mod exporter;
 #[cfg(feature = "otlp-grpc")]
 mod grpc;
 mod http;
+mod left_behind;
 mod options;
 mod retry;
 mod split;

@@ -50,6 +50,7 @@ macro_rules! with_points {
         }
     };
 }
+pub(super) use with_points;
 
 /// The requests, in order, that together say what `request` says. One point alone may exceed the bytes.
 pub(super) fn split(
@@ -106,7 +107,8 @@ pub(super) fn halve(
     parts.next().zip(parts.next())
 }
 
-fn points(request: &ExportMetricsServiceRequest) -> usize {
+/// How many points it has.
+pub(super) fn points(request: &ExportMetricsServiceRequest) -> usize {
     let metrics = request
         .resource_metrics
         .iter()
@@ -202,7 +204,7 @@ impl Parts {
 }
 
 /// Moves the first `count` points of `from` to `to`, which is of the same type.
-fn move_points(from: &mut Option<Data>, to: &mut Option<Data>, count: usize) {
+pub(super) fn move_points(from: &mut Option<Data>, to: &mut Option<Data>, count: usize) {
     match (from, to) {
         (Some(Data::Gauge(from)), Some(Data::Gauge(to))) => {
             to.data_points.extend(from.data_points.drain(..count))

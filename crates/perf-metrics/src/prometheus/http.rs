@@ -195,16 +195,16 @@ impl Drop for ScrapeServer {
 }
 
 async fn serve(registry: &Registry, listener: &tokio::net::TcpListener) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
             return;
         };
         match listener.accept().await {
             Ok((stream, _)) => {
                 let registry = registry.clone();
                 tokio::spawn(async move {
-                    let _place = place;
+                    let _permit = permit;
                     // A client that fails or is slow has itself to blame.
                     let _ =
                         tokio::time::timeout(CONNECTION_MAX, serve_one(&registry, stream)).await;

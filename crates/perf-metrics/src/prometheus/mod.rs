@@ -7,7 +7,7 @@
 //! | | |
 //! |---|---|
 //! | any name, key and value | the exposition is valid: keys are made valid, those that become the same are one label |
-//! | two series that become the same | sums and histograms with the same boundaries are added up; gauges keep the first |
+//! | two series that become the same | sums, histograms with the same boundaries and exponential histograms are added up; gauges keep the first |
 //! | two instruments that become the same | of one type they are one family; otherwise the second is left out, is a sample of `perf_metrics_left_out`, and is in the result of [`expose`] |
 //! | series that were never recorded | left out, but for counters of tables, whose labels are declared: they begin as zeros |
 //! | exponential histograms | as native histograms in protobuf; as classic ones with the buckets between the least and the largest value, at the histogram's scale or as much coarser as keeps them to 160 |
@@ -16,6 +16,7 @@
 pub mod http;
 mod model;
 mod names;
+mod native;
 #[cfg(feature = "http")]
 mod protobuf;
 mod text;

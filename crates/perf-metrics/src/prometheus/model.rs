@@ -1,11 +1,13 @@
 //! What is exposed, whatever the format: families of series that are distinct on the wire.
 
 use super::names::{self, FamilyName};
+use super::native::Native;
 use crate::descriptor::{Descriptor, InstrumentKind, Scope};
 use crate::exemplar::Exemplar;
-use crate::histogram::{ExponentialBuckets, HistogramSnapshot};
+use crate::histogram::HistogramSnapshot;
 use crate::number::Value;
 use crate::snapshot::{InstrumentSnapshot, MetricsSnapshot, Point};
+use std::borrow::Cow;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;
@@ -66,19 +68,14 @@ pub(super) enum Sample {
 pub(super) struct Distribution {
     pub(super) count: u64,
     pub(super) sum: Value,
-    /// Upper bounds, without infinity, and how many values each bucket alone has.
-    pub(super) classic: Vec<(f64, u64)>,
-    pub(super) native: Option<Native>,
+    pub(super) buckets: Buckets,
 }
 
-/// An exponential histogram.
 #[derive(Debug)]
-pub(super) struct Native {
-    pub(super) scale: i32,
-    pub(super) zero_threshold: f64,
-    pub(super) zero_count: u64,
-    pub(super) positive: ExponentialBuckets,
-    pub(super) negative: ExponentialBuckets,
+pub(super) enum Buckets {
+    /// Upper bounds, without infinity, and how many values each bucket alone has.
+    Explicit(Vec<(f64, u64)>),
+    Native(Native),
 }
 
 /// Something that was recorded and is not exposed.
@@ -312,48 +309,51 @@ impl Family {
 
 impl Distribution {
     fn new(histogram: &HistogramSnapshot) -> Self {
-        let native =
-            histogram
-                .exponential_buckets(usize::MAX)
-                .map(|(scale, positive, negative)| Native {
-                    scale,
-                    zero_threshold: histogram.zero_threshold(),
-                    zero_count: histogram.zero_count(),
-                    positive,
-                    negative,
-                });
-        let classic = match (
-            histogram.boundaries(),
-            histogram.classic_buckets(CLASSIC_BUCKETS_MAX),
-        ) {
-            (Some(bounds), _) => bounds
-                .iter()
-                .copied()
-                .zip(histogram.buckets().iter().copied())
-                .collect(),
-            (None, exponential) => exponential,
+        let explicit = || {
+            let bounds = histogram.boundaries().unwrap_or_default().iter().copied();
+            bounds.zip(histogram.buckets().iter().copied()).collect()
         };
         Self {
             count: histogram.count(),
             sum: histogram.sum(),
-            classic,
-            native,
+            buckets: Native::new(histogram)
+                .map_or_else(|| Buckets::Explicit(explicit()), Buckets::Native),
         }
     }
 
-    /// Only of histograms with the same boundaries: those of exponential ones depend on what was recorded.
-    fn merge(&mut self, other: &Self) -> bool {
-        let bounds = |of: &Self| {
-            of.classic
-                .iter()
-                .map(|(bound, _)| bound.to_bits())
-                .collect::<Vec<_>>()
-        };
-        if self.native.is_some() || other.native.is_some() || bounds(self) != bounds(other) {
-            return false;
+    pub(super) fn native(&self) -> Option<&Native> {
+        match &self.buckets {
+            Buckets::Native(native) => Some(native),
+            Buckets::Explicit(_) => None,
         }
-        for ((_, count), (_, more)) in self.classic.iter_mut().zip(&other.classic) {
-            *count = count.wrapping_add(*more);
+    }
+
+    /// Upper bounds, without infinity, and how many values each bucket alone has.
+    pub(super) fn classic(&self) -> Cow<'_, [(f64, u64)]> {
+        match &self.buckets {
+            Buckets::Native(native) => Cow::Owned(native.classic(CLASSIC_BUCKETS_MAX)),
+            Buckets::Explicit(buckets) => Cow::Borrowed(buckets),
+        }
+    }
+
+    /// `false` if they have different boundaries, or one has boundaries and the other none.
+    fn merge(&mut self, other: &Self) -> bool {
+        match (&mut self.buckets, &other.buckets) {
+            (Buckets::Native(native), Buckets::Native(other)) => *native = native.plus(other),
+            (Buckets::Explicit(buckets), Buckets::Explicit(others)) => {
+                let bounds = |of: &[(f64, u64)]| {
+                    of.iter()
+                        .map(|(bound, _)| bound.to_bits())
+                        .collect::<Vec<_>>()
+                };
+                if bounds(buckets) != bounds(others) {
+                    return false;
+                }
+                for ((_, count), (_, more)) in buckets.iter_mut().zip(others) {
+                    *count = count.wrapping_add(*more);
+                }
+            }
+            _ => return false,
         }
         self.count = self.count.wrapping_add(other.count);
         self.sum = self.sum.plus(other.sum);

@@ -1,10 +1,11 @@
 //! Prometheus' protobuf format, which alone has native histograms:
 //! <https://github.com/prometheus/client_model/blob/master/io/prometheus/client/metrics.proto>.
 
-use super::model::{Distribution, Family, Kind, Native, Sample, Series};
-use super::text::since_epoch;
+use super::model::{Distribution, Family, Kind, Sample, Series};
+use super::native::Native;
 use crate::histogram::ExponentialBuckets;
 use prost::Message;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The scales that Prometheus knows.
 const SCALE_MAX: i32 = 8;
@@ -154,6 +155,15 @@ pub(super) fn write(families: &[Family], out: &mut Vec<u8>) {
     }
 }
 
+/// Seconds and nanoseconds since 1970.
+fn since_epoch(time: SystemTime) -> (i64, i32) {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    (
+        i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        since.subsec_nanos() as i32,
+    )
+}
+
 fn label(name: &str, value: String) -> LabelPair {
     LabelPair {
         name: Some(name.to_owned()),
@@ -209,7 +219,7 @@ fn metric(series: &Series, kind: Kind) -> Metric {
 fn histogram(histogram: &Distribution, series: &Series, created: Option<Timestamp>) -> Histogram {
     let (mut count, mut low) = (0u64, f64::NEG_INFINITY);
     let mut bucket: Vec<Bucket> = histogram
-        .classic
+        .classic()
         .iter()
         .map(|(bound, n)| {
             count = count.wrapping_add(*n);
@@ -234,7 +244,7 @@ fn histogram(histogram: &Distribution, series: &Series, created: Option<Timestam
         created,
         ..Histogram::default()
     };
-    if let Some(native) = &histogram.native {
+    if let Some(native) = histogram.native() {
         message.exemplars = series.exemplars.iter().map(exemplar).collect();
         add_native(native, &mut message);
     }
@@ -242,13 +252,13 @@ fn histogram(histogram: &Distribution, series: &Series, created: Option<Timestam
 }
 
 fn add_native(native: &Native, message: &mut Histogram) {
-    let shift = u32::try_from(native.scale - SCALE_MAX).unwrap_or(0);
-    message.schema = Some(native.scale - shift as i32);
+    let native = native.coarser(u32::try_from(native.scale - SCALE_MAX).unwrap_or(0));
+    message.schema = Some(native.scale);
     message.zero_threshold = Some(native.zero_threshold);
     message.zero_count = Some(native.zero_count);
-    let (span, delta) = spans(&native.positive.coarser(shift));
+    let (span, delta) = spans(&native.positive);
     (message.positive_span, message.positive_delta) = (span, delta);
-    let (span, delta) = spans(&native.negative.coarser(shift));
+    let (span, delta) = spans(&native.negative);
     (message.negative_span, message.negative_delta) = (span, delta);
     if message.positive_span.is_empty()
         && message.negative_span.is_empty()

@@ -4,7 +4,7 @@ use super::model::{Distribution, Family, Kind, Labels, Sample, Series};
 use crate::exemplar::Exemplar;
 use crate::number::Value;
 use std::fmt::Write;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 /// Prometheus' format 0.0.4, or OpenMetrics 1.0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,26 +15,30 @@ pub(super) enum Dialect {
 
 /// Writing to a string cannot fail, here and below.
 pub(super) fn write(families: &[Family], dialect: Dialect, out: &mut String) {
+    // OpenMetrics names the family of `target_info` without its suffix: a name that an instrument may have.
+    let has_target = families.iter().any(|family| family.name == "target");
     for family in families {
-        write_family(family, dialect, out);
+        let is_info = family.kind == Kind::Info && dialect == Dialect::OpenMetrics && !has_target;
+        write_family(family, dialect, is_info, out);
     }
     if dialect == Dialect::OpenMetrics {
         out.push_str("# EOF\n");
     }
 }
 
-fn write_family(family: &Family, dialect: Dialect, out: &mut String) {
+/// `is_info` says that the family is an info of OpenMetrics.
+fn write_family(family: &Family, dialect: Dialect, is_info: bool, out: &mut String) {
     let is_open = dialect == Dialect::OpenMetrics;
     let kind = match family.kind {
         Kind::Counter => "counter",
         Kind::Histogram => "histogram",
-        Kind::Info if is_open => "info",
+        Kind::Info if is_info => "info",
         Kind::Gauge | Kind::Info => "gauge",
     };
     // OpenMetrics names the family, the older format the samples of counters.
     let name = match family.kind {
         Kind::Counter if !is_open => format!("{}_total", family.name),
-        Kind::Info if is_open => family.name.trim_end_matches("_info").to_owned(),
+        Kind::Info if is_info => family.name.trim_end_matches("_info").to_owned(),
         _ => family.name.clone(),
     };
     if !family.help.is_empty() {
@@ -91,7 +95,8 @@ fn write_histogram(
 ) {
     let labels = &series.labels;
     let (mut count, mut low) = (0u64, f64::NEG_INFINITY);
-    let all = histogram.classic.iter().copied();
+    let classic = histogram.classic();
+    let all = classic.iter().copied();
     for (bound, n) in all.chain([(f64::INFINITY, 0)]) {
         count = count.wrapping_add(n);
         let up_to = if bound == f64::INFINITY {
@@ -114,11 +119,9 @@ fn write_histogram(
     }
     // OpenMetrics allows no sum where values can be negative; exponential histograms know.
     let is_negative = histogram
-        .native
-        .as_ref()
+        .native()
         .is_some_and(|native| !native.negative.counts.is_empty())
-        || histogram
-            .classic
+        || classic
             .first()
             .is_some_and(|(bound, count)| *bound <= 0.0 && *count > 0);
     if !(is_open && is_negative) {
@@ -210,13 +213,4 @@ fn float(out: &mut String, value: f64) {
         // NaN is written like that; others with an exponent where that is shorter.
         write!(out, "{value:?}")
     };
-}
-
-/// Seconds and nanoseconds since 1970.
-pub(super) fn since_epoch(time: SystemTime) -> (i64, i32) {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    (
-        i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-        since.subsec_nanos() as i32,
-    )
 }
