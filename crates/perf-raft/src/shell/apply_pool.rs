@@ -251,7 +251,7 @@ impl ApplyQueue {
             .report(|reports| reports.applied = reports.applied.max(applied));
     }
 
-    /// Drops the state machine, and what waits for it, which answers that.
+    /// Drops the state machine and its queued jobs, which answers the callers that wait for them.
     fn end(&self, applier: Option<Box<Applier>>) {
         let dropped = catch_unwind(AssertUnwindSafe(|| drop(applier)));
         let mut state = self.state.lock();

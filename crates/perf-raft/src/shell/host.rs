@@ -23,8 +23,8 @@ use tokio::runtime::Handle;
 /// Threads and tasks of a kind that a host may have.
 const THREADS_MAX: usize = 1024;
 
-/// The nodes of many groups in one process, which share all that they can: one log with one thread and one `fdatasync` for whatever waits, one transport, a
-/// fixed number of tasks that drive them, and a fixed number of threads for their state machines.
+/// The nodes of many groups in one process. They share one log, with one thread and one `fdatasync` for all jobs that wait, one transport,
+/// a fixed number of tasks that drive them, and a fixed number of threads for their state machines.
 ///
 /// A [`RaftNode`](crate::RaftNode) is the same code with one group. Each group has its own leader, members and [`RaftHandle`]. A group whose state machine
 /// fails or whose stored log contradicts itself stops alone; an error of the store stops all, since they share it.
@@ -386,7 +386,7 @@ impl RaftHost {
         Ok(written?)
     }
 
-    /// Nobody else opens the group as long as the caller keeps what this returns.
+    /// Stops a group and keeps its place: no other call opens the group until what this returns is dropped.
     async fn close(&self, group: GroupId) -> Result<Changing<'_>, HostError> {
         let (handle, place) = self.shared.begin_closing(group)?;
         if let Some(handle) = handle {

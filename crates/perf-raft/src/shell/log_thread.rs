@@ -219,7 +219,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Tells all who wait, and those who come from now on.
+    /// Tells the error to all groups and callers that wait, and to all that come from now on.
     fn fail(&self, owners: &[(Arc<Mailbox>, u64)], mut calls: Vec<Call>, error: &LogError) {
         let mut queue = self.queue.lock();
         queue.failed = Some(error.clone());

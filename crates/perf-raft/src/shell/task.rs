@@ -152,7 +152,7 @@ impl Task {
                 return;
             }
             if !self.again.is_empty() {
-                // Who waits for an answer takes it, and asks again.
+                // Callers take their answers meanwhile, and propose again.
                 tokio::task::yield_now().await;
                 continue;
             }
@@ -170,7 +170,7 @@ impl Task {
         }
     }
 
-    /// Takes new groups in. Whether the task ends with its last one.
+    /// Takes new groups in. Returns whether the task ends with its last group.
     fn enter(&mut self) -> bool {
         let mut intake = self.handle.intake.lock();
         let now = Instant::now();
@@ -188,7 +188,7 @@ impl Task {
         is_closing
     }
 
-    /// One turn of a group. When its next tick is, `None` if it has ended.
+    /// Drives a group for one turn. Returns when its next tick is, `None` if the group has ended.
     fn drive(&mut self, number: u32) -> Option<Instant> {
         let group = self.groups.get(number as usize)?.as_ref()?;
         let shared = &group.shared;
@@ -227,7 +227,7 @@ impl Task {
         }
     }
 
-    /// Gives the number of a group that has ended to the next one. Its place among those that are due is gone.
+    /// Frees the number of a group that has ended, for a later one. To be called once the number is in [`due`](Self::due) no more.
     fn forget(&mut self, number: u32) {
         if let Some(group) = self.groups.get_mut(number as usize) {
             *group = None;
