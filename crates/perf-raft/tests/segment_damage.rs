@@ -50,6 +50,12 @@ fn sample(seed: u64, writes: u64) -> Sample {
         let new = disk.contents(&path).expect("it is there");
         let changed = |place: &usize| old[*place] != new[*place];
         let start = (0..new.len()).find(changed).expect("it was written") / 8 * 8;
+        // Nor may what counts of an old segment be moved behind it.
+        let payload = new[start + 4..start + 8].try_into().expect("four bytes");
+        let record = (32 + u32::from_le_bytes(payload) as usize).next_multiple_of(8);
+        if (start + record..new.len()).any(|place| changed(&place)) {
+            continue;
+        }
         drop(log);
         let end = written(&disk, &path);
         return Sample {

@@ -242,14 +242,15 @@ pub(super) fn write_all(file: &dyn DiskFile, mut bytes: &[u8], mut offset: u64) 
 /// Reads `len` bytes from `offset` on, fewer if the file ends before.
 pub(super) fn read_up_to(file: &dyn DiskFile, offset: u64, len: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; len];
-    fill(file, offset, &mut bytes)?;
+    let read = fill(file, offset, &mut bytes)?;
+    bytes.truncate(read);
     Ok(bytes)
 }
 
-/// Reads as many bytes as there are, and makes `bytes` shorter if the file ends before.
-fn fill(file: &dyn DiskFile, offset: u64, bytes: &mut Vec<u8>) -> io::Result<()> {
-    let (len, mut filled) = (bytes.len(), 0);
-    while filled < len {
+/// Reads as many bytes as there is room for, fewer if the file ends before. Returns how many.
+pub(super) fn fill(file: &dyn DiskFile, offset: u64, bytes: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < bytes.len() {
         match file.read_at(&mut bytes[filled..], offset + filled as u64) {
             Ok(0) => break,
             Ok(read) => filled += read,
@@ -257,28 +258,14 @@ fn fill(file: &dyn DiskFile, offset: u64, bytes: &mut Vec<u8>) -> io::Result<()>
             Err(error) => return Err(error),
         }
     }
-    bytes.truncate(filled);
-    Ok(())
+    Ok(filled)
 }
 
 /// Reads a whole file.
 pub(super) fn read_file(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    read_file_into(disk, path, &mut bytes)?;
-    Ok(bytes)
-}
-
-/// The same into memory that was used for another file before.
-pub(super) fn read_file_into(disk: &dyn Disk, path: &Path, bytes: &mut Vec<u8>) -> io::Result<()> {
     let file = disk.open(path, Access::Read)?;
-    let len = file.len()?;
-    let len = usize::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
-    if len > bytes.capacity() {
-        // Zeroed by the system, which costs nothing.
-        *bytes = vec![0; len];
-    }
-    bytes.resize(len, 0);
-    fill(&*file, 0, bytes)
+    let len = usize::try_from(file.len()?).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    read_up_to(&*file, 0, len)
 }
 
 /// Makes a file of this content, whole or not at all: written beside it, synced, renamed, and the name made durable.

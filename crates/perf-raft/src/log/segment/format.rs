@@ -107,7 +107,7 @@ pub(super) struct Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RecordHeader {
     crc: u32,
-    payload_bytes: usize,
+    pub(super) payload_bytes: usize,
     /// Up to which offset of its segment the log was durable when the record was written.
     pub(super) durable: u64,
     /// Counts the records of the log.
@@ -175,7 +175,7 @@ impl Place {
     ///
     /// It has a checksum of its own, so that a search for records has one cost for any bytes, and so that a record whose payload is torn
     /// still tells what was durable before it.
-    fn header(self, bytes: &[u8], offset: u64) -> Result<RecordHeader, &'static str> {
+    pub(super) fn header(self, bytes: &[u8], offset: u64) -> Result<RecordHeader, &'static str> {
         let bytes: &[u8; RECORD_HEADER_BYTES] = bytes.first_chunk().ok_or(CUT_OFF)?;
         let number = |at: usize| u64_at(bytes, at).ok_or(CUT_OFF);
         let short = |at: usize| u32_at(bytes, at).ok_or(CUT_OFF);
@@ -212,14 +212,15 @@ impl Place {
         })
     }
 
-    /// The place of the first record from `offset` on whose header is sound and satisfies `wanted`. `bytes` are the whole segment.
+    /// The place in the segment of the first record whose header is sound and satisfies `wanted`. `bytes` are those of the segment from `offset` on.
     pub(super) fn find(
         self,
         bytes: &[u8],
         offset: u64,
         wanted: impl Fn(&RecordHeader) -> bool,
     ) -> Option<u64> {
-        let mut place = usize::try_from(offset).ok()?.next_multiple_of(ALIGNMENT);
+        let aligned = offset.next_multiple_of(ALIGNMENT as u64);
+        let mut place = (aligned - offset) as usize;
         while place < bytes.len() {
             // Most of a segment that is being filled is zeros.
             let end = place + PAGE_BYTES + RECORD_HEADER_BYTES;
@@ -227,9 +228,10 @@ impl Place {
                 place += PAGE_BYTES;
                 continue;
             }
-            let header = self.header(&bytes[place..], place as u64);
+            let at = offset + place as u64;
+            let header = self.header(&bytes[place..], at);
             if header.is_ok_and(|header| wanted(&header)) {
-                return Some(place as u64);
+                return Some(at);
             }
             place += ALIGNMENT;
         }

@@ -12,6 +12,7 @@ mod reclaim;
 #[cfg(feature = "cli")]
 mod repair;
 mod survey;
+mod window;
 mod writer;
 
 pub use heal::{Healed, OnDamage};

@@ -204,9 +204,9 @@ impl Lost {
         let bytes = disk::read_file(disk, &path);
         let bytes = bytes.map_err(|error| LogError::io(&path, "reading", &error))?;
         let place = survey::place(log, number);
-        while let Some(found) = place.find(&bytes, offset, |_| true) {
-            let rest = bytes.get(found as usize..).unwrap_or_default();
-            let Ok(record) = place.read(rest, found) else {
+        let rest = |offset: u64| bytes.get(offset as usize..).unwrap_or_default();
+        while let Some(found) = place.find(rest(offset), offset, |_| true) {
+            let Ok(record) = place.read(rest(found), found) else {
                 offset = found + 1;
                 continue;
             };

@@ -1,13 +1,18 @@
 //! Reads all segments once: what there is, where it ends, and whether anything is damaged. Changes nothing.
 
 use super::folder::{self, Names};
-use super::format::{HeaderFault, Kind, Place, RECORDS_START, Record, SegmentHeader, VERSION};
+use super::format::{
+    HeaderFault, Kind, Place, RECORD_HEADER_BYTES, RECORDS_START, Record, RecordHeader,
+    SegmentHeader, VERSION,
+};
 use super::index::{At, Index};
 use super::job::{self, Stored};
+use super::window::Window;
 use crate::log::LogError;
 use crate::log::disk::{self, Access, Disk};
 use crate::primitive::mutant;
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 
 /// A segment as it was found.
@@ -27,6 +32,8 @@ pub(super) struct Segment {
 pub(super) struct Unconfirmed {
     pub(super) segment: u64,
     pub(super) offset: u64,
+    /// Where the last record ends.
+    end: u64,
     pub(super) bytes: Vec<u8>,
 }
 
@@ -94,14 +101,16 @@ impl Survey {
         }
         self.check_numbers(folder)?;
         let mut ended = None;
-        // One buffer for all segments: new memory for each would cost as much as reading it.
-        let mut bytes = Vec::new();
+        let mut buffer = Vec::new();
         for number in self.first..=last {
             let path = folder::segment(folder, number);
-            disk::read_file_into(disk, &path, &mut bytes)
+            let cut = self.cut.filter(|cut| cut.segment == number);
+            let cut = cut.map(|cut| cut.offset);
+            let window = Window::open(disk, &path, cut, &mut buffer)
                 .map_err(|error| LogError::io(&path, "reading", &error))?;
-            self.read_segment(folder, number, &mut bytes, &mut ended, visit)?;
+            self.read_segment(&path, number, window, &mut ended, visit)?;
         }
+        self.read_unconfirmed(disk, folder)?;
         match self.segments.get(&last) {
             Some(segment) if segment.is_sealed => Err(missing(folder, last + 1)),
             _ => self.check_groups(folder),
@@ -127,23 +136,19 @@ impl Survey {
     /// `ended` says where reading ended in an earlier segment that is not sealed.
     fn read_segment(
         &mut self,
-        folder: &Path,
+        path: &Path,
         number: u64,
-        bytes: &mut [u8],
+        mut window: Window<'_>,
         ended: &mut Option<LogError>,
         visit: Visit<'_>,
     ) -> Result<(), LogError> {
-        let path = folder::segment(folder, number);
-        if let Some(cut) = self.cut
-            && cut.segment == number
-            && let Some(cut_off) = bytes.get_mut(cut.offset as usize..)
-        {
-            cut_off.fill(0);
-        }
-        let header = decode_header(&path, bytes)?;
-        self.check_header(&path, &header, number, bytes.len() as u64)?;
+        let failed = |error: io::Error| LogError::io(path, "reading", &error);
+        let header = window.get(0, RECORDS_START as usize).map_err(failed)?;
+        let header = decode_header(path, header)?;
+        self.check_header(path, &header, number, window.len())?;
         let place = place(header.log, number);
-        let is_blank = place.find(bytes, RECORDS_START, |_| true).is_none();
+        let first = window.find(place, RECORDS_START, |_| true);
+        let is_blank = first.map_err(failed)?.is_none();
         if let Some(damage) = ended.take() {
             // The segment was made after all records before it were durable, and is used after the seal is.
             let is_used = !is_blank;
@@ -158,7 +163,7 @@ impl Survey {
             self.batch = header.batch;
         } else if self.batch != header.batch {
             return Err(LogError::damaged(
-                &path,
+                path,
                 0,
                 format!(
                     "it begins with record {}, and the segment before ends with {}",
@@ -169,20 +174,18 @@ impl Survey {
         }
         self.segments
             .insert(number, empty_segment(header, is_blank));
-        let reason = self.read_records(&path, bytes, number, place, visit)?;
+        let reason = self.read_records(path, &mut window, number, place, visit)?;
         let end = self.segments.get(&number).map_or(0, |segment| segment.end);
         let Some(reason) = reason else {
             return Ok(());
         };
-        if place
-            .find(bytes, end, |header| header.durable > end)
-            .is_some()
-        {
+        let is_later = |header: &RecordHeader| header.durable > end;
+        if !is_blank && window.find(place, end, is_later).map_err(failed)?.is_some() {
             let reason = format!("{reason}, and a later record says that it was durable");
-            return Err(LogError::damaged(&path, end, reason));
+            return Err(LogError::damaged(path, end, reason));
         }
         let reason = format!("{reason}, and the next segment is in use");
-        *ended = Some(LogError::damaged(&path, end, reason));
+        *ended = Some(LogError::damaged(path, end, reason));
         Ok(())
     }
 
@@ -212,15 +215,21 @@ impl Survey {
     fn read_records(
         &mut self,
         path: &Path,
-        bytes: &[u8],
+        window: &mut Window<'_>,
         number: u64,
         place: Place,
         visit: Visit<'_>,
     ) -> Result<Option<&'static str>, LogError> {
+        let failed = |error: io::Error| LogError::io(path, "reading", &error);
         let (mut offset, mut durable) = (RECORDS_START, RECORDS_START);
         let ended = loop {
-            let rest = bytes.get(offset as usize..).unwrap_or_default();
-            let record = match place.read(rest, offset) {
+            let header = window.get(offset, RECORD_HEADER_BYTES).map_err(failed)?;
+            let len = match place.header(header, offset) {
+                Ok(header) => RECORD_HEADER_BYTES.saturating_add(header.payload_bytes),
+                Err(reason) => break Some(reason),
+            };
+            let bytes = window.get(offset, len).map_err(failed)?;
+            let record = match place.read(bytes, offset) {
                 Ok(record) if record.header.batch == self.batch => record,
                 Ok(_) => break Some("a record has the number of another"),
                 Err(reason) => break Some(reason),
@@ -250,14 +259,27 @@ impl Survey {
             }
         };
         if offset > RECORDS_START {
-            let end = bytes.get(durable as usize..offset as usize);
             self.unconfirmed = Some(Unconfirmed {
                 segment: number,
                 offset: durable,
-                bytes: end.unwrap_or_default().to_vec(),
+                end: offset,
+                bytes: Vec::new(),
             });
         }
         Ok(ended)
+    }
+
+    fn read_unconfirmed(&mut self, disk: &dyn Disk, folder: &Path) -> Result<(), LogError> {
+        let Some(unconfirmed) = &mut self.unconfirmed else {
+            return Ok(());
+        };
+        let path = folder::segment(folder, unconfirmed.segment);
+        let (from, len) = (unconfirmed.offset, unconfirmed.end - unconfirmed.offset);
+        let read = disk
+            .open(&path, Access::Read)
+            .and_then(|file| disk::read_up_to(&*file, from, len as usize));
+        unconfirmed.bytes = read.map_err(|error| LogError::io(&path, "reading", &error))?;
+        Ok(())
     }
 
     /// Each group's entries follow each other. What lacks is a defect of this code or of the repair.
