@@ -109,9 +109,9 @@ fn write_log(folder: &Path, log_bytes: usize) -> Result<u64, String> {
             }),
             ..LogJob::default()
         }];
-        log.write(&jobs, false).map_err(failed)?;
+        // As a node writes: what is not confirmed is written again at the start.
+        log.write(&jobs, true).map_err(failed)?;
     }
-    log.write(&[], true).map_err(failed)?;
     Ok(next - 1)
 }
 
