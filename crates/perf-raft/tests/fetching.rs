@@ -213,3 +213,50 @@ async fn a_leader_that_reads_damage_stops_and_the_others_go_on() {
     cluster.assert_equal();
     cluster.stop().await;
 }
+
+async fn alone(id: u64, map: common::Map, memory: &EntryMemory, folder: &TempDir) -> RaftHandle {
+    let mut options = long_log();
+    // No tick in between makes room.
+    options.tick = Duration::from_millis(500);
+    let node = RaftNode::builder(id)
+        .log_store(open(folder))
+        .transport(perf_raft::ChannelNetwork::new().transport(id))
+        .state_machine(map)
+        .options(options)
+        .bootstrap([id])
+        .entry_memory(memory)
+        .start()
+        .await
+        .expect("it starts");
+    let leader = node.wait_for_leader(Duration::from_secs(60)).await;
+    assert_eq!(leader, Some(id));
+    node
+}
+
+/// Another group takes the memory above the bound, and cannot give any back. This group has entries that are applied: they make room, and
+/// nothing is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_applied_makes_room_before_a_proposal_is_refused() {
+    let folders = [0; 2].map(|_| TempDir::new().expect("a folder"));
+    let memory = EntryMemory::new(MEMORY_BYTES).expect("it is in range");
+    let full = alone(1, common::Map::default(), &memory, &folders[0]).await;
+    write(&full, 0..24).await;
+    assert!(memory.used_bytes() > MEMORY_BYTES / 2);
+    let slow = common::Map {
+        delay: Duration::from_secs(1),
+        ..common::Map::default()
+    };
+    let other = alone(2, slow, &memory, &folders[1]).await;
+    let large = Bytes::from("x ".repeat(MEMORY_BYTES / 4));
+    let proposed = tokio::spawn({
+        let other = other.clone();
+        async move { other.propose(large).await }
+    });
+    while memory.used_bytes() <= MEMORY_BYTES {
+        tokio::task::yield_now().await;
+    }
+    write(&full, 24..25).await;
+    proposed.await.expect("no panic").expect("it leads");
+    full.shutdown().await;
+    other.shutdown().await;
+}
