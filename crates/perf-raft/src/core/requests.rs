@@ -34,7 +34,8 @@ impl<T> Core<T> {
             self.wait_for_forming(batch);
             return;
         }
-        // Other groups may have come above the bound that they share with this one: what is applied here makes room before anything is refused.
+        // Other groups may have come above the bound that they share with this one. Entries that are applied here
+        // make room before anything is refused.
         self.evict_entries();
         if let Some(error) = self.full() {
             self.refuse(batch, |_| error.clone());
