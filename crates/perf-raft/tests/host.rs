@@ -242,6 +242,86 @@ impl StateMachine for Slow {
     }
 }
 
+/// A caller gives up while a group stops: nobody opens it beside its former self.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_still_stops_is_not_opened_a_second_time() {
+    let host = host(1, &ChannelNetwork::new(), MemoryLog::restartable()).await;
+    let group = GroupId(1);
+    let map = Map::default();
+    let node = host
+        .create_group(group, map.clone(), [1])
+        .await
+        .expect("a group");
+    propose(std::slice::from_ref(&node), "a 1").await;
+    // The state machine stands still.
+    let blocked = Arc::clone(&map.state);
+    let (locked, is_locked) = tokio::sync::oneshot::channel();
+    let (release, released) = std::sync::mpsc::sync_channel::<()>(1);
+    let holder = std::thread::spawn(move || {
+        let _state = blocked.lock().expect("no panic under it");
+        let _ = locked.send(());
+        let _ = released.recv();
+    });
+    is_locked.await.expect("it holds the lock");
+    let its = node.clone();
+    let proposed = tokio::spawn(async move { its.propose(Bytes::from_static(b"b 2")).await });
+    while node.status().commit_index <= node.status().applied_index {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let given_up = tokio::time::timeout(Duration::from_millis(20), host.close_group(group)).await;
+    assert!(given_up.is_err(), "it cannot have stopped");
+    let twice = host.create_group(group, Map::default(), [1]).await;
+    assert!(
+        matches!(twice, Err(StartError::GroupRuns { .. })),
+        "{twice:?}"
+    );
+    drop(release);
+    holder.join().expect("no panic");
+    node.stopped().await;
+    let _ = proposed.await;
+    let again = host
+        .create_group(group, Map::default(), [1])
+        .await
+        .expect("it has stopped");
+    propose(std::slice::from_ref(&again), "c 3").await;
+    host.shutdown().await;
+}
+
+/// Proposals that are held back for more make turns that go on; ticks come meanwhile. The task's list grows by neither.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_gives_a_group_one_place_in_a_pass() {
+    let mut options = options();
+    options.tick = Duration::from_millis(1);
+    options.apply = ApplyMode::Inline;
+    let host = RaftHost::builder(1)
+        .log_store(MemoryLog::new())
+        .transport(ChannelNetwork::new().transport(1))
+        .options(options)
+        .drivers(1)
+        .start()
+        .await
+        .expect("it starts");
+    let node = host
+        .create_group(GroupId(1), Map::default(), [1])
+        .await
+        .expect("a group");
+    propose(std::slice::from_ref(&node), "k v").await;
+    let flood: Vec<_> = (0..64)
+        .map(|_| {
+            let node = node.clone();
+            tokio::spawn(async move {
+                for _ in 0..500 {
+                    propose(std::slice::from_ref(&node), "k v").await;
+                }
+            })
+        })
+        .collect();
+    for client in flood {
+        client.await.expect("the group goes on");
+    }
+    host.shutdown().await;
+}
+
 /// Panics at the command `panic`.
 struct Fragile;
 

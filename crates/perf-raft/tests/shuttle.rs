@@ -442,7 +442,13 @@ fn host_of_two(clock: &Clock) {
     clock.until_ended(threads);
     assert_eq!(traces[0].applied.load(Ordering::Relaxed), 2);
     assert!(traces[1].machine_dropped.load(Ordering::Relaxed));
-    // No tick helps it.
+    // From here on no tick helps: a notification that is lost stays lost.
+    let first = host.group(GroupId(1)).expect("it is open");
+    let client = thread::spawn(move || {
+        assert!(propose(&first, b"a3") && propose(&first, b"a4"), "it leads");
+    });
+    client.join().expect("no client panics");
+    assert_eq!(traces[0].applied.load(Ordering::Relaxed), 4);
     block_on(host.shutdown());
     assert!(traces[0].machine_dropped.load(Ordering::Relaxed));
     assert!(

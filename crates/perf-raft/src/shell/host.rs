@@ -91,8 +91,8 @@ struct State {
 }
 
 enum GroupPlace {
-    /// It is being opened, closed or removed.
-    Changing,
+    /// It is being opened, or closed or removed with this handle.
+    Changing(Option<RaftHandle>),
     Open(RaftHandle),
 }
 
@@ -194,18 +194,23 @@ impl RaftHostBuilder {
         }
         let store = self.log.ok_or_else(|| missing("log_store"))?;
         let transport = self.transport.ok_or_else(|| missing("transport"))?;
+        let appliers = match self.options.apply {
+            ApplyMode::Inline => None,
+            ApplyMode::Thread => Some(Arc::new(ApplyPool::start(self.apply_threads, id)?)),
+        };
         let log = if store.is_volatile() {
             HostLog::Memory(SharedLog::new(store))
         } else {
             HostLog::Thread(Arc::new(LogThread::start(store, true, id)?))
         };
-        let appliers = match self.options.apply {
-            ApplyMode::Inline => None,
-            ApplyMode::Thread => Some(Arc::new(ApplyPool::start(self.apply_threads, id)?)),
-        };
         let groups = Arc::new(Groups::default());
         let started = transport.start(Inbox::of_groups(id, &groups));
-        started.map_err(|error| StartError::Transport(error.to_string()))?;
+        let started = started.map_err(|error| StartError::Transport(error.to_string()));
+        if let (Err(_), HostLog::Thread(thread)) = (&started, &log) {
+            // The files are free again when this returns.
+            thread.end().await;
+        }
+        started?;
         let shared = Shared {
             id,
             address: self.address,
@@ -333,7 +338,7 @@ impl RaftHost {
     pub fn group(&self, group: GroupId) -> Option<RaftHandle> {
         match self.shared.state.lock().places.get(&group)? {
             GroupPlace::Open(handle) => Some(handle.clone()),
-            GroupPlace::Changing => None,
+            GroupPlace::Changing(_) => None,
         }
     }
 
@@ -388,14 +393,18 @@ impl RaftHost {
 
     /// Stops a group and keeps its place: no other call opens the group until what this returns is dropped.
     async fn close(&self, group: GroupId) -> Result<Changing<'_>, HostError> {
-        let (handle, place) = self.shared.begin_closing(group)?;
+        let (handle, mut place) = self.shared.begin_closing(group)?;
         if let Some(handle) = handle {
+            // If the caller gives up meanwhile, the group is still there: it may be opened again once it has stopped.
+            place.becomes = Some(GroupPlace::Open(handle.clone()));
             handle.shutdown().await;
+            place.becomes = None;
         }
         Ok(place)
     }
 
-    /// Stops all groups, and closes the log. Returns when its files are closed and all state machines are dropped. No group can be opened afterwards.
+    /// Stops all groups, and closes the log. Returns when its files are closed and all state machines are dropped. No group can be opened afterwards;
+    /// a call that opens one meanwhile stops it again.
     pub async fn shutdown(&self) {
         let groups = self.shared.end();
         // All at once: each may wait for its state machine.
@@ -407,6 +416,9 @@ impl RaftHost {
         }
         for task in &self.shared.tasks {
             task.close();
+        }
+        for task in &self.shared.tasks {
+            task.ended().await;
         }
         if let HostLog::Thread(thread) = &self.shared.log {
             thread.end().await;
@@ -445,7 +457,7 @@ impl Shared {
             Some(_) => return Err(StartError::GroupRuns { group: group.0 }),
             None => {}
         }
-        state.places.insert(group, GroupPlace::Changing);
+        state.places.insert(group, GroupPlace::Changing(None));
         Ok(transport)
     }
 
@@ -454,14 +466,15 @@ impl Shared {
         group: GroupId,
     ) -> Result<(Option<RaftHandle>, Changing<'_>), HostError> {
         let mut state = self.state.lock();
-        let before = state.places.insert(group, GroupPlace::Changing);
-        let handle = match before {
-            Some(GroupPlace::Changing) => {
+        let handle = match state.places.get(&group) {
+            Some(GroupPlace::Changing(_)) => {
                 return Err(HostError::GroupChanges { group: group.0 });
             }
-            Some(GroupPlace::Open(handle)) => Some(handle),
+            Some(GroupPlace::Open(handle)) => Some(handle.clone()),
             None => None,
         };
+        let changing = GroupPlace::Changing(handle.clone());
+        state.places.insert(group, changing);
         let place = Changing {
             host: self,
             group,
@@ -470,14 +483,14 @@ impl Shared {
         Ok((handle, place))
     }
 
-    /// Lets no group be opened any more. Returns those that are open.
+    /// Lets no group be opened any more. Returns those that are open or being closed.
     fn end(&self) -> Vec<RaftHandle> {
         let mut state = self.state.lock();
         let transport = state.transport.take();
         let open = state.places.values();
         let open = open.filter_map(|place| match place {
             GroupPlace::Open(handle) => Some(handle.clone()),
-            GroupPlace::Changing => None,
+            GroupPlace::Changing(closing) => closing.clone(),
         });
         let open = open.collect();
         drop(state);

@@ -163,7 +163,12 @@ impl Mailbox {
         self.notifier.notify();
     }
 
-    /// To be called by the task before it drives the group.
+    /// Returns true if the task has to give the group a place among those that go on.
+    pub(crate) fn mark_ready(&self) -> bool {
+        self.notifier.mark()
+    }
+
+    /// To be called by the task before it drives a group that was ready.
     pub(crate) fn begin_turn(&self) {
         self.notifier.begin();
     }

@@ -34,7 +34,7 @@ impl RunQueue {
 pub(crate) struct Notifier {
     queue: Arc<RunQueue>,
     number: u32,
-    /// The group is in the queue, or was taken from it and [`begin`](Self::begin) was not called yet.
+    /// The group has its one place: in the queue, or in the task's own list of groups that go on.
     is_ready: AtomicBool,
 }
 
@@ -57,13 +57,18 @@ impl Notifier {
 
     /// Makes the group ready, after work was queued for it. A burst of calls costs one place in the queue.
     pub(crate) fn notify(&self) {
-        if !self.is_ready.swap(true, Ordering::AcqRel) {
+        if self.mark() {
             self.queue.ready.lock().push(self.number);
             self.queue.wakeup.notify_one();
         }
     }
 
-    /// To be called before the group is driven: what is queued before a [`notify`](Self::notify) that found the group ready is seen by what follows,
+    /// Returns true if the group had no place, and gets one by the caller.
+    pub(crate) fn mark(&self) -> bool {
+        !self.is_ready.swap(true, Ordering::AcqRel)
+    }
+
+    /// To be called before a group is driven that was taken from its place: what is queued before a [`notify`](Self::notify) that found the group ready is seen by what follows,
     /// since both change the same flag, with acquire and release.
     pub(crate) fn begin(&self) {
         self.is_ready.swap(false, Ordering::AcqRel);

@@ -63,7 +63,7 @@ pub struct RaftStats {
     pub core: CoreStats,
     /// Proposals: runs are batches handed to Raft, waiting are those in the queue.
     pub propose: StageStats,
-    /// Durable writes of the log: runs are writes with their fsync, items are jobs.
+    /// Durable writes of the log: runs are writes with their fsync, items are jobs. Those of all groups of a host, which share it.
     pub log: StageStats,
     /// The state machine: items are commands, waiting is the apply lag.
     pub apply: StageStats,

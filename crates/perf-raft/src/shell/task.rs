@@ -8,9 +8,11 @@ use crate::primitive::mutant;
 use crate::primitive::threads::{self, Mutex};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 /// After so many groups in a row the other tasks of the runtime have their turn.
@@ -20,6 +22,8 @@ const GROUPS_PER_TURN: usize = 64;
 pub(crate) struct TaskHandle {
     queue: Arc<RunQueue>,
     intake: Mutex<Intake>,
+    /// Closed when the task has ended.
+    ended: watch::Receiver<()>,
 }
 
 #[derive(Default)]
@@ -43,9 +47,11 @@ struct Group {
 impl TaskHandle {
     /// Starts a task on the present runtime, without groups. It ends after [`close`](Self::close) with its last one.
     pub(crate) fn start() -> Arc<Self> {
+        let (end, ended) = watch::channel(());
         let handle = Arc::new(Self {
             queue: Arc::default(),
             intake: Mutex::default(),
+            ended,
         });
         let task = Task {
             handle: Arc::clone(&handle),
@@ -53,6 +59,7 @@ impl TaskHandle {
             due: BinaryHeap::new(),
             again: Vec::new(),
             running: 0,
+            _end: end,
         };
         // Dropped at any time, also before it is polled, the task stops its groups.
         threads::spawn(task.run());
@@ -87,14 +94,20 @@ impl TaskHandle {
         self.intake.lock().is_closing = true;
         self.queue.wake();
     }
+
+    /// Waits for the end of the task, after [`close`](Self::close).
+    pub(crate) async fn ended(&self) {
+        let mut ended = self.ended.clone();
+        while ended.changed().await.is_ok() {}
+    }
 }
 
 /// Stops a group whose runtime has ended: nothing of it outlives its task, and no caller waits for it.
 fn stop_at_once(shared: &NodeShared) {
     if let Some(driver) = shared.driver.take() {
         shared.mailbox.close(&StopReason::Shutdown);
-        // Answers what it holds.
-        drop(driver);
+        // Answers what it holds. A panic of its state machine's destructor is its own affair: others are stopped too.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(driver)));
     }
 }
 
@@ -107,6 +120,8 @@ struct Task {
     again: Vec<u32>,
     /// Groups that have not ended.
     running: usize,
+    /// Dropped with the task.
+    _end: watch::Sender<()>,
 }
 
 impl Drop for Task {
@@ -127,9 +142,9 @@ impl Task {
         let mut alarm = pin!(sleep_until(Instant::now()));
         let mut ready = Vec::new();
         loop {
-            let is_closing = self.enter();
-            let mut driven = 0;
             let now = Instant::now();
+            let is_closing = self.enter(now);
+            let mut driven = 0;
             while let Some(&Reverse((due, number))) = self.due.peek()
                 && due <= now
             {
@@ -143,8 +158,11 @@ impl Task {
             }
             self.handle.queue.take(&mut ready);
             ready.append(&mut self.again);
+            // Each group has one place, and maybe one of before it came: a flood makes the list no longer, and gives the
+            // group no second turn.
+            debug_assert!(ready.len() <= 2 * self.groups.len());
             for number in ready.drain(..) {
-                self.drive(number);
+                self.drive_ready(number);
                 driven += 1;
                 breathe(driven).await;
             }
@@ -171,15 +189,19 @@ impl Task {
     }
 
     /// Takes new groups in. Returns whether the task ends with its last group.
-    fn enter(&mut self) -> bool {
+    fn enter(&mut self, now: Instant) -> bool {
         let mut intake = self.handle.intake.lock();
-        let now = Instant::now();
         for (number, group) in intake.entering.drain(..) {
             let place = number as usize;
             if self.groups.len() <= place {
                 self.groups.resize_with(place + 1, || None);
             }
             self.due.push(Reverse((now + group.tick, number)));
+            // A place that it got before it was here may have been passed over: it gets another one.
+            group.shared.mailbox.begin_turn();
+            if group.shared.mailbox.mark_ready() {
+                self.again.push(number);
+            }
             self.groups[place] = Some(group);
             self.running += 1;
         }
@@ -188,14 +210,28 @@ impl Task {
         is_closing
     }
 
+    /// Drives a group that was taken from among those that are ready.
+    fn drive_ready(&mut self, number: u32) {
+        let group = self.groups.get(number as usize);
+        let Some(mailbox) = group
+            .and_then(Option::as_ref)
+            .map(|group| Arc::clone(&group.shared.mailbox))
+        else {
+            return;
+        };
+        if mutant::is("turn_begins_late") {
+            self.drive(number);
+            mailbox.begin_turn();
+            return;
+        }
+        mailbox.begin_turn();
+        self.drive(number);
+    }
+
     /// Drives a group for one turn. Returns when its next tick is, `None` if the group has ended.
     fn drive(&mut self, number: u32) -> Option<Instant> {
         let group = self.groups.get(number as usize)?.as_ref()?;
         let shared = &group.shared;
-        let begins_late = mutant::is("turn_begins_late");
-        if !begins_late {
-            shared.mailbox.begin_turn();
-        }
         let (mut due, mut failed) = (None, None);
         let outcome = shared.driver.drive(1, |driver| {
             let more = driver.drive();
@@ -203,9 +239,6 @@ impl Task {
             failed.clone_from(&driver.failed);
             more
         });
-        if begins_late {
-            shared.mailbox.begin_turn();
-        }
         if let Some(reason) = failed {
             if let Some(driver) = shared.driver.take() {
                 self.running -= 1;
@@ -218,7 +251,9 @@ impl Task {
         match outcome {
             DriveOutcome::Done => due,
             DriveOutcome::More => {
-                self.again.push(number);
+                if shared.mailbox.mark_ready() {
+                    self.again.push(number);
+                }
                 due
             }
             // A caller drives. It looks again, and sees that it is time.
