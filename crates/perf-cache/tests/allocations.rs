@@ -1,4 +1,4 @@
-//! Reads of cached values allocate nothing, nor do computations that nobody waits for.
+//! Reads of cached values allocate nothing, nor do computations without followers.
 
 use perf_cache::{CachedValue, NodeCapacity, PlacementIndex, Requirements, Strategy, TtlCache};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
