@@ -83,15 +83,16 @@ Usage: cargo xtask test
 
 Runs the unit, integration and doc tests of all crates with all features but the benches' peers, and beside them
 in optimised builds the loom models (tests/loom.rs) under `--cfg perf_loom` and the mutants, simulations,
-shells on shuttle's scheduler and hit ratios (tests/mutants.rs, simulation.rs, segment_simulation.rs, shuttle.rs,
+shells on shuttle's scheduler and hit ratios (tests/mutants.rs, *simulation.rs, shuttle.rs,
 hit_ratio.rs) under `--cfg perf_mutants`.
 ";
 
 const SIM_HELP: &str = "\
-Usage: cargo xtask sim CRATE [--seeds N] [--start SEED]
+Usage: cargo xtask sim CRATE [--seeds N] [--start SEED] [--groups N]
 
 Runs the simulation of a crate (tests/simulation.rs), such as `transport` or `raft`, in a release build;
 of a part of a crate (tests/PART_simulation.rs) with CRATE/PART, such as `raft/segment`.
+`raft --groups N` is `raft/host` with up to N groups.
 A seed that fails is printed with the command that runs it again.
 
   --seeds N     how many seeds, 1000 without it
@@ -363,12 +364,13 @@ fn parse_release(mut parser: lexopt::Parser) -> Result<Command> {
 }
 
 fn parse_sim(mut parser: lexopt::Parser) -> Result<Command> {
-    let (mut name, mut seeds, mut start) = (None, SIM_SEEDS, 0);
+    let (mut name, mut seeds, mut start, mut groups) = (None, SIM_SEEDS, 0, None);
     while let Some(argument) = parser.next()? {
         match argument {
             Short('h') | Long("help") => return Ok(Command::Help(SIM_HELP)),
             Long("seeds") => seeds = parser.value()?.parse()?,
             Long("start") => start = parser.value()?.parse()?,
+            Long("groups") => groups = Some(parser.value()?.parse()?),
             Value(value) if name.is_none() => name = Some(value.string()?),
             other => return Err(other.unexpected().into()),
         }
@@ -376,10 +378,15 @@ fn parse_sim(mut parser: lexopt::Parser) -> Result<Command> {
     let Some(name) = name else {
         bail!("`sim` needs the name of a crate, such as `cargo xtask sim raft`");
     };
-    if seeds == 0 {
-        bail!("--seeds must be at least 1");
+    if seeds == 0 || groups == Some(0) {
+        bail!("--seeds and --groups must be at least 1");
     }
-    Ok(Command::Sim(sim::Options { name, seeds, start }))
+    Ok(Command::Sim(sim::Options {
+        name,
+        seeds,
+        start,
+        groups,
+    }))
 }
 
 /// Looks at the options here too, so that a wrong one is found before anything is built.
@@ -516,12 +523,18 @@ mod tests {
         let features = |measure| Some(Command::Features { measure });
         assert_eq!(parsed("features").ok(), features(false));
         assert_eq!(parsed("features --measure").ok(), features(true));
-        let sim = |seeds, start| {
+        let sim = |seeds, start, groups| {
             let name = "raft".to_owned();
-            Some(Command::Sim(sim::Options { name, seeds, start }))
+            Some(Command::Sim(sim::Options {
+                name,
+                seeds,
+                start,
+                groups,
+            }))
         };
-        assert_eq!(parsed("sim raft").ok(), sim(1_000, 0));
-        assert_eq!(parsed("sim raft --seeds 7 --start 9").ok(), sim(7, 9));
+        assert_eq!(parsed("sim raft").ok(), sim(1_000, 0, None));
+        assert_eq!(parsed("sim raft --seeds 7 --start 9").ok(), sim(7, 9, None));
+        assert_eq!(parsed("sim raft --groups 20").ok(), sim(1_000, 0, Some(20)));
         let release = Command::Release(release::Options {
             name: "perf-pool".to_owned(),
             level: release::Level::Minor,

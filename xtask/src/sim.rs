@@ -12,6 +12,10 @@ const TARGET: &str = "simulation";
 /// How many seeds the simulation runs, and which is the first.
 const SEEDS: &str = "PERF_SIM_SEEDS";
 const START: &str = "PERF_SIM_START";
+/// How many groups the hosts of perf-raft's simulation have at most.
+const GROUPS: &str = "PERF_SIM_GROUPS";
+/// The part of perf-raft whose simulation has several groups.
+const PART_OF_GROUPS: &str = "host";
 
 /// What to simulate.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,12 +24,13 @@ pub(crate) struct Options {
     pub(crate) name: String,
     pub(crate) seeds: u64,
     pub(crate) start: u64,
+    pub(crate) groups: Option<u64>,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let workspace = Workspace::load()?;
     let (name, part) = split(&options.name);
-    let target = target(part);
+    let target = target(part.or(options.groups.map(|_| PART_OF_GROUPS)));
     let package = find(&workspace, name, &target)?;
     let mut test = command(package, &target, options);
     step::run(
@@ -76,7 +81,8 @@ fn command(package: &Package, target: &str, options: &Options) -> Command {
         .args(["--package", &package.name, "--test", target])
         .args(["--", "--nocapture"])
         .env(SEEDS, options.seeds.to_string())
-        .env(START, options.start.to_string());
+        .env(START, options.start.to_string())
+        .envs(options.groups.map(|groups| (GROUPS, groups.to_string())));
     command
 }
 
@@ -118,10 +124,11 @@ mod tests {
             name: "raft".to_owned(),
             seeds: 7,
             start: 40,
+            groups: Some(200),
         };
         assert_eq!(
             step::command_line(&command(&package, TARGET, &options)),
-            "PERF_SIM_SEEDS=7 PERF_SIM_START=40 cargo test --release --all-features \
+            "PERF_SIM_GROUPS=200 PERF_SIM_SEEDS=7 PERF_SIM_START=40 cargo test --release --all-features \
              --package perf-raft --test simulation -- --nocapture"
         );
     }

@@ -36,6 +36,7 @@ const SPECIAL: [Special; 2] = [
         targets: &[
             "mutants",
             "simulation",
+            "host_simulation",
             "segment_simulation",
             "shuttle",
             "hit_ratio",

@@ -1,6 +1,7 @@
 //! `perf-transport` under a node.
 
 use crate::GroupId;
+use crate::codec::BEAT_TAG;
 use crate::inbound::MessageClass;
 use crate::shell::Inbox;
 use crate::transport::{DeliverError, OutboundMessage, SendError, Transport};
@@ -121,8 +122,14 @@ impl Shared {
     fn take(&self, message: Message) {
         let from = message.from();
         let frame = message.into_payload();
-        let taken = crate::codec::FrameHeader::peek(&frame).is_ok_and(|header| {
-            let inbox = self.inboxes.read().find(header.group).cloned();
+        let taken = crate::codec::FrameHeader::peek_with_tag(&frame).is_ok_and(|(header, tag)| {
+            let inboxes = self.inboxes.read();
+            let inbox = match tag {
+                // Of a host, for a host.
+                BEAT_TAG => inboxes.of_host.clone(),
+                _ => inboxes.find(header.group).cloned(),
+            };
+            drop(inboxes);
             header.from == from && inbox.is_some_and(|inbox| deliver(&inbox, frame))
         });
         if !taken {

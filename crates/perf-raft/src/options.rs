@@ -35,6 +35,9 @@ pub struct RaftOptions {
     pub heartbeat_ticks: usize,
     /// Entries of one message to a peer, in bytes: 960 KiB. A single larger entry is sent alone.
     pub message_bytes_max: usize,
+    /// The groups of a [`RaftHost`](crate::RaftHost) sleep after this many ticks without news: 20. A sleeping group costs no tick and no message. 0 for never.
+    /// A [`RaftNode`](crate::RaftNode) never sleeps, nor does a group with one among its members.
+    pub sleep_after_ticks: usize,
     /// Messages with entries on their way to one peer: 256.
     pub inflight_messages_max: usize,
     /// Proposals that wait, in the queue and in the log: 16 384. Beyond, [`Busy`](crate::ProposeError::Busy).
@@ -84,6 +87,7 @@ impl Default for RaftOptions {
             tick: Duration::from_millis(50),
             election_ticks: 10,
             heartbeat_ticks: 2,
+            sleep_after_ticks: 20,
             message_bytes_max: 960 * KIB,
             inflight_messages_max: 256,
             proposals_max: 16 * KIB,
@@ -163,7 +167,7 @@ impl RaftOptions {
 
     /// Each bound with what is allowed. Nothing that is computed from allowed values overflows, and no list of a fixed size is made that
     /// takes more than a megabyte.
-    fn ranges(&self) -> [(&'static str, u64, RangeInclusive<u64>); 17] {
+    fn ranges(&self) -> [(&'static str, u64, RangeInclusive<u64>); 18] {
         const COUNT_MOST: u64 = 1 << 24;
         const BYTES_MOST: u64 = 1 << 40;
         // What the pool of buffers serves at most, headers included.
@@ -171,6 +175,11 @@ impl RaftOptions {
         let number = |value: usize| value as u64;
         [
             ("heartbeat_ticks", number(self.heartbeat_ticks), 1..=5000),
+            (
+                "sleep_after_ticks",
+                number(self.sleep_after_ticks),
+                0..=1_000_000,
+            ),
             (
                 "message_bytes_max",
                 number(self.message_bytes_max),

@@ -14,9 +14,9 @@ pub(crate) use std::sync::atomic::Ordering;
 #[cfg(not(perf_mutants))]
 pub(crate) mod threads {
     pub(crate) use parking_lot::{Condvar, Mutex};
-    pub(crate) use std::sync::atomic::AtomicBool;
     #[cfg(not(perf_loom))]
     pub(crate) use std::sync::atomic::AtomicU32;
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64};
     pub(crate) use std::{thread, thread_local};
     pub(crate) use tokio::task::spawn_blocking;
 

@@ -4,6 +4,10 @@
 //! `RUSTFLAGS="--cfg perf_mutants" cargo test -p perf-raft --all-features --release --test mutants --target-dir target/mutants`
 #![cfg(perf_mutants)]
 
+mod hosts;
+#[path = "world/random.rs"]
+mod random;
+
 #[cfg(feature = "testing")]
 mod read_beside;
 #[cfg(feature = "testing")]
@@ -12,6 +16,7 @@ mod segment_life;
 mod segment_mutants;
 #[cfg(feature = "testing")]
 mod segments;
+mod sleeping_follower;
 mod small_scope;
 mod world;
 
@@ -32,6 +37,11 @@ static TURN: Mutex<()> = Mutex::new(());
 /// Runs seeds until one shows the fault. A panic of raft-rs over what the fault led to shows it too.
 fn is_caught(mutant: &'static str) {
     is_caught_within(seeds(), mutant, world::run);
+}
+
+/// Of the world of hosts with many groups.
+fn is_caught_among_hosts(mutant: &'static str) {
+    is_caught_within(seeds(), mutant, |seed| hosts::run(seed, 20));
 }
 
 fn is_caught_within<T>(seeds: u64, mutant: &'static str, run: fn(u64) -> Result<T, String>) {
@@ -184,6 +194,33 @@ fn votes_of_a_node_that_lost_its_disk_are_found() {
 #[test]
 fn a_group_that_is_formed_by_a_quorum_alone_is_found() {
     is_caught("formed_by_a_quorum");
+}
+
+#[test]
+fn a_sleeper_that_misses_the_death_of_a_host_is_found() {
+    is_caught_among_hosts("sleeper_misses_a_death");
+}
+
+#[test]
+fn a_sleeper_that_misses_a_message_is_found() {
+    is_caught_among_hosts("sleeper_misses_a_message");
+}
+
+#[test]
+fn a_sleeper_that_relies_on_a_run_that_is_over_is_found() {
+    is_caught_among_hosts("sleep_relies_on_the_past");
+}
+
+#[test]
+fn a_sleeper_that_relies_on_a_group_that_has_stopped_is_found() {
+    is_caught_among_hosts("stopped_group_is_relied_on");
+}
+
+#[test]
+fn a_lease_that_ends_with_the_sleep_of_a_follower_is_found() {
+    is_caught_within(1, "lease_ends_with_the_sleep", |_| {
+        sleeping_follower::promise_holds()
+    });
 }
 
 /// The search of all short histories has to find something, too.

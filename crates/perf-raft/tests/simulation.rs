@@ -70,6 +70,10 @@ fn groups_stay_sound_in_a_bad_world() {
             ("starts on the log of another", sum.wrong_logs),
             ("frames of long ago", sum.late_frames),
             ("heartbeats of former leaders", 8 * sum.late_heartbeats),
+            ("sleeps", sum.sleeps),
+            ("wakes", sum.wakes),
+            ("wakes by hosts", sum.lost_hosts),
+            ("beats that are lost alone", sum.lost_beats),
         ] {
             assert!(count >= seeds / 4, "{what}: only {count} in {seeds} seeds");
         }

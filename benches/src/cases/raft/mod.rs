@@ -7,6 +7,7 @@
 mod bare;
 mod flood;
 mod groups;
+mod idle;
 mod latency;
 mod naive;
 mod ours;
@@ -106,6 +107,8 @@ pub fn experiments() -> Vec<Experiment> {
         latency::experiment(),
         groups::experiment(),
         restart::experiment(),
+        idle::idle(),
+        idle::wake(),
     ]
 }
 

@@ -77,6 +77,43 @@ pub struct Notice {
     pub address: String,
 }
 
+/// What a group's members say of its sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SleepNote {
+    /// What is said.
+    pub kind: SleepKind,
+    /// The sender's term.
+    pub term: u64,
+    /// The end of its log, all of it committed and applied.
+    pub index: u64,
+    /// The run of the sender's host, as its beats name it.
+    pub host: u64,
+    /// [`Beat::stops`] of the sender's host.
+    pub stops: u64,
+}
+
+/// See [`SleepNote`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SleepKind {
+    /// The leader asks a member to sleep.
+    Ask,
+    /// The member sleeps.
+    Asleep,
+    /// The sender was woken, and needs its leader.
+    Woken,
+}
+
+/// A sign of life of a host, in the place of heartbeats of its groups that sleep.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Beat {
+    /// How many groups stopped in this run of the sender.
+    pub stops: u64,
+    /// How many stops of the receiver's run the sender has seen.
+    pub seen_stops: u64,
+    /// The groups of the last stops, the latest last: those that the receiver has not seen, or fewer.
+    pub stopped: Vec<u64>,
+}
+
 /// How much of a snapshot has arrived without a gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChunkAck {
@@ -102,6 +139,10 @@ pub enum Body {
     Notice(Notice),
     /// A part of a message of the `raft` crate.
     Part(MessagePart),
+    /// Whether a group sleeps.
+    Sleep(SleepNote),
+    /// A host lives. It is of no group: [`FrameHeader::group`] is 0 and without a meaning.
+    Beat(Box<Beat>),
 }
 
 /// What goes from node to node.
@@ -118,7 +159,12 @@ impl FrameHeader {
     ///
     /// # Errors
     /// [`CodecError::Malformed`] if the bytes do not start like a frame.
-    pub fn peek(mut frame: &[u8]) -> Result<Self, CodecError> {
+    pub fn peek(frame: &[u8]) -> Result<Self, CodecError> {
+        Self::peek_with_tag(frame).map(|(header, _)| header)
+    }
+
+    /// Reads the header and the tag of the body.
+    pub(crate) fn peek_with_tag(mut frame: &[u8]) -> Result<(Self, u32), CodecError> {
         let mut header = Self::default();
         while frame.has_remaining() {
             let (tag, wire_type) = decode_key(&mut frame)?;
@@ -151,7 +197,7 @@ impl FrameHeader {
                         DecodeContext::default(),
                     )?;
                 }
-                (6..=8 | 11 | 12, WireType::LengthDelimited) => return Ok(header),
+                (6..=8 | 11..=14, WireType::LengthDelimited) => return Ok((header, tag)),
                 _ => {
                     return Err(CodecError::Malformed {
                         reason: format!("field {tag} where a frame's header is expected"),
@@ -250,6 +296,31 @@ impl MessagePart {
     }
 }
 
+impl SleepNote {
+    fn to_wire(self) -> wire::SleepNote {
+        wire::SleepNote {
+            kind: self.kind as u32,
+            term: self.term,
+            index: self.index,
+            host: self.host,
+            stops: self.stops,
+        }
+    }
+}
+
+impl Beat {
+    fn to_wire(&self) -> wire::Beat {
+        wire::Beat {
+            stops: self.stops,
+            seen_stops: self.seen_stops,
+            stopped: self.stopped.clone(),
+        }
+    }
+}
+
+/// The tag of a host's beat.
+pub(crate) const BEAT_TAG: u32 = 14;
+
 impl Body {
     /// The message's own receiver is written as the frame's, so that bytes for several peers are equal.
     fn encoded_len(&self, to: u64) -> usize {
@@ -259,6 +330,8 @@ impl Body {
             Self::Ack(ack) => ack.encoded_len(),
             Self::Notice(notice) => notice.to_wire().encoded_len(),
             Self::Part(part) => part.encoded_len(),
+            Self::Sleep(note) => note.to_wire().encoded_len(),
+            Self::Beat(beat) => beat.to_wire().encoded_len(),
         }
     }
 
@@ -269,6 +342,8 @@ impl Body {
             Self::Ack(ack) => ack.put(writer),
             Self::Notice(notice) => writer.raw(&notice.to_wire().encode_to_vec()),
             Self::Part(part) => part.put(writer),
+            Self::Sleep(note) => writer.raw(&note.to_wire().encode_to_vec()),
+            Self::Beat(beat) => writer.raw(&beat.to_wire().encode_to_vec()),
         }
     }
 
@@ -279,6 +354,7 @@ impl Body {
             Self::Raft(message) => MessageClass::of(message),
             // Appends alone are ever so long.
             Self::Part(_) => MessageClass::Append,
+            Self::Sleep(_) | Self::Beat(_) => MessageClass::Heartbeat,
             Self::Chunk(_) | Self::Ack(_) | Self::Notice(_) => MessageClass::Snapshot,
         }
     }
@@ -290,6 +366,8 @@ impl Body {
             Self::Ack(_) => 8,
             Self::Notice(_) => 11,
             Self::Part(_) => 12,
+            Self::Sleep(_) => 13,
+            Self::Beat(_) => BEAT_TAG as u64,
         }
     }
 }
@@ -410,6 +488,27 @@ impl Frame {
                 offset: part.offset,
                 data: part.data,
             }),
+            wire::Body::Sleep(note) => Body::Sleep(SleepNote {
+                kind: match note.kind {
+                    0 => SleepKind::Ask,
+                    1 => SleepKind::Asleep,
+                    2 => SleepKind::Woken,
+                    kind => {
+                        return Err(CodecError::Malformed {
+                            reason: format!("{kind} where the kind of a note on sleep is expected"),
+                        });
+                    }
+                },
+                term: note.term,
+                index: note.index,
+                host: note.host,
+                stops: note.stops,
+            }),
+            wire::Body::Beat(beat) => Body::Beat(Box::new(Beat {
+                stops: beat.stops,
+                seen_stops: beat.seen_stops,
+                stopped: beat.stopped,
+            })),
             wire::Body::Ack(ack) => Body::Ack(ChunkAck {
                 transfer: ack.transfer,
                 received: ack.received,

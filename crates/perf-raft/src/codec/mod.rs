@@ -28,7 +28,11 @@ mod limits;
 pub(crate) mod wire;
 mod writer;
 
-pub use frame::{Body, ChunkAck, Frame, FrameHeader, MessagePart, Notice, SnapshotChunk};
+pub(crate) use frame::BEAT_TAG;
+pub use frame::{
+    Beat, Body, ChunkAck, Frame, FrameHeader, MessagePart, Notice, SleepKind, SleepNote,
+    SnapshotChunk,
+};
 pub use limits::{ENTRIES_MAX, SNAPSHOT_METADATA_BYTES_MAX};
 pub(crate) use limits::{ENTRY_ROOM_BYTES, SNAPSHOT_ROOM_BYTES};
 

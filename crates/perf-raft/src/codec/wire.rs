@@ -175,7 +175,7 @@ pub(crate) struct Frame {
     /// Which node the sender's id stands for.
     #[prost(fixed64, tag = "10")]
     pub(crate) incarnation: u64,
-    #[prost(oneof = "Body", tags = "6, 7, 8, 11, 12")]
+    #[prost(oneof = "Body", tags = "6, 7, 8, 11, 12, 13, 14")]
     pub(crate) body: Option<Body>,
 }
 
@@ -191,6 +191,38 @@ pub(crate) enum Body {
     Notice(Notice),
     #[prost(message, tag = "12")]
     Part(MessagePart),
+    #[prost(message, tag = "13")]
+    Sleep(SleepNote),
+    #[prost(message, tag = "14")]
+    Beat(Beat),
+}
+
+/// What a member of a group says of its sleep.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub(crate) struct SleepNote {
+    /// 0 asks a member to sleep, 1 says that it does, 2 that it was woken.
+    #[prost(uint32, tag = "1")]
+    pub(crate) kind: u32,
+    #[prost(uint64, tag = "2")]
+    pub(crate) term: u64,
+    #[prost(uint64, tag = "3")]
+    pub(crate) index: u64,
+    /// The run of the sender's host.
+    #[prost(fixed64, tag = "4")]
+    pub(crate) host: u64,
+    #[prost(uint64, tag = "5")]
+    pub(crate) stops: u64,
+}
+
+/// A host's sign of life.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct Beat {
+    #[prost(uint64, tag = "1")]
+    pub(crate) stops: u64,
+    #[prost(uint64, tag = "2")]
+    pub(crate) seen_stops: u64,
+    #[prost(uint64, repeated, tag = "3")]
+    pub(crate) stopped: Vec<u64>,
 }
 
 /// A part of a message that is too long for one frame.

@@ -66,7 +66,22 @@ impl<T> Core<T> {
         }
     }
 
+    /// Whether the group's table has this node's address, if it has one to tell.
+    pub(super) fn address_is_told(&self) -> bool {
+        let own = &self.addresses.own;
+        let entered = self
+            .configuration()
+            .and_then(|now| now.members.address(self.id));
+        self.addresses.told.is_empty() && (own.is_empty() || entered == Some(own))
+    }
+
+    /// Members tell the next leader again.
+    pub(super) fn forget_told(&mut self) {
+        self.addresses.told.clear();
+    }
+
     fn note_address(&mut self, id: u64, address: String) {
+        self.note_news();
         self.addresses.told.retain(|(other, _)| *other != id);
         self.addresses.told.push((id, address));
     }

@@ -36,6 +36,12 @@ pub(super) struct Fetching {
     failures: u32,
 }
 
+impl Fetching {
+    pub(super) fn is_under_way(&self) -> bool {
+        self.current.is_some()
+    }
+}
+
 impl<T> Core<T> {
     /// What a [`Fetch`] read, from its first index on; nothing if the log had nothing there.
     pub fn fetched(&mut self, fetch: Fetch, mut entries: Vec<Entry>) {

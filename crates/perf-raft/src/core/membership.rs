@@ -232,6 +232,20 @@ impl<T> Core<T> {
         self.transfers.retain(|transfer| transfer.to != id);
     }
 
+    /// Whether a leader has nothing to see to among its members: all are known, none is to be promoted or replaced. Members whose hosts are silent
+    /// can wait.
+    pub(super) fn members_are_settled(&self) -> bool {
+        let Some(now) = self.configuration() else {
+            return false;
+        };
+        let is_settled =
+            |row: &Row| row.incarnation != 0 && (!row.promote || self.host_is_silent(row.id));
+        let patience = 2 * self.options.election_ticks as u64;
+        let mut strangers = self.heard.iter().filter_map(|heard| heard.stranger);
+        now.members.rows.iter().all(is_settled)
+            && strangers.all(|(_, _, last)| self.ticks - last > patience)
+    }
+
     /// The session of a peer's last answer, 0 if there was none.
     pub(super) fn session_of(&self, id: u64) -> u64 {
         self.heard(id).map_or(0, |heard| heard.session)
@@ -247,7 +261,7 @@ impl<T> Core<T> {
         let last = self
             .heard(id)
             .map_or(self.office_tick, |heard| heard.last_tick);
-        id == self.id || self.ticks - last < patience
+        id == self.id || (self.ticks - last < patience && !self.host_is_silent(id))
     }
 
     /// A leader sees to its members: forms the group, replaces and promotes. One entry at a time.
@@ -541,6 +555,7 @@ impl<T> Core<T> {
             self.out.replies.push((token, Reply::Failed(error)));
             return;
         }
+        self.note_news();
         self.changes.push(Change {
             token,
             deadline_tick: self.ticks + 10 * self.options.election_ticks as u64,

@@ -65,6 +65,9 @@ impl<T> Core<T> {
             Body::Ack(_) => self.stats.answers_of_strangers += 1,
             Body::Notice(notice) => self.receive_notice(&header, notice),
             Body::Part(part) => self.receive_part(&header, part),
+            Body::Sleep(note) => self.receive_sleep_note(&header, note),
+            // For hosts.
+            Body::Beat(_) => self.stats.messages_invalid += 1,
         }
     }
 
@@ -80,7 +83,7 @@ impl<T> Core<T> {
         let is_request = match body {
             Body::Raft(message) => !super::membership::is_answer(message.get_msg_type()),
             Body::Chunk(_) | Body::Part(_) => true,
-            Body::Ack(_) | Body::Notice(_) => false,
+            Body::Ack(_) | Body::Notice(_) | Body::Sleep(_) | Body::Beat(_) => false,
         };
         let is_refused = is_other || (is_unformed && is_request);
         if !is_refused {
@@ -170,6 +173,7 @@ impl<T> Core<T> {
             self.stats.appends_refused += 1;
             return;
         }
+        self.note_message(&message);
         // What raft-rs says no to is of no use here: an answer from a node that left.
         let _ = self.node.step(message);
         self.draw_timeout();
@@ -288,6 +292,7 @@ impl<T> Core<T> {
             return;
         }
         chunk.message.to = self.id;
+        self.note_message(&chunk.message);
         let metadata = chunk.message.get_snapshot().get_metadata();
         let (index, term) = (metadata.index, metadata.term);
         if self.stops_at_snapshot(index, term, chunk.message.term) {

@@ -16,6 +16,7 @@ mod beginning;
 mod fetching;
 mod fork;
 mod handover;
+mod liveness;
 mod log_segments;
 mod membership;
 mod messages;
@@ -27,6 +28,7 @@ mod reads;
 mod ready;
 mod report;
 mod requests;
+mod sleep;
 mod snapshots;
 mod step;
 mod terms;
@@ -39,6 +41,7 @@ pub use beginning::{Start, bootstrap_state, open_log};
 pub use fetching::Fetch;
 #[doc(hidden)]
 pub use fork::FORKED_BEFORE_FORMING;
+pub use liveness::{Liveness, Reliance};
 pub use membership::MembershipChange;
 pub use outputs::{ApplyJob, Outputs, Reply};
 pub use report::{Peer, RaftReport, Trouble};
@@ -66,6 +69,7 @@ use perf_atomics::{RaftStatus, Role};
 use raft::eraftpb::{ConfState, Entry, HardState, SnapshotMetadata};
 use raft::{Config, NO_LIMIT, RawNode, StateRole};
 use reads::Reads;
+use sleep::Sleep;
 use snapshots::{Assembly, Delivered, Progress, Transfer};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -150,6 +154,10 @@ pub struct CoreStats {
     pub entries_fetched: u64,
     /// Members that lost their disks and were made learners of their new incarnations.
     pub members_replaced: u64,
+    /// Times the group fell asleep here.
+    pub sleeps: u64,
+    /// Times it was woken.
+    pub wakes: u64,
 }
 
 /// Frames, a hard state and a snapshot that wait for jobs to be durable.
@@ -288,6 +296,7 @@ pub struct Core<T> {
     lease_until_ns: u64,
     lease_renewed_tick: u64,
     handover: Handover,
+    sleep: Sleep,
     addresses: Addresses,
     peer_limits: PeerLimits,
     parts: Parts,
@@ -453,6 +462,7 @@ impl<T> Core<T> {
             lease_until_ns: 0,
             lease_renewed_tick: 0,
             handover: Handover::default(),
+            sleep: Sleep::default(),
             addresses: Addresses::default(),
             peer_limits: PeerLimits::default(),
             parts: Parts::default(),
@@ -479,9 +489,13 @@ impl<T> Core<T> {
     /// Time passes by one [`RaftOptions::tick`]. `now_ns` is this node's monotonic clock, for leases.
     ///
     /// A driver must never tick faster than the clock, not even to catch up: others' leases rely on it.
+    /// A node that [sleeps](Self::is_asleep) needs none, and nothing happens.
     pub fn tick(&mut self, now_ns: u64) {
-        self.ticks += 1;
         self.set_now(now_ns);
+        if self.is_asleep() {
+            return;
+        }
+        self.ticks += 1;
         // While a snapshot is restored the log and the state machine are apart, and raft-rs may not campaign. Nor while entries are on disk only that
         // it would look at then.
         if self.restoring.is_none() && !self.is_replaying() {
@@ -504,6 +518,7 @@ impl<T> Core<T> {
         self.tick_delivered();
         self.tick_compaction();
         self.tick_fork();
+        self.tick_sleep();
     }
 
     /// The clock, for inputs between ticks.

@@ -208,6 +208,7 @@ impl<T> Core<T> {
         }
         let (role_before, term_before, leader_before) = std::mem::replace(&mut self.seen, now);
         self.epoch += 1;
+        self.note_news();
         let (role, term, leader) = now;
         if role != role_before && matches!(role, StateRole::Candidate | StateRole::PreCandidate) {
             self.stats.elections += u64::from(role_before != StateRole::PreCandidate);
@@ -242,6 +243,7 @@ impl<T> Core<T> {
         {
             replies.push((change.token, Reply::Failed(ProposeError::Unknown)));
         }
+        self.forget_told();
         let hint = self.hint();
         for (_, token, _) in self.waiting.drain(..) {
             let error = ProposeError::NotLeader { hint };

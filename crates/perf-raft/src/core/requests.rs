@@ -30,6 +30,7 @@ impl<T> Core<T> {
             self.refuse(batch, |_| ProposeError::NotLeader { hint });
             return;
         }
+        self.note_news();
         if !self.formed_now {
             self.wait_for_forming(batch);
             return;
@@ -207,6 +208,7 @@ impl<T> Core<T> {
     /// Asks for a linearizable read: answered with [`Reply::Read`] once the state machine is at least as far as the group was
     /// when it was asked. On a follower the leader is asked.
     pub fn read(&mut self, token: T) {
+        self.note_news();
         if self.reads.len() >= self.options.reads_max {
             let error = ReadError::Busy {
                 what: "reads that wait",
@@ -225,6 +227,10 @@ impl<T> Core<T> {
     pub fn lease_read(&mut self, token: T, now_ns: u64) {
         if !mutant::is("lease_of_an_earlier_time") {
             self.set_now(now_ns);
+        }
+        if self.is_leader() {
+            // A leader that sleeps renews no lease: the next one finds it again.
+            self.note_news();
         }
         if !self.has_lease() {
             self.out
@@ -275,6 +281,7 @@ impl<T> Core<T> {
             self.out.replies.push((token, Reply::Transferred));
             return;
         }
+        self.note_news();
         let term = self.node.raft.term;
         self.node.transfer_leader(to);
         self.changes.push(Change {
@@ -294,6 +301,7 @@ impl<T> Core<T> {
             self.out.replies.push((token, Reply::Failed(error)));
             return;
         }
+        self.note_news();
         let deadline = self.ticks + SNAPSHOT_ELECTIONS_MAX * self.options.election_ticks as u64;
         self.snapshot_waiters.push((token, deadline));
         self.ask_for_snapshot();
@@ -318,6 +326,7 @@ impl<T> Core<T> {
         let raft = &self.node.raft;
         let leads = self.is_leader();
         let renew = leads
+            && !self.is_asleep()
             && self.options.lease_reads
             && !self.reads.has_rounds()
             && self.ticks >= self.lease_renewed_tick + self.options.heartbeat_ticks as u64;

@@ -1,6 +1,6 @@
 //! The shell's locks, threads and tasks on shuttle's scheduler, with the signatures of the real ones. For `tests/shuttle.rs`.
 
-pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU32};
+pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 pub(crate) use shuttle::{thread, thread_local};
 
 use shuttle::future::AbortHandle;

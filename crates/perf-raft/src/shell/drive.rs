@@ -6,6 +6,7 @@ use super::apply_pool::ApplyClient;
 use super::fetcher::Fetcher;
 use super::log_thread::LogThread;
 use super::mailbox::{Incoming, Mailbox, Reports, Request};
+use super::sleepers::{Change, Sleeper};
 use super::stats::{RaftStats, StageStats};
 use crate::core::{ApplyJob, Core, Outputs, RaftReport, Reply};
 use crate::error::{ProposeError, StopReason, panic_message};
@@ -42,7 +43,7 @@ fn is_worth_waiting(waiting: usize, on_their_way: usize, callers: usize) -> bool
 
 /// When the tick after one at `now` is due, which was due at `due`: at the pace of the clock, and after a delay a whole period later. Never
 /// faster than the clock, not even to catch up: leases of others rely on it.
-fn next_tick(due: Instant, now: Instant, period: Duration) -> Instant {
+pub(crate) fn next_tick(due: Instant, now: Instant, period: Duration) -> Instant {
     let is_punctual = now.saturating_duration_since(due) < period / 8;
     if is_punctual {
         due + period
@@ -110,6 +111,8 @@ pub(crate) struct Driver {
     pub(crate) scratch: Scratch,
     /// How often the batch that waits was held back.
     pub(crate) holds: u32,
+    /// None if the group never sleeps.
+    pub(crate) sleeper: Option<Sleeper>,
     #[cfg(feature = "metrics")]
     pub(crate) metrics: Option<crate::metrics::Recorder>,
 }
@@ -155,6 +158,9 @@ impl Driver {
         }
         let now_ns = self.since_start(now);
         self.core.set_now(now_ns);
+        if let Some(sleeper) = &mut self.sleeper {
+            sleeper.update(&mut self.core);
+        }
         if tick {
             self.core.tick(now_ns);
         }
@@ -179,10 +185,27 @@ impl Driver {
         }
         let is_held = proposed == Proposed::Held;
         self.holds = if is_held { self.holds + 1 } else { 0 };
+        self.note_sleep()?;
         if tick {
             self.publish_stats();
         }
         Ok(more || is_held)
+    }
+
+    /// Notes whether the group sleeps now.
+    fn note_sleep(&mut self) -> Result<(), StopReason> {
+        let change = match &mut self.sleeper {
+            Some(sleeper) => sleeper.note(&mut self.core),
+            None => Change::None,
+        };
+        match change {
+            Change::None => {}
+            // A caller may drive: the task shall see that ticks are needed again.
+            Change::Woke => self.mailbox.notify(),
+            Change::FellAsleep => self.publish_stats(),
+            Change::Refused => self.settle()?,
+        }
+        Ok(())
     }
 
     fn since_start(&self, now: Instant) -> u64 {
@@ -231,6 +254,9 @@ impl Driver {
             let (fetch, entries) = self.fetcher.end(fetched);
             let entries = entries.map_err(|error| StopReason::Log(Arc::new(error)))?;
             self.core.fetched(fetch, entries);
+        }
+        if std::mem::take(&mut reports.wake) {
+            self.core.wake();
         }
         if let Some((index, data)) = reports.snapshot.take() {
             self.core.snapshot_made(index, data);

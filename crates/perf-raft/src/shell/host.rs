@@ -5,7 +5,7 @@ use super::drive::Attached;
 use super::handle::RaftHandle;
 use super::inbox::{Groups, Inbox};
 use super::log_thread::LogThread;
-use super::open::{Log, NewGroup, Place, check_address, open};
+use super::open::{Log, NewGroup, Place, check_address, open, random_number};
 use super::task::TaskHandle;
 use crate::GroupId;
 use crate::error::{HostError, StartError};
@@ -203,7 +203,7 @@ impl RaftHostBuilder {
         } else {
             HostLog::Thread(Arc::new(LogThread::start(store, true, id)?))
         };
-        let groups = Arc::new(Groups::default());
+        let groups = Groups::new(id, random_number(), &self.options);
         let started = transport.start(Inbox::of_groups(id, &groups));
         let started = started.map_err(|error| StartError::Transport(error.to_string()));
         if let (Err(_), HostLog::Thread(thread)) = (&started, &log) {
@@ -211,20 +211,26 @@ impl RaftHostBuilder {
             thread.end().await;
         }
         started?;
+        let attached = Arc::new(Attached(Arc::clone(&transport)));
+        groups.sleepers.attach(&attached);
+        // One of the tasks sees to the groups that sleep.
+        let first = Some(Arc::clone(&groups.sleepers));
+        let others = std::iter::repeat_with(|| None);
+        let sleepers = std::iter::once(first).chain(others).take(self.drivers);
         let shared = Shared {
             id,
             address: self.address,
             options: self.options,
             frame_bytes_max: transport.frame_bytes_max(),
             log,
-            tasks: (0..self.drivers).map(|_| TaskHandle::start()).collect(),
+            tasks: sleepers.map(TaskHandle::start).collect(),
             appliers,
             entry_memory: self.entry_memory.unwrap_or_else(EntryMemory::of_process),
             runtime: Handle::current(),
             groups,
             state: Mutex::new(State {
                 places: BTreeMap::new(),
-                transport: Some(Arc::new(Attached(transport))),
+                transport: Some(attached),
             }),
         };
         Ok(RaftHost {
@@ -349,6 +355,12 @@ impl RaftHost {
         let open = state.places.iter();
         let open = open.filter(|(_, place)| matches!(place, GroupPlace::Open(_)));
         open.map(|(group, _)| *group).collect()
+    }
+
+    /// How many of the open groups sleep: see [`RaftOptions::sleep_after_ticks`].
+    #[must_use]
+    pub fn groups_asleep(&self) -> usize {
+        self.shared.groups.sleepers.len()
     }
 
     /// The groups of which the log holds anything, opened or not.
@@ -514,6 +526,7 @@ impl Shared {
             appliers: self.appliers.clone(),
             entry_memory: self.entry_memory.clone(),
             runtime: self.runtime.clone(),
+            sleepers: Some(Arc::clone(&self.groups.sleepers)),
         }
     }
 }

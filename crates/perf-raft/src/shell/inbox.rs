@@ -2,9 +2,11 @@
 
 use super::mailbox::Incoming;
 use super::shared::NodeShared;
+use super::sleepers::Sleepers;
 use crate::GroupId;
-use crate::codec::{Frame, FrameHeader};
+use crate::codec::{BEAT_TAG, Body, Frame, FrameHeader};
 use crate::inbound::MessageClass;
+use crate::options::RaftOptions;
 use crate::transport::DeliverError;
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -25,16 +27,38 @@ enum Receiver {
 }
 
 /// The groups of a host, by their ids.
-#[derive(Debug, Default)]
-pub(crate) struct Groups(RwLock<BTreeMap<GroupId, Arc<NodeShared>>>);
+#[derive(Debug)]
+pub(crate) struct Groups {
+    open: RwLock<BTreeMap<GroupId, Arc<NodeShared>>>,
+    pub(crate) sleepers: Arc<Sleepers>,
+}
 
 impl Groups {
+    /// Of node `id` in this run of its host.
+    pub(crate) fn new(id: u64, run: u64, options: &RaftOptions) -> Arc<Self> {
+        Arc::new_cyclic(|groups| Self {
+            open: RwLock::default(),
+            sleepers: Arc::new(Sleepers::new(id, run, options, groups)),
+        })
+    }
+
     pub(crate) fn insert(&self, group: Arc<NodeShared>) {
-        self.0.write().insert(group.mailbox.group, group);
+        self.open.write().insert(group.mailbox.group, group);
     }
 
     pub(crate) fn remove(&self, group: GroupId) {
-        self.0.write().remove(&group);
+        self.open.write().remove(&group);
+    }
+
+    fn get(&self, group: GroupId) -> Option<Arc<NodeShared>> {
+        self.open.read().get(&group).cloned()
+    }
+
+    /// Ends a group's sleep.
+    pub(crate) fn wake(&self, group: GroupId) {
+        if let Some(shared) = self.get(group) {
+            shared.mailbox.report(|reports| reports.wake = true);
+        }
     }
 }
 
@@ -68,8 +92,7 @@ impl Inbox {
             Receiver::Group(shared) if shared.mailbox.group == group => Ok(put(shared)),
             Receiver::Group(_) => Err(misdirected),
             Receiver::Groups(groups) => {
-                let shared = groups.0.read().get(&group).cloned();
-                let shared = shared.ok_or(misdirected)?;
+                let shared = groups.get(group).ok_or(misdirected)?;
                 Ok(put(&shared))
             }
         }
@@ -104,7 +127,10 @@ impl Inbox {
         match &self.to {
             Receiver::Group(shared) => put_encoded(shared, class, frame),
             Receiver::Groups(_) => {
-                let header = FrameHeader::peek(&frame)?;
+                let (header, tag) = FrameHeader::peek_with_tag(&frame)?;
+                if tag == BEAT_TAG {
+                    return self.deliver(frame);
+                }
                 self.with_group(header.to, header.group, |shared| {
                     put_encoded(shared, class, frame)
                 })?
@@ -114,6 +140,15 @@ impl Inbox {
 
     fn take(&self, bytes: usize, frame: Frame) -> Result<(), DeliverError> {
         let header = frame.header;
+        if let Body::Beat(beat) = &frame.body {
+            // A node of one group has no use for it.
+            if let Receiver::Groups(groups) = &self.to
+                && header.to == self.id
+            {
+                groups.sleepers.heard(&header, beat);
+            }
+            return Ok(());
+        }
         let class = frame.body.class();
         let incoming = Incoming::Frame(Box::new(frame));
         self.with_group(header.to, header.group, |shared| {

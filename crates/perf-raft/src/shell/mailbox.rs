@@ -103,6 +103,8 @@ pub(crate) struct Reports {
     pub(crate) fetched: Option<Fetched>,
     pub(crate) snapshot: Option<(u64, Result<Bytes, String>)>,
     pub(crate) failure: Option<StopReason>,
+    /// What the group relies on in its sleep is no more.
+    pub(crate) wake: bool,
     pub(crate) requests: Vec<Request>,
 }
 

@@ -15,6 +15,7 @@ mod node;
 mod open;
 mod run_queue;
 mod shared;
+mod sleepers;
 pub(crate) mod slot;
 mod stats;
 mod task;

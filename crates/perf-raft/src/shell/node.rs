@@ -197,6 +197,7 @@ impl RaftNodeBuilder {
             },
             entry_memory: self.entry_memory.unwrap_or_else(EntryMemory::of_process),
             runtime: Handle::current(),
+            sleepers: None,
         };
         let new = NewGroup {
             group,
@@ -211,7 +212,7 @@ impl RaftNodeBuilder {
             Log::Thread(thread) => Some(Arc::clone(thread)),
             Log::Inline(_) => None,
         };
-        let task = TaskHandle::start();
+        let task = TaskHandle::start(None);
         let opened = open(place, new, &task, transport.frame_bytes_max(), |shared| {
             let started = transport.start(Inbox::of_group(shared));
             started.map_err(|error| StartError::Transport(error.to_string()))?;

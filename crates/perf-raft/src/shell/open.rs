@@ -8,6 +8,7 @@ use super::handle::RaftHandle;
 use super::log_thread::LogThread;
 use super::mailbox::Mailbox;
 use super::shared::NodeShared;
+use super::sleepers::{Sleeper, Sleepers};
 use super::stats::{RaftStats, StageStats};
 use super::task::TaskHandle;
 use crate::GroupId;
@@ -40,6 +41,8 @@ pub(crate) struct Place {
     pub(crate) appliers: Option<Arc<ApplyPool>>,
     pub(crate) entry_memory: EntryMemory,
     pub(crate) runtime: Handle,
+    /// None if its groups never sleep.
+    pub(crate) sleepers: Option<Arc<Sleepers>>,
 }
 
 /// Where log jobs go.
@@ -145,6 +148,7 @@ pub(crate) async fn open(
         last_status: status,
         scratch: Scratch::default(),
         holds: 0,
+        sleeper: place.sleepers.as_ref().map(|all| Sleeper::new(all, group)),
         #[cfg(feature = "metrics")]
         metrics: new.metrics,
     };
@@ -206,7 +210,7 @@ fn check_frames(
 }
 
 /// A number that no other start draws: of the system's generator, by way of the keys of a hash map, and of the moment.
-fn random_number() -> u64 {
+pub(crate) fn random_number() -> u64 {
     let number = RandomState::new().hash_one((Instant::now(), std::process::id()));
     number.max(1)
 }

@@ -1,8 +1,10 @@
 //! The task that drives groups: each at its ticks, when it is notified, and as long as work remains.
 
 use super::combining_lock::DriveOutcome;
+use super::drive::next_tick;
 use super::run_queue::{Notifier, RunQueue};
 use super::shared::NodeShared;
+use super::sleepers::Sleepers;
 use crate::error::StopReason;
 use crate::primitive::mutant;
 use crate::primitive::threads::{self, Mutex};
@@ -42,11 +44,25 @@ struct Intake {
 struct Group {
     shared: Arc<NodeShared>,
     tick: Duration,
+    /// It has its place in [`Task::due`].
+    is_due: bool,
+}
+
+/// What a group needs after its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Needs {
+    /// A tick, then.
+    Tick(Instant),
+    /// Nothing until it is notified: it sleeps.
+    Nothing,
+    /// No more turns: it has ended.
+    End,
 }
 
 impl TaskHandle {
-    /// Starts a task on the present runtime, without groups. It ends after [`close`](Self::close) with its last one.
-    pub(crate) fn start() -> Arc<Self> {
+    /// Starts a task on the present runtime, without groups. It ends after [`close`](Self::close) with its last one. It ticks for the groups that sleep, if
+    /// it is given these.
+    pub(crate) fn start(sleepers: Option<Arc<Sleepers>>) -> Arc<Self> {
         let (end, ended) = watch::channel(());
         let handle = Arc::new(Self {
             queue: Arc::default(),
@@ -59,6 +75,7 @@ impl TaskHandle {
             due: BinaryHeap::new(),
             again: Vec::new(),
             running: 0,
+            sleepers: sleepers.map(|sleepers| (Instant::now() + sleepers.tick, sleepers)),
             _end: end,
         };
         // Dropped at any time, also before it is polled, the task stops its groups.
@@ -84,7 +101,12 @@ impl TaskHandle {
             stop_at_once(&shared);
             return;
         }
-        intake.entering.push((number, Group { shared, tick }));
+        let group = Group {
+            shared,
+            tick,
+            is_due: true,
+        };
+        intake.entering.push((number, group));
         drop(intake);
         self.queue.wake();
     }
@@ -114,12 +136,14 @@ fn stop_at_once(shared: &NodeShared) {
 struct Task {
     handle: Arc<TaskHandle>,
     groups: Vec<Option<Group>>,
-    /// When each group's next tick is. Each group has one place here, until it is found to have ended.
+    /// When each group's next tick is. Each group that does not sleep has one place here, until it is found to have ended.
     due: BinaryHeap<Reverse<(Instant, u32)>>,
     /// Groups that have more to do at once.
     again: Vec<u32>,
     /// Groups that have not ended.
     running: usize,
+    /// Those of the host, and when their next tick is, if this task sees to them.
+    sleepers: Option<(Instant, Arc<Sleepers>)>,
     /// Dropped with the task.
     _end: watch::Sender<()>,
 }
@@ -144,15 +168,21 @@ impl Task {
         loop {
             let now = Instant::now();
             let is_closing = self.enter(now);
+            if let Some((due, sleepers)) = &mut self.sleepers
+                && *due <= now
+            {
+                *due = next_tick(*due, now, sleepers.tick);
+                sleepers.tick();
+            }
             let mut driven = 0;
             while let Some(&Reverse((due, number))) = self.due.peek()
                 && due <= now
             {
                 self.due.pop();
-                match self.drive(number) {
-                    Some(next) => self.due.push(Reverse((next, number))),
-                    None => self.forget(number),
+                if let Some(group) = self.group(number) {
+                    group.is_due = false;
                 }
+                self.drive(number);
                 driven += 1;
                 breathe(driven).await;
             }
@@ -175,6 +205,8 @@ impl Task {
                 continue;
             }
             let next = self.due.peek().map(|Reverse((due, _))| *due);
+            let of_sleepers = self.sleepers.as_ref().map(|(due, _)| *due);
+            let next = next.into_iter().chain(of_sleepers).min();
             if let Some(due) = next
                 && due != alarm.deadline()
             {
@@ -228,14 +260,41 @@ impl Task {
         self.drive(number);
     }
 
-    /// Drives a group for one turn. Returns when its next tick is, `None` if the group has ended.
-    fn drive(&mut self, number: u32) -> Option<Instant> {
-        let group = self.groups.get(number as usize)?.as_ref()?;
+    fn group(&mut self, number: u32) -> Option<&mut Group> {
+        self.groups.get_mut(number as usize)?.as_mut()
+    }
+
+    /// Drives a group for one turn, and sees to its next.
+    fn drive(&mut self, number: u32) {
+        let needs = self.turn(number);
+        let Some(group) = self.group(number) else {
+            return;
+        };
+        match needs {
+            Needs::Tick(_) | Needs::End if group.is_due => {}
+            Needs::Tick(due) => {
+                group.is_due = true;
+                self.due.push(Reverse((due, number)));
+            }
+            Needs::Nothing => {}
+            Needs::End => self.forget(number),
+        }
+    }
+
+    /// Drives a group for one turn.
+    fn turn(&mut self, number: u32) -> Needs {
+        let Some(group) = self.groups.get(number as usize).and_then(Option::as_ref) else {
+            return Needs::End;
+        };
         let shared = &group.shared;
-        let (mut due, mut failed) = (None, None);
+        let (mut needs, mut failed) = (Needs::End, None);
         let outcome = shared.driver.drive(1, |driver| {
             let more = driver.drive();
-            due = Some(driver.due);
+            needs = if driver.core.is_asleep() {
+                Needs::Nothing
+            } else {
+                Needs::Tick(driver.due)
+            };
             failed.clone_from(&driver.failed);
             more
         });
@@ -246,23 +305,23 @@ impl Task {
                 // Others do not wait for its log and its state machine.
                 threads::spawn(driver.stop(reason));
             }
-            return None;
+            return Needs::End;
         }
         match outcome {
-            DriveOutcome::Done => due,
+            DriveOutcome::Done => needs,
             DriveOutcome::More => {
                 if shared.mailbox.mark_ready() {
                     self.again.push(number);
                 }
-                due
+                needs
             }
             // A caller drives. It looks again, and sees that it is time.
-            DriveOutcome::Taken => Some(Instant::now() + group.tick),
-            DriveOutcome::Empty => None,
+            DriveOutcome::Taken => Needs::Tick(Instant::now() + group.tick),
+            DriveOutcome::Empty => Needs::End,
         }
     }
 
-    /// Frees the number of a group that has ended, for a later one. To be called once the number is in [`due`](Self::due) no more.
+    /// Frees the number of a group that has ended, for a later one. It must be in [`due`](Self::due) no more.
     fn forget(&mut self, number: u32) {
         if let Some(group) = self.groups.get_mut(number as usize) {
             *group = None;

@@ -2,7 +2,9 @@
 
 use super::history::Kind;
 use super::machine::Machine;
-use super::{CLIENTS, Event, HEALED, KEYS, LATE_REQUESTS_UNTIL, MS, Op, REQUESTS_UNTIL, World};
+use super::{
+    CLIENTS, Event, FAULTS_UNTIL, HEALED, KEYS, LATE_REQUESTS_UNTIL, MS, Op, REQUESTS_UNTIL, World,
+};
 use perf_raft::core::Reply;
 use perf_raft::{ProposeError, ReadError, Role};
 
@@ -20,11 +22,13 @@ impl World {
             return;
         }
         let longest = if self.calm || self.hands_over_often {
-            20
+            20 * MS
         } else {
-            60
+            self.sleepiness.pause
         };
-        let pause = MS + self.random.below(longest * MS);
+        // Back soon once the world has healed.
+        let until_calm = (FAULTS_UNTIL + 20 * MS).saturating_sub(self.now);
+        let pause = MS + self.random.below(longest).min(until_calm.max(20 * MS));
         self.at(pause, Event::Client(client));
         if self.history.is_waiting(client) && !self.history.gave_up(client, self.now, 1_500 * MS) {
             return;

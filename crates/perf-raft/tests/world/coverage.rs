@@ -56,4 +56,9 @@ counts! {
     late_heartbeats
     fetched
     failed_reads
+    sleeps
+    wakes
+    lost_hosts
+    lost_beats
+    ticks_asleep
 }

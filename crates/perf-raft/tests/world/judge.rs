@@ -91,6 +91,11 @@ impl World {
                 return Err(format!("the state machine of node {id} differs"));
             }
             reference = Some(&node.machine);
+            if self.sleepiness.after_ticks > 0 && !node.is_asleep {
+                return Err(format!(
+                    "node {id} does not sleep, though nothing happens: {core:?}"
+                ));
+            }
             let (first, last) = core.log_range();
             let common = self
                 .applied

@@ -6,6 +6,7 @@ mod coverage;
 pub(crate) mod disk;
 mod faults;
 pub(crate) mod history;
+mod hosts;
 mod judge;
 mod machine;
 mod mixed;
@@ -19,6 +20,7 @@ use bytes::Bytes;
 pub(crate) use coverage::Coverage;
 use disk::SimDisk;
 use history::History;
+use hosts::Sleepiness;
 use machine::Machine;
 use mixed::Mixed;
 use network::SlowLink;
@@ -66,6 +68,7 @@ enum Op {
 #[derive(Debug)]
 enum Event {
     Tick(u64, u64),
+    HostTick(u64, u64),
     Deliver(u64, Bytes),
     LogDone(u64, u64),
     ApplyDone(u64, u64),
@@ -132,6 +135,10 @@ pub(crate) struct World {
     has_late_frames: bool,
     /// The last heartbeat from one node to another that was lost.
     lost_heartbeats: BTreeMap<(u64, u64), Bytes>,
+    sleepiness: Sleepiness,
+    sleep_random: Random,
+    /// Beats of hosts are lost until then.
+    no_beats_until: u64,
 }
 
 /// Runs one seed; odd ones have three nodes, even ones five.
@@ -214,6 +221,9 @@ impl World {
                 clock_permille: 955 + random.below(91),
                 clock_offset: random.below(1_000_000 * MS),
                 paused_until: 0,
+                host: None,
+                host_run: 0,
+                is_asleep: false,
             };
             nodes.insert(id, node);
         }
@@ -253,6 +263,9 @@ impl World {
             has_late_frames,
             hands_over_often,
             lost_heartbeats: BTreeMap::new(),
+            sleepiness: Sleepiness::draw(seed),
+            sleep_random: Random::new(!seed),
+            no_beats_until: 0,
         };
         for id in voters {
             world.start(id);
@@ -301,6 +314,7 @@ impl World {
     fn happen(&mut self, event: Event) {
         let target = match event {
             Event::Tick(id, _)
+            | Event::HostTick(id, _)
             | Event::LogDone(id, _)
             | Event::ApplyDone(id, _)
             | Event::Fetched(id, _)
@@ -318,7 +332,11 @@ impl World {
         match event {
             Event::Tick(id, run) if self.is_running(id, run) => {
                 let now_ns = self.local_now(id);
-                self.with_core(id, |core, _| core.tick(now_ns));
+                if self.nodes[&id].is_asleep {
+                    self.coverage.ticks_asleep += 1;
+                } else {
+                    self.with_core(id, |core, _| core.tick(now_ns));
+                }
                 // Late at times, never early.
                 let late = if self.random.one_in(20) {
                     self.random.below(TICK_NS)
@@ -328,6 +346,7 @@ impl World {
                 let period = TICK_NS * 1000 / self.nodes[&id].clock_permille + 1;
                 self.at(period + late, Event::Tick(id, run));
             }
+            Event::HostTick(id, run) => self.host_tick(id, run),
             Event::Deliver(id, bytes) => self.deliver(id, bytes),
             Event::LogDone(id, run) if self.is_running(id, run) => self.log_done(id),
             Event::ApplyDone(id, run) if self.is_running(id, run) => self.apply_done(id),

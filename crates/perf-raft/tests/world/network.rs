@@ -114,7 +114,7 @@ impl World {
     }
 
     pub(super) fn deliver(&mut self, id: u64, bytes: Bytes) {
-        if self.nodes[&id].core.is_none() {
+        if self.deliver_to_host(id, &bytes) || self.nodes[&id].core.is_none() {
             return;
         }
         let Ok(frame) = Frame::decode(bytes) else {

@@ -9,8 +9,8 @@ use super::{Event, GROUP, KEYS, MS, Op, TICK_NS, World};
 use bytes::Bytes;
 use perf_raft::codec::Frame;
 use perf_raft::core::{
-    ApplyJob, Core, CoreConfig, FORKED_BEFORE_FORMING, Fetch, Outputs, Reply, encode_frames,
-    open_log,
+    ApplyJob, Core, CoreConfig, FORKED_BEFORE_FORMING, Fetch, Liveness, Outputs, Reply,
+    encode_frames, open_log,
 };
 use perf_raft::eraftpb::Entry;
 use perf_raft::inbound::InboundQueues;
@@ -53,6 +53,11 @@ pub(super) struct Node {
     pub(super) clock_permille: u64,
     pub(super) clock_offset: u64,
     pub(super) paused_until: u64,
+    /// None while the node is down, and if its group never sleeps.
+    pub(super) host: Option<Liveness>,
+    pub(super) host_run: u64,
+    /// As its host knows it.
+    pub(super) is_asleep: bool,
 }
 
 /// It moves now and then.
@@ -117,7 +122,9 @@ impl World {
         (node.apply_jobs, node.apply_list) = (Vec::new(), VecDeque::new());
         (node.apply_busy, node.unreported) = (false, 0);
         (node.fetch, node.has_read_fault) = (None, false);
+        node.is_asleep = false;
         let run = node.run;
+        self.start_host(id);
         let first = self.random.below(TICK_NS);
         self.at(first, Event::Tick(id, run));
         self.with_core(id, |_, _| ());
@@ -162,6 +169,7 @@ impl World {
         id: u64,
         input: impl FnOnce(&mut Core<Op>, &mut Node) -> R,
     ) -> Option<R> {
+        self.tell_core(id);
         let node = self.nodes.get_mut(&id)?;
         let mut core = node.core.take()?;
         let committed_before = core.status().commit_index;
@@ -213,6 +221,7 @@ impl World {
             ^ status.applied_index
             ^ self.now;
         self.do_outputs(id, &mut out);
+        self.note_sleep(id);
         Some(result)
     }
 
@@ -300,6 +309,7 @@ impl World {
         let Some(core) = node.core.take() else {
             return;
         };
+        (node.host, node.is_asleep) = (None, false);
         for key in 0..KEYS {
             self.history.gave_up(woken_client(id, key), self.now, 0);
         }
@@ -331,8 +341,10 @@ impl World {
             return;
         };
         self.coverage.jobs_lost += node.disk.crash(chance);
+        self.group_stopped(id);
         let mut out = Outputs::default();
         core.stop(reason, &mut out);
+        let node = self.nodes.get_mut(&id).expect("it is there");
         out.apply_jobs.extend(node.apply_list.drain(..));
         out.apply_jobs.append(&mut node.apply_jobs);
         for job in out.apply_jobs {
