@@ -197,6 +197,11 @@ fn a_group_that_is_formed_by_a_quorum_alone_is_found() {
 }
 
 #[test]
+fn a_change_that_raft_did_not_take_and_waits_for_is_found() {
+    is_caught("dropped_change_is_pending");
+}
+
+#[test]
 fn a_sleeper_that_misses_the_death_of_a_host_is_found() {
     is_caught_among_hosts("sleeper_misses_a_death");
 }

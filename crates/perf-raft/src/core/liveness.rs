@@ -34,9 +34,48 @@ pub struct Reliance {
     pub absent: Vec<u64>,
 }
 
-/// A host that was heard of in this run.
+/// What groups need to know of the hosts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostView {
+    /// This host's run.
+    run: u64,
+    /// How many groups stopped in it.
+    stops: u64,
+    /// Hosts that beat once and are silent.
+    silent: Arc<[u64]>,
+    /// Hosts that were expected and never heard. They may be of nodes that do not beat.
+    missing: Arc<[u64]>,
+}
+
+impl HostView {
+    /// Of a host in this run, with these hosts silent. For tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn new(run: u64, silent: &[u64]) -> Self {
+        Self {
+            run,
+            silent: silent.into(),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn note(&self) -> (u64, u64) {
+        (self.run, self.stops)
+    }
+
+    pub(super) fn is_silent(&self, id: u64) -> bool {
+        self.silent.contains(&id)
+    }
+
+    pub(super) fn is_missing(&self, id: u64) -> bool {
+        self.missing.contains(&id)
+    }
+}
+
+/// A host that was heard of in this run, or is expected.
 #[derive(Debug)]
 struct Host {
+    /// 0 until it is heard.
     run: u64,
     /// Of its last beat.
     sequence: u64,
@@ -64,7 +103,20 @@ pub struct Liveness {
     suspects: BTreeSet<GroupId>,
     stops: u64,
     stopped: VecDeque<GroupId>,
-    silent: Arc<[u64]>,
+    view: HostView,
+}
+
+impl Host {
+    fn new(run: u64, ticks: u64) -> Self {
+        Self {
+            run,
+            sequence: 0,
+            heard_tick: ticks,
+            is_silent: false,
+            seen_stops: 0,
+            shown_stops: 0,
+        }
+    }
 }
 
 impl Liveness {
@@ -84,20 +136,25 @@ impl Liveness {
             suspects: BTreeSet::new(),
             stops: 0,
             stopped: VecDeque::new(),
-            silent: Arc::default(),
+            view: HostView {
+                run,
+                ..HostView::default()
+            },
         }
     }
 
-    /// This run, and how many groups stopped in it: what a group's notes on sleep name.
+    /// What groups need to know of it: [`Core::allow_sleep`](super::Core::allow_sleep).
     #[must_use]
-    pub fn run(&self) -> (u64, u64) {
-        (self.run, self.stops)
+    pub fn view(&self) -> &HostView {
+        &self.view
     }
 
-    /// The hosts that were heard of and are silent, by growing id.
-    #[must_use]
-    pub fn silent(&self) -> Arc<[u64]> {
-        Arc::clone(&self.silent)
+    /// These nodes may have hosts that beat: they are beaten from now on, and missing if they stay silent.
+    pub fn expect(&mut self, nodes: impl IntoIterator<Item = u64>) {
+        for id in nodes {
+            let ticks = self.ticks;
+            self.hosts.entry(id).or_insert_with(|| Host::new(0, ticks));
+        }
     }
 
     /// How many groups sleep here.
@@ -111,14 +168,19 @@ impl Liveness {
     pub fn fell_asleep(&mut self, group: GroupId, reliance: Reliance) -> bool {
         for &(id, run, stops) in &reliance.hosts {
             let ticks = self.ticks;
-            let host = self.hosts.entry(id).or_insert_with(|| Host {
-                run,
-                sequence: 0,
-                heard_tick: ticks,
-                is_silent: false,
-                seen_stops: stops,
-                shown_stops: 0,
-            });
+            let host = self.hosts.entry(id).or_insert_with(|| Host::new(0, ticks));
+            if host.run == 0 {
+                // Its note came before its first beat.
+                let was_missing = host.is_silent;
+                *host = Host::new(run, ticks);
+                host.seen_stops = stops;
+                if was_missing {
+                    self.silence_changed();
+                }
+            }
+            let Some(host) = self.hosts.get(&id) else {
+                continue;
+            };
             let is_outdated = host.run != run || host.seen_stops > stops;
             if is_outdated && !mutant::is("sleep_relies_on_the_past") {
                 return false;
@@ -141,6 +203,7 @@ impl Liveness {
     pub fn stopped(&mut self, group: GroupId) {
         self.woke(group);
         self.stops += 1;
+        self.view.stops = self.stops;
         self.stopped.push_back(group);
         if self.stopped.len() > STOPS_NAMED {
             self.stopped.pop_front();
@@ -207,21 +270,17 @@ impl Liveness {
             return;
         }
         let ticks = self.ticks;
-        let is_new = !self.hosts.contains_key(&from);
-        let host = self.hosts.entry(from).or_insert(Host {
-            run,
-            sequence: 0,
-            heard_tick: ticks,
-            is_silent: false,
-            seen_stops: 0,
-            shown_stops: 0,
-        });
+        let host = self
+            .hosts
+            .entry(from)
+            .or_insert_with(|| Host::new(0, ticks));
         if run == host.run && header.sequence <= host.sequence {
             return;
         }
         // A late beat of an earlier run looks like a new one: groups are woken for nothing, twice.
-        let is_other_run = host.run != run;
-        if is_other_run {
+        let is_new = host.run == 0;
+        let is_other_run = host.run != run && !is_new;
+        if host.run != run {
             host.run = run;
             (host.seen_stops, host.shown_stops) = (0, 0);
         }
@@ -268,8 +327,13 @@ impl Liveness {
     }
 
     fn silence_changed(&mut self) {
-        let silent = self.hosts.iter().filter(|(_, host)| host.is_silent);
-        self.silent = silent.map(|(id, _)| *id).collect();
+        let silent = |is_known| {
+            let silent = self.hosts.iter();
+            let silent =
+                silent.filter(move |(_, host)| host.is_silent && (host.run != 0) == is_known);
+            silent.map(|(id, _)| *id).collect()
+        };
+        (self.view.silent, self.view.missing) = (silent(true), silent(false));
     }
 
     fn suspect(&mut self, is_suspect: impl Fn(&Reliance) -> bool) {

@@ -41,7 +41,7 @@ pub use beginning::{Start, bootstrap_state, open_log};
 pub use fetching::Fetch;
 #[doc(hidden)]
 pub use fork::FORKED_BEFORE_FORMING;
-pub use liveness::{Liveness, Reliance};
+pub use liveness::{HostView, Liveness, Reliance};
 pub use membership::MembershipChange;
 pub use outputs::{ApplyJob, Outputs, Reply};
 pub use report::{Peer, RaftReport, Trouble};

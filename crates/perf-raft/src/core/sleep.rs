@@ -13,13 +13,12 @@
 //! Leases: a sleeping leader renews none, and its clock goes on, so its lease ends. A sleeping follower answers heartbeats, and its promise to vote for no
 //! other leader for an election timeout is counted from the last message of its leader, by its clock.
 
-use super::{Core, Making};
+use super::{Core, HostView, Making};
 use crate::codec::{Body, FrameHeader, SleepKind, SleepNote};
 use crate::core::Reliance;
 use crate::primitive::mutant;
 use raft::eraftpb::{Message, MessageType};
 use raft::{ProgressState, StateRole};
-use std::sync::Arc;
 
 /// Whether the group sleeps, and what it needs to know for that.
 #[derive(Debug, Default)]
@@ -32,21 +31,19 @@ pub(super) struct Sleep {
     agreed: Vec<(u64, u64, u64)>,
     /// On a member that sleeps: its leader, likewise.
     leader: Option<(u64, u64, u64)>,
-    /// This host's run, and its stops.
-    host: (u64, u64),
-    /// Hosts that are silent.
-    silent: Arc<[u64]>,
+    /// Of this host.
+    host: HostView,
+    /// The term and the membership in which hosts were expected last.
+    expected: (u64, u64),
     /// When the last message of the leader came, by this node's clock.
     heard_ns: u64,
 }
 
 impl<T> Core<T> {
-    /// Lets the group sleep once its leader has had nothing to do for so many ticks, from 1. `run` and `stops` are those of its host's
-    /// [`Liveness`](super::Liveness), which must be told of each sleep and each wake; `silent` are its hosts that are silent. To be called again when they
-    /// change.
-    pub fn allow_sleep(&mut self, after_ticks: u64, (run, stops): (u64, u64), silent: Arc<[u64]>) {
-        let sleep = &mut self.sleep;
-        (sleep.after_ticks, sleep.host, sleep.silent) = (after_ticks, (run, stops), silent);
+    /// Lets the group sleep once its leader has had nothing to do for so many ticks, from 1. To be called again when the view of its host's
+    /// [`Liveness`](super::Liveness) has changed, which must be told of each sleep and each wake.
+    pub fn allow_sleep(&mut self, after_ticks: u64, host: HostView) {
+        (self.sleep.after_ticks, self.sleep.host) = (after_ticks, host);
     }
 
     /// Whether it sleeps: it needs no tick.
@@ -80,11 +77,7 @@ impl<T> Core<T> {
     /// Ends the sleep, if it sleeps: what it relied on may be no more.
     pub fn wake(&mut self) {
         let leader = self.node.raft.leader_id;
-        if self.end_sleep()
-            && leader != 0
-            && leader != self.id
-            && !self.sleep.silent.contains(&leader)
-        {
+        if self.end_sleep() && leader != 0 && leader != self.id && !self.host_is_silent(leader) {
             self.send_sleep_note(leader, SleepKind::Woken);
         }
     }
@@ -100,7 +93,7 @@ impl<T> Core<T> {
         sleep.leader = None;
         self.stats.wakes += 1;
         let raft = &mut self.node.raft;
-        if raft.state != StateRole::Leader && sleep.silent.contains(&raft.leader_id) {
+        if raft.state != StateRole::Leader && sleep.host.is_silent(raft.leader_id) {
             // The leader's host is silent. Time went on without ticks: the promise to the leader may be over by now.
             let tick_ns = u64::try_from(self.options.tick.as_nanos())
                 .unwrap_or(u64::MAX)
@@ -162,11 +155,28 @@ impl<T> Core<T> {
 
     /// Whether a node's host was heard of and is silent now.
     pub(super) fn host_is_silent(&self, id: u64) -> bool {
-        self.sleep.silent.contains(&id)
+        self.sleep.host.is_silent(id)
+    }
+
+    /// Whether a leader may leave a member out: its host is silent, or was never heard and the member is not either.
+    fn is_away(&self, id: u64) -> bool {
+        self.host_is_silent(id) || (self.sleep.host.is_missing(id) && !self.is_live(id))
+    }
+
+    /// On a leader, once for each term and membership: the members whose hosts should be [expected](super::Liveness::expect).
+    pub fn take_expected(&mut self) -> Option<Vec<u64>> {
+        let from = self.configuration()?.from;
+        let now = (self.node.raft.term, from);
+        if self.sleep.after_ticks == 0 || !self.is_leader() || self.sleep.expected == now {
+            return None;
+        }
+        self.sleep.expected = now;
+        let ids = self.node.raft.prs().iter().map(|(id, _)| *id);
+        Some(ids.filter(|id| *id != self.id).collect())
     }
 
     fn send_sleep_note(&mut self, to: u64, kind: SleepKind) {
-        let (host, stops) = self.sleep.host;
+        let (host, stops) = self.sleep.host.note();
         let note = SleepNote {
             kind,
             term: self.node.raft.term,
@@ -179,8 +189,10 @@ impl<T> Core<T> {
     }
 
     pub(super) fn receive_sleep_note(&mut self, header: &FrameHeader, note: SleepNote) {
-        let counts = self.ack_counts(header.from, header.incarnation);
-        if !counts || note.term != self.node.raft.term || self.sleep.after_ticks == 0 {
+        let is_member = self.node.raft.prs().get(header.from).is_some();
+        let counts = is_member && self.ack_counts(header.from, header.incarnation);
+        let is_current = note.term == self.node.raft.term || note.kind == SleepKind::Woken;
+        if !counts || !is_current || self.sleep.after_ticks == 0 {
             return;
         }
         match note.kind {
@@ -222,6 +234,20 @@ impl<T> Core<T> {
 
     /// Counts ticks without news on a leader, and asks for sleep.
     pub(super) fn tick_sleep(&mut self) {
+        let raft = &self.node.raft;
+        let asks_for_leader = raft.leader_id == 0 && !raft.promotable();
+        if asks_for_leader
+            && self
+                .ticks
+                .is_multiple_of(self.options.election_ticks as u64)
+        {
+            // A learner asks for no votes, which would wake the others.
+            let ids = raft.prs().iter().map(|(id, _)| *id);
+            let peers: Vec<u64> = ids.filter(|id| *id != self.id).collect();
+            for id in peers {
+                self.send_sleep_note(id, SleepKind::Woken);
+            }
+        }
         if self.sleep.after_ticks == 0 || !self.is_leader() {
             return;
         }
@@ -244,16 +270,12 @@ impl<T> Core<T> {
         }
     }
 
-    /// Members that are to be asked: those that do not sleep, and whose hosts are not known to be silent.
+    /// Members that are to be asked: those that do not sleep, and are not away.
     fn members_awake(&self) -> Vec<u64> {
-        let sleep = &self.sleep;
         let ids = self.node.raft.prs().iter().map(|(id, _)| *id);
-        ids.filter(|id| {
-            *id != self.id
-                && !sleep.silent.contains(id)
-                && !sleep.agreed.iter().any(|(other, ..)| other == id)
-        })
-        .collect()
+        let is_asleep = |id: u64| self.sleep.agreed.iter().any(|(other, ..)| *other == id);
+        ids.filter(|id| *id != self.id && !self.is_away(*id) && !is_asleep(*id))
+            .collect()
     }
 
     fn sleep_if_all_do(&mut self) {
@@ -277,52 +299,94 @@ impl<T> Core<T> {
         }
     }
 
-    /// Whether a leader has nothing to do, and knows that its members have not either.
-    fn is_quiet(&self) -> bool {
-        let raft = &self.node.raft;
-        let last = raft.raft_log.last_index();
-        let is_settled = |id: u64, progress: &raft::Progress| {
-            let has_all = progress.matched == last && progress.state == ProgressState::Replicate;
-            id == self.id || has_all || self.sleep.silent.contains(&id)
-        };
-        self.has_no_work()
-            && self.formed_now
-            && raft.lead_transferee.is_none()
-            && self.told_commit == last
-            && self.transfers.is_empty()
-            && self.delivered.is_empty()
-            && self.full_ticks == 0
-            && self.membership().voters_outgoing.is_empty()
-            && raft
-                .prs()
-                .iter()
-                .all(|(id, progress)| is_settled(*id, progress))
-            && self.members_are_settled()
+    /// What keeps the group awake here, nothing if nothing does. For simulations.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn awake_for(&self) -> Vec<String> {
+        let is = |(what, is): (&'static str, bool)| is.then(|| what.to_owned());
+        let mut reasons: Vec<String> = self.work().filter_map(is).collect();
+        if self.is_leader() {
+            reasons.extend(self.members_work().filter_map(is));
+            reasons.push(format!("members {:?} do not sleep", self.members_awake()));
+        }
+        reasons
     }
 
-    /// Whether everything in the log is committed, applied and durable, and nothing waits.
+    /// Whether a leader has nothing to do, and knows that its members have not either.
+    fn is_quiet(&self) -> bool {
+        self.has_no_work() && !self.members_work().any(|(_, is)| is)
+    }
+
     fn has_no_work(&self) -> bool {
+        !self.work().any(|(_, is)| is)
+    }
+
+    /// What a leader has to do for its members.
+    fn members_work(&self) -> impl Iterator<Item = (&'static str, bool)> {
+        let raft = &self.node.raft;
+        let last = raft.raft_log.last_index();
+        let lags = |id: u64, progress: &raft::Progress| {
+            let has_all = progress.matched == last && progress.state != ProgressState::Snapshot;
+            id != self.id && !has_all && !self.is_away(id)
+        };
+        let lags = raft.prs().iter().any(|(id, progress)| lags(*id, progress));
+        [
+            ("the group is not formed", !self.formed_now),
+            ("leadership is handed over", raft.lead_transferee.is_some()),
+            ("followers do not know the commit", self.told_commit < last),
+            (
+                "a member gets a snapshot",
+                !self.transfers.is_empty() || !self.delivered.is_empty(),
+            ),
+            ("the log is full", self.full_ticks > 0),
+            (
+                "two memberships hold",
+                !self.membership().voters_outgoing.is_empty(),
+            ),
+            ("a member lags", lags),
+            (
+                "members are to be replaced or promoted",
+                !self.members_are_settled(),
+            ),
+        ]
+        .into_iter()
+    }
+
+    /// What any member has to do.
+    fn work(&self) -> impl Iterator<Item = (&'static str, bool)> {
         let log = &self.node.raft.raft_log;
         let last = log.last_index();
-        let is_applied = last == log.committed
-            && last == self.handed
-            && last == self.applied
-            && last == log.applied;
-        is_applied
-            && self.pending.len() == 0
-            && self.reads.len() == 0
-            && self.changes.is_empty()
-            && self.waiting.is_empty()
-            && self.snapshot_waiters.is_empty()
-            && self.after_persist.is_empty()
-            && self.arrived.is_none()
-            && self.restoring.is_none()
-            && matches!(self.making, Making::No)
-            && !self.fetching.is_under_way()
-            && self.forked_since.is_none()
-            && self.ticks >= self.silent_ticks
-            && self.is_itself()
-            && !self.removed
-            && self.address_is_told()
+        let applied = log.applied.min(self.applied).min(self.handed);
+        [
+            ("entries are not committed", log.committed < last),
+            ("entries are not applied", applied < last),
+            ("entries are not durable", !self.after_persist.is_empty()),
+            (
+                "proposals wait",
+                self.pending.len() > 0 || !self.waiting.is_empty(),
+            ),
+            ("reads wait", self.reads.len() > 0),
+            ("a change is going on", !self.changes.is_empty()),
+            (
+                "a snapshot is made",
+                !matches!(self.making, Making::No) || !self.snapshot_waiters.is_empty(),
+            ),
+            (
+                "a snapshot is restored",
+                self.restoring.is_some() || self.arrived.is_some(),
+            ),
+            ("entries are fetched", self.fetching.is_under_way()),
+            (
+                "the leader contradicts the log",
+                self.forked_since.is_some(),
+            ),
+            (
+                "a lease of before the start may hold",
+                self.ticks < self.silent_ticks,
+            ),
+            ("this node is no member", !self.is_itself() || self.removed),
+            ("the address is not in the table", !self.address_is_told()),
+        ]
+        .into_iter()
     }
 }

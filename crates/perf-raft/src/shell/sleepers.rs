@@ -61,10 +61,9 @@ impl Sleepers {
 
     fn change<R>(&self, change: impl FnOnce(&mut Liveness) -> R) -> R {
         let mut liveness = self.liveness.lock();
-        let before = (liveness.run(), liveness.silent());
+        let before = liveness.view().clone();
         let changed = change(&mut liveness);
-        let (run, silent) = before;
-        if run != liveness.run() || !Arc::ptr_eq(&silent, &liveness.silent()) {
+        if before != *liveness.view() {
             self.version.fetch_add(1, Ordering::Release);
         }
         changed
@@ -124,12 +123,15 @@ impl Sleeper {
         if version != self.seen_version {
             self.seen_version = version;
             let liveness = self.sleepers.liveness.lock();
-            core.allow_sleep(self.sleepers.after_ticks, liveness.run(), liveness.silent());
+            core.allow_sleep(self.sleepers.after_ticks, liveness.view().clone());
         }
     }
 
     /// Notes whether the group sleeps now.
     pub(crate) fn note<T>(&mut self, core: &mut Core<T>) -> Change {
+        if let Some(members) = core.take_expected() {
+            self.sleepers.liveness.lock().expect(members);
+        }
         let is_asleep = core.is_asleep();
         if is_asleep == self.was_asleep {
             return Change::None;

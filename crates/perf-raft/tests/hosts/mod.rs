@@ -90,7 +90,7 @@ pub(crate) struct World {
     /// Commands by group, index and place.
     applied: BTreeMap<(GroupId, u64, u32), Bytes>,
     next_command: u64,
-    acked: BTreeSet<u64>,
+    acked: BTreeMap<GroupId, u64>,
     coverage: Coverage,
     violation: Option<Violation>,
 }
@@ -133,7 +133,7 @@ impl World {
             leaders: BTreeMap::new(),
             applied: BTreeMap::new(),
             next_command: 0,
-            acked: BTreeSet::new(),
+            acked: BTreeMap::new(),
             coverage: Coverage::default(),
             violation: None,
         };
@@ -269,7 +269,7 @@ impl World {
         member.core.set_now(now_ns);
         member
             .core
-            .allow_sleep(SLEEP_AFTER_TICKS, liveness.run(), liveness.silent());
+            .allow_sleep(SLEEP_AFTER_TICKS, liveness.view().clone());
         input(&mut member.core);
         self.settle(id, group);
     }
@@ -370,8 +370,7 @@ impl World {
                     member.machine.apply(&command.data);
                 }
                 self.coverage.acked += waiting.len() as u64;
-                self.acked
-                    .extend(waiting.into_iter().map(|(_, command)| command));
+                *self.acked.entry(group).or_default() += waiting.len() as u64;
                 member.core.applied(index);
             }
             ApplyJob::Restore(snapshot) => {
@@ -480,6 +479,7 @@ fn note_sleep(
     liveness: &mut Liveness,
     coverage: &mut Coverage,
 ) -> Settled {
+    liveness.expect(member.core.take_expected().unwrap_or_default());
     let is_asleep = member.core.is_asleep();
     if is_asleep == member.is_asleep {
         return Settled::Yes;

@@ -117,9 +117,9 @@ impl World {
     /// Each group takes a write.
     fn write_to_all(&mut self) -> Result<(), Violation> {
         for group in self.groups.clone() {
-            let acked = self.acked.len();
+            let acked = self.acked.get(&group).copied();
             let mut ticks = 0;
-            while self.acked.len() == acked {
+            while self.acked.get(&group).copied() == acked {
                 self.propose(group);
                 self.step_soundly()?;
                 ticks += 1;
@@ -142,13 +142,20 @@ impl World {
         Err(format!("{awake} does not sleep, though nothing happens"))
     }
 
+    /// A group that does not sleep, and why its members do not.
     fn awake(&self) -> Option<String> {
-        self.hosts.iter().find_map(|(id, host)| {
-            let mut members = host.members.iter();
-            let awake = members.find(|(_, member)| !member.is_asleep);
-            awake
-                .map(|(group, member)| format!("group {} at host {id}: {:?}", group.0, member.core))
-        })
+        let members = self.hosts.values().flat_map(|host| &host.members);
+        let (group, _) = members.into_iter().find(|(_, member)| !member.is_asleep)?;
+        let of_hosts = self.hosts.iter().filter_map(|(id, host)| {
+            let core = &host.members.get(group)?.core;
+            Some(format!(
+                "host {id}: {:?}, {:?}",
+                core.status().role,
+                core.awake_for()
+            ))
+        });
+        let of_hosts: Vec<String> = of_hosts.collect();
+        Some(format!("group {} ({})", group.0, of_hosts.join("; ")))
     }
 
     /// While nothing happens, no group has a tick or sends a frame.

@@ -2,10 +2,9 @@
 
 use bytes::Bytes;
 use perf_raft::codec::{Body, Frame, FrameHeader, SleepKind, SleepNote};
-use perf_raft::core::{ApplyJob, Core, CoreConfig, Outputs, bootstrap_state};
+use perf_raft::core::{ApplyJob, Core, CoreConfig, HostView, Outputs, bootstrap_state};
 use perf_raft::eraftpb::{Message, MessageType};
 use perf_raft::{EntryMemory, GroupId, RaftOptions};
-use std::sync::Arc;
 
 const TERM: u64 = 2;
 const LEADER: u64 = 1;
@@ -29,7 +28,7 @@ impl Follower {
         };
         let state = bootstrap_state(&[1, 2, 3], Bytes::new());
         let mut core = Core::new(config, state).expect("a sound start");
-        core.allow_sleep(1, (7, 0), Arc::default());
+        core.allow_sleep(1, HostView::new(7, &[]));
         Self { core, sequence: 0 }
     }
 
@@ -134,7 +133,7 @@ pub(crate) fn promise_holds() -> Result<(), String> {
             ));
         }
         follower.core.set_now(start + passed * tick_ns);
-        follower.core.allow_sleep(1, (7, 0), Arc::from([LEADER]));
+        follower.core.allow_sleep(1, HostView::new(7, &[LEADER]));
         follower.core.wake();
         follower.settle();
         let votes = follower.votes_for_another();

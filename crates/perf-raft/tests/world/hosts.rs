@@ -24,9 +24,9 @@ impl Sleepiness {
             2 => 20,
             _ => 0,
         };
-        let pause = match random.below(3) {
-            0 => 60 * MS,
-            1 => 600 * MS,
+        let pause = match random.below(4) {
+            0 | 1 => 60 * MS,
+            2 => 600 * MS,
             _ => 6_000 * MS,
         };
         Self {
@@ -104,7 +104,7 @@ impl World {
         if let Some(node) = self.nodes.get_mut(&id)
             && let (Some(core), Some(host)) = (node.core.as_mut(), node.host.as_ref())
         {
-            core.allow_sleep(after_ticks, host.run(), host.silent());
+            core.allow_sleep(after_ticks, host.view().clone());
         }
     }
 
@@ -116,6 +116,7 @@ impl World {
         let (Some(core), Some(host)) = (node.core.as_mut(), node.host.as_mut()) else {
             return;
         };
+        host.expect(core.take_expected().unwrap_or_default());
         let is_asleep = core.is_asleep();
         if is_asleep == node.is_asleep {
             return;

@@ -131,6 +131,12 @@ pub(crate) struct World {
     /// A disk was lost before the group was formed, and its node may vote twice in a term: two nodes may lead that term then, and neither acknowledges
     /// anything.
     may_vote_twice: bool,
+    /// Entries that were written, by index and term.
+    written: BTreeMap<(u64, u64), Bytes>,
+    /// A quorum of disks was emptied before the group was formed, and the next group wrote another entry with the same index and term: no node can tell.
+    is_twice: bool,
+    /// The first voters had different lists: some of them are emptied.
+    may_begin_anew: bool,
     /// Frames arrive a second time after seconds, from starts and leaders that are no more.
     has_late_frames: bool,
     /// The last heartbeat from one node to another that was lost.
@@ -258,8 +264,11 @@ impl World {
             no_snapshots_until: 0,
             slow_link,
             short_frames,
+            may_begin_anew: mixed.is_some(),
             mixed,
             may_vote_twice: false,
+            written: BTreeMap::new(),
+            is_twice: false,
             has_late_frames,
             hands_over_often,
             lost_heartbeats: BTreeMap::new(),

@@ -177,6 +177,23 @@ impl World {
         let mut out = Outputs::default();
         core.poll(&mut out);
         for job in &out.log_jobs {
+            for entry in job.entries.iter() {
+                let content = [&entry.data[..], &entry.context[..]].concat().into();
+                let known = self
+                    .written
+                    .entry((entry.index, entry.term))
+                    .or_insert_with(|| Bytes::clone(&content));
+                if *known == content {
+                    continue;
+                }
+                self.is_twice = true;
+                if !self.may_begin_anew && !self.may_vote_twice {
+                    self.violation.get_or_insert(format!(
+                        "node {id} writes another entry at {} of term {} than one before",
+                        entry.index, entry.term
+                    ));
+                }
+            }
             let commit = job.hard_state.as_ref().map_or(0, |state| state.commit);
             let snapshot = job
                 .snapshot
