@@ -95,7 +95,7 @@ impl World {
                 return Err(format!("the state machine of node {id} differs"));
             }
             reference = Some(&node.machine);
-            if self.sleepiness.after_ticks > 0 && !node.is_asleep {
+            if self.sleepiness.after_ticks > 0 && !node.is_asleep && !self.is_twice {
                 let cores = self.nodes.values().filter_map(|node| node.core.as_ref());
                 let reasons: Vec<_> = cores
                     .map(|core| (core.status(), core.awake_for()))
