@@ -101,11 +101,12 @@ A seed that fails is printed with the command that runs it again.
 const SOAK_HELP: &str = "\
 Usage: cargo xtask soak [--minutes N] [--seed N] [--debug]
 
-A cluster of three nodes with 16 Raft groups under load and every fault of `cluster --chaos`, for so many minutes (10 without
-it): nodes are killed, also all at once, ended, paused, slow, wiped, replaced and cut off. VMs have user data of 0 to 16 KiB, and logs are
-small, so that they are written past many purges. After each fault every node must have what was acknowledged, byte by byte. Prints
-memory and disk of the largest node as a curve, and fails when anything acknowledged is missing or wrong, a node does not start
-again or does not catch up, or, in a run of two minutes or more, when memory grows, the disk is beyond its bound or no segments were purged.
+A cluster of three nodes with 16 Raft groups under load and every fault of `cluster --chaos`, for so many minutes (10
+without it): nodes are killed, also all at once, ended, paused, slow, wiped, replaced and cut off. VMs have user data
+of 0 to 16 KiB, and logs are small, so that they are written past many purges. After each fault every node must have
+what was acknowledged, user data by its length and checksum. Prints memory and disk of the largest node as a curve, and
+fails when anything acknowledged is missing or wrong, a node does not start again or does not catch up, or, in a run of
+two minutes or more, when memory grows, the disk is beyond its bound or too few segments were purged.
 
   --minutes N    how long the load lasts, 60 at most
   --seed N       the faults of an earlier run again
@@ -180,7 +181,8 @@ depend on it; dates what their changelogs have under `Unreleased`, and prints th
 const CI_HELP: &str = "\
 Usage: cargo xtask ci [--allow-dirty]
 
-Runs test, lint, features, package, a quick bench with its gate and a soak of two minutes, and repeats cargo test's summary at the end.
+Runs test, lint, features, package, a quick bench with its gate and a soak of two minutes, and repeats cargo test's
+summary at the end.
 
   --allow-dirty  package also with uncommitted changes
 ";

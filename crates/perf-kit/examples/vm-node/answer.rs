@@ -45,7 +45,8 @@ pub(crate) struct Member {
     pub(crate) id: u64,
     /// `voter` where it is one in every Raft group.
     pub(crate) role: &'static str,
-    /// Entries of the log that it lacks, of all groups that this node leads; known to a leader alone, and of the others.
+    /// Entries of the log that it lacks, of all groups that this node leads; known to a leader alone, and of the
+    /// others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) lag: Option<u64>,
     /// Whether every leader that is asked heard of it lately.

@@ -34,7 +34,8 @@ impl Backend {
         }
     }
 
-    /// Waits until what this node shows of a VM, or of all without a name, has everything that was acknowledged before the call.
+    /// Waits until what this node shows of a VM, or of all without a name, has everything that was acknowledged
+    /// before the call.
     pub(crate) async fn barrier(&self, vm: Option<&str>) -> Result<(), Refusal> {
         match self {
             Self::Fast(node) => node.barrier(vm).await,

@@ -26,16 +26,16 @@ const HELP: &str = "\
 Usage: vm-node serve --id ID --peer ID=RAFT,HTTP ... --data DIR --certificates DIR [--join]
                      [--via ID=ADDRESS ...] [--groups N] [--log-mib N] [--naive]
        vm-node certificates DIR --nodes N
-       vm-node cluster [--nodes N] [--for SECONDS] [--clients C] [--groups N] [--log-mib N] [--user-data BYTES] [--chaos]
-                       [--seed N] [--naive] [--compare] [--keep]
+       vm-node cluster [--nodes N] [--for SECONDS] [--clients C] [--groups N] [--log-mib N] [--user-data BYTES]
+                       [--chaos] [--seed N] [--naive] [--compare] [--keep]
 
 serve         runs one node of a replicated VM inventory
   --peer      a node's id, address for peers and address for clients; once for each node, this one included
   --data      where its log is kept
   --join      it has no part in forming the cluster: it is added by `POST /members`, or it was a member before
   --via       ID=ADDRESS: where this node connects to that peer, instead of the announced address; for proxies
-  --groups    Raft groups that the inventory is spread over by the VMs' names; 1 without it, 256 at most, the same on every
-              node and at every start
+  --groups    Raft groups that the inventory is spread over by the VMs' names; 1 without it, 256 at most, the same on
+              every node and at every start
   --log-mib   MiB of log of all groups together at which writes are refused until snapshots are made; 256 without it.
               A segment of the log has an eighth of it
   --naive     built the way one writes it first: the same interface, the same durability
@@ -50,7 +50,8 @@ cluster       starts a cluster on this machine, puts it under load, checks what 
   --groups    Raft groups of the nodes; 1 without it, 16 with --chaos
   --log-mib   as for `serve`
   --user-data each VM has user data of 0 to so many bytes, drawn by the seed; 0 without it, 16384 at most
-  --chaos     meanwhile kills, ends, pauses, slows, wipes, replaces and cuts off nodes; then every node must be well again
+  --chaos     meanwhile kills, ends, pauses, slows, wipes, replaces and cuts off nodes; then every node must be well
+              again
   --seed      draws the faults of an earlier run again; a new seed without it
   --compare   the naive node and then the other one, and the ratios
   --keep      leaves the data, certificates and logs of the run

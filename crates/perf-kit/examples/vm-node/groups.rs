@@ -1,8 +1,8 @@
 //! The Raft groups that the inventory is spread over: which of them a VM belongs to, and how many there are.
 //!
-//! The count decides where a VM is found, so it never changes: it is kept beside the log, and a start with another count is
-//! refused. What the replicated state says of it (see [`Inventory::raft_groups`](crate::inventory::Inventory::raft_groups))
-//! stops a node whose folder is new.
+//! The count decides where a VM is found, so it never changes: it is kept beside the log, and a start with another
+//! count is refused. What the replicated state says of it (see
+//! [`Inventory::raft_groups`](crate::inventory::Inventory::raft_groups)) stops a node whose folder is new.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -47,7 +47,8 @@ pub(crate) fn keep_count(folder: &Path, groups: u32) -> Result<()> {
     match kept {
         Some(kept) if kept == groups => Ok(()),
         Some(kept) => bail!(
-            "the data in {} is spread over {kept} groups, and --groups is {groups}: start the node with --groups {kept}",
+            "the data in {} is spread over {kept} groups, and --groups is {groups}: \
+             start the node with --groups {kept}",
             folder.display()
         ),
         None => {

@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 mod answer;
 mod api;
 mod backend;
+mod balance;
 mod certificates;
 mod cli;
 mod cluster;

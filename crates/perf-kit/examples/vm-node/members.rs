@@ -1,5 +1,5 @@
-//! The members of all Raft groups. The first group has the say: an operator changes its members, and the leader of each other
-//! group makes those of its own group the same, step by step.
+//! The members of all Raft groups. The first group has the say: an operator changes its members, and the leader of
+//! each other group makes those of its own group the same, step by step.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -250,8 +250,8 @@ pub(crate) async fn follow_members(group: u32, groups: Vec<RaftHandle>, shared: 
         if !raft.status().is_leader() {
             continue;
         }
-        // A node that the first group removed has applied that or is told so, and cannot ask. What else this node knows of the first
-        // group may be old: only what holds now is followed.
+        // A node that the first group removed has applied that or is told so, and cannot ask. What else this node
+        // knows of the first group may be old: only what holds now is followed.
         let next = if is_removed(raft.id(), &first.report()) {
             another_voter(raft).map(Step::HandOver)
         } else if step().is_some() && first.read_index().await.is_ok() {

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::answer::{GroupStatus, HostStatus, Refusal, Status, member_role, role_name};
+use crate::balance::spread_leaders;
 use crate::certificates::{CLUSTER, Identity};
 use crate::cli::Serve;
 use crate::discovery::find_leaders;
@@ -36,7 +37,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 const HOUSEKEEPING: Duration = Duration::from_millis(20);
 /// How long messages may take to leave at the end.
 const DRAIN_MAX: Duration = Duration::from_secs(1);
-/// The largest snapshot of a group: a million VMs with the longest names, their user data and the answers that are remembered.
+/// The largest snapshot of a group: a million VMs with the longest names, their user data and the answers that are
+/// remembered.
 const SNAPSHOT_BYTES_MAX: usize = 512 << 20;
 
 /// A running node.
@@ -327,7 +329,8 @@ impl FastNode {
 
     fn other_groups(&self, groups: u32) -> String {
         format!(
-            "the cluster spreads its inventory over {groups} groups, and --groups is {}: start the node with --groups {groups}",
+            "the cluster spreads its inventory over {groups} groups, and --groups is {}: \
+             start the node with --groups {groups}",
             self.count()
         )
     }
@@ -436,6 +439,9 @@ fn tasks(groups: &[Group], options: &Arc<Serve>, shared: &Arc<Shared>) -> Vec<Jo
             raft.clone(),
             prefix(group, count),
         )));
+        if count > 1 {
+            tasks.push(tokio::spawn(spread_leaders(group, raft.clone())));
+        }
         if group > 0 {
             let following = follow_members(group, handles.clone(), Arc::clone(shared));
             tasks.push(tokio::spawn(following));

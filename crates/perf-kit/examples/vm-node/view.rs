@@ -59,8 +59,8 @@ impl View {
         }
     }
 
-    /// Puts another inventory in the place of a group's present one. A look-up meanwhile finds a VM as it was before or as it is
-    /// afterwards.
+    /// Puts another inventory in the place of a group's present one. A look-up meanwhile finds a VM as it was before
+    /// or as it is afterwards.
     pub(crate) fn replace(&self, group: u32, inventory: &Inventory) {
         let is_other = |name: &str| group_of(name, self.groups.len() as u32) != group;
         let mut shards: Vec<Vms> = (0..SHARDS).map(|_| Vms::new()).collect();
@@ -137,7 +137,8 @@ impl View {
         }
     }
 
-    /// All hosts, each with the sum of what the groups have of it. A host that was removed from any group counts as removed.
+    /// All hosts, each with the sum of what the groups have of it. A host that was removed from any group counts as
+    /// removed.
     pub(crate) fn hosts(&self) -> Vec<HostState> {
         let mut hosts: BTreeMap<u64, HostState> = BTreeMap::new();
         for part in &self.groups {

@@ -232,15 +232,16 @@ impl From<Outcome> for ApiError {
                 StatusCode::INSUFFICIENT_STORAGE,
                 "user_data_full",
                 format!(
-                    "the VMs of this VM's Raft group may have {bytes_max} bytes of user data together: shorten it, or delete VMs"
+                    "the VMs of one Raft group may have {bytes_max} bytes of user data together: \
+                     shorten it, or delete VMs"
                 ),
             ),
             Outcome::OtherGroups(groups) => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "other_groups",
                 format!(
-                    "the inventory is spread over {groups} groups, and this node was started with another count: nothing was done; \
-                     start it with `--groups {groups}`"
+                    "the inventory is spread over {groups} groups, and this node was started with another count: \
+                     nothing was done; start it with `--groups {groups}`"
                 ),
             ),
             Outcome::Vm(_)

@@ -16,8 +16,8 @@ const PAUSE_MIN: Duration = Duration::from_secs(5);
 const MIB: u64 = 1024 * 1024;
 /// Runs that are shorter say nothing of growth.
 const JUDGED_MIN: Duration = Duration::from_secs(110);
-/// Copies of the live data that a node has in memory at most: the inventory, the views, a snapshot that is made and one that is
-/// sent, with what the allocator needs for them.
+/// Copies of the live data that a node has in memory at most: the inventory, the views, a snapshot that is made and
+/// one that is sent, with what the allocator needs for them.
 const MEMORY_COPIES: u64 = 4;
 /// What memory may grow by beside that, and beside half of the log.
 const MEMORY_SLACK_BYTES: u64 = 16 * MIB;
@@ -119,7 +119,8 @@ impl Curve {
         })
     }
 
-    /// Memory that grew over the run by more than the live data explain. The first third is left out: state and log fill up.
+    /// Memory that grew over the run by more than the live data explain. The first third is left out: state and log
+    /// fill up.
     fn growth(&self) -> Option<String> {
         let third = self.looks.len() / 3;
         if third == 0 {
@@ -140,8 +141,8 @@ impl Curve {
         })
     }
 
-    /// Disk beyond the bound at any moment: twice what the log may hold, nine segments of an eighth of that, and for each group two
-    /// snapshots of the live data.
+    /// Disk beyond the bound at any moment: twice what the log may hold, nine segments of an eighth of that, and for
+    /// each group two snapshots of the live data.
     fn excess(&self) -> Option<String> {
         let excess = |look: &&Look| look.disk > self.disk_bound(look.live);
         let look = self.looks.iter().find(excess)?;
@@ -171,7 +172,8 @@ impl Display for Curve {
         for look in &self.looks {
             writeln!(
                 f,
-                "  footprint      {:>5.0} s  largest node: memory {:>5} MiB, disk {:>5} MiB of {:>5} allowed; live data below {:>4} MiB",
+                "  footprint      {:>5.0} s  largest node: memory {:>5} MiB, disk {:>5} MiB of {:>5} allowed; \
+                 live data below {:>4} MiB",
                 look.at.as_secs_f64(),
                 look.memory / MIB,
                 look.disk / MIB,
@@ -227,7 +229,8 @@ pub(super) fn disk_of(folder: &Path) -> u64 {
 mod tests {
     use super::*;
 
-    /// Of a node with a log of 16 MiB, by the place of the look from 0 to 20: memory, disk and live data in MiB, and the first segment.
+    /// Of a node with a log of 16 MiB, by the place of the look from 0 to 20: memory, disk and live data in MiB, and
+    /// the first segment.
     fn curve(seconds: u64, of: impl Fn(u64) -> (u64, u64, u64, u64)) -> Curve {
         let mut curve = Curve {
             nodes: 1,

@@ -35,8 +35,8 @@ const KEPT_BYTES_MAX: usize = 8 << 20;
 /// One VM in so many has no user data, and one a few bytes; the others have up to the longest.
 const USER_DATA_KINDS: u32 = 4;
 const USER_DATA_SHORT_BYTES: usize = 256;
-/// What a VM takes of a state beside its user data, and an answer that is remembered; and how many answers are. More than both
-/// take in this load.
+/// What a VM takes of a state beside its user data, and an answer that is remembered; and how many answers are. More
+/// than both take in this load.
 const VM_BYTES: usize = 256;
 const ANSWER_BYTES: usize = 256;
 const ANSWERS_MAX: usize = 100_000;

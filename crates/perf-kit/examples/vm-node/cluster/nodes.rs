@@ -202,7 +202,8 @@ impl Nodes {
         self.network.as_ref()
     }
 
-    /// Waits until a majority names the same leader of each group and it says so itself. Returns the node that leads most groups.
+    /// Waits until a majority names the same leader of each group and it says so itself. Returns the node that leads
+    /// most groups.
     pub(super) async fn wait_for_leader(&self, longest: Duration) -> Result<u64> {
         let start = Instant::now();
         loop {

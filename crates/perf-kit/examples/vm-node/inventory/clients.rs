@@ -25,8 +25,8 @@ struct Client {
 }
 
 impl Clients {
-    /// Notes a request, and remembers up to `clients_max` clients. `false` if its number is not above the newest one of its client. Any id
-    /// that has no number is new.
+    /// Notes a request, and remembers up to `clients_max` clients. `false` if its number is not above the newest one
+    /// of its client. Any id that has no number is new.
     pub(super) fn is_new(&mut self, request_id: &str, clients_max: usize) -> bool {
         let Some((name, number)) = parse(request_id) else {
             return true;

@@ -12,8 +12,8 @@ pub(crate) struct Command {
     pub(crate) request_id: String,
     #[prost(oneof = "Action", tags = "2, 3, 4, 5, 6, 7, 8")]
     pub(crate) action: Option<Action>,
-    /// Over how many Raft groups the node that proposed it spreads the inventory; 0 means one. Another count than the first
-    /// command's is refused.
+    /// Over how many Raft groups the node that proposed it spreads the inventory; 0 means one. Another count than the
+    /// first command's is refused.
     #[prost(uint32, tag = "9")]
     pub(crate) raft_groups: u32,
 }

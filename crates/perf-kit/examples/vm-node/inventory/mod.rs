@@ -13,8 +13,9 @@ pub(crate) mod command;
 use clients::Clients;
 use command::{Action, Command, Create, Host, Outcome, Size, Vm};
 
-/// Answers of all Raft groups together that are kept for clients that ask again. The oldest goes first. The id of a request counts until this many later
-/// requests with ids were answered. After that it is taken for a new one, or refused as too old if it has a number (see [`clients`]).
+/// Answers of all Raft groups together that are kept for clients that ask again. The oldest goes first. The id of a
+/// request counts until this many later requests with ids were answered. After that it is taken for a new one, or
+/// refused as too old if it has a number (see [`clients`]).
 const ANSWERS_MAX: usize = 100_000;
 
 /// VMs there may be at once, in all Raft groups together.
@@ -45,8 +46,8 @@ pub(crate) struct Inventory {
 /// An answer that was given, and to what.
 #[derive(Clone, Debug, PartialEq)]
 struct Remembered {
-    /// The action as bytes, without the host that was chosen for it: each attempt chooses anew. User data counts by its length
-    /// and checksum, so that what is remembered is short.
+    /// The action as bytes, without the host that was chosen for it: each attempt chooses anew. User data counts by
+    /// its length and checksum, so that what is remembered is short.
     request: Bytes,
     outcome: Outcome,
 }
