@@ -66,7 +66,7 @@ pub(crate) fn member_role(role: MemberRole) -> &'static str {
     }
 }
 
-/// What `GET /status` says. What is of a Raft group is that of the first one.
+/// What `GET /status` says. Role, term, leader and indices are those of the first Raft group.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Status {
     pub(crate) node: u64,

@@ -27,7 +27,7 @@ pub(crate) struct Machine {
     pub(crate) shared: Arc<Shared>,
 }
 
-/// What all groups of a node change.
+/// State that all groups of a node share.
 pub(crate) struct Shared {
     pub(crate) view: View,
     pub(crate) state: NodeState<Host>,

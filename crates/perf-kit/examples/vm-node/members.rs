@@ -260,7 +260,7 @@ pub(crate) async fn follow_members(group: u32, groups: Vec<RaftHandle>, shared: 
             None
         };
         if let Some(next) = next {
-            // What fails is tried again, by this leader or by the next one.
+            // A step that fails is tried again, by this leader or by the next one.
             take(next, raft, groups.len() as u32, view).await;
         }
     }

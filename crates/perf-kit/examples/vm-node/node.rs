@@ -33,7 +33,7 @@ use crate::view::View;
 
 /// How long a client waits for an answer.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
-/// How often the status is published and a new leader looks at the hosts.
+/// How often the status is published, and a new leader tries to announce the hosts.
 const HOUSEKEEPING: Duration = Duration::from_millis(20);
 /// How long messages may take to leave at the end.
 const DRAIN_MAX: Duration = Duration::from_secs(1);
@@ -52,7 +52,7 @@ pub(crate) struct FastNode {
     tasks: Vec<JoinHandle<()>>,
 }
 
-/// What the node has of a Raft group. The first one has the say about the members of all.
+/// A Raft group of the node. The first one has the say about the members of all.
 pub(crate) struct Group {
     pub(crate) raft: RaftHandle,
     placements: Arc<Placements>,
@@ -510,30 +510,33 @@ async fn publish_status(raft: RaftHandle, shared: Arc<Shared>) {
     }
 }
 
-/// As a new leader of a group tells it which hosts there are.
+/// As a new leader of a group tells it which hosts there are. A group without news costs nothing.
 async fn announce_hosts(raft: RaftHandle, groups: u32, hosts: Vec<Host>) {
-    let mut tick = tokio::time::interval(HOUSEKEEPING);
+    let mut reports = raft.watch();
     let mut term_announced = 0;
     loop {
-        tick.tick().await;
         let status = raft.status();
-        if !status.is_leader() || status.term == term_announced {
-            continue;
-        }
-        let announced = async {
-            for host in &hosts {
-                let command = Command {
-                    request_id: String::new(),
-                    action: Some(Action::Host(host.clone())),
-                    raft_groups: groups,
-                };
-                propose(&raft, &command).await?;
+        if status.is_leader() && status.term != term_announced {
+            let announced = async {
+                for host in &hosts {
+                    let command = Command {
+                        request_id: String::new(),
+                        action: Some(Action::Host(host.clone())),
+                        raft_groups: groups,
+                    };
+                    propose(&raft, &command).await?;
+                }
+                Ok::<(), ProposeError>(())
+            };
+            if announced.await.is_err() {
+                // Again, or by the next leader.
+                tokio::time::sleep(HOUSEKEEPING).await;
+                continue;
             }
-            Ok::<(), ProposeError>(())
-        };
-        // Otherwise again at the next tick, or by the next leader.
-        if announced.await.is_ok() {
             term_announced = status.term;
+        }
+        if reports.changed().await.is_err() {
+            return;
         }
     }
 }

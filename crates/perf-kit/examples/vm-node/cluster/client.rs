@@ -215,11 +215,10 @@ impl Client {
         Ok(serde_json::from_slice(&answer.body)?)
     }
 
-    /// All VMs, page by page; with `stale` as the node has them.
-    pub(super) async fn list(&mut self, stale: bool) -> Result<Vec<VmReply>> {
+    /// All VMs, page by page.
+    pub(super) async fn list(&mut self) -> Result<Vec<VmReply>> {
         let mut all = Vec::new();
-        let first = format!("/vms?limit={PAGE}&stale={stale}");
-        let mut path = first.clone();
+        let mut path = format!("/vms?limit={PAGE}");
         loop {
             let answer = self.request(Method::GET, &path, Bytes::new()).await?;
             if answer.status != StatusCode::OK {
@@ -234,7 +233,7 @@ impl Client {
             let Some(next) = page.next else {
                 return Ok(all);
             };
-            path = format!("{first}&after={next}");
+            path = format!("/vms?limit={PAGE}&after={next}");
         }
     }
 }

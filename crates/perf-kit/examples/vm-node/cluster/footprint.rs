@@ -106,7 +106,7 @@ impl Curve {
         self.looks.push(look);
     }
 
-    /// What is not as it should be, in words.
+    /// The first fault of the curve, in words.
     pub(super) fn fault(&self) -> Option<String> {
         let last = self.looks.last()?;
         if last.at < JUDGED_MIN || !self.is_judged {

@@ -75,6 +75,8 @@ struct Found {
     expected: HashMap<String, Option<bool>>,
     /// User data of those of them that are there.
     kept_bytes: usize,
+    /// What shared names take that may be there still.
+    shared_bytes: usize,
     /// Names of which nobody knows.
     unknown: u64,
     wrong: Vec<String>,
@@ -120,6 +122,7 @@ impl Load {
                 shared: HashMap::new(),
                 expected: HashMap::new(),
                 kept_bytes: 0,
+                shared_bytes: 0,
                 unknown: 0,
                 wrong: Vec::new(),
                 latencies: Histogram::new(3).expect("three digits are allowed"),
@@ -230,9 +233,10 @@ impl Load {
     pub(super) fn live_bytes(&self) -> u64 {
         let found = self.found();
         let kept = found.expected.values().flatten().count();
-        let working = self.clients + SHARED_NAMES;
+        let working = self.clients;
         let answers = usize::try_from(self.acknowledged()).unwrap_or(usize::MAX);
         let bytes = found.kept_bytes
+            + found.shared_bytes
             + kept * VM_BYTES
             + working * (self.user_data_bytes + VM_BYTES)
             + answers.min(ANSWERS_MAX) * ANSWER_BYTES;
@@ -244,14 +248,14 @@ impl Load {
         self.found().expected.clone()
     }
 
-    /// Compares what each node has now with what must be there.
+    /// Compares what each node has now with what must be there. A node that has not caught up waits until it has.
     pub(super) async fn verify(
         &self,
         nodes: &Nodes,
         kept: &HashMap<String, Option<bool>>,
     ) -> Result<()> {
         for (id, address) in nodes.ids().await.into_iter().zip(nodes.addresses().await) {
-            let list = list(&mut Client::new(address), true).await;
+            let list = list(&mut Client::new(address)).await;
             let list = list.with_context(|| format!("cannot get the list of node {id}"))?;
             if let Some(wrong) = self.differences(id, &list, kept).into_iter().next() {
                 bail!("after the fault: {wrong}");
@@ -299,7 +303,7 @@ impl Load {
         let mut lists = Vec::new();
         for (id, address) in nodes.ids().await.into_iter().zip(nodes.addresses().await) {
             let mut client = Client::new(address);
-            let list = list(&mut client, false)
+            let list = list(&mut client)
                 .await
                 .with_context(|| format!("cannot get the list of node {id}"))?;
             lists.push((id, list));
@@ -355,10 +359,10 @@ fn in_words(state: Option<bool>) -> &'static str {
 }
 
 /// A node that has just come back may have no leader yet.
-async fn list(client: &mut Client, stale: bool) -> Result<Vec<VmReply>> {
+async fn list(client: &mut Client) -> Result<Vec<VmReply>> {
     let start = Instant::now();
     loop {
-        match client.list(stale).await {
+        match client.list().await {
             Ok(list) => return Ok(list),
             Err(error) if start.elapsed() > GRACE => return Err(error),
             Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
@@ -471,8 +475,11 @@ impl Worker {
             start_ns: outcome.start_ns,
             end_ns: outcome.end_ns,
         };
+        let bytes = self.load.user_data(&name).len() + VM_BYTES;
         let mut found = self.load.found();
-        found.shared.entry(name).or_default().push(operation);
+        let operations = found.shared.entry(name).or_default();
+        operations.push(operation);
+        found.shared_bytes += if operations.len() == 1 { bytes } else { 0 };
     }
 
     /// Sends a request, some reads not to the leader, until it is answered or hope is lost.
