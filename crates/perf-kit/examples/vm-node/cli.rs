@@ -300,3 +300,52 @@ fn cluster_options(mut parser: lexopt::Parser) -> Result<Command> {
     }
     Ok(Command::Cluster(options))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Command> {
+        parse(lexopt::Parser::from_args(line.split_whitespace()))
+    }
+
+    const SERVE: &str = "serve --id 1 --peer 1=127.0.0.1:1,127.0.0.1:2 --data d --certificates c";
+
+    #[test]
+    fn a_node_has_one_group_and_a_cluster_under_chaos_sixteen() {
+        let groups = |line: &str| match parsed(line) {
+            Ok(Command::Serve(options)) => options.groups,
+            Ok(Command::Cluster(options)) => options.groups,
+            _ => panic!("`{line}` starts nothing"),
+        };
+        assert_eq!(groups(SERVE), 1);
+        assert_eq!(groups(&format!("{SERVE} --groups 4")), 4);
+        assert_eq!(groups("cluster"), 1);
+        assert_eq!(groups("cluster --chaos"), 16);
+        assert_eq!(groups("cluster --chaos --groups 1"), 1);
+        // The naive node has one.
+        assert_eq!(groups("cluster --chaos --naive"), 1);
+        assert_eq!(groups("cluster --chaos --compare"), 1);
+    }
+
+    #[test]
+    fn options_that_cannot_be_are_refused_with_what_may_be() {
+        let wrong = [
+            ("--groups 0", "from 1 to 256"),
+            ("--groups 257", "from 1 to 256"),
+            ("--groups 2 --naive", "--naive"),
+            ("--log-mib 7", "from 8 to"),
+            ("--log-mib 8 --groups 9", "at least 9"),
+        ];
+        for (options, part) in wrong {
+            for command in [SERVE, "cluster"] {
+                let line = format!("{command} {options}");
+                let error = parsed(&line).err().map(|error| error.to_string());
+                let is_right = error.as_ref().is_some_and(|error| error.contains(part));
+                assert!(is_right, "`{line}`: {error:?}");
+            }
+        }
+        assert!(parsed("cluster --user-data 16385").is_err());
+        assert!(parsed("cluster --user-data 16384").is_ok());
+    }
+}
