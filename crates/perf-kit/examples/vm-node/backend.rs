@@ -52,7 +52,7 @@ impl Backend {
         strategy: Strategy,
     ) -> Option<u64> {
         match self {
-            Self::Fast(node) => node.place(vm, size, apart, strategy),
+            Self::Fast(node) => node.place(vm, size, apart, strategy).await,
             Self::Naive(node) => node.place(size, apart, strategy).await,
         }
     }

@@ -1,4 +1,5 @@
-//! Spreads the leaders of several Raft groups over the nodes: without it the node that starts or survives first leads them all.
+//! Spreads the leaders of several Raft groups over the nodes: without it the node that starts or survives first leads
+//! them all.
 
 use std::time::Duration;
 

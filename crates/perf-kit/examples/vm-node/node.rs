@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use bytes::Bytes;
 use perf_kit::atomics::NodeState;
 use perf_kit::metrics::node::{Operation, Outcome as Ended};
 use perf_kit::metrics::{BoundHistogram, NodeMetrics, Registry, prometheus};
@@ -202,16 +203,23 @@ impl FastNode {
         }
     }
 
-    pub(crate) fn place(
+    pub(crate) async fn place(
         &self,
         vm: &str,
         size: Size,
         apart: &str,
         strategy: Strategy,
     ) -> Option<u64> {
-        let generation = self.shared.state.members().generation();
-        let placements = &self.group(self.group_of(vm)).placements;
-        placements.place(size, apart, strategy, generation)
+        let Group { raft, placements } = self.group(self.group_of(vm));
+        if apart.is_empty() || !raft.status().is_leader() {
+            let generation = self.shared.state.members().generation();
+            return placements.place(size, strategy, generation);
+        }
+        if self.count() > 1 {
+            // What other groups acknowledged before counts, too. Without an answer it counts as far as this node knows.
+            let _ = self.barrier(None).await;
+        }
+        placements.place_apart(size, &self.view().taken(apart), strategy)
     }
 
     pub(crate) fn record(&self, operation: Operation, is_done: bool, took: Duration) {
@@ -357,14 +365,18 @@ impl FastNode {
     }
 }
 
-/// Proposes a command, encoded into a buffer of the pool.
+/// Proposes a command.
 pub(crate) async fn propose(raft: &RaftHandle, command: &Command) -> Result<Outcome, ProposeError> {
+    Ok(Outcome::from_bytes(raft.propose(encode(command)).await?))
+}
+
+/// A command in a buffer of the pool.
+fn encode(command: &Command) -> Bytes {
     let mut buffer = BufferGuard::new(command.encoded_len());
     command
         .encode(buffer.get_mut())
         .expect("a Vec grows to whatever is written");
-    let data = buffer.freeze();
-    Ok(Outcome::from_bytes(raft.propose(data).await?))
+    buffer.freeze()
 }
 
 /// Listens for peers, and dials those on the command line.
@@ -517,18 +529,19 @@ async fn announce_hosts(raft: RaftHandle, groups: u32, hosts: Vec<Host>) {
     loop {
         let status = raft.status();
         if status.is_leader() && status.term != term_announced {
-            let announced = async {
-                for host in &hosts {
-                    let command = Command {
-                        request_id: String::new(),
-                        action: Some(Action::Host(host.clone())),
-                        raft_groups: groups,
-                    };
-                    propose(&raft, &command).await?;
-                }
-                Ok::<(), ProposeError>(())
-            };
-            if announced.await.is_err() {
+            let commands = hosts.iter().map(|host| {
+                encode(&Command {
+                    request_id: String::new(),
+                    action: Some(Action::Host(host.clone())),
+                    raft_groups: groups,
+                })
+            });
+            // At once, so that no VM is placed by a part of them.
+            let announced = raft.propose_batch(commands.collect());
+            let is_done = announced
+                .await
+                .is_ok_and(|results| results.iter().all(Result::is_ok));
+            if !is_done {
                 // Again, or by the next leader.
                 tokio::time::sleep(HOUSEKEEPING).await;
                 continue;

@@ -20,6 +20,7 @@ use crate::inventory::{Change, HostState, Inventory};
 const SHARDS: usize = 64;
 
 type Vms = HashMap<String, Arc<Vm>>;
+type Apart = HashMap<String, BTreeMap<(u32, u64), u64>>;
 
 /// VMs by name, hosts, and numbers.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub(crate) struct View {
     shards: Vec<RwLock<Vms>>,
     hasher: RandomState,
     ordered: RwLock<BTreeMap<String, Arc<Vm>>>,
+    /// By `apart` group: how many of its VMs each host has from each Raft group. Without empty ones.
+    apart: RwLock<Apart>,
     groups: Vec<Part>,
 }
 
@@ -55,6 +58,7 @@ impl View {
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
             hasher: RandomState::new(),
             ordered: RwLock::default(),
+            apart: RwLock::default(),
             groups: (0..groups).map(|_| Part::default()).collect(),
         }
     }
@@ -79,6 +83,15 @@ impl View {
         ordered.retain(|name, _| is_other(name));
         ordered.extend(inventory.vms().map(|vm| (vm.name.clone(), Arc::clone(vm))));
         drop(ordered);
+        let mut apart = self.apart.write();
+        apart.retain(|_, hosts| {
+            hosts.retain(|(its, _), _| *its != group);
+            !hosts.is_empty()
+        });
+        for vm in inventory.vms() {
+            add_apart(&mut apart, group, vm);
+        }
+        drop(apart);
         let counters = &self.part(group).counters;
         counters.set_vm_count(count);
         counters.set_running_vms(running);
@@ -97,6 +110,9 @@ impl View {
                     .insert(vm.name.clone(), Arc::clone(vm));
                 self.ordered.write().insert(vm.name.clone(), Arc::clone(vm));
                 if old.is_none() {
+                    if !vm.apart.is_empty() {
+                        add_apart(&mut self.apart.write(), group, vm);
+                    }
                     counters.increment_vm_count();
                 }
                 count_running(counters, was_running, vm.running);
@@ -104,6 +120,9 @@ impl View {
             Change::Removed(vm) => {
                 self.shard(&vm.name).write().remove(&vm.name);
                 self.ordered.write().remove(&vm.name);
+                if !vm.apart.is_empty() {
+                    remove_apart(&mut self.apart.write(), group, vm);
+                }
                 // It cannot be below zero: it was counted when it came.
                 let _ = counters.decrement_vm_count();
                 count_running(counters, vm.running, false);
@@ -135,6 +154,13 @@ impl View {
             is_last: behind.next().is_none(),
             vms,
         }
+    }
+
+    /// The hosts that have VMs of an `apart` group.
+    pub(crate) fn taken(&self, apart: &str) -> Vec<u64> {
+        let groups = self.apart.read();
+        let hosts = groups.get(apart).into_iter().flat_map(BTreeMap::keys);
+        hosts.map(|(_, host)| *host).collect()
     }
 
     /// All hosts, each with the sum of what the groups have of it. A host that was removed from any group counts as
@@ -195,6 +221,28 @@ impl View {
 
     fn place(&self, name: &str) -> usize {
         self.hasher.hash_one(name) as usize % SHARDS
+    }
+}
+
+fn add_apart(apart: &mut Apart, group: u32, vm: &Vm) {
+    if !vm.apart.is_empty() {
+        let hosts = apart.entry(vm.apart.clone()).or_default();
+        *hosts.entry((group, vm.host)).or_insert(0) += 1;
+    }
+}
+
+fn remove_apart(apart: &mut Apart, group: u32, vm: &Vm) {
+    let Some(hosts) = apart.get_mut(&vm.apart) else {
+        return;
+    };
+    if let Some(count) = hosts.get_mut(&(group, vm.host)) {
+        *count -= 1;
+        if *count == 0 {
+            hosts.remove(&(group, vm.host));
+        }
+    }
+    if hosts.is_empty() {
+        apart.remove(&vm.apart);
     }
 }
 
@@ -323,6 +371,30 @@ mod tests {
             "the sum of both groups' parts"
         );
         assert_eq!(hosts[0].vms, view.vm_count());
+    }
+
+    #[test]
+    fn hosts_are_taken_by_the_vms_of_all_groups_until_the_last_one_goes() {
+        let view = View::new(2);
+        let apart = |number, host| {
+            let mut vm = Vm::clone(&vm(number));
+            (vm.apart, vm.host) = ("db".to_owned(), host);
+            Arc::new(vm)
+        };
+        let put = |group, vm: &Arc<Vm>| {
+            let vm = Arc::clone(vm);
+            view.follow(group, &Change::Put { vm, old: None });
+        };
+        let (one, two, other) = (apart(1, 7), apart(2, 7), apart(3, 8));
+        put(0, &one);
+        put(1, &two);
+        put(1, &other);
+        assert_eq!(view.taken("db"), [7, 7, 8]);
+        view.follow(0, &Change::Removed(one));
+        assert_eq!(view.taken("db"), [7, 8]);
+        view.replace(1, &inventory(&[]));
+        assert!(view.taken("db").is_empty());
+        assert!(view.apart.read().is_empty());
     }
 
     #[test]

@@ -86,6 +86,24 @@ fn one_interface_serves_vms_of_all_groups() {
 }
 
 #[test]
+fn vms_that_are_made_one_after_the_other_are_apart_in_all_groups() {
+    let cluster = Cluster::start_with_groups(GROUPS);
+    let leader = cluster.leader();
+    for round in 0..5 {
+        let mut hosts: Vec<u64> = (0..3)
+            .map(|number| {
+                let vm = vm(&format!("db-{round}-{number}"));
+                let vm = vm.replace("{", &format!(r#"{{"apart":"db-{round}","#));
+                let made = ask(&cluster, leader, "POST", "/vms", &vm);
+                made.json()["host"].as_u64().expect("it has a host")
+            })
+            .collect();
+        hosts.sort_unstable();
+        assert_eq!(hosts, [1, 2, 3], "round {round}");
+    }
+}
+
+#[test]
 fn leaders_are_spread_over_the_nodes() {
     let cluster = Cluster::start_with_groups(GROUPS);
     let start = Instant::now();
