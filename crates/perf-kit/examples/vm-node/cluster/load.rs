@@ -75,8 +75,6 @@ struct Found {
     expected: HashMap<String, Option<bool>>,
     /// User data of those of them that are there.
     kept_bytes: usize,
-    /// What shared names take that may be there still.
-    shared_bytes: usize,
     /// Names of which nobody knows.
     unknown: u64,
     wrong: Vec<String>,
@@ -122,7 +120,6 @@ impl Load {
                 shared: HashMap::new(),
                 expected: HashMap::new(),
                 kept_bytes: 0,
-                shared_bytes: 0,
                 unknown: 0,
                 wrong: Vec::new(),
                 latencies: Histogram::new(3).expect("three digits are allowed"),
@@ -233,10 +230,9 @@ impl Load {
     pub(super) fn live_bytes(&self) -> u64 {
         let found = self.found();
         let kept = found.expected.values().flatten().count();
-        let working = self.clients;
+        let working = self.clients + SHARED_NAMES;
         let answers = usize::try_from(self.acknowledged()).unwrap_or(usize::MAX);
         let bytes = found.kept_bytes
-            + found.shared_bytes
             + kept * VM_BYTES
             + working * (self.user_data_bytes + VM_BYTES)
             + answers.min(ANSWERS_MAX) * ANSWER_BYTES;
@@ -456,6 +452,8 @@ impl Worker {
         let count = self.load.shared_counts[place].fetch_add(1, Ordering::Relaxed);
         let name = format!("s{place}-{}", count / SHARED_OPERATIONS);
         let request = match self.random.random_range(0..8) {
+            // A name that is left takes no room for ever.
+            _ if count % SHARED_OPERATIONS == SHARED_OPERATIONS - 1 => Request::Delete,
             0 | 1 => Request::Create,
             2 => Request::Start,
             3 => Request::Stop,
@@ -475,11 +473,8 @@ impl Worker {
             start_ns: outcome.start_ns,
             end_ns: outcome.end_ns,
         };
-        let bytes = self.load.user_data(&name).len() + VM_BYTES;
         let mut found = self.load.found();
-        let operations = found.shared.entry(name).or_default();
-        operations.push(operation);
-        found.shared_bytes += if operations.len() == 1 { bytes } else { 0 };
+        found.shared.entry(name).or_default().push(operation);
     }
 
     /// Sends a request, some reads not to the leader, until it is answered or hope is lost.
