@@ -118,13 +118,18 @@ impl FastNode {
             }
             return Err(Refusal::NotLeader(self.view().host_http(next)));
         }
-        let is_member = report.members.iter().any(|member| member.id == id);
-        if !is_member && self.view().host_of(0, id).is_none() {
+        let in_first = has(&report, id, |_| true) || self.view().host_of(0, id).is_some();
+        if in_first {
+            // The report is as old as a tick: whether it is a member is for the group to say.
+            self.change(MembershipChange::Remove(id)).await?;
+            self.write_to(0, String::new(), Action::Leave(id)).await?;
+        } else if !self
+            .groups
+            .iter()
+            .any(|group| has(&group.raft.report(), id, |_| true))
+        {
             return Err(Refusal::UnknownMember(id));
         }
-        // The report is as old as a tick: whether it is a member is for the group to say.
-        self.change(MembershipChange::Remove(id)).await?;
-        self.write_to(0, String::new(), Action::Leave(id)).await?;
         self.until_all(|report| !has(report, id, |_| true)).await
     }
 
