@@ -132,9 +132,9 @@ impl FastNode {
         action: Action,
     ) -> Result<Outcome, Refusal> {
         let group = action.vm().map_or(0, |vm| self.group_of(vm));
-        let has_hosts = || !self.view().host_ids(group).is_empty();
-        let leads = self.group(group).raft.status().is_leader();
-        if leads && matches!(action, Action::Create(_)) && !has_hosts() {
+        let is_create = matches!(action, Action::Create(_));
+        let leads = || self.group(group).raft.status().is_leader();
+        if is_create && !self.view().has_hosts(group) && leads() {
             // That there is no room would be remembered.
             let what = "the hosts of a new group are not known yet".to_owned();
             return Err(Refusal::Busy(what));

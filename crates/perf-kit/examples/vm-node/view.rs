@@ -184,6 +184,11 @@ impl View {
         hosts.iter().find(|state| state.host.id == id).cloned()
     }
 
+    /// Whether a group knows any host.
+    pub(crate) fn has_hosts(&self, group: u32) -> bool {
+        !self.part(group).hosts.read().is_empty()
+    }
+
     /// The ids of a group's hosts that were not removed.
     pub(crate) fn host_ids(&self, group: u32) -> Vec<u64> {
         let hosts = self.part(group).hosts.read();
