@@ -16,7 +16,7 @@ const STEPS: [&[&str]; 6] = [
     &["features"],
     &["package"],
     &["bench", "--quick", "--against", "main", "--gate"],
-    &["cluster", "--for", "15", "--chaos", "--debug"],
+    &["soak", "--minutes", "2", "--debug"],
 ];
 
 /// How the lines begin that are worth repeating at the end.

@@ -102,19 +102,21 @@ A seed that fails is printed with the command that runs it again.
 const SOAK_HELP: &str = "\
 Usage: cargo xtask soak [--minutes N] [--seed N] [--debug]
 
-A cluster of three nodes under load and every fault of `cluster --chaos`, for so many minutes (10 without it): nodes are killed, ended, paused, wiped,
-replaced and cut off, and their logs are written past many purges. Prints memory and disk of the largest node as a curve, and fails when
-anything acknowledged is missing or wrong, a node does not start again, one does not catch up, or memory or disk are not flat in a run of
-two minutes or more.
+A cluster of three nodes with 16 Raft groups under load and every fault of `cluster --chaos`, for so many minutes (10
+without it): nodes are killed, also all at once, ended, paused, slow, wiped, replaced and cut off. VMs have user data
+of 0 to 16 KiB, and logs are small, so that they are written past many purges. After each fault every node must have
+what was acknowledged, user data by its length and checksum. Prints memory and disk of the largest node as a curve, and
+fails when anything acknowledged is missing or wrong, a node does not start again or does not catch up, or, in a run of
+two minutes or more, when memory grows, the disk is beyond its bound or too few segments were purged.
 
-  --minutes N    how long the load lasts
+  --minutes N    how long the load lasts, 60 at most
   --seed N       the faults of an earlier run again
   --debug        the tests' debug build of the node, instead of a release build
 ";
 
 const CLUSTER_HELP: &str = "\
-Usage: cargo xtask cluster [--nodes N] [--for SECONDS] [--clients C] [--chaos] [--seed N] [--naive] [--compare]
-                           [--keep] [--debug]
+Usage: cargo xtask cluster [--nodes N] [--for SECONDS] [--clients C] [--groups N] [--log-mib N] [--user-data N]
+                           [--chaos] [--seed N] [--naive] [--compare] [--keep] [--debug]
 
 Builds the node of crates/perf-kit/examples/vm-node, starts a cluster of it on this machine, puts it under
 load, and checks that every acknowledged write is there and that all answers have an order. Prints throughput,
@@ -123,13 +125,21 @@ latency percentiles, CPU per request, failover times and a line per node.
   --nodes N      3 without it
   --for SECONDS  how long the load lasts, 10 without it
   --clients C    requests at once, 64 without it
-  --chaos        meanwhile kill, end, pause, wipe, replace and cut off nodes; then every node must be well again
+  --groups N     Raft groups of the nodes; 1 without it, 16 with --chaos
+  --log-mib N    MiB of log at which a node refuses writes until snapshots are made, 256 without it
+  --user-data N  each VM has user data of 0 to N bytes, 0 without it
+  --chaos        meanwhile kill, end, pause, slow, wipe, replace and cut off nodes; then every node must be well again
   --seed N       the faults of an earlier run again, a new seed without it
   --naive        the node the way one writes it first
   --compare      the naive node, then the other one, and the ratios
   --keep         leave the data, certificates and logs of the run
   --debug        the debug build of `cargo xtask test` instead of a release build
 ";
+
+/// What makes a run of the cluster a soak: faults, values of every size, and logs that are purged often.
+const SOAK: [&str; 5] = ["--chaos", "--user-data", "16384", "--log-mib", "16"];
+/// The example runs for an hour at most.
+const SOAK_MINUTES_MAX: u64 = 60;
 
 /// Seeds of a simulation when nothing else is asked for.
 const SIM_SEEDS: u64 = 1_000;
@@ -172,7 +182,8 @@ depend on it; dates what their changelogs have under `Unreleased`, and prints th
 const CI_HELP: &str = "\
 Usage: cargo xtask ci [--allow-dirty]
 
-Runs test, lint, features, package, a quick bench with its gate and a cluster under chaos, and repeats cargo test's summary at the end.
+Runs test, lint, features, package, a quick bench with its gate and a soak of two minutes, and repeats cargo test's
+summary at the end.
 
   --allow-dirty  package also with uncommitted changes
 ";
@@ -399,7 +410,9 @@ fn parse_cluster(mut parser: lexopt::Parser) -> Result<Command> {
             Long(flag @ ("chaos" | "naive" | "compare" | "keep")) => {
                 arguments.push(format!("--{flag}").into());
             }
-            Long(name @ ("nodes" | "for" | "clients" | "seed")) => {
+            Long(
+                name @ ("nodes" | "for" | "clients" | "groups" | "log-mib" | "user-data" | "seed"),
+            ) => {
                 let flag = format!("--{name}");
                 let value: u64 = parser.value()?.parse()?;
                 arguments.push(flag.into());
@@ -425,11 +438,11 @@ fn parse_soak(mut parser: lexopt::Parser) -> Result<Command> {
             other => return Err(other.unexpected().into()),
         }
     }
-    if minutes == 0 {
-        bail!("--minutes must be at least 1");
+    if !(1..=SOAK_MINUTES_MAX).contains(&minutes) {
+        bail!("--minutes is {minutes}; it must be from 1 to {SOAK_MINUTES_MAX}");
     }
-    let seconds = minutes.saturating_mul(60).to_string();
-    arguments.extend(["--chaos".into(), "--for".into(), seconds.into()]);
+    arguments.extend(SOAK.map(OsString::from));
+    arguments.extend(["--for".into(), (60 * minutes).to_string().into()]);
     Ok(Command::Cluster(cluster::Options { debug, arguments }))
 }
 
@@ -555,13 +568,15 @@ mod tests {
         });
         let line = "cluster --debug --chaos --seed 7";
         assert_eq!(parsed(line).ok(), Some(seeded));
-        let soak = ["--seed", "7", "--chaos", "--for", "120"].map(OsString::from);
+        let soak = ["--seed", "7"].iter().chain(&SOAK).chain(&["--for", "120"]);
         let soak = Command::Cluster(cluster::Options {
             debug: true,
-            arguments: soak.into(),
+            arguments: soak.map(OsString::from).collect(),
         });
         assert_eq!(parsed("soak --minutes 2 --debug --seed 7").ok(), Some(soak));
-        assert!(parsed("soak --minutes 0").is_err());
+        for minutes in ["0", "61", "-1", "many"] {
+            assert!(parsed(&format!("soak --minutes {minutes}")).is_err());
+        }
         let dirty = Command::Package { allow_dirty: true };
         assert_eq!(parsed("package --allow-dirty").ok(), Some(dirty));
         let clean = Command::Ci { allow_dirty: false };

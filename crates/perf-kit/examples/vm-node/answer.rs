@@ -29,9 +29,9 @@ pub(crate) enum Refusal {
 /// What `GET /members` says.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Members {
-    /// 0 while none is known.
+    /// Of the first Raft group; 0 while none is known.
     pub(crate) leader: u64,
-    /// Whether a change of the membership is going on.
+    /// Whether a change of the membership is going on, or the groups have different members.
     pub(crate) is_changing: bool,
     /// Empty on a node that has not joined.
     pub(crate) members: Vec<Member>,
@@ -43,11 +43,13 @@ pub(crate) struct Members {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Member {
     pub(crate) id: u64,
+    /// `voter` where it is one in every Raft group.
     pub(crate) role: &'static str,
-    /// Entries of the log that it lacks; known to the leader alone, and of the others.
+    /// Entries of the log that it lacks, of all groups that this node leads; known to a leader alone, and of the
+    /// others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) lag: Option<u64>,
-    /// Whether the leader heard of it lately.
+    /// Whether every leader that is asked heard of it lately.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) is_live: Option<bool>,
     pub(crate) http: Option<String>,
@@ -64,7 +66,7 @@ pub(crate) fn member_role(role: MemberRole) -> &'static str {
     }
 }
 
-/// What `GET /status` says.
+/// What `GET /status` says. Role, term, leader and indices are those of the first Raft group.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Status {
     pub(crate) node: u64,
@@ -85,6 +87,32 @@ pub(crate) struct Status {
     pub(crate) write_ms_p99: Option<f64>,
     pub(crate) naive: bool,
     pub(crate) hosts: Vec<HostStatus>,
+    /// Each Raft group as this node knows it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) groups: Vec<GroupStatus>,
+}
+
+/// A Raft group in the status.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct GroupStatus {
+    pub(crate) role: &'static str,
+    pub(crate) term: u64,
+    /// 0 while none is known.
+    pub(crate) leader: u64,
+    pub(crate) commit_index: u64,
+    pub(crate) applied_index: u64,
+}
+
+impl From<&RaftStatus> for GroupStatus {
+    fn from(status: &RaftStatus) -> Self {
+        Self {
+            role: role_name(status),
+            term: status.term,
+            leader: status.leader_id,
+            commit_index: status.commit_index,
+            applied_index: status.applied_index,
+        }
+    }
 }
 
 /// A host in the status.

@@ -34,18 +34,25 @@ impl Backend {
         }
     }
 
-    /// Waits until what this node shows has everything that was acknowledged before the call.
-    pub(crate) async fn barrier(&self) -> Result<(), Refusal> {
+    /// Waits until what this node shows of a VM, or of all without a name, has everything that was acknowledged
+    /// before the call.
+    pub(crate) async fn barrier(&self, vm: Option<&str>) -> Result<(), Refusal> {
         match self {
-            Self::Fast(node) => node.barrier().await,
+            Self::Fast(node) => node.barrier(vm).await,
             Self::Naive(node) => node.barrier().await,
         }
     }
 
     /// Chooses a host for a VM; `None` where none has room.
-    pub(crate) async fn place(&self, size: Size, apart: &str, strategy: Strategy) -> Option<u64> {
+    pub(crate) async fn place(
+        &self,
+        vm: &str,
+        size: Size,
+        apart: &str,
+        strategy: Strategy,
+    ) -> Option<u64> {
         match self {
-            Self::Fast(node) => node.place(size, apart, strategy),
+            Self::Fast(node) => node.place(vm, size, apart, strategy).await,
             Self::Naive(node) => node.place(size, apart, strategy).await,
         }
     }

@@ -4,16 +4,15 @@
 //! the log, and gets it from the leader alone. If the new member leads, the node hears it and cannot answer. So it asks the nodes
 //! that it knows for their list of members. What they say is an address and no more: the certificate says who is there.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use perf_kit::atomics::NodeState;
 use perf_kit::raft::RaftHandle;
-use perf_kit::transport::Transport;
 
 use crate::cli::Serve;
 use crate::cluster::client::Client;
-use crate::inventory::command::Host;
+use crate::machine::Shared;
 
 /// How often a node looks whether it can answer its leader.
 const LOOK: Duration = Duration::from_secs(1);
@@ -21,25 +20,26 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Runs as long as the node.
 pub(crate) async fn find_leaders(
     options: Arc<Serve>,
-    raft: RaftHandle,
-    state: Arc<NodeState<Host>>,
-    transport: Transport,
+    groups: Vec<RaftHandle>,
+    shared: Arc<Shared>,
 ) {
     let mut tick = tokio::time::interval(LOOK);
     loop {
         tick.tick().await;
-        let leader = raft.status().leader_id;
-        let is_known = leader == 0
-            || options.peers.iter().any(|host| host.id == leader)
-            || state.members().contains(&leader);
-        if is_known {
-            continue;
-        }
-        for host in options.others() {
-            if let Some(address) = address_of(leader, &host.http).await {
-                let address = options.via.get(&leader).cloned().unwrap_or(address);
-                transport.add_peer(leader, address);
-                break;
+        let leaders: BTreeSet<u64> = groups.iter().map(|raft| raft.status().leader_id).collect();
+        for leader in leaders {
+            let is_known = leader == 0
+                || options.peers.iter().any(|host| host.id == leader)
+                || shared.state.members().contains(&leader);
+            if is_known {
+                continue;
+            }
+            for host in options.others() {
+                if let Some(address) = address_of(leader, &host.http).await {
+                    let address = options.via.get(&leader).cloned().unwrap_or(address);
+                    shared.transport.add_peer(leader, address);
+                    break;
+                }
             }
         }
     }

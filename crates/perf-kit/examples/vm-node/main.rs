@@ -13,13 +13,16 @@ use tokio::net::TcpListener;
 mod answer;
 mod api;
 mod backend;
+mod balance;
 mod certificates;
 mod cli;
 mod cluster;
 mod connections;
 mod discovery;
+mod groups;
 mod inventory;
 mod machine;
+mod members;
 mod naive;
 mod node;
 mod placement;
@@ -41,7 +44,7 @@ fn main() -> Result<()> {
             Ok(())
         }
         Command::Certificates { directory, nodes } => certificates::make(&directory, 1..=nodes),
-        Command::Serve(options) => runtime.block_on(serve(options)),
+        Command::Serve(options) => runtime.block_on(serve(*options)),
         Command::Cluster(options) => runtime.block_on(cluster::run(options)),
     }
 }

@@ -4,69 +4,68 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use bytes::Bytes;
 use perf_kit::atomics::NodeState;
 use perf_kit::metrics::node::{Operation, Outcome as Ended};
 use perf_kit::metrics::{BoundHistogram, NodeMetrics, Registry, prometheus};
 use perf_kit::pool::BufferGuard;
 use perf_kit::raft::{
-    ApplyMode, LeaderHint, MemberRole, MembershipChange, OnDamage, ProposeError, RaftHandle,
-    RaftNode, RaftOptions, RaftReport, RaftService, ReadError, SegmentLog, SegmentLogOptions,
+    ApplyMode, EntryMemory, GroupId, LeaderHint, MemberRole, OnDamage, ProposeError, RaftHandle,
+    RaftHost, RaftOptions, RaftReport, RaftService, RaftStatus, ReadError, SegmentLog,
+    SegmentLogOptions,
 };
 use perf_kit::transport::{Router, Security, Transport};
 use prost::Message as _;
-use tokio::task::JoinHandle;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
 
-use crate::answer::{HostStatus, Member, Members, Refusal, Status, member_role, role_name};
+use crate::answer::{GroupStatus, HostStatus, Refusal, Status, member_role, role_name};
+use crate::balance::spread_leaders;
 use crate::certificates::{CLUSTER, Identity};
 use crate::cli::Serve;
 use crate::discovery::find_leaders;
+use crate::groups::{group_of, keep_count};
 use crate::inventory::Inventory;
 use crate::inventory::command::{Action, Command, Host, Outcome, Size};
-use crate::machine::Machine;
+use crate::machine::{Machine, Shared};
+use crate::members::follow_members;
 use crate::placement::{Placements, Strategy};
 use crate::view::View;
 
 /// How long a client waits for an answer.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
-/// How long a change of the membership may take: a new member gets the log first.
-const CHANGE_MAX: Duration = Duration::from_secs(10);
-/// How often the status is published and a new leader looks at the hosts.
+/// How often the status is published, and a new leader tries to announce the hosts.
 const HOUSEKEEPING: Duration = Duration::from_millis(20);
 /// How long messages may take to leave at the end.
 const DRAIN_MAX: Duration = Duration::from_secs(1);
+/// The largest snapshot of a group: a million VMs with the longest names, their user data and the answers that are
+/// remembered.
+const SNAPSHOT_BYTES_MAX: usize = 512 << 20;
 
 /// A running node.
 pub(crate) struct FastNode {
-    raft: RaftHandle,
-    transport: Transport,
-    state: Arc<NodeState<Host>>,
-    view: Arc<View>,
-    placements: Arc<Placements>,
+    host: RaftHost,
+    pub(crate) groups: Vec<Group>,
+    pub(crate) shared: Arc<Shared>,
     registry: Registry,
     metrics: NodeMetrics,
     write_us: BoundHistogram<u64>,
-    housekeeping: JoinHandle<()>,
-    log: JoinHandle<()>,
-    discovery: JoinHandle<()>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// A Raft group of the node. The first one has the say about the members of all.
+pub(crate) struct Group {
+    pub(crate) raft: RaftHandle,
+    placements: Arc<Placements>,
 }
 
 impl FastNode {
-    /// Starts a node: its connections, its log, its state, in this order.
+    /// Starts a node: its connections, its log, its groups, in this order.
     pub(crate) async fn start(options: Arc<Serve>) -> Result<Arc<Self>> {
         let own = options.own()?;
-        let identity = Identity::read(&options.certificates, options.id)?.transport()?;
+        keep_count(&options.data, options.groups)?;
         let service = RaftService::new();
-        let mut transport = Transport::builder(options.id, CLUSTER, Security::MutualTls(identity))
-            .router(service.register(Router::new()))
-            .listen(own.raft.clone());
-        for host in options.others() {
-            let address = options.via.get(&host.id).unwrap_or(&host.raft);
-            transport = transport.peer(host.id, address.clone());
-        }
-        let transport = transport
-            .start()
-            .await
-            .with_context(|| format!("cannot listen for peers on {}", own.raft))?;
+        let transport = connect(&options, &service).await?;
         let registry = Registry::new();
         let metrics = NodeMetrics::new(&registry)?;
         let write_us = registry
@@ -74,66 +73,79 @@ impl FastNode {
             .with_unit("us")
             .with_description("Time of writes from the request to its answer")
             .build_table::<()>()?;
-        let state = Arc::new(NodeState::new(options.id));
-        let view = Arc::new(View::new());
-        let placements = Arc::new(Placements::new()?);
-        let machine = Machine {
-            inventory: Inventory::default(),
-            view: Arc::clone(&view),
-            placements: Arc::clone(&placements),
-            state: Arc::clone(&state),
+        let shared = Arc::new(Shared {
+            view: View::new(options.groups),
+            state: NodeState::new(options.id),
+            roster: parking_lot::Mutex::default(),
             transport: transport.clone(),
             via: options.via.clone(),
-        };
-        let mut raft_options = RaftOptions::default();
-        raft_options.lease_reads = true;
-        raft_options.apply = ApplyMode::Inline;
+            other_groups: watch::Sender::new(0),
+        });
         // A node whose log is damaged joins again by itself; a cluster of one is refused.
         let mut log_options = SegmentLogOptions::default();
         log_options.on_damage = OnDamage::Rejoin;
-        let mut builder = RaftNode::builder(options.id)
+        log_options.segment_bytes = options.log_bytes as u64 / 8;
+        let host = RaftHost::builder(options.id)
             .address(own.raft.clone())
             .log_store(SegmentLog::open_with(&options.data, &log_options)?)
-            .transport(service.transport(transport.clone()))
-            .state_machine(machine)
-            .options(raft_options);
-        if !options.join {
-            builder = builder.bootstrap(options.peers.iter().map(|host| host.id));
+            .transport(service.transport(transport))
+            .options(raft_options(options.groups, options.log_bytes))
+            .entry_memory(&EntryMemory::new(options.log_bytes / 4)?)
+            .start()
+            .await?;
+        let mut groups = Vec::new();
+        for group in 0..options.groups {
+            groups.push(open(&host, group, &options, &shared).await?);
         }
-        let raft = builder.start().await?;
-        let housekeeping = tokio::spawn(keep_house(
-            raft.clone(),
-            Arc::clone(&state),
-            options.peers.clone(),
-        ));
-        let log = tokio::spawn(log_changes(raft.clone()));
-        let discovery = tokio::spawn(find_leaders(
-            options,
-            raft.clone(),
-            Arc::clone(&state),
-            transport.clone(),
-        ));
+        let tasks = tasks(&groups, &options, &shared);
         Ok(Arc::new(Self {
-            raft,
-            transport,
-            state,
-            view,
-            placements,
+            host,
+            groups,
+            shared,
             registry,
             metrics,
             write_us,
-            housekeeping,
-            log,
-            discovery,
+            tasks,
         }))
     }
 
     pub(crate) fn view(&self) -> &View {
-        &self.view
+        &self.shared.view
     }
 
+    fn group_of(&self, vm: &str) -> u32 {
+        group_of(vm, self.count())
+    }
+
+    fn count(&self) -> u32 {
+        self.groups.len() as u32
+    }
+
+    pub(crate) fn group(&self, group: u32) -> &Group {
+        &self.groups[group as usize]
+    }
+
+    /// A change of one VM, by its group.
     pub(crate) async fn write(
         &self,
+        request_id: String,
+        action: Action,
+    ) -> Result<Outcome, Refusal> {
+        let group = action.vm().map_or(0, |vm| self.group_of(vm));
+        let is_create = matches!(action, Action::Create(_));
+        let leads = || self.group(group).raft.status().is_leader();
+        if is_create && !self.view().has_hosts(group) && leads() {
+            // That there is no room would be remembered.
+            let what = "the hosts of a new group are not known yet".to_owned();
+            return Err(Refusal::Busy(what));
+        }
+        self.write_to(group, request_id, action).await
+    }
+
+    /// A change by the group that is named.
+    pub(crate) async fn write_to(
+        &self,
+        group: u32,
         request_id: String,
         action: Action,
     ) -> Result<Outcome, Refusal> {
@@ -141,8 +153,10 @@ impl FastNode {
         let command = Command {
             request_id,
             action: Some(action),
+            raft_groups: self.count(),
         };
-        let response = tokio::time::timeout(ANSWER_MAX, propose(&self.raft, &command)).await;
+        let Group { raft, placements } = self.group(group);
+        let response = tokio::time::timeout(ANSWER_MAX, propose(raft, &command)).await;
         let result = match response {
             Ok(Ok(outcome)) => Ok(outcome),
             Ok(Err(error)) => Err(self.refusal(error)),
@@ -154,7 +168,7 @@ impl FastNode {
         self.metrics.raft_proposals[Ended::of(result.is_ok())].add(1);
         if let Ok(outcome) = &result {
             if let Outcome::NoRoom(host) = outcome {
-                self.placements.was_full(*host);
+                placements.was_full(*host);
             }
             let us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
             self.write_us.record(us);
@@ -162,29 +176,50 @@ impl FastNode {
         result
     }
 
-    /// On the leader without a message while its lease holds; otherwise by a round of heartbeats.
-    pub(crate) async fn barrier(&self) -> Result<(), Refusal> {
-        let read = async {
-            match self.raft.lease_read().await {
-                Err(ReadError::NoLease | ReadError::NotLeader { .. }) => {
-                    self.raft.read_index().await
-                }
-                result => result,
+    /// For a VM its group's barrier; without a name that of all groups, at the same time.
+    pub(crate) async fn barrier(&self, vm: Option<&str>) -> Result<(), Refusal> {
+        let result = match vm {
+            Some(vm) => barrier(&self.group(self.group_of(vm)).raft).await,
+            None if self.groups.len() == 1 => barrier(&self.group(0).raft).await,
+            None => {
+                let barriers = self.groups.iter().map(|group| {
+                    let raft = group.raft.clone();
+                    async move { barrier(&raft).await }
+                });
+                let results = barriers.collect::<JoinSet<_>>().join_all().await;
+                results.into_iter().collect()
             }
         };
-        match tokio::time::timeout(ANSWER_MAX, read).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(ReadError::NotLeader { hint })) => Err(self.not_leader(hint)),
-            Ok(Err(error @ ReadError::Busy { .. })) => Err(Refusal::Busy(error.to_string())),
-            Ok(Err(ReadError::Stopped(reason))) => Err(Refusal::Stopped(reason.to_string())),
-            Ok(Err(error)) => Err(Refusal::NoQuorum(error.to_string())),
-            Err(_) => Err(Refusal::NoQuorum("no quorum confirmed the read".to_owned())),
+        match result {
+            // A node that counts other groups looks for VMs where they are not.
+            Ok(()) => match *self.shared.other_groups.borrow() {
+                0 => Ok(()),
+                groups => Err(Refusal::Stopped(self.other_groups(groups))),
+            },
+            Err(ReadError::NotLeader { hint }) => Err(self.not_leader(hint)),
+            Err(error @ ReadError::Busy { .. }) => Err(Refusal::Busy(error.to_string())),
+            Err(ReadError::Stopped(reason)) => Err(Refusal::Stopped(reason.to_string())),
+            Err(error) => Err(Refusal::NoQuorum(error.to_string())),
         }
     }
 
-    pub(crate) fn place(&self, size: Size, apart: &str, strategy: Strategy) -> Option<u64> {
-        let generation = self.state.members().generation();
-        self.placements.place(size, apart, strategy, generation)
+    pub(crate) async fn place(
+        &self,
+        vm: &str,
+        size: Size,
+        apart: &str,
+        strategy: Strategy,
+    ) -> Option<u64> {
+        let Group { raft, placements } = self.group(self.group_of(vm));
+        if apart.is_empty() || !raft.status().is_leader() {
+            let generation = self.shared.state.members().generation();
+            return placements.place(size, strategy, generation);
+        }
+        if self.count() > 1 {
+            // What other groups acknowledged before counts, too. Without an answer it counts as far as this node knows.
+            let _ = self.barrier(None).await;
+        }
+        placements.place_apart(size, &self.view().taken(apart), strategy)
     }
 
     pub(crate) fn record(&self, operation: Operation, is_done: bool, took: Duration) {
@@ -193,8 +228,8 @@ impl FastNode {
     }
 
     pub(crate) fn status(&self) -> Status {
-        let status = self.state.status();
-        let counters = self.view.counters();
+        let status = self.shared.state.status();
+        let view = self.view();
         let snapshot = self.registry.collect();
         let histogram = snapshot
             .metric("vm.write.duration")
@@ -204,7 +239,7 @@ impl FastNode {
             let quantile = histogram?.quantile(share)?;
             Some(quantile.value / 1000.0)
         };
-        let hosts = self.view.hosts();
+        let hosts = view.hosts();
         Status {
             node: status.node_id,
             role: role_name(&status),
@@ -212,162 +247,112 @@ impl FastNode {
             leader: status.leader_id,
             commit_index: status.commit_index,
             applied_index: status.applied_index,
-            vms: counters.vm_count(),
-            running: counters.running_vms(),
-            used_vcpus: counters.used_vcpus(),
-            total_vcpus: counters.total_vcpus(),
+            vms: view.vm_count(),
+            running: view.running_vms(),
+            used_vcpus: hosts.iter().map(|state| state.used.vcpus).sum(),
+            total_vcpus: hosts
+                .iter()
+                .map(|state| u64::from(state.host.size.vcpus))
+                .sum(),
             requests: histogram.map_or(0, |histogram| histogram.count()),
             write_ms_p50: percentile(0.5),
             write_ms_p99: percentile(0.99),
             naive: false,
             hosts: hosts.iter().map(HostStatus::from).collect(),
+            groups: self
+                .statuses()
+                .map(|status| GroupStatus::from(&status))
+                .collect(),
         }
     }
 
-    pub(crate) fn is_healthy(&self) -> bool {
-        self.state.status().leader().is_some()
+    fn statuses(&self) -> impl Iterator<Item = RaftStatus> {
+        self.groups.iter().map(|group| group.raft.status())
     }
 
+    /// Whether a leader of each group is known.
+    pub(crate) fn is_healthy(&self) -> bool {
+        self.statuses().all(|status| status.leader().is_some())
+    }
+
+    /// Indices are the sums over the groups, and the term is the highest.
     pub(crate) fn metrics(&self) -> String {
-        let status = self.raft.status();
         let metrics = &self.metrics;
-        metrics.raft_term.set(status.term);
-        metrics.raft_commit_index.set(status.commit_index);
-        metrics.raft_applied_index.set(status.applied_index);
-        metrics.raft_is_leader.set(u64::from(status.is_leader()));
-        let counters = self.view.counters();
-        metrics.vm_count.set(counters.vm_count());
-        metrics.vm_running.set(counters.running_vms());
-        metrics.cluster_nodes.set(counters.cluster_nodes());
+        let sum = |part: fn(&RaftStatus) -> u64| self.statuses().map(|status| part(&status)).sum();
+        let term = self.statuses().map(|status| status.term).max();
+        metrics.raft_term.set(term.unwrap_or(0));
+        metrics
+            .raft_commit_index
+            .set(sum(|status| status.commit_index));
+        metrics
+            .raft_applied_index
+            .set(sum(|status| status.applied_index));
+        metrics
+            .raft_is_leader
+            .set(sum(|status| u64::from(status.is_leader())));
+        let view = self.view();
+        metrics.vm_count.set(view.vm_count());
+        metrics.vm_running.set(view.running_vms());
+        metrics.cluster_nodes.set(view.hosts().len() as u64);
         let mut text = String::new();
         prometheus::write(&self.registry.collect(), &mut text);
         text
     }
 
-    /// The members of the Raft group with their hosts, and what is the matter, as this node knows them.
-    pub(crate) fn members(&self) -> Members {
-        let report = self.raft.report();
-        let hosts = self.view.hosts();
-        let members = report.members.iter().map(|member| {
-            let peer = report.peers.iter().find(|peer| peer.id == member.id);
-            let host = hosts.iter().find(|state| state.host.id == member.id);
-            Member {
-                id: member.id,
-                role: member_role(member.role),
-                lag: peer.map(|peer| peer.lag),
-                is_live: peer.map(|peer| peer.is_live),
-                http: host.map(|state| state.host.http.clone()),
-                raft: host.map(|state| state.host.raft.clone()),
-            }
-        });
-        Members {
-            leader: report.leader_id,
-            is_changing: report.is_joint,
-            members: members.collect(),
-            troubles: report.troubles.iter().map(ToString::to_string).collect(),
-        }
-    }
-
-    pub(crate) async fn add_member(&self, host: Host) -> Result<(), Refusal> {
-        let id = host.id;
-        let is_new = self.view.host_http(id).is_none();
-        // First the address, on every node; then the vote.
-        match self.write(String::new(), Action::Join(host)).await? {
-            Outcome::Host(_) => {}
-            _ => {
-                return Err(Refusal::Refused(format!(
-                    "there is a member {id} with other addresses or another size: choose another id, or remove it first"
-                )));
-            }
-        }
-        let result = self.change(MembershipChange::AddVoter(id)).await;
-        if is_new && matches!(result, Err(Refusal::Refused(_))) {
-            // A refused change leaves no host behind. If this fails, `DELETE /members/{id}` removes it.
-            let _ = self.write(String::new(), Action::Leave(id)).await;
-        }
-        result
-    }
-
-    pub(crate) async fn remove_member(&self, id: u64) -> Result<(), Refusal> {
-        let report = self.raft.report();
-        if id == self.raft.id() && self.raft.status().is_leader() {
-            // The group goes on without a pause if the leader leaves only once another one leads.
-            let voter = |member: &&perf_kit::raft::Member| {
-                member.id != id && member.role == MemberRole::Voter
-            };
-            let Some(next) = report.members.iter().find(voter) else {
-                return Err(Refusal::Refused(
-                    "the last voter cannot be removed: add another member first".to_owned(),
-                ));
-            };
-            if let Err(error) = self.raft.transfer_leader(next.id).await {
-                return Err(self.refusal(error));
-            }
-            return Err(Refusal::NotLeader(self.view.host_http(next.id)));
-        }
-        let is_member = report.members.iter().any(|member| member.id == id);
-        if !is_member && self.view.host_http(id).is_none() {
-            return Err(Refusal::UnknownMember(id));
-        }
-        // The report is as old as a tick: whether it is a member is for the group to say.
-        self.change(MembershipChange::Remove(id)).await?;
-        self.write(String::new(), Action::Leave(id)).await?;
-        Ok(())
-    }
-
-    async fn change(&self, change: MembershipChange) -> Result<(), Refusal> {
-        let change = self.raft.change_membership(vec![change]);
-        match tokio::time::timeout(CHANGE_MAX, change).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(self.refusal(error)),
-            Err(_) => Err(Refusal::OutcomeUnknown(
-                "the change is under way".to_owned(),
-            )),
-        }
-    }
-
-    /// Hands the leadership on, if this node leads.
+    /// Hands the leadership of each group on that this node leads.
     pub(crate) async fn hand_over(&self) {
-        let status = self.raft.status();
-        if status.is_leader() {
-            let report = self.raft.report();
-            // The one that lacks least takes over soonest; any of those that lack nothing.
-            let live = report.peers.iter().filter(|peer| peer.is_live);
-            let next = live
-                .filter(|peer| {
-                    report
-                        .members
-                        .iter()
-                        .any(|member| member.id == peer.id && member.role == MemberRole::Voter)
-                })
-                .min_by_key(|peer| (peer.lag, rand::random::<u32>()));
-            if let Some(next) = next {
-                // If it fails, the others elect one.
-                let _ = self.raft.transfer_leader(next.id).await;
-            }
-        }
+        let groups = self
+            .groups
+            .iter()
+            .map(|group| hand_over(group.raft.clone()));
+        groups.collect::<JoinSet<_>>().join_all().await;
     }
 
     /// Stops, and closes the log.
     pub(crate) async fn shutdown(&self) {
-        self.housekeeping.abort();
-        self.log.abort();
-        self.discovery.abort();
-        self.raft.shutdown().await;
-        self.transport.drain(DRAIN_MAX).await;
-        self.transport.shutdown();
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.host.shutdown().await;
+        let transport = &self.shared.transport;
+        transport.drain(DRAIN_MAX).await;
+        transport.shutdown();
     }
 
-    /// Resolves when the node stops by itself.
+    /// Resolves when one of the groups stops by itself, or when the cluster turns out to have another count of groups.
     pub(crate) async fn stopped(&self) -> String {
-        self.raft.stopped().await.to_string()
+        let ends = self.groups.iter().enumerate().map(|(number, group)| {
+            let raft = group.raft.clone();
+            async move { (number, raft.stopped().await) }
+        });
+        let mut ends: JoinSet<_> = ends.collect();
+        let mut other_groups = self.shared.other_groups.subscribe();
+        tokio::select! {
+            Some(Ok((number, reason))) = ends.join_next() => {
+                format!("{}{reason}", self.prefix(number as u32))
+            }
+            Ok(groups) = other_groups.wait_for(|groups| *groups != 0) => self.other_groups(*groups),
+        }
     }
 
-    fn not_leader(&self, hint: LeaderHint) -> Refusal {
-        Refusal::NotLeader(hint.id().and_then(|id| self.view.host_http(id)))
+    fn other_groups(&self, groups: u32) -> String {
+        format!(
+            "the cluster spreads its inventory over {groups} groups, and --groups is {}: \
+             start the node with --groups {groups}",
+            self.count()
+        )
     }
 
-    fn refusal(&self, error: ProposeError) -> Refusal {
+    /// What names a group in a sentence, where there are several.
+    pub(crate) fn prefix(&self, group: u32) -> String {
+        prefix(group, self.count())
+    }
+
+    pub(crate) fn not_leader(&self, hint: LeaderHint) -> Refusal {
+        Refusal::NotLeader(hint.id().and_then(|id| self.view().host_http(id)))
+    }
+
+    pub(crate) fn refusal(&self, error: ProposeError) -> Refusal {
         let text = error.to_string();
         match error {
             ProposeError::NotLeader { hint } => self.not_leader(hint),
@@ -380,53 +365,204 @@ impl FastNode {
     }
 }
 
-/// Proposes a command, encoded into a buffer of the pool.
-async fn propose(raft: &RaftHandle, command: &Command) -> Result<Outcome, ProposeError> {
+/// Proposes a command.
+pub(crate) async fn propose(raft: &RaftHandle, command: &Command) -> Result<Outcome, ProposeError> {
+    Ok(Outcome::from_bytes(raft.propose(encode(command)).await?))
+}
+
+/// A command in a buffer of the pool.
+fn encode(command: &Command) -> Bytes {
     let mut buffer = BufferGuard::new(command.encoded_len());
     command
         .encode(buffer.get_mut())
         .expect("a Vec grows to whatever is written");
-    let data = buffer.freeze();
-    Ok(Outcome::from_bytes(raft.propose(data).await?))
+    buffer.freeze()
 }
 
-/// Publishes the status, and as a new leader tells the inventory which hosts there are.
-async fn keep_house(raft: RaftHandle, state: Arc<NodeState<Host>>, hosts: Vec<Host>) {
+/// Listens for peers, and dials those on the command line.
+async fn connect(options: &Serve, service: &RaftService) -> Result<Transport> {
+    let own = options.own()?;
+    let identity = Identity::read(&options.certificates, options.id)?.transport()?;
+    let mut transport = Transport::builder(options.id, CLUSTER, Security::MutualTls(identity))
+        .router(service.register(Router::new()))
+        .listen(own.raft.clone());
+    for host in options.others() {
+        let address = options.via.get(&host.id).unwrap_or(&host.raft);
+        transport = transport.peer(host.id, address.clone());
+    }
+    transport
+        .start()
+        .await
+        .with_context(|| format!("cannot listen for peers on {}", own.raft))
+}
+
+/// Bounds of each group, so that all groups together have those of one.
+fn raft_options(groups: u32, log_bytes: usize) -> RaftOptions {
+    let groups = groups as usize;
+    let mut options = RaftOptions::default();
+    options.lease_reads = true;
+    options.apply = ApplyMode::Inline;
+    options.proposals_max = (options.proposals_max / groups).max(256);
+    options.uncommitted_bytes_max = (options.uncommitted_bytes_max / groups).max(2 << 20);
+    options.inbound_bytes_max = (options.inbound_bytes_max / groups).max(4 << 20);
+    options.snapshot_entries = (options.snapshot_entries / groups as u64).max(1000);
+    options.log_entries_kept = (options.log_entries_kept / groups as u64).max(100);
+    options.log_bytes_max = log_bytes / groups;
+    options.snapshot_log_bytes = options.log_bytes_max / 4;
+    options.snapshot_bytes_max = SNAPSHOT_BYTES_MAX;
+    options
+}
+
+/// Opens a group that the log holds, forms it with the others, or waits to be taken in.
+async fn open(host: &RaftHost, group: u32, options: &Serve, shared: &Arc<Shared>) -> Result<Group> {
+    let placements = Arc::new(Placements::new()?);
+    let machine = Machine {
+        group,
+        groups: options.groups,
+        inventory: Inventory::default(),
+        placements: Arc::clone(&placements),
+        shared: Arc::clone(shared),
+    };
+    // Groups count from 1 in the log, where a node of one group has always had that number.
+    let id = GroupId(u64::from(group) + 1);
+    let raft = if options.join {
+        host.open_group(id, machine).await?
+    } else {
+        let voters = options.peers.iter().map(|host| host.id);
+        host.create_group(id, machine, voters).await?
+    };
+    Ok(Group { raft, placements })
+}
+
+/// Starts what runs beside the groups.
+fn tasks(groups: &[Group], options: &Arc<Serve>, shared: &Arc<Shared>) -> Vec<JoinHandle<()>> {
+    let handles: Vec<RaftHandle> = groups.iter().map(|group| group.raft.clone()).collect();
+    let count = options.groups;
+    let part = |host: &Host| Host {
+        size: host.size.part(count),
+        ..host.clone()
+    };
+    let hosts: Vec<Host> = options.peers.iter().map(part).collect();
+    let mut tasks = Vec::new();
+    for (group, raft) in (0..count).zip(&handles) {
+        let announced = announce_hosts(raft.clone(), count, hosts.clone());
+        tasks.push(tokio::spawn(announced));
+        tasks.push(tokio::spawn(log_changes(
+            raft.clone(),
+            prefix(group, count),
+        )));
+        if count > 1 {
+            tasks.push(tokio::spawn(spread_leaders(group, raft.clone())));
+        }
+        if group > 0 {
+            let following = follow_members(group, handles.clone(), Arc::clone(shared));
+            tasks.push(tokio::spawn(following));
+        }
+    }
+    tasks.push(tokio::spawn(publish_status(
+        handles[0].clone(),
+        Arc::clone(shared),
+    )));
+    tasks.push(tokio::spawn(find_leaders(
+        Arc::clone(options),
+        handles,
+        Arc::clone(shared),
+    )));
+    tasks
+}
+
+fn prefix(group: u32, groups: u32) -> String {
+    match groups {
+        1 => String::new(),
+        _ => format!("group {group}: "),
+    }
+}
+
+/// On the leader without a message while its lease holds; otherwise by a round of heartbeats.
+async fn barrier(raft: &RaftHandle) -> Result<(), ReadError> {
+    let read = async {
+        match raft.lease_read().await {
+            Err(ReadError::NoLease | ReadError::NotLeader { .. }) => raft.read_index().await,
+            result => result,
+        }
+    };
+    match tokio::time::timeout(ANSWER_MAX, read).await {
+        Ok(result) => result.map(drop),
+        Err(_) => Err(ReadError::TimedOut),
+    }
+}
+
+async fn hand_over(raft: RaftHandle) {
+    if !raft.status().is_leader() {
+        return;
+    }
+    let report = raft.report();
+    // The one that lacks least takes over soonest; any of those that lack nothing.
+    let live = report.peers.iter().filter(|peer| peer.is_live);
+    let next = live
+        .filter(|peer| {
+            report
+                .members
+                .iter()
+                .any(|member| member.id == peer.id && member.role == MemberRole::Voter)
+        })
+        .min_by_key(|peer| (peer.lag, rand::random::<u32>()));
+    if let Some(next) = next {
+        // If it fails, the others elect one.
+        let _ = raft.transfer_leader(next.id).await;
+    }
+}
+
+/// Publishes the status of the first group.
+async fn publish_status(raft: RaftHandle, shared: Arc<Shared>) {
     let mut tick = tokio::time::interval(HOUSEKEEPING);
-    let mut term_announced = 0;
     loop {
         tick.tick().await;
+        shared.state.publish_status(raft.status());
+    }
+}
+
+/// As a new leader of a group tells it which hosts there are. A group without news costs nothing.
+async fn announce_hosts(raft: RaftHandle, groups: u32, hosts: Vec<Host>) {
+    let mut reports = raft.watch();
+    let mut term_announced = 0;
+    loop {
         let status = raft.status();
-        state.publish_status(status);
-        if !status.is_leader() || status.term == term_announced {
-            continue;
-        }
-        let announced = async {
-            for host in &hosts {
-                let command = Command {
+        if status.is_leader() && status.term != term_announced {
+            let commands = hosts.iter().map(|host| {
+                encode(&Command {
                     request_id: String::new(),
                     action: Some(Action::Host(host.clone())),
-                };
-                propose(&raft, &command).await?;
+                    raft_groups: groups,
+                })
+            });
+            // At once, so that no VM is placed by a part of them.
+            let announced = raft.propose_batch(commands.collect());
+            let is_done = announced
+                .await
+                .is_ok_and(|results| results.iter().all(Result::is_ok));
+            if !is_done {
+                // Again, or by the next leader.
+                tokio::time::sleep(HOUSEKEEPING).await;
+                continue;
             }
-            Ok::<(), ProposeError>(())
-        };
-        // Otherwise again at the next tick, or by the next leader.
-        if announced.await.is_ok() {
             term_announced = status.term;
+        }
+        if reports.changed().await.is_err() {
+            return;
         }
     }
 }
 
 /// Logs what an operator looks for first: who leads, who the members are, and what is the matter, each time that it changes.
-async fn log_changes(raft: RaftHandle) {
+async fn log_changes(raft: RaftHandle, prefix: String) {
     let id = raft.id();
     let mut reports = raft.watch();
     let mut before = RaftReport::default();
     loop {
         let now = reports.borrow_and_update().clone();
         for line in changes(&before, &now) {
-            eprintln!("node {id}: {line}");
+            eprintln!("node {id}: {prefix}{line}");
         }
         before = now;
         if reports.changed().await.is_err() {
@@ -470,7 +606,7 @@ fn changes(before: &RaftReport, now: &RaftReport) -> Vec<String> {
 impl std::fmt::Debug for FastNode {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("FastNode")
-            .field("status", &self.raft.status())
+            .field("host", &self.host)
             .finish_non_exhaustive()
     }
 }

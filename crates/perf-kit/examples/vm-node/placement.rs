@@ -4,7 +4,6 @@
 //! VMs asks the same question over and over. A remembered host may have filled up since: the inventory refuses it then,
 //! and the decision is forgotten.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -35,18 +34,14 @@ pub(crate) enum Strategy {
     RoundRobin,
 }
 
-/// The hosts' room, and what was decided.
+/// The label of hosts that a VM is kept apart from, while a host is chosen for it.
+const TAKEN: &str = "taken";
+
+/// The hosts' room in a Raft group, and what was decided.
 #[derive(Debug)]
 pub(crate) struct Placements {
-    hosts: RwLock<Hosts>,
+    hosts: RwLock<PlacementIndex>,
     decisions: PlacementDecisionCache,
-}
-
-#[derive(Debug, Default)]
-struct Hosts {
-    index: PlacementIndex,
-    /// VMs by group and host: the label goes with the last one.
-    groups: HashMap<(String, u64), u64>,
 }
 
 impl Placements {
@@ -58,33 +53,36 @@ impl Placements {
     }
 
     /// The host for a VM, as far as this node knows. `generation` is that of the membership.
-    pub(crate) fn place(
-        &self,
-        size: Size,
-        apart: &str,
-        strategy: Strategy,
-        generation: u64,
-    ) -> Option<u64> {
-        let needs = Requirements::new(size.vcpus, size.memory_mib, size.disk_gib);
-        let choice = match strategy {
-            Strategy::Spread => Choice::MostAvailable,
-            Strategy::Pack => Choice::LeastAvailable,
-            Strategy::RoundRobin => Choice::RoundRobin,
-        };
-        if apart.is_empty() {
-            let decide = || self.hosts.read().index.select(&needs, choice);
-            if strategy == Strategy::RoundRobin {
-                // A remembered turn is nobody's turn.
-                return decide();
-            }
-            return self.decisions.place_at(&needs, choice, generation, decide);
+    pub(crate) fn place(&self, size: Size, strategy: Strategy, generation: u64) -> Option<u64> {
+        let (needs, choice) = question(size, strategy);
+        let decide = || self.hosts.read().select(&needs, choice);
+        if strategy == Strategy::RoundRobin {
+            // A remembered turn is nobody's turn.
+            return decide();
         }
-        // Each VM of a group changes the answer for the next one: not remembered.
-        let mut hosts = self.hosts.write();
-        let apart_from = hosts.index.label(apart).ok();
-        let strict = apart_from.and_then(|label| needs.avoiding(&[label]).ok());
-        let first = strict.and_then(|strict| hosts.index.select(&strict, choice));
-        first.or_else(|| hosts.index.select(&needs, choice))
+        self.decisions.place_at(&needs, choice, generation, decide)
+    }
+
+    /// The same, and none of the `taken` hosts while another one has room. Not remembered: each VM of an `apart`
+    /// group changes the answer for the next one.
+    pub(crate) fn place_apart(&self, size: Size, taken: &[u64], strategy: Strategy) -> Option<u64> {
+        let (needs, choice) = question(size, strategy);
+        let mut index = self.hosts.write();
+        let label = index.label(TAKEN).ok();
+        let strict = label.and_then(|label| needs.avoiding(&[label]).ok());
+        let first = label.zip(strict).and_then(|(label, strict)| {
+            let labelled: Vec<u64> = taken
+                .iter()
+                .copied()
+                .filter(|&id| index.add_label(id, label))
+                .collect();
+            let first = index.select(&strict, choice);
+            for id in labelled {
+                index.remove_label(id, label);
+            }
+            first
+        });
+        first.or_else(|| index.select(&needs, choice))
     }
 
     /// Notes that a host had no room after all.
@@ -96,25 +94,27 @@ impl Placements {
     pub(crate) fn follow(&self, change: &Change, inventory: &Inventory) {
         match change {
             Change::Nothing | Change::Put { old: Some(_), .. } => {}
-            Change::Put { vm, old: None } => self.hosts.write().add(vm),
+            Change::Put { vm, old: None } => {
+                self.hosts.write().reserve(vm.host, &needs_of(vm));
+            }
             Change::Removed(vm) => {
-                let mut hosts = self.hosts.write();
-                hosts.remove(vm);
+                let mut index = self.hosts.write();
+                index.release(vm.host, &needs_of(vm));
                 // A removed host has no room, whatever was deleted on it.
                 if inventory
                     .host(vm.host)
                     .is_none_or(|state| state.host.removed)
                 {
-                    hosts.index.remove(vm.host);
+                    index.remove(vm.host);
                 }
             }
             Change::Host(id) => {
                 if let Some(state) = inventory.host(*id) {
-                    self.hosts.write().put(state);
+                    put(&mut self.hosts.write(), state);
                 }
             }
             Change::Left(id) => {
-                self.hosts.write().index.remove(*id);
+                self.hosts.write().remove(*id);
                 self.decisions.forget_node(*id);
             }
         }
@@ -122,64 +122,83 @@ impl Placements {
 
     /// Puts another inventory in the place of the present one.
     pub(crate) fn replace(&self, inventory: &Inventory) {
-        let mut hosts = Hosts::default();
+        let mut index = PlacementIndex::default();
         for state in inventory.hosts() {
-            hosts.put(state);
+            put(&mut index, state);
         }
-        for vm in inventory.vms() {
-            hosts.add_to_group(vm);
-        }
-        *self.hosts.write() = hosts;
+        *self.hosts.write() = index;
         self.decisions.clear();
     }
 }
 
-impl Hosts {
-    fn put(&mut self, state: &HostState) {
-        if state.host.removed {
-            return;
-        }
-        let free = state.free();
-        // An index that is full leaves the host out: it gets no VMs.
-        let _ = self.index.update(NodeCapacity {
-            id: state.host.id,
-            vcpus: free.vcpus,
-            memory_mib: free.memory_mib,
-            disk_gib: free.disk_gib,
-        });
-    }
+fn question(size: Size, strategy: Strategy) -> (Requirements, Choice) {
+    let choice = match strategy {
+        Strategy::Spread => Choice::MostAvailable,
+        Strategy::Pack => Choice::LeastAvailable,
+        Strategy::RoundRobin => Choice::RoundRobin,
+    };
+    (
+        Requirements::new(size.vcpus, size.memory_mib, size.disk_gib),
+        choice,
+    )
+}
 
-    fn add(&mut self, vm: &Vm) {
-        self.index.reserve(vm.host, &needs_of(vm));
-        self.add_to_group(vm);
+fn put(index: &mut PlacementIndex, state: &HostState) {
+    if state.host.removed {
+        return;
     }
-
-    fn add_to_group(&mut self, vm: &Vm) {
-        if vm.apart.is_empty() {
-            return;
-        }
-        let count = self.groups.entry((vm.apart.clone(), vm.host)).or_insert(0);
-        *count += 1;
-        if let Ok(label) = self.index.label(&vm.apart) {
-            self.index.add_label(vm.host, label);
-        }
-    }
-
-    fn remove(&mut self, vm: &Vm) {
-        self.index.release(vm.host, &needs_of(vm));
-        let key = (vm.apart.clone(), vm.host);
-        if let Some(count) = self.groups.get_mut(&key) {
-            *count -= 1;
-            if *count == 0 {
-                self.groups.remove(&key);
-                if let Ok(label) = self.index.label(&vm.apart) {
-                    self.index.remove_label(vm.host, label);
-                }
-            }
-        }
-    }
+    let free = state.free();
+    // An index that is full leaves the host out: it gets no VMs.
+    let _ = index.update(NodeCapacity {
+        id: state.host.id,
+        vcpus: free.vcpus,
+        memory_mib: free.memory_mib,
+        disk_gib: free.disk_gib,
+    });
 }
 
 fn needs_of(vm: &Vm) -> Requirements {
     Requirements::new(vm.size.vcpus, vm.size.memory_mib, vm.size.disk_gib)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inventory::Used;
+    use crate::inventory::command::Host;
+
+    #[test]
+    fn a_host_that_is_taken_is_chosen_only_where_no_other_one_has_room() {
+        let placements = Placements::new().expect("the bounds are right");
+        let size = |vcpus| Size {
+            vcpus,
+            memory_mib: 64,
+            disk_gib: 1,
+        };
+        for (id, vcpus) in [(1, 16), (2, 8), (3, 4)] {
+            let state = HostState {
+                host: Host {
+                    id,
+                    size: Size {
+                        memory_mib: 4096,
+                        disk_gib: 64,
+                        ..size(vcpus)
+                    },
+                    ..Host::default()
+                },
+                used: Used::default(),
+                vms: 0,
+            };
+            put(&mut placements.hosts.write(), &state);
+        }
+        let place =
+            |taken: &[u64], vcpus| placements.place_apart(size(vcpus), taken, Strategy::Spread);
+        assert_eq!(place(&[], 1), Some(1));
+        assert_eq!(place(&[1], 1), Some(2));
+        assert_eq!(place(&[1, 2, 7], 1), Some(3));
+        assert_eq!(place(&[1, 2], 6), Some(1), "the third one has no room");
+        assert_eq!(place(&[1, 2, 3], 1), Some(1));
+        assert_eq!(place(&[], 1), Some(1), "nothing of it is remembered");
+        assert_eq!(place(&[], 32), None);
+    }
 }

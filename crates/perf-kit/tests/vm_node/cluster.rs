@@ -22,6 +22,7 @@ pub(crate) struct Cluster {
     children: Vec<Option<Child>>,
     /// The limit of a node's open files, where it is not the test's own.
     files: Option<u64>,
+    groups: u32,
 }
 
 /// An answer.
@@ -56,15 +57,20 @@ fn program() -> PathBuf {
 
 impl Cluster {
     pub(crate) fn start() -> Self {
-        Self::start_limited(None)
+        Self::start_limited(None, 1)
+    }
+
+    /// The same with so many Raft groups.
+    pub(crate) fn start_with_groups(groups: u32) -> Self {
+        Self::start_limited(None, groups)
     }
 
     /// The same with a limit of open files for each node.
     pub(crate) fn start_with_files(files: u64) -> Self {
-        Self::start_limited(Some(files))
+        Self::start_limited(Some(files), 1)
     }
 
-    fn start_limited(files: Option<u64>) -> Self {
+    fn start_limited(files: Option<u64>, groups: u32) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let addresses = free_addresses(8).expect("loopback has free ports");
         let peers = (1..)
@@ -82,6 +88,7 @@ impl Cluster {
             peers,
             children: vec![None, None, None, None],
             files,
+            groups,
         };
         for id in 1..=3 {
             cluster.spawn(id);
@@ -96,6 +103,26 @@ impl Cluster {
     pub(crate) fn restart(&mut self, id: u64) {
         self.spawn(id);
         self.wait_until_it_listens(id);
+    }
+
+    /// Starts a node with another count of groups, and returns what it said when it has ended.
+    pub(crate) fn fails_with_groups(&mut self, id: u64, groups: u32) -> String {
+        let before = std::mem::replace(&mut self.groups, groups);
+        self.spawn(id);
+        self.groups = before;
+        let mut child = self.children[id as usize - 1]
+            .take()
+            .expect("it was started");
+        let status = child.wait().expect("it was started here");
+        let said = self.words(id);
+        assert!(!status.success(), "it said:\n{said}");
+        said
+    }
+
+    /// Removes the folder of a node that was killed.
+    pub(crate) fn wipe(&self, id: u64) {
+        let folder = self.directory.path().join(format!("node-{id}"));
+        std::fs::remove_dir_all(folder).expect("it is there");
     }
 
     fn spawn(&mut self, id: u64) {
@@ -117,6 +144,9 @@ impl Cluster {
         }
         if id == 4 {
             command.arg("--join");
+        }
+        if self.groups != 1 {
+            command.args(["--groups", &self.groups.to_string()]);
         }
         let child = command
             .arg("--data")

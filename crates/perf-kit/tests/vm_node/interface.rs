@@ -28,6 +28,26 @@ fn every_route_answers_and_bad_input_is_told_so() {
     assert_eq!(list.json()["count"], 1, "{list:?}");
     assert_eq!(list.json()["vms"][0]["running"], true);
 
+    let with = |name: &str, data: &str| {
+        format!(
+            r#"{{"name":"{name}","vcpus":1,"memory_mib":64,"disk_gib":1,"user_data":"{data}"}}"#
+        )
+    };
+    let longest = "é".repeat(8 * 1024);
+    let created = cluster.send(leader, "POST", "/vms", &with("web-2", &longest));
+    assert_eq!(created.status, 201, "{created:?}");
+    assert!(created.json()["user_data"].is_null(), "writes leave it out");
+    let read = cluster.send(follower, "GET", "/vms/web-2", "").json();
+    assert_eq!(read["user_data"], longest);
+    let row = &cluster.send(follower, "GET", "/vms", "").json()["vms"][1];
+    assert_eq!(row["user_data_bytes"], 16 * 1024, "{row}");
+    let checksum = crc32fast::hash(longest.as_bytes());
+    assert_eq!(row["user_data_crc32"], checksum, "{row}");
+    let too_long = cluster.send(leader, "POST", "/vms", &with("web-3", &(longest + "x")));
+    assert_eq!(too_long.json()["error"], "invalid", "{too_long:?}");
+    let gone = cluster.send(leader, "DELETE", "/vms/web-2", "");
+    assert_eq!(gone.status, 200, "{gone:?}");
+
     let redirect = cluster.send(follower, "POST", "/vms/web-1/stop", "");
     assert_eq!(redirect.status, 307, "{redirect:?}");
     let place = format!(
@@ -38,7 +58,7 @@ fn every_route_answers_and_bad_input_is_told_so() {
     assert_eq!(redirect.json()["leader"], cluster.address(leader));
 
     let metrics = cluster.send(leader, "GET", "/metrics", "");
-    let create = r#"vm_operations_total{operation="create",status="success"} 1"#;
+    let create = r#"vm_operations_total{operation="create",status="success"} 2"#;
     assert!(metrics.body.contains(create), "{}", metrics.body);
     assert_eq!(cluster.send(leader, "GET", "/healthz", "").status, 200);
     assert!(

@@ -20,6 +20,7 @@ const HOST_VCPUS_MAX: u32 = 64 * 1024;
 const HOST_MEMORY_MIB_MAX: u32 = 256 * 1024 * 1024;
 /// 64 PiB.
 const HOST_DISK_GIB_MAX: u32 = 64 * 1024 * 1024;
+pub(crate) const USER_DATA_BYTES_MAX: usize = 16 * 1024;
 
 pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     // An array would be taken for an object by the order of its fields.
@@ -57,6 +58,17 @@ pub(super) fn size(vcpus: u32, memory_mib: u32, disk_gib: u32) -> Result<Size, A
         memory_mib,
         disk_gib,
     })
+}
+
+/// What a VM may read when it starts.
+pub(super) fn user_data(text: &str) -> Result<(), ApiError> {
+    if text.len() > USER_DATA_BYTES_MAX {
+        return Err(ApiError::invalid(&format!(
+            "`user_data` has {} bytes; it may have {USER_DATA_BYTES_MAX}: let the VM fetch what is longer",
+            text.len()
+        )));
+    }
+    Ok(())
 }
 
 /// What a host may have.

@@ -228,6 +228,22 @@ impl From<Outcome> for ApiError {
                      nothing was done now; look what became of it, and ask with a higher number"
                 ),
             ),
+            Outcome::UserDataFull(bytes_max) => Self::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                "user_data_full",
+                format!(
+                    "the VMs of one Raft group may have {bytes_max} bytes of user data together: \
+                     shorten it, or delete VMs"
+                ),
+            ),
+            Outcome::OtherGroups(groups) => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "other_groups",
+                format!(
+                    "the inventory is spread over {groups} groups, and this node was started with another count: \
+                     nothing was done; start it with `--groups {groups}`"
+                ),
+            ),
             Outcome::Vm(_)
             | Outcome::Host(_)
             | Outcome::HostExists(_)

@@ -21,6 +21,7 @@ use crate::placement::Strategy;
 mod check;
 mod error;
 
+pub(crate) use check::USER_DATA_BYTES_MAX;
 use error::ApiError;
 
 /// Longest body that is read. The longest request that makes sense is some hundred bytes.
@@ -126,6 +127,9 @@ struct NewVm {
     apart: String,
     #[serde(default)]
     strategy: Strategy,
+    /// What the VM reads when it starts.
+    #[serde(default)]
+    user_data: String,
     request_id: Option<String>,
 }
 
@@ -179,9 +183,9 @@ impl Default for PageQuery {
 }
 
 /// Waits until this node has what was acknowledged before the call, unless an old state will do.
-async fn wait_unless(stale: bool, backend: &Backend) -> Result<(), ApiError> {
+async fn wait_unless(stale: bool, backend: &Backend, vm: Option<&str>) -> Result<(), ApiError> {
     if !stale {
-        backend.barrier().await?;
+        backend.barrier(vm).await?;
     }
     Ok(())
 }
@@ -191,9 +195,37 @@ async fn wait_unless(stale: bool, backend: &Backend) -> Result<(), ApiError> {
 struct VmList {
     /// VMs in all.
     count: usize,
-    vms: Vec<Arc<Vm>>,
+    vms: Vec<Listed>,
     /// What to give as `after` for the next page; `null` on the last one.
     next: Option<String>,
+}
+
+/// A VM in a list. What identifies the user data is computed from what this node holds.
+#[derive(Debug, Serialize)]
+struct Listed {
+    #[serde(flatten)]
+    vm: Arc<Vm>,
+    user_data_bytes: usize,
+    user_data_crc32: u32,
+}
+
+impl From<Arc<Vm>> for Listed {
+    fn from(vm: Arc<Vm>) -> Self {
+        Self {
+            user_data_bytes: vm.user_data.len(),
+            user_data_crc32: crc32fast::hash(&vm.user_data),
+            vm,
+        }
+    }
+}
+
+/// A VM alone.
+#[derive(Debug, Serialize)]
+struct Whole<'a> {
+    #[serde(flatten)]
+    vm: &'a Vm,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    user_data: &'a str,
 }
 
 async fn page() -> Response {
@@ -226,13 +258,16 @@ async fn try_create(backend: &Backend, headers: &HeaderMap, body: Body) -> Resul
     if !new.apart.is_empty() {
         check::name("apart", &new.apart)?;
     }
-    let host = backend.place(size, &new.apart, new.strategy).await;
+    check::user_data(&new.user_data)?;
+    let host = backend.place(&new.name, size, &new.apart, new.strategy);
+    let host = host.await;
     let create = Create {
         name: new.name,
         size,
         apart: new.apart,
         // Without a host it is proposed as well: this node may be behind, and the answer to a repeated request is in the log.
         host: host.unwrap_or(0),
+        user_data: Bytes::from(new.user_data),
     };
     match backend.write(request_id, Action::Create(create)).await? {
         Outcome::Vm(vm) => Ok(vm),
@@ -321,9 +356,14 @@ async fn get_vm(
     let Path(name) = name?;
     let Query(freshness) = freshness?;
     check::name("name", &name)?;
-    wait_unless(freshness.stale, &backend).await?;
+    wait_unless(freshness.stale, &backend, Some(&name)).await?;
     match backend.vm(&name).await {
-        Some(vm) => Ok(json(StatusCode::OK, &vm)),
+        Some(vm) => {
+            let user_data = std::str::from_utf8(&vm.user_data);
+            let user_data = user_data.map_err(|error| ApiError::internal(&error))?;
+            let vm = &*vm;
+            Ok(json(StatusCode::OK, &Whole { vm, user_data }))
+        }
         None => Err(Outcome::Unknown(name).into()),
     }
 }
@@ -342,13 +382,13 @@ async fn list_vms(
     if let Some(after) = &query.after {
         check::name("after", after)?;
     }
-    wait_unless(query.stale, &backend).await?;
+    wait_unless(query.stale, &backend, None).await?;
     let page = backend.page(query.after.as_deref(), query.limit).await;
     let last = page.vms.last().filter(|_| !page.is_last);
     let list = VmList {
         count: page.count,
         next: last.map(|vm| vm.name.clone()),
-        vms: page.vms,
+        vms: page.vms.into_iter().map(Listed::from).collect(),
     };
     Ok(json(StatusCode::OK, &list))
 }

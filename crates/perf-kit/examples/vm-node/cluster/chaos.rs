@@ -13,7 +13,7 @@ use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom as _, SliceRandom as _};
 use rand::{Rng as _, SeedableRng as _};
 
-use super::client::Client;
+use super::client::{Client, GroupReply, StatusReply};
 use super::load::Load;
 use super::nodes::{Nodes, Start};
 
@@ -23,6 +23,9 @@ const QUIET: Duration = Duration::from_millis(1500);
 const DOWN_MS: std::ops::Range<u64> = 500..2000;
 /// How long a node is paused or cut off: longer than an election timeout, so another leader is elected.
 const AWAY_MS: std::ops::Range<u64> = 1200..3000;
+/// What a slow node gets on each connection, and how much longer it is slow than others are away.
+const SLOW_BYTES_PER_SECOND: std::ops::Range<u32> = 16 * 1024..256 * 1024;
+const SLOW_FACTOR: u32 = 2;
 /// How long a cluster may take to have a leader again, and a node to be a voter that has caught up.
 const MENDED_MAX: Duration = Duration::from_secs(30);
 /// How often it is looked whether that is so.
@@ -37,6 +40,10 @@ pub(super) enum Kind {
     End,
     /// SIGSTOP, and SIGCONT after more than an election timeout.
     Pause,
+    /// All nodes at once: SIGKILL, and started again.
+    KillAll,
+    /// What is sent to it arrives slowly.
+    Slow,
     /// SIGKILL, its folder removed, and started again under the same id.
     Wipe,
     /// SIGKILL; another node is added, and this one removed.
@@ -52,10 +59,12 @@ pub(super) enum Kind {
 }
 
 /// All kinds; the naive node does not survive the loss of its folder and has no proxies.
-const ALL: [Kind; 9] = [
+const ALL: [Kind; 11] = [
     Kind::Kill,
     Kind::End,
     Kind::Pause,
+    Kind::KillAll,
+    Kind::Slow,
     Kind::Wipe,
     Kind::Replace,
     Kind::Mute,
@@ -71,6 +80,8 @@ impl Display for Kind {
             Self::Kill => "killed",
             Self::End => "ended",
             Self::Pause => "paused",
+            Self::KillAll => "all killed",
+            Self::Slow => "slow",
             Self::Wipe => "wiped",
             Self::Replace => "replaced",
             Self::Mute => "mute",
@@ -153,7 +164,7 @@ pub(super) async fn run(
         let other = *followers
             .choose(&mut deck.random)
             .context("there is one node only")?;
-        let node = if deck.random.random_ratio(2, 3) {
+        let node = if deck.random.random_ratio(2, 3) && kind != Kind::Slow {
             leader
         } else {
             other
@@ -230,6 +241,26 @@ async fn make(
             tokio::time::sleep(away).await;
             nodes.pause(node, false).await?;
         }
+        Kind::KillAll => {
+            let all = nodes.ids().await;
+            for &id in &all {
+                nodes.kill(id).await?;
+            }
+            load.watch();
+            tokio::time::sleep(down).await;
+            for id in all {
+                nodes.restart(id, Start::Member).await?;
+            }
+        }
+        Kind::Slow => {
+            let network = nodes.network().context("there are no proxies")?;
+            load.watch();
+            for &peer in &others {
+                network.slow(peer, node, random.random_range(SLOW_BYTES_PER_SECOND));
+            }
+            tokio::time::sleep(SLOW_FACTOR * away).await;
+            network.heal();
+        }
         Kind::Wipe => {
             nodes.kill(node).await?;
             load.watch();
@@ -273,7 +304,10 @@ async fn make(
             network.heal();
         }
     }
-    wait_until_whole(nodes, MENDED_MAX).await
+    // What was acknowledged by now is on every node that is whole.
+    let kept = load.kept();
+    wait_until_whole(nodes, MENDED_MAX).await?;
+    load.verify(nodes, &kept).await
 }
 
 /// Adds a node that never was a member and removes one that is gone, as an operator would.
@@ -324,7 +358,7 @@ async fn ask_until_done(
 /// Waits until the leader has exactly the members that run, each a voter, and each has applied what was committed.
 pub(super) async fn wait_until_whole(nodes: &Nodes, longest: Duration) -> Result<()> {
     let start = Instant::now();
-    let mut goal: Option<u64> = None;
+    let mut goal = Vec::new();
     loop {
         nodes.check_alive().await?;
         let statuses = nodes.statuses().await;
@@ -343,11 +377,11 @@ pub(super) async fn wait_until_whole(nodes: &Nodes, longest: Duration) -> Result
     }
 }
 
-/// `goal` is the first commit index that was seen with all members there: what each of them is to apply.
+/// `goal` has by group the first commit index that was seen with all members there: what each of them is to apply.
 async fn is_whole(
     nodes: &Nodes,
-    statuses: &[Option<super::client::StatusReply>],
-    goal: &mut Option<u64>,
+    statuses: &[Option<StatusReply>],
+    goal: &mut Vec<u64>,
 ) -> Result<()> {
     let ids = nodes.ids().await;
     let leader = statuses.iter().flatten().find(|it| it.role == "leader");
@@ -366,19 +400,33 @@ async fn is_whole(
             );
         }
     }
-    let goal = *goal.get_or_insert(leader.commit_index);
-    for (id, status) in ids.iter().zip(statuses) {
+    let mut groups = Vec::new();
+    for (&id, status) in ids.iter().zip(statuses) {
         let status = status.as_ref();
         let status = status.with_context(|| format!("node {id} does not answer"))?;
-        if status.leader != leader.node {
-            bail!(
-                "node {id} follows {}, and {} leads",
-                status.leader,
-                leader.node
-            );
+        groups.push((id, status.groups()));
+    }
+    for group in 0..leader.groups().len() {
+        let of = |(id, groups): &(u64, Vec<GroupReply>)| Some((*id, groups.get(group)?.clone()));
+        let replicas: Vec<(u64, GroupReply)> = groups.iter().filter_map(of).collect();
+        let leaders = replicas.iter().filter(|(_, it)| it.role == "leader");
+        let leader = leaders.max_by_key(|(_, it)| it.term);
+        let (leader, its) = leader.with_context(|| format!("no node leads group {group}"))?;
+        if goal.len() == group {
+            goal.push(its.commit_index);
         }
-        if status.applied_index < goal {
-            bail!("node {id} has applied {} of {goal}", status.applied_index);
+        for (id, replica) in &replicas {
+            if replica.leader != *leader {
+                let follows = replica.leader;
+                bail!("node {id} follows {follows} in group {group}, and {leader} leads");
+            }
+            if replica.applied_index < goal[group] {
+                bail!(
+                    "node {id} has applied {} of {} in group {group}",
+                    replica.applied_index,
+                    goal[group]
+                );
+            }
         }
     }
     Ok(())

@@ -48,6 +48,35 @@ pub(super) struct StatusReply {
     pub(super) requests: u64,
     pub(super) naive: bool,
     pub(super) hosts: Vec<serde_json::Value>,
+    /// Empty from the naive node, which has one group.
+    #[serde(default)]
+    groups: Vec<GroupReply>,
+}
+
+/// A Raft group in it.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct GroupReply {
+    pub(super) role: String,
+    pub(super) term: u64,
+    pub(super) leader: u64,
+    pub(super) commit_index: u64,
+    pub(super) applied_index: u64,
+}
+
+impl StatusReply {
+    /// Each group, at least one.
+    pub(super) fn groups(&self) -> Vec<GroupReply> {
+        if !self.groups.is_empty() {
+            return self.groups.clone();
+        }
+        vec![GroupReply {
+            role: self.role.clone(),
+            term: self.term,
+            leader: self.leader,
+            commit_index: self.commit_index,
+            applied_index: self.applied_index,
+        }]
+    }
 }
 
 /// The part of `GET /members` that is looked at.
@@ -72,6 +101,14 @@ pub(super) struct VmReply {
     pub(super) running: bool,
     pub(super) host: u64,
     pub(super) version: u64,
+    /// Of a VM alone.
+    #[serde(default)]
+    pub(super) user_data: String,
+    /// In a list.
+    #[serde(default)]
+    pub(super) user_data_bytes: usize,
+    #[serde(default)]
+    pub(super) user_data_crc32: u32,
 }
 
 /// `GET /vms`

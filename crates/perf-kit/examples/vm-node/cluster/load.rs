@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use hdrhistogram::Histogram;
 use hyper::body::Bytes;
 use hyper::{Method, StatusCode};
@@ -17,7 +17,8 @@ use tokio::task::JoinSet;
 use super::client::{self, Client, ErrorReply, VmReply};
 use super::history::{self, Operation, Request, Verdict};
 use super::nodes::Nodes;
-use super::second;
+use super::{Options, second};
+use crate::groups::group_of;
 
 /// One in so many requests goes to a shared name.
 const SHARED_EVERY: u32 = 8;
@@ -29,6 +30,16 @@ const SHARED_OPERATIONS: u64 = 120;
 /// One in so many VMs is not deleted, to be looked for at the end; and how many at the most.
 const KEPT_EVERY: u64 = 4;
 const KEPT_MAX: usize = 20_000;
+/// Bytes of user data that the VMs have together that are not deleted.
+const KEPT_BYTES_MAX: usize = 8 << 20;
+/// One VM in so many has no user data, and one a few bytes; the others have up to the longest.
+const USER_DATA_KINDS: u32 = 4;
+const USER_DATA_SHORT_BYTES: usize = 256;
+/// What a VM takes of a state beside its user data, and an answer that is remembered; and how many answers are. More
+/// than both take in this load.
+const VM_BYTES: usize = 256;
+const ANSWER_BYTES: usize = 256;
+const ANSWERS_MAX: usize = 100_000;
 /// How long a request is repeated after the end of the load before its outcome counts as unknown.
 const GRACE: Duration = Duration::from_secs(12);
 /// How long clients wait for an answer under chaos: an election timeout. Then they ask another node with the same id, as a paused
@@ -44,11 +55,15 @@ pub(super) struct Load {
     clients: usize,
     seed: u64,
     is_chaos: bool,
+    user_data_bytes: usize,
     began: Instant,
     acknowledged: AtomicU64,
+    /// Bytes of user data that were acknowledged.
+    written_bytes: AtomicU64,
     /// Writes that began from this time on are waited for; 0 for none.
     watched_from_ns: AtomicU64,
-    watched_ack_ns: AtomicU64,
+    /// By Raft group.
+    watched_ack_ns: Vec<AtomicU64>,
     shared_counts: Vec<AtomicU64>,
     found: Mutex<Found>,
 }
@@ -58,6 +73,8 @@ struct Found {
     shared: HashMap<String, Vec<Operation>>,
     /// What must be there at the end, and what must not: by name, whether it runs.
     expected: HashMap<String, Option<bool>>,
+    /// User data of those of them that are there.
+    kept_bytes: usize,
     /// Names of which nobody knows.
     unknown: u64,
     wrong: Vec<String>,
@@ -86,20 +103,23 @@ struct Outcome {
 }
 
 impl Load {
-    pub(super) fn new(addresses: Vec<String>, clients: usize, seed: u64, is_chaos: bool) -> Self {
+    pub(super) fn new(addresses: Vec<String>, options: &Options) -> Self {
         Self {
             addresses: Mutex::new(addresses),
-            clients,
-            seed,
-            is_chaos,
+            clients: options.clients,
+            seed: options.seed,
+            is_chaos: options.chaos,
+            user_data_bytes: options.user_data_bytes,
             began: Instant::now(),
             acknowledged: AtomicU64::new(0),
+            written_bytes: AtomicU64::new(0),
             watched_from_ns: AtomicU64::new(0),
-            watched_ack_ns: AtomicU64::new(0),
+            watched_ack_ns: (0..options.groups).map(|_| AtomicU64::new(0)).collect(),
             shared_counts: (0..SHARED_NAMES).map(|_| AtomicU64::new(0)).collect(),
             found: Mutex::new(Found {
                 shared: HashMap::new(),
                 expected: HashMap::new(),
+                kept_bytes: 0,
                 unknown: 0,
                 wrong: Vec::new(),
                 latencies: Histogram::new(3).expect("three digits are allowed"),
@@ -168,31 +188,109 @@ impl Load {
         u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// From now on waits for the first acknowledged write that began later.
+    /// From now on waits for the first acknowledged write in each Raft group that began later.
     pub(super) fn watch(&self) {
-        self.watched_ack_ns.store(0, Ordering::Release);
+        for ack in &self.watched_ack_ns {
+            ack.store(0, Ordering::Release);
+        }
         self.watched_from_ns
             .store(self.now_ns().max(1), Ordering::Release);
     }
 
-    /// How long it took until then, if it was.
+    /// How long it took until the last group had one, if all have.
     pub(super) fn watched(&self) -> Option<Duration> {
-        let ack = self.watched_ack_ns.load(Ordering::Acquire);
+        let acks = self.watched_ack_ns.iter();
+        let acks: Vec<u64> = acks.map(|ack| ack.load(Ordering::Acquire)).collect();
         let from = self.watched_from_ns.load(Ordering::Acquire);
-        (ack > 0).then(|| Duration::from_nanos(ack.saturating_sub(from)))
+        let last = acks.iter().max().filter(|_| !acks.contains(&0))?;
+        Some(Duration::from_nanos(last.saturating_sub(from)))
     }
 
-    fn note_ack(&self, start_ns: u64, end_ns: u64) {
+    fn note_ack(&self, name: &str, start_ns: u64, end_ns: u64) {
         let from = self.watched_from_ns.load(Ordering::Acquire);
-        if from > 0 && start_ns >= from && self.watched_ack_ns.load(Ordering::Relaxed) == 0 {
+        let group = group_of(name, self.watched_ack_ns.len() as u32);
+        let ack = &self.watched_ack_ns[group as usize];
+        if from > 0 && start_ns >= from && ack.load(Ordering::Relaxed) == 0 {
             // The first one stays.
-            let _ = self.watched_ack_ns.compare_exchange(
-                0,
-                end_ns,
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            );
+            let _ = ack.compare_exchange(0, end_ns, Ordering::AcqRel, Ordering::Relaxed);
         }
+    }
+
+    /// The user data of a VM, by the seed and the name alone.
+    fn user_data(&self, name: &str) -> String {
+        user_data(self.seed, name, self.user_data_bytes)
+    }
+
+    /// Bytes of user data that were acknowledged.
+    pub(super) fn written_bytes(&self) -> u64 {
+        self.written_bytes.load(Ordering::Relaxed)
+    }
+
+    /// More bytes than the state of all VMs takes now, by what was asked for.
+    pub(super) fn live_bytes(&self) -> u64 {
+        let found = self.found();
+        let kept = found.expected.values().flatten().count();
+        let working = self.clients + SHARED_NAMES;
+        let answers = usize::try_from(self.acknowledged()).unwrap_or(usize::MAX);
+        let bytes = found.kept_bytes
+            + kept * VM_BYTES
+            + working * (self.user_data_bytes + VM_BYTES)
+            + answers.min(ANSWERS_MAX) * ANSWER_BYTES;
+        bytes as u64
+    }
+
+    /// What must be there from now on, and what must not.
+    pub(super) fn kept(&self) -> HashMap<String, Option<bool>> {
+        self.found().expected.clone()
+    }
+
+    /// Compares what each node has now with what must be there. A node that has not caught up waits until it has.
+    pub(super) async fn verify(
+        &self,
+        nodes: &Nodes,
+        kept: &HashMap<String, Option<bool>>,
+    ) -> Result<()> {
+        for (id, address) in nodes.ids().await.into_iter().zip(nodes.addresses().await) {
+            let list = list(&mut Client::new(address)).await;
+            let list = list.with_context(|| format!("cannot get the list of node {id}"))?;
+            if let Some(wrong) = self.differences(id, &list, kept).into_iter().next() {
+                bail!("after the fault: {wrong}");
+            }
+        }
+        Ok(())
+    }
+
+    /// What of a node's list is not as it must be, in sentences.
+    fn differences(
+        &self,
+        node: u64,
+        list: &[VmReply],
+        kept: &HashMap<String, Option<bool>>,
+    ) -> Vec<String> {
+        let there: HashMap<&str, &VmReply> = list.iter().map(|vm| (vm.name.as_str(), vm)).collect();
+        let mut wrong = Vec::new();
+        for (name, expected) in kept {
+            let vm = there.get(name.as_str());
+            let is = vm.map(|vm| vm.running);
+            if is != *expected {
+                wrong.push(format!(
+                    "node {node}: `{name}` should be {}, and is {}",
+                    in_words(*expected),
+                    in_words(is)
+                ));
+            }
+            let data = vm.map(|vm| (vm.user_data_bytes, vm.user_data_crc32));
+            let right = || {
+                let data = self.user_data(name);
+                (data.len(), crc32fast::hash(data.as_bytes()))
+            };
+            if data.is_some_and(|data| data != right()) {
+                wrong.push(format!(
+                    "node {node}: `{name}` has other user data: {data:?}"
+                ));
+            }
+        }
+        wrong
     }
 
     /// Checks every shared name's history, and every node's list against what was acknowledged.
@@ -233,18 +331,8 @@ impl Load {
         }
         checks.expected = found.expected.len();
         for (id, list) in &lists {
-            let there: HashMap<&str, &VmReply> =
-                list.iter().map(|vm| (vm.name.as_str(), vm)).collect();
-            for (name, expected) in &found.expected {
-                let is = there.get(name.as_str()).map(|vm| vm.running);
-                if is != *expected {
-                    checks.wrong.push(format!(
-                        "node {id}: `{name}` should be {}, and is {}",
-                        in_words(*expected),
-                        in_words(is)
-                    ));
-                }
-            }
+            let wrong = self.differences(*id, list, &found.expected);
+            checks.wrong.extend(wrong);
         }
         if let Some((first, rest)) = lists.split_first() {
             for other in rest.iter().filter(|other| other.1 != first.1) {
@@ -309,8 +397,12 @@ impl Worker {
     /// A VM's life. Nobody else knows its name, so every answer is known in advance.
     async fn own_vm(&mut self, made: u64) {
         let name = format!("c{}-{made}", self.number);
-        let is_kept =
-            made.is_multiple_of(KEPT_EVERY) && self.load.found().expected.len() < KEPT_MAX;
+        let bytes = self.load.user_data(&name).len();
+        let has_room = {
+            let found = self.load.found();
+            found.expected.len() < KEPT_MAX && found.kept_bytes + bytes <= KEPT_BYTES_MAX
+        };
+        let is_kept = made.is_multiple_of(KEPT_EVERY) && has_room;
         let life = [
             (Request::Create, false),
             (Request::Start, true),
@@ -330,7 +422,9 @@ impl Worker {
                     self.load.found().unknown += 1;
                     return;
                 }
-                (Some(true), Some(vm)) if request == Request::Get => vm.running == is_running,
+                (Some(true), Some(vm)) if request == Request::Get => {
+                    vm.running == is_running && vm.user_data == self.load.user_data(&name)
+                }
                 (Some(is_done), _) => is_done,
             };
             if !is_right {
@@ -347,6 +441,7 @@ impl Worker {
         // What is gone is only looked for where there is room to remember it.
         let mut found = self.load.found();
         if state.is_some() || found.expected.len() < KEPT_MAX {
+            found.kept_bytes += if state.is_some() { bytes } else { 0 };
             found.expected.insert(name, state);
         }
     }
@@ -357,6 +452,8 @@ impl Worker {
         let count = self.load.shared_counts[place].fetch_add(1, Ordering::Relaxed);
         let name = format!("s{place}-{}", count / SHARED_OPERATIONS);
         let request = match self.random.random_range(0..8) {
+            // A name that is left takes no room for ever.
+            _ if count % SHARED_OPERATIONS == SHARED_OPERATIONS - 1 => Request::Delete,
             0 | 1 => Request::Create,
             2 => Request::Start,
             3 => Request::Stop,
@@ -364,6 +461,11 @@ impl Worker {
             _ => Request::Get,
         };
         let outcome = self.request(request, &name).await;
+        let data = outcome.vm.as_ref().map(|vm| &vm.user_data);
+        if request == Request::Get && data.is_some_and(|data| *data != self.load.user_data(&name)) {
+            let wrong = format!("`{name}` was read with other user data than it was made with");
+            self.load.found().wrong.push(wrong);
+        }
         let operation = Operation {
             request,
             is_done: outcome.is_done,
@@ -394,14 +496,17 @@ impl Worker {
     async fn repeat(&mut self, request: Request, name: &str) -> Outcome {
         self.requests += 1;
         let id = format!("{}#{}", self.number, self.requests);
+        let mut user_data_bytes = 0;
         let (method, path, body) = match request {
-            Request::Create => (
-                Method::POST,
-                "/vms".to_owned(),
-                format!(
-                    "{{\"name\":\"{name}\",\"vcpus\":1,\"memory_mib\":512,\"disk_gib\":4,\"request_id\":\"{id}\"}}"
-                ),
-            ),
+            Request::Create => {
+                let data = self.load.user_data(name);
+                user_data_bytes = data.len() as u64;
+                let body = format!(
+                    "{{\"name\":\"{name}\",\"vcpus\":1,\"memory_mib\":512,\"disk_gib\":4,\"request_id\":\"{id}\",\
+                     \"user_data\":\"{data}\"}}"
+                );
+                (Method::POST, "/vms".to_owned(), body)
+            }
             Request::Start => (Method::POST, format!("/vms/{name}/start"), with_id(&id)),
             Request::Stop => (Method::POST, format!("/vms/{name}/stop"), with_id(&id)),
             Request::Delete => (Method::DELETE, format!("/vms/{name}"), with_id(&id)),
@@ -437,7 +542,11 @@ impl Worker {
                     _ => None,
                 };
                 if is_done.is_some() {
-                    return self.answered(request, &answer.body, is_done, start, start_ns);
+                    if is_done == Some(true) {
+                        let written = &self.load.written_bytes;
+                        written.fetch_add(user_data_bytes, Ordering::Relaxed);
+                    }
+                    return self.answered(request, name, &answer.body, is_done, start, start_ns);
                 }
             } else {
                 self.move_on();
@@ -463,6 +572,7 @@ impl Worker {
     fn answered(
         &mut self,
         request: Request,
+        name: &str,
         body: &[u8],
         is_done: Option<bool>,
         start: Instant,
@@ -471,7 +581,7 @@ impl Worker {
         let end_ns = self.load.now_ns();
         self.load.acknowledged.fetch_add(1, Ordering::Relaxed);
         if request != Request::Get {
-            self.load.note_ack(start_ns, end_ns);
+            self.load.note_ack(name, start_ns, end_ns);
         }
         let us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         // It grows by itself; only a time of centuries would not fit.
@@ -485,6 +595,47 @@ impl Worker {
     }
 }
 
+/// Text without anything that JSON would escape.
+fn user_data(seed: u64, name: &str, bytes_max: usize) -> String {
+    let own = seed ^ u64::from(crc32fast::hash(name.as_bytes()));
+    let mut random = SmallRng::seed_from_u64(own);
+    let most = match random.random_range(0..USER_DATA_KINDS) {
+        0 => 0,
+        1 => bytes_max.min(USER_DATA_SHORT_BYTES),
+        _ => bytes_max,
+    };
+    let length = random.random_range(0..=most);
+    (0..length)
+        .map(|_| char::from(random.random_range(b'a'..=b'z')))
+        .collect()
+}
+
 fn with_id(id: &str) -> String {
     format!("{{\"request_id\":\"{id}\"}}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_data_is_a_function_of_seed_and_name_and_has_every_size() {
+        let lengths: Vec<usize> = (0..1000)
+            .map(|number| user_data(7, &format!("c0-{number}"), 16_384))
+            .map(|data| data.len())
+            .collect();
+        assert_eq!(user_data(7, "c0-1", 16_384), user_data(7, "c0-1", 16_384));
+        assert_ne!(user_data(7, "c0-1", 16_384), user_data(8, "c0-1", 16_384));
+        assert!(lengths.iter().filter(|length| **length == 0).count() > 100);
+        assert!(
+            lengths
+                .iter()
+                .filter(|length| (1..=256).contains(*length))
+                .count()
+                > 100
+        );
+        assert!(lengths.iter().filter(|length| **length > 8192).count() > 100);
+        assert!(lengths.iter().all(|length| *length <= 16_384));
+        assert_eq!(user_data(7, "c0-1", 0), "");
+    }
 }

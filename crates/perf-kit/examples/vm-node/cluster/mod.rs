@@ -31,6 +31,10 @@ pub(crate) struct Options {
     pub(crate) nodes: u64,
     pub(crate) seconds: Duration,
     pub(crate) clients: usize,
+    pub(crate) groups: u32,
+    pub(crate) log_mib: usize,
+    /// The longest user data of a VM.
+    pub(crate) user_data_bytes: usize,
     pub(crate) chaos: bool,
     /// Of the faults and of what clients ask for.
     pub(crate) seed: u64,
@@ -88,15 +92,17 @@ async fn run_in(options: &Options, naive: bool, directory: PathBuf) -> Result<Re
         options.nodes,
         directory.display()
     ));
-    let nodes = Arc::new(Nodes::start(&directory, options.nodes, naive, options.chaos).await?);
+    let nodes = Arc::new(Nodes::start(&directory, options, naive).await?);
     let first = nodes.wait_for_leader(LEADER_MAX).await?;
-    note(&format!("node {first} leads"));
+    note(&match options.groups {
+        1 => format!("node {first} leads"),
+        groups => format!("node {first} leads most of {groups} groups"),
+    });
     if options.chaos {
         note(&format!("the faults are those of --seed {}", options.seed));
     }
     let addresses = nodes.addresses().await;
-    let load = Load::new(addresses, options.clients, options.seed, options.chaos);
-    let load = Arc::new(load);
+    let load = Arc::new(Load::new(addresses, options));
     let cpu_before = nodes.cpu().await;
     let start = Instant::now();
     let clients = load.start(start + options.seconds);
@@ -108,11 +114,11 @@ async fn run_in(options: &Options, naive: bool, directory: PathBuf) -> Result<Re
             Ok(Vec::new())
         }
     };
-    let mut curve = Curve::default();
+    let mut curve = Curve::new(options, naive);
     let shown = async {
         tokio::join!(
             progress(&load, start, options.seconds),
-            curve.watch(&nodes, start, options.seconds)
+            curve.watch(&nodes, &load, start, options.seconds)
         );
         std::future::pending().await
     };
@@ -142,12 +148,14 @@ async fn run_in(options: &Options, naive: bool, directory: PathBuf) -> Result<Re
     let report = Report {
         kind,
         nodes: options.nodes,
+        groups: options.groups,
         clients: options.clients,
         elapsed,
         done,
         cpu,
         latencies: load.latencies(),
         curve,
+        written_bytes: load.written_bytes(),
         seed: options.seed,
         faults,
         live_after,

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -19,11 +20,15 @@ use tokio::task::JoinSet;
 
 /// Bytes on their way in one direction of a connection.
 const BUFFER_BYTES: usize = 64 * 1024;
+/// In how many parts a slow link carries what it carries in a second.
+const SLOW_PARTS: usize = 16;
 
 /// A direction between two nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Direction {
     is_cut: bool,
+    /// How many bytes get through in a second on one connection; 0 for as many as there are.
+    bytes_per_second: u32,
     /// Grows each time connections are to end.
     resets: u64,
 }
@@ -84,10 +89,20 @@ impl Network {
         }
     }
 
-    /// Ends all cuts.
+    /// From now on so many bytes of each connection get from one node to the other one in a second.
+    pub(super) fn slow(&self, from: u64, to: u64, bytes_per_second: u32) {
+        if let Some(state) = self.directions.get(&(from, to)) {
+            state.send_modify(|direction| direction.bytes_per_second = bytes_per_second);
+        }
+    }
+
+    /// Ends all cuts, and lets all bytes through.
     pub(super) fn heal(&self) {
         for state in self.directions.values() {
-            state.send_modify(|direction| direction.is_cut = false);
+            state.send_modify(|direction| {
+                direction.is_cut = false;
+                direction.bytes_per_second = 0;
+            });
         }
     }
 }
@@ -168,7 +183,16 @@ async fn pump(
 ) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
-        let length = from.read(&mut buffer).await?;
+        let rate = direction.borrow().bytes_per_second as usize;
+        // What is waited for at once is short where the link is slow.
+        let most = match rate {
+            0 => BUFFER_BYTES,
+            rate => (rate / SLOW_PARTS).clamp(1, BUFFER_BYTES),
+        };
+        let length = from.read(&mut buffer[..most]).await?;
+        if rate > 0 {
+            tokio::time::sleep(Duration::from_secs_f64(length as f64 / rate as f64)).await;
+        }
         let is_open = direction
             .wait_for(|direction| !direction.is_cut)
             .await
@@ -183,7 +207,6 @@ async fn pump(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     /// Long against a hop on the loopback interface; only waited for in full when nothing comes.
     const SILENCE: Duration = Duration::from_millis(200);
@@ -218,6 +241,26 @@ mod tests {
         network.heal();
         far.read_exact(&mut byte).await.expect("it is open again");
         assert_eq!(&byte, b"a");
+    }
+
+    #[tokio::test]
+    async fn a_slow_direction_carries_every_byte_but_slowly() {
+        let (network, listener) = network().await;
+        network.slow(1, 2, 1);
+        let (mut near, mut far) = pair(&network, &listener).await;
+        let sent: Vec<u8> = (0..200).collect();
+        near.write_all(&sent).await.expect("the proxy takes it");
+        let (mut got, mut buffer) = (Vec::new(), [0; 200]);
+        while let Ok(read) = tokio::time::timeout(SILENCE, far.read(&mut buffer)).await {
+            got.extend_from_slice(&buffer[..read.expect("the connection is open")]);
+        }
+        assert!(got.len() < 100, "{} bytes came through", got.len());
+        network.heal();
+        while got.len() < sent.len() {
+            let read = far.read(&mut buffer).await.expect("the connection is open");
+            got.extend_from_slice(&buffer[..read]);
+        }
+        assert_eq!(got, sent);
     }
 
     #[tokio::test]

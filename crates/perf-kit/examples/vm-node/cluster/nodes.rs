@@ -10,11 +10,11 @@ use anyhow::{Context as _, Result, bail};
 use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 
-use super::client::{Client, StatusReply};
-use super::footprint::{Footprint, disk_of, memory_of};
+use super::client::{Client, GroupReply, StatusReply};
+use super::footprint::{Footprint, disk_of, first_segment_of, memory_of};
 use super::network::Network;
 use super::ports::free_addresses;
-use super::signal;
+use super::{Options, signal};
 use crate::certificates;
 
 /// Ticks per second in /proc: `getconf CLK_TCK`, 100 on every Linux.
@@ -30,6 +30,8 @@ const END_MAX: Duration = Duration::from_secs(10);
 pub(super) struct Nodes {
     directory: PathBuf,
     naive: bool,
+    groups: u32,
+    log_mib: usize,
     /// How many the cluster was formed by.
     first: u64,
     /// The addresses of the first nodes and of all that may replace them.
@@ -66,13 +68,9 @@ pub(super) enum Start {
 
 impl Nodes {
     /// Makes certificates and starts nodes 1 to `count`. Under chaos there are spares, and a proxy between each two nodes.
-    pub(super) async fn start(
-        directory: &Path,
-        count: u64,
-        naive: bool,
-        chaos: bool,
-    ) -> Result<Self> {
-        let proxied = chaos && !naive;
+    pub(super) async fn start(directory: &Path, options: &Options, naive: bool) -> Result<Self> {
+        let count = options.nodes;
+        let proxied = options.chaos && !naive;
         let all = count + if proxied { SPARES } else { 0 };
         certificates::make(&directory.join("certificates"), 1..=all)?;
         let addresses =
@@ -95,6 +93,8 @@ impl Nodes {
         let nodes = Self {
             directory: directory.to_owned(),
             naive,
+            groups: options.groups,
+            log_mib: options.log_mib,
             first: count,
             peers,
             members: Mutex::default(),
@@ -146,6 +146,9 @@ impl Nodes {
         if self.naive {
             command.arg("--naive");
         }
+        command
+            .args(["--groups", &self.groups.to_string()])
+            .args(["--log-mib", &self.log_mib.to_string()]);
         command
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -199,24 +202,19 @@ impl Nodes {
         self.network.as_ref()
     }
 
-    /// Waits until a majority names the same leader and it says so itself.
+    /// Waits until a majority names the same leader of each group and it says so itself. Returns the node that leads
+    /// most groups.
     pub(super) async fn wait_for_leader(&self, longest: Duration) -> Result<u64> {
         let start = Instant::now();
         loop {
             let statuses = self.statuses().await;
-            let leader = statuses
-                .iter()
-                .flatten()
-                .find(|status| status.role == "leader" && !status.hosts.is_empty());
-            if let Some(leader) = leader {
-                let agree = statuses
-                    .iter()
-                    .flatten()
-                    .filter(|status| status.leader == leader.node && status.term == leader.term)
-                    .count();
-                if agree > statuses.len() / 2 {
-                    return Ok(leader.node);
-                }
+            let leaders: Option<Vec<u64>> = (0..self.groups as usize)
+                .map(|group| agreed_leader(&statuses, group))
+                .collect();
+            if let Some(leaders) = leaders {
+                let count = |id: &u64| leaders.iter().filter(|leader| *leader == id).count();
+                let most = leaders.iter().max_by_key(|id| count(id));
+                return most.copied().context("there is no group");
             }
             if start.elapsed() > longest {
                 bail!(
@@ -381,6 +379,8 @@ impl Nodes {
                 .and_then(Child::id)
                 .map_or(0, memory_of),
             disk: disk_of(&self.data(id)),
+            node: id,
+            first_segment: first_segment_of(&self.data(id)),
         };
         members.iter().map(of).collect()
     }
@@ -406,6 +406,20 @@ impl Nodes {
         }
         words
     }
+}
+
+/// The leader of a group, if it says so itself and a majority names it.
+fn agreed_leader(statuses: &[Option<StatusReply>], group: usize) -> Option<u64> {
+    let of = |status: &StatusReply| -> Option<GroupReply> { status.groups().get(group).cloned() };
+    let known = || statuses.iter().flatten();
+    let leader = known().find(|status| {
+        let leads = of(status).is_some_and(|group| group.role == "leader");
+        leads && !status.hosts.is_empty()
+    })?;
+    let term = of(leader)?.term;
+    let agree = known().filter_map(of);
+    let agree = agree.filter(|group| group.leader == leader.node && group.term == term);
+    (agree.count() > statuses.len() / 2).then_some(leader.node)
 }
 
 /// SIGKILL, and waits for the end.

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use hdrhistogram::Histogram;
 
 use super::chaos::Fault;
-use super::client::StatusReply;
+use super::client::{GroupReply, StatusReply};
 use super::footprint::Curve;
 use super::load::Checks;
 
@@ -18,6 +18,7 @@ const FAILOVER_MAX: Duration = Duration::from_millis(1500);
 pub(super) struct Report {
     pub(super) kind: &'static str,
     pub(super) nodes: u64,
+    pub(super) groups: u32,
     pub(super) clients: usize,
     pub(super) elapsed: Duration,
     pub(super) done: u64,
@@ -26,6 +27,8 @@ pub(super) struct Report {
     /// In microseconds.
     pub(super) latencies: Histogram<u64>,
     pub(super) curve: Curve,
+    /// Of user data.
+    pub(super) written_bytes: u64,
     pub(super) seed: u64,
     pub(super) faults: Vec<Fault>,
     /// How long the nodes took to be whole and work after the faults, where there were any.
@@ -64,8 +67,8 @@ impl Report {
                 self.checks.undecided
             );
         }
-        if let Some(growth) = self.curve.growth() {
-            bail!("{growth}: what is needless must go (--seed {})", self.seed);
+        if let Some(fault) = self.curve.fault() {
+            bail!("{fault} (--seed {})", self.seed);
         }
         if let Some(fault) = self.faults.iter().find(|fault| fault.outage.is_none()) {
             bail!(
@@ -83,9 +86,10 @@ impl Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{}: {} nodes, {} clients, {:.1} s",
+            "{}: {} nodes, {} groups, {} clients, {:.1} s",
             self.kind,
             self.nodes,
+            self.groups,
             self.clients,
             self.elapsed.as_secs_f64()
         )?;
@@ -103,6 +107,13 @@ impl Display for Report {
             self.ms(0.999)
         )?;
         writeln!(f, "  CPU of nodes   {:>10.1} us per request", self.cpu_us())?;
+        if self.written_bytes > 0 {
+            writeln!(
+                f,
+                "  user data      {:>10.1} MiB acknowledged",
+                self.written_bytes as f64 / 1048576.0
+            )?;
+        }
         write!(f, "{}", self.curve)?;
         for fault in &self.faults {
             write!(
@@ -141,15 +152,21 @@ impl Display for Report {
             "  node  role       term  leader    commit   applied      vms  requests"
         )?;
         for status in self.statuses.iter().flatten() {
+            let groups = status.groups();
+            let leads = groups.iter().filter(|group| group.role == "leader").count();
+            let role = match (leads, groups.len()) {
+                (_, 1) => status.role.clone(),
+                (leads, all) => format!("{leads} of {all}"),
+            };
+            let sum = |part: fn(&GroupReply) -> u64| -> u64 { groups.iter().map(part).sum() };
             writeln!(
                 f,
-                "  {:>4}  {:9} {:>5}  {:>6}  {:>8}  {:>8}  {:>7}  {:>8}",
+                "  {:>4}  {role:9} {:>5}  {:>6}  {:>8}  {:>8}  {:>7}  {:>8}",
                 status.node,
-                status.role,
-                status.term,
+                groups.iter().map(|group| group.term).max().unwrap_or(0),
                 status.leader,
-                status.commit_index,
-                status.applied_index,
+                sum(|group| group.commit_index),
+                sum(|group| group.applied_index),
                 status.vms,
                 status.requests
             )?;

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-/// Clients that are remembered. The one that was silent longest goes first.
+/// Clients that all Raft groups together remember. The one that was silent longest goes first.
 pub(super) const CLIENTS_MAX: usize = 100_000;
 
 /// Clients and their newest numbers.
@@ -25,8 +25,9 @@ struct Client {
 }
 
 impl Clients {
-    /// Notes a request. `false` if its number is not above the newest one of its client. Any id that has no number is new.
-    pub(super) fn is_new(&mut self, request_id: &str) -> bool {
+    /// Notes a request, and remembers up to `clients_max` clients. `false` if its number is not above the newest one
+    /// of its client. Any id that has no number is new.
+    pub(super) fn is_new(&mut self, request_id: &str, clients_max: usize) -> bool {
         let Some((name, number)) = parse(request_id) else {
             return true;
         };
@@ -35,7 +36,7 @@ impl Clients {
         let newest = known.map_or(number, |client| client.newest.max(number));
         if let Some(client) = known {
             self.by_use.remove(&client.used);
-        } else if self.by_name.len() >= CLIENTS_MAX
+        } else if self.by_name.len() >= clients_max
             && let Some((_, silent)) = self.by_use.pop_first()
         {
             self.by_name.remove(&silent);
@@ -82,7 +83,7 @@ mod tests {
             ("a", true),
             ("a#x", true),
         ] {
-            assert_eq!(clients.is_new(request_id), is_new, "{request_id}");
+            assert_eq!(clients.is_new(request_id, 2), is_new, "{request_id}");
         }
         let all: Vec<_> = clients.all().collect();
         assert_eq!(all, [("b", 1), ("a", 3)]);
@@ -92,12 +93,12 @@ mod tests {
     fn the_client_that_was_silent_longest_is_forgotten() {
         let mut clients = Clients::default();
         for number in 0..CLIENTS_MAX {
-            clients.is_new(&format!("c{number}#5"));
+            clients.is_new(&format!("c{number}#5"), CLIENTS_MAX);
         }
-        assert!(!clients.is_new("c0#5"));
-        clients.is_new("one more#1");
-        assert!(!clients.is_new("c0#5"), "it was not silent");
-        assert!(clients.is_new("c1#5"), "it was silent longest");
+        assert!(!clients.is_new("c0#5", CLIENTS_MAX));
+        clients.is_new("one more#1", CLIENTS_MAX);
+        assert!(!clients.is_new("c0#5", CLIENTS_MAX), "it was not silent");
+        assert!(clients.is_new("c1#5", CLIENTS_MAX), "it was silent longest");
         assert_eq!(clients.by_name.len(), CLIENTS_MAX);
         assert_eq!(clients.by_use.len(), CLIENTS_MAX);
     }

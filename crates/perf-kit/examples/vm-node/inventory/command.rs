@@ -12,6 +12,10 @@ pub(crate) struct Command {
     pub(crate) request_id: String,
     #[prost(oneof = "Action", tags = "2, 3, 4, 5, 6, 7, 8")]
     pub(crate) action: Option<Action>,
+    /// Over how many Raft groups the node that proposed it spreads the inventory; 0 means one. Another count than the
+    /// first command's is refused.
+    #[prost(uint32, tag = "9")]
+    pub(crate) raft_groups: u32,
 }
 
 #[derive(Clone, PartialEq, Oneof)]
@@ -35,6 +39,17 @@ pub(crate) enum Action {
     Leave(u64),
 }
 
+impl Action {
+    /// The VM that it is about, if it is about one.
+    pub(crate) fn vm(&self) -> Option<&str> {
+        match self {
+            Self::Create(create) => Some(&create.name),
+            Self::Start(name) | Self::Stop(name) | Self::Delete(name) => Some(name),
+            Self::Host(_) | Self::Join(_) | Self::Leave(_) => None,
+        }
+    }
+}
+
 /// A VM to be made on the host that the leader chose for it.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Create {
@@ -48,6 +63,9 @@ pub(crate) struct Create {
     /// The host that was chosen when the request came; another one is taken where that one will not do. 0 for none.
     #[prost(uint64, tag = "4")]
     pub(crate) host: u64,
+    /// What the VM reads when it starts, UTF-8.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub(crate) user_data: Bytes,
 }
 
 /// What a VM takes and what a host has.
@@ -59,6 +77,17 @@ pub(crate) struct Size {
     pub(crate) memory_mib: u32,
     #[prost(uint32, tag = "3")]
     pub(crate) disk_gib: u32,
+}
+
+impl Size {
+    /// What each of so many Raft groups has of it, rounded down.
+    pub(crate) fn part(self, groups: u32) -> Self {
+        Self {
+            vcpus: self.vcpus / groups,
+            memory_mib: self.memory_mib / groups,
+            disk_gib: self.disk_gib / groups,
+        }
+    }
 }
 
 /// A node of the cluster, as a place for VMs and as an address for clients.
@@ -97,12 +126,28 @@ pub(crate) struct Vm {
     /// Grows with each change of it.
     #[prost(uint64, tag = "6")]
     pub(crate) version: u64,
+    /// As in [`Create`]. Empty in answers to writes, which are remembered.
+    #[prost(bytes = "bytes", tag = "7")]
+    #[serde(skip)]
+    pub(crate) user_data: Bytes,
+}
+
+impl Vm {
+    /// All but the user data.
+    pub(crate) fn without_user_data(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            apart: self.apart.clone(),
+            user_data: Bytes::new(),
+            ..*self
+        }
+    }
 }
 
 /// What became of a command.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Reply {
-    #[prost(oneof = "Outcome", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "Outcome", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     pub(crate) outcome: Option<Outcome>,
 }
 
@@ -136,6 +181,12 @@ pub(crate) enum Outcome {
     /// The number of the request is not above the newest one of its client, and its answer is not kept any more. Nothing was done.
     #[prost(string, tag = "10")]
     TooOld(String),
+    /// The user data of all VMs together would be above this many bytes. Nothing was done.
+    #[prost(uint64, tag = "11")]
+    UserDataFull(u64),
+    /// The command came from a node that spreads the inventory over another count of Raft groups; the count that holds.
+    #[prost(uint32, tag = "12")]
+    OtherGroups(u32),
 }
 
 impl Outcome {

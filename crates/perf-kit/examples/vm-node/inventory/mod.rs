@@ -13,14 +13,18 @@ pub(crate) mod command;
 use clients::Clients;
 use command::{Action, Command, Create, Host, Outcome, Size, Vm};
 
-/// Answers that are kept for clients that ask again. The oldest goes first. The id of a request counts until this many later
-/// requests with ids were answered. After that it is taken for a new one, or refused as too old if it has a number (see [`clients`]).
+/// Answers of all Raft groups together that are kept for clients that ask again. The oldest goes first. The id of a
+/// request counts until this many later requests with ids were answered. After that it is taken for a new one, or
+/// refused as too old if it has a number (see [`clients`]).
 const ANSWERS_MAX: usize = 100_000;
 
-/// VMs there may be at once.
+/// VMs there may be at once, in all Raft groups together.
 pub(crate) const VMS_MAX: usize = 1_000_000;
 
-/// VMs, hosts, and the answers given.
+/// Bytes of user data that all VMs of all Raft groups may have together.
+const USER_DATA_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// VMs, hosts, and the answers given: of one Raft group. Each group has an equal part of each bound.
 #[derive(Debug, Default)]
 pub(crate) struct Inventory {
     vms: HashMap<String, Arc<Vm>>,
@@ -34,12 +38,16 @@ pub(crate) struct Inventory {
     order: VecDeque<String>,
     clients: Clients,
     version: u64,
+    user_data_bytes: usize,
+    /// By the first command; 0 before it.
+    raft_groups: u32,
 }
 
 /// An answer that was given, and to what.
 #[derive(Clone, Debug, PartialEq)]
 struct Remembered {
-    /// The action as bytes, without the host that was chosen for it: each attempt chooses anew.
+    /// The action as bytes, without the host that was chosen for it: each attempt chooses anew. User data counts by
+    /// its length and checksum, so that what is remembered is short.
     request: Bytes,
     outcome: Outcome,
 }
@@ -90,6 +98,19 @@ impl Used {
 }
 
 impl HostState {
+    /// Adds what another Raft group has of the same host.
+    pub(crate) fn add(&mut self, other: &Self) {
+        let size = &mut self.host.size;
+        size.vcpus = size.vcpus.saturating_add(other.host.size.vcpus);
+        size.memory_mib = size.memory_mib.saturating_add(other.host.size.memory_mib);
+        size.disk_gib = size.disk_gib.saturating_add(other.host.size.disk_gib);
+        self.used.vcpus += other.used.vcpus;
+        self.used.memory_mib += other.used.memory_mib;
+        self.used.disk_gib += other.used.disk_gib;
+        self.vms += other.vms;
+        self.host.removed |= other.host.removed;
+    }
+
     /// What is left for further VMs.
     pub(crate) fn free(&self) -> Size {
         if self.host.removed {
@@ -124,6 +145,13 @@ impl Inventory {
             let reason = "the command has no action".to_owned();
             return (Outcome::Malformed(reason), Change::Nothing);
         };
+        let raft_groups = command.raft_groups.max(1);
+        if self.raft_groups == 0 {
+            self.raft_groups = raft_groups;
+        }
+        if self.raft_groups != raft_groups {
+            return (Outcome::OtherGroups(self.raft_groups), Change::Nothing);
+        }
         if command.request_id.is_empty() {
             return self.act(action);
         }
@@ -136,7 +164,8 @@ impl Inventory {
             };
             return (outcome, Change::Nothing);
         }
-        if !self.clients.is_new(&command.request_id) {
+        let clients_max = self.part_of(clients::CLIENTS_MAX);
+        if !self.clients.is_new(&command.request_id, clients_max) {
             return (Outcome::TooOld(command.request_id), Change::Nothing);
         }
         let (outcome, change) = self.act(action);
@@ -167,6 +196,11 @@ impl Inventory {
         if self.vms.contains_key(&create.name) {
             return (Outcome::Exists(create.name), Change::Nothing);
         }
+        let user_data_bytes_max = self.part_of(USER_DATA_BYTES_MAX);
+        if self.user_data_bytes + create.user_data.len() > user_data_bytes_max {
+            let outcome = Outcome::UserDataFull(user_data_bytes_max as u64);
+            return (outcome, Change::Nothing);
+        }
         let Some(host) = self.host_for(&create) else {
             return (Outcome::NoRoom(create.host), Change::Nothing);
         };
@@ -178,20 +212,19 @@ impl Inventory {
             host,
             running: false,
             version: self.version,
+            // A slice would keep the whole entry of the log in memory.
+            user_data: Bytes::copy_from_slice(&create.user_data),
         });
         self.put_vm(&vm);
-        let change = Change::Put {
-            vm: Arc::clone(&vm),
-            old: None,
-        };
-        (Outcome::Vm(Vm::clone(&vm)), change)
+        let outcome = Outcome::Vm(vm.without_user_data());
+        (outcome, Change::Put { vm, old: None })
     }
 
     /// The host that was asked for, if it has room and no VM of the group; otherwise another one for which that is so; otherwise one
     /// with room. Here and not where the request came in, since others may have been applied since. Linear in the number
     /// of hosts where the one that was asked for will not do.
     fn host_for(&self, create: &Create) -> Option<u64> {
-        if self.vms.len() >= VMS_MAX {
+        if self.vms.len() >= self.part_of(VMS_MAX) {
             return None;
         }
         let taken = self.groups.get(&create.apart);
@@ -222,6 +255,7 @@ impl Inventory {
             let group = self.groups.entry(vm.apart.clone()).or_default();
             *group.entry(vm.host).or_insert(0) += 1;
         }
+        self.user_data_bytes += vm.user_data.len();
         self.vms.insert(vm.name.clone(), Arc::clone(vm));
     }
 
@@ -246,7 +280,7 @@ impl Inventory {
             return (Outcome::Unknown(name.to_owned()), Change::Nothing);
         };
         if old.running == running {
-            return (Outcome::Vm(Vm::clone(&old)), Change::Nothing);
+            return (Outcome::Vm(old.without_user_data()), Change::Nothing);
         }
         self.version += 1;
         let vm = Arc::new(Vm {
@@ -255,7 +289,7 @@ impl Inventory {
             ..Vm::clone(&old)
         });
         self.vms.insert(name.to_owned(), Arc::clone(&vm));
-        let outcome = Outcome::Vm(Vm::clone(&vm));
+        let outcome = Outcome::Vm(vm.without_user_data());
         (outcome, Change::Put { vm, old: Some(old) })
     }
 
@@ -271,8 +305,9 @@ impl Inventory {
                 self.hosts.remove(&vm.host);
             }
         }
+        self.user_data_bytes -= vm.user_data.len();
         self.version += 1;
-        (Outcome::Vm(Vm::clone(&vm)), Change::Removed(vm))
+        (Outcome::Vm(vm.without_user_data()), Change::Removed(vm))
     }
 
     fn put_host(&mut self, host: Host) -> (Outcome, Change) {
@@ -311,13 +346,23 @@ impl Inventory {
     }
 
     fn remember(&mut self, request_id: String, known: Remembered) {
-        if self.order.len() >= ANSWERS_MAX
+        if self.order.len() >= self.part_of(ANSWERS_MAX)
             && let Some(oldest) = self.order.pop_front()
         {
             self.answers.remove(&oldest);
         }
         self.order.push_back(request_id.clone());
         self.answers.insert(request_id, known);
+    }
+
+    /// This Raft group's part of a bound for all.
+    fn part_of(&self, all: usize) -> usize {
+        all / self.raft_groups.max(1) as usize
+    }
+
+    /// Over how many Raft groups the whole inventory is spread, by the first command; 0 before it.
+    pub(crate) fn raft_groups(&self) -> u32 {
+        self.raft_groups
     }
 
     pub(crate) fn vm(&self, name: &str) -> Option<&Arc<Vm>> {
@@ -357,6 +402,7 @@ impl Inventory {
                 .collect(),
             answers: answers.collect(),
             version: self.version,
+            raft_groups: self.raft_groups,
             removed: self.removed.iter().copied().collect(),
             clients: self
                 .clients
@@ -375,13 +421,16 @@ impl Inventory {
         let image = Image::decode(bytes)?;
         let mut inventory = Self {
             version: image.version,
+            raft_groups: image.raft_groups,
             removed: image.removed.into_iter().collect(),
             ..Self::default()
         };
         for host in image.hosts {
             inventory.put_host(host);
         }
-        for vm in image.vms {
+        for mut vm in image.vms {
+            // A slice would keep the whole snapshot in memory.
+            vm.user_data = Bytes::copy_from_slice(&vm.user_data);
             inventory.put_vm(&Arc::new(vm));
         }
         for client in image.clients {
@@ -390,7 +439,7 @@ impl Inventory {
         for answer in image.answers {
             if let Some(outcome) = answer.reply.outcome {
                 let known = Remembered {
-                    request: answer.request,
+                    request: Bytes::copy_from_slice(&answer.request),
                     outcome,
                 };
                 inventory.remember(answer.request_id, known);
@@ -416,6 +465,8 @@ struct Image {
     /// The longest silent first.
     #[prost(message, repeated, tag = "6")]
     clients: Vec<Client>,
+    #[prost(uint32, tag = "7")]
+    raft_groups: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -441,10 +492,16 @@ fn fingerprint(action: &Action) -> Bytes {
     let mut action = action.clone();
     if let Action::Create(create) = &mut action {
         create.host = 0;
+        if !create.user_data.is_empty() {
+            let checksum = crc32fast::hash(&create.user_data);
+            let short = format!("{} {checksum:08x}", create.user_data.len());
+            create.user_data = Bytes::from(short);
+        }
     }
     let command = Command {
         request_id: String::new(),
         action: Some(action),
+        raft_groups: 0,
     };
     Bytes::from(command.encode_to_vec())
 }
@@ -465,6 +522,7 @@ mod tests {
         let command = Command {
             request_id: request_id.to_owned(),
             action: Some(action),
+            raft_groups: 1,
         };
         inventory.apply(&Bytes::from(command.encode_to_vec()))
     }
@@ -475,6 +533,7 @@ mod tests {
             size: size(vcpus),
             apart: String::new(),
             host: 1,
+            user_data: Bytes::new(),
         })
     }
 
@@ -660,6 +719,7 @@ mod tests {
             size: size(1),
             apart: apart.to_owned(),
             host: 1,
+            user_data: Bytes::new(),
         });
         match apply(inventory, name, action).0 {
             Outcome::Vm(vm) => Some(vm.host),
@@ -720,6 +780,91 @@ mod tests {
         assert_eq!(apply(&mut copy, "1", create("a", 3)).0, first);
         let next = apply(&mut copy, "3", create("b", 1)).0;
         assert_eq!(apply(&mut inventory, "3", create("b", 1)).0, next);
+    }
+
+    fn create_with(name: &str, user_data: Vec<u8>) -> Action {
+        let Action::Create(plain) = create(name, 1) else {
+            unreachable!("it is one");
+        };
+        Action::Create(Create {
+            user_data: Bytes::from(user_data),
+            ..plain
+        })
+    }
+
+    #[test]
+    fn user_data_is_kept_whole_and_answers_are_remembered_without_it() {
+        let mut inventory = with_host();
+        let long = vec![b'x'; 16 * 1024];
+        let made = apply(&mut inventory, "1", create_with("a", long.clone())).0;
+        assert!(matches!(&made, Outcome::Vm(vm) if vm.user_data.is_empty()));
+        apply(&mut inventory, "2", Action::Start("a".to_owned()));
+        assert!(inventory.answers["1"].request.len() < 200);
+        let mut copy = Inventory::from_bytes(inventory.to_bytes()).expect("it is a snapshot");
+        for inventory in [&mut inventory, &mut copy] {
+            assert!(
+                inventory
+                    .vm("a")
+                    .is_some_and(|vm| vm.running && vm.user_data == long)
+            );
+            assert_eq!(inventory.user_data_bytes, long.len());
+            let again = apply(inventory, "1", create_with("a", long.clone())).0;
+            assert_eq!(again, made);
+            // Other user data makes another request.
+            let other = apply(inventory, "1", create_with("a", vec![b'y'; 16 * 1024])).0;
+            assert_eq!(other, Outcome::Reused("1".to_owned()));
+            apply(inventory, "3", Action::Delete("a".to_owned()));
+            assert_eq!(inventory.user_data_bytes, 0);
+        }
+    }
+
+    #[test]
+    fn user_data_has_a_bound_for_all_vms_and_each_group_a_part_of_it() {
+        let mut inventory = Inventory::default();
+        let mut command = Command {
+            request_id: String::new(),
+            action: Some(Action::Host(host(1))),
+            raft_groups: 1024,
+        };
+        let mut act = |action| {
+            command.action = Some(action);
+            inventory.apply(&Bytes::from(command.encode_to_vec())).0
+        };
+        act(Action::Host(host(1)));
+        let part = USER_DATA_BYTES_MAX / 1024;
+        assert!(matches!(
+            act(create_with("a", vec![b'x'; part])),
+            Outcome::Vm(_)
+        ));
+        let more = act(create_with("b", vec![b'x'; 1]));
+        assert_eq!(more, Outcome::UserDataFull(part as u64));
+        assert!(matches!(act(create_with("b", Vec::new())), Outcome::Vm(_)));
+        act(Action::Delete("a".to_owned()));
+        assert!(matches!(
+            act(create_with("c", vec![b'x'; part])),
+            Outcome::Vm(_)
+        ));
+    }
+
+    #[test]
+    fn a_command_of_a_node_that_counts_other_groups_changes_nothing() {
+        let mut inventory = with_host();
+        let mut command = Command {
+            request_id: "1".to_owned(),
+            action: Some(create("a", 1)),
+            raft_groups: 4,
+        };
+        let (outcome, change) = inventory.apply(&Bytes::from(command.encode_to_vec()));
+        assert_eq!(
+            (outcome, change),
+            (Outcome::OtherGroups(1), Change::Nothing)
+        );
+        // Commands from before there was a count are of one group.
+        command.raft_groups = 0;
+        let mut copy = Inventory::from_bytes(inventory.to_bytes()).expect("it is a snapshot");
+        assert_eq!(copy.raft_groups(), 1);
+        let done = copy.apply(&Bytes::from(command.encode_to_vec())).0;
+        assert!(matches!(done, Outcome::Vm(_)));
     }
 
     #[test]

@@ -162,6 +162,7 @@ impl NaiveNode {
         let command = Command {
             request_id,
             action: Some(action),
+            raft_groups: 1,
         };
         let outcome = self
             .ask(|answer| Event::Propose(command.encode_to_vec(), answer))
@@ -297,6 +298,7 @@ impl NaiveNode {
             write_ms_p99: percentile(0.99),
             naive: true,
             hosts: hosts.into_iter().map(HostStatus::from).collect(),
+            groups: Vec::new(),
         }
     }
 
@@ -438,6 +440,7 @@ impl Loop {
         let command = Command {
             request_id: String::new(),
             action: Some(Action::Host(host.clone())),
+            raft_groups: 1,
         };
         let token = self.token();
         // A refusal is made good by the next leader's announcement.
