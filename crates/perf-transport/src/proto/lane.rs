@@ -3,6 +3,7 @@
 use super::block::Block;
 use super::frame::Kind;
 use super::line::Line;
+use crate::primitive::mutant;
 use std::collections::VecDeque;
 
 /// The most services and methods that a connection gives numbers to.
@@ -85,6 +86,12 @@ impl LaneState {
             announced: [0; ANNOUNCED_WORDS],
             line: Line::default(),
         }
+    }
+
+    /// Whether there is room that no caller in line waits for: others would overtake those in line for ever.
+    #[inline]
+    pub(super) fn has_free_room(&self, bytes: usize, frames: usize) -> bool {
+        self.has_room(bytes, frames) && (self.line.is_empty() || mutant::is("room_taken_from_line"))
     }
 
     #[inline]

@@ -60,7 +60,8 @@ pub enum Fault {
     },
     /// The peer's version does not know what was asked of it. The peer has not got it.
     Unsupported,
-    /// There is a reply, and a trace context of 25 bytes before it. No fault, and here because replies without one pay nothing for it this way.
+    /// There is a reply, and a trace context of 25 bytes before it. No fault, and here because replies without one pay
+    /// nothing for it this way.
     Traced(Bytes),
     /// The peer answered with an error: code and text.
     Rejected {
@@ -105,8 +106,8 @@ impl Default for Slot {
 
 /// A bounded slab of calls in flight.
 ///
-/// A call takes a slot, waits in it with its waker, and frees it; nothing is allocated unless more calls are in flight than ever before. Each slot has
-/// a lock of its own, which is held for some moves only.
+/// A call takes a slot, waits in it with its waker, and frees it; nothing is allocated unless more calls are in flight
+/// than ever before. Each slot has a lock of its own, which is held for some moves only.
 #[derive(Debug)]
 pub struct Pending {
     slots: Slots<Mutex<Slot>>,
@@ -137,8 +138,8 @@ impl Pending {
         self.in_flight.load(Ordering::Relaxed) & !WAITED_FOR
     }
 
-    /// Takes a slot as [`open`](Self::open) does, or puts the caller in line for one. The caller calls this again when it is woken, and
-    /// [`forget`](Self::forget) if it gives up.
+    /// Takes a slot as [`open`](Self::open) does, or puts the caller in line for one. The caller calls this again when
+    /// it is woken, and [`forget`](Self::forget) if it gives up.
     ///
     /// The second value is a waker that the caller must call: the next in line, for which there may be a slot, too.
     pub fn open_or_wait(
@@ -155,7 +156,8 @@ impl Pending {
             self.in_flight.fetch_or(WAITED_FOR, Ordering::AcqRel);
         }
         if turn != Turn::Waits
-            && let Some(key) = self.open(lane, deadline_ms)
+            && let Some(index) = self.slots.take()
+            && let Some(key) = self.fill(index, lane, deadline_ms)
         {
             let next = line.served(waiter);
             self.note_line(&line);
@@ -197,10 +199,25 @@ impl Pending {
         }
     }
 
-    /// Takes a slot for a call in this lane that may last until `deadline_ms`; `None` if all are taken.
+    /// Takes a slot for a call in this lane that may last until `deadline_ms`; `None` if all are taken, or if callers
+    /// in line wait for one.
     #[inline]
     pub fn open(&self, lane: Lane, deadline_ms: u64) -> Option<CallKey> {
+        if self.in_flight.load(Ordering::Relaxed) & WAITED_FOR != 0 && self.has_line() {
+            return None;
+        }
         let index = self.slots.take()?;
+        self.fill(index, lane, deadline_ms)
+    }
+
+    /// Whether callers wait in line: a slot that is free is theirs, as others would overtake them for ever.
+    #[cold]
+    fn has_line(&self) -> bool {
+        !self.line.lock().is_empty() && !mutant::is("slot_taken_from_line")
+    }
+
+    #[inline]
+    fn fill(&self, index: u16, lane: Lane, deadline_ms: u64) -> Option<CallKey> {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         if mutant::is("due_before_slot") {
             self.note_due(deadline_ms);
@@ -209,7 +226,8 @@ impl Pending {
         slot.deadline_ms = deadline_ms;
         slot.state = State::Waiting(None, lane);
         if !mutant::is("due_before_slot") {
-            // Under the slot's lock: a walk that has passed this slot has forgotten `due_ms` before, and one that has not will see the slot.
+            // Under the slot's lock: a walk that has passed this slot has forgotten `due_ms` before, and one that has
+            // not will see the slot.
             self.note_due(deadline_ms);
         }
         Some(CallKey(slot.generation << 16 | u64::from(index)))
@@ -302,8 +320,8 @@ impl Pending {
         }
     }
 
-    /// Ends a call whose caller has given up. Its late reply finds nothing. Returns the lane of its request if there was no
-    /// outcome yet: then the peer may be at work on it.
+    /// Ends a call whose caller has given up. Its late reply finds nothing. Returns the lane of its request if there
+    /// was no outcome yet: then the peer may be at work on it.
     #[inline]
     pub fn cancel(&self, key: CallKey) -> Option<Lane> {
         let slot = self.slot(key)?;
@@ -341,9 +359,9 @@ impl Pending {
         }
     }
 
-    /// Ends every call whose deadline is not after `now_ms` with [`Fault::Timeout`], tells `ended` which and in what lane, and returns how many.
-    /// Costs a lock per slot if the deadline of a call has passed that was the first at the last such walk, and nothing otherwise: with calls that
-    /// are answered at once and have 5 s, one walk in 5 s.
+    /// Ends every call whose deadline is not after `now_ms` with [`Fault::Timeout`], tells `ended` which and in what
+    /// lane, and returns how many. Costs a lock per slot if the deadline of a call has passed that was the first at the
+    /// last such walk, and nothing otherwise: with calls that are answered at once and have 5 s, one walk in 5 s.
     pub fn expire(&self, now_ms: u64, ended: impl FnMut(CallKey, Lane)) -> usize {
         if now_ms < self.due_ms.load(Ordering::Relaxed) || self.in_flight() == 0 {
             return 0;
@@ -429,6 +447,32 @@ mod tests {
         );
         assert_eq!(pending.in_flight(), 0);
         assert!(pending.open(Lane::First, 10).is_some());
+    }
+
+    /// A slot belongs to the callers in line: one that never waits is refused meanwhile, or it would overtake them for
+    /// ever.
+    #[test]
+    fn a_slot_that_is_waited_for_is_not_taken_by_others() {
+        let pending = Pending::new(1);
+        let open = || pending.open(Lane::First, 10);
+        let wait = |waiter: &mut Waiter| {
+            let (key, _) = pending.open_or_wait(waiter, Waker::noop(), Lane::First, 10);
+            key
+        };
+        let first = open().expect("room");
+        let mut waiter = Waiter::default();
+        assert!(wait(&mut waiter).is_none());
+        pending.cancel(first);
+        assert!(open().is_none());
+        assert_eq!(pending.in_flight(), 0);
+        let second = wait(&mut waiter).expect("its turn");
+        pending.cancel(second);
+        let third = open().expect("the line is empty");
+        assert!(wait(&mut waiter).is_none());
+        pending.cancel(third);
+        assert!(pending.forget(&mut waiter).is_none());
+        assert!(open().is_some());
+        assert_eq!(pending.in_flight(), 1);
     }
 
     #[test]

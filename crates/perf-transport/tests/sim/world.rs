@@ -35,6 +35,7 @@ const LIMITS: LivenessLimits = LivenessLimits {
     interval_ms: 50,
     timeout_ms: 200,
     busy_timeout_ms: 500,
+    tick_ms: TICK_MS_MAX,
 };
 /// Steps in which things break, and steps in which everything must come right again.
 const STORM_STEPS: u32 = 1500;
@@ -1021,7 +1022,8 @@ impl World {
         Ok(())
     }
 
-    /// Who becomes the owner gets its turn in `write`; until then others find the gate taken. Without a connection it finds nothing to do.
+    /// Who becomes the owner gets its turn in `write`; until then others find the gate taken. Without a connection it
+    /// finds nothing to do.
     fn notify_client(&mut self) {
         if self.channel.gate.notify() == Notified::Claimed {
             self.channel.gate.hand_to_task();
@@ -1213,7 +1215,8 @@ impl World {
                     }
                 }
                 Incoming::Cancelled { id } => {
-                    // A request that is too long for this server was taken out, and its cancellation may have been queued before.
+                    // A request that is too long for this server was taken out, and its cancellation may have been
+                    // queued before.
                     if !accepted.begun.contains(&id) && !self.long_calls.contains(&id) {
                         return Err(format!("the end of request {id} came before it"));
                     }

@@ -18,8 +18,8 @@ use std::task::Waker;
 const QUANTUM_BYTES: i64 = 16 * 1024;
 /// System frames that may wait before no further pings, pongs and busy frames are queued.
 const SIGNS_OF_LIFE_MAX: usize = 64;
-/// Written blocks that are kept for the next frames: while one is written the next one is filled. Others go back to the pool, whose memory is
-/// bounded for the process, and not for each connection.
+/// Written blocks that are kept for the next frames: while one is written the next one is filled. Others go back to the
+/// pool, whose memory is bounded for the process, and not for each connection.
 const SPARES_MAX: usize = 1;
 
 #[derive(Debug)]
@@ -38,8 +38,8 @@ struct State {
 
 /// The three lanes of a connection under one lock, which is held for a copy of a small frame, or for moving blocks.
 ///
-/// Frames are put together when they are queued, so that draining moves whole blocks. Memory: at most the two budgets, what is in the
-/// system lane, and a few spare blocks.
+/// Frames are put together when they are queued, so that draining moves whole blocks. Memory: at most the two budgets,
+/// what is in the system lane, and a few spare blocks.
 #[derive(Debug)]
 pub struct Lanes {
     state: Mutex<State>,
@@ -122,10 +122,11 @@ impl Lanes {
         self.checksum
     }
 
-    /// Queues a frame. `define` announces the header's method where this is its first frame in the lane; a frame that has one is a new message.
+    /// Queues a frame. `define` announces the header's method where this is its first frame in the lane; a frame that
+    /// has one is a new message.
     ///
     /// # Errors
-    /// [`NotQueued`]: the lane's budget has no room, the payload is longer than the peer takes, or the frame is a new message and the lanes are
+    /// [`NotQueued`]: the lane's budget has no room or callers in line wait for it, the payload is longer than the peer takes, or the frame is a new message and the lanes are
     /// [closed](Self::close).
     #[inline]
     pub fn push(
@@ -142,15 +143,15 @@ impl Lanes {
             return Err(NotQueued::Closed);
         }
         state.takes.check(payload.len(), header.kind)?;
-        if !state.lanes[lane as usize].has_room(bytes, 1) {
+        if !state.lanes[lane as usize].has_free_room(bytes, 1) {
             return Err(NotQueued::Full);
         }
         self.put(&mut state, lane, header, (payload, sum), define);
         Ok(())
     }
 
-    /// Queues a frame whether there is room or not. For the end of something that had room when it began, such as a body that is broken off, so there
-    /// are at most as many of these frames as of the others.
+    /// Queues a frame whether there is room or not. For the end of something that had room when it began, such as a
+    /// body that is broken off, so there are at most as many of these frames as of the others.
     pub fn push_past_limit(&self, lane: Lane, header: Header, payload: &Payload<'_>) {
         let sum = self.sum(header, payload);
         let mut state = self.state.lock();
@@ -190,8 +191,8 @@ impl Lanes {
         }
     }
 
-    /// Queues a ping, a pong or a busy frame, unless many system frames wait already: a peer that pings and reads nothing would fill this node's memory
-    /// otherwise. All of these frames say the same.
+    /// Queues a ping, a pong or a busy frame, unless many system frames wait already: a peer that pings and reads
+    /// nothing would fill this node's memory otherwise. All of these frames say the same.
     pub fn push_sign_of_life(&self, header: Header) {
         let payload = Payload::default();
         let sum = self.sum(header, &payload);
@@ -204,8 +205,8 @@ impl Lanes {
 
     /// Queues credit for a body that this side reads. Returns `false` if `frames_max` system frames wait already.
     ///
-    /// An honest peer cannot use credit that it has not read, so at most two grants for each body wait for it. A peer that sends without reading would fill
-    /// this node's memory with grants.
+    /// An honest peer cannot use credit that it has not read, so at most two grants for each body wait for it. A peer
+    /// that sends without reading would fill this node's memory with grants.
     #[must_use]
     pub fn push_credit(&self, header: Header, bytes: u32, frames_max: usize) -> bool {
         let bytes = bytes.to_le_bytes();
@@ -225,8 +226,8 @@ impl Lanes {
         self.state.lock().append(lane, block);
     }
 
-    /// Moves blocks to `sink` until `bytes_max` bytes are there, by deficit round robin between the two classes, the system lane first.
-    /// Returns the wakers of callers for which there is room now, and whether the lanes are empty.
+    /// Moves blocks to `sink` until `bytes_max` bytes are there, by deficit round robin between the two classes, the
+    /// system lane first. Returns the wakers of callers for which there is room now, and whether the lanes are empty.
     #[inline]
     pub fn drain(
         &self,
@@ -329,5 +330,45 @@ mod tests {
         // Another connection may take more.
         assert!(lanes.fit_to(takes(1 << 20)).is_empty());
         assert_eq!(push(5000), Ok(()));
+    }
+
+    /// Room belongs to the callers in line: one that never waits is refused meanwhile, or it would overtake them for
+    /// ever.
+    #[test]
+    fn room_that_is_waited_for_is_not_taken_by_others() {
+        let limits = LaneLimits {
+            bytes_max: 1 << 20,
+            frames_max: 1,
+            weight: 1,
+        };
+        let lanes = Lanes::new(limits, limits, false);
+        let header = Header::new(Kind::OneWay, 0, 0);
+        let payload = Payload::Borrowed(b"x");
+        let push = || lanes.push(Lane::First, header, &payload, None);
+        let mut waiter = Waiter::default();
+        let wait = |waiter: &mut Waiter| {
+            lanes.push_or_wait(waiter, Waker::noop(), Lane::First, header, &payload, None)
+        };
+        assert_eq!(push(), Ok(()));
+        assert_eq!(wait(&mut waiter).0, Err(NotQueued::Full));
+        let (woken, _) = lanes.drain(1 << 20, &mut Vec::new(), drop);
+        assert!(woken[0].is_some());
+        assert_eq!(push(), Err(NotQueued::Full));
+        // Other lanes have their own lines.
+        assert_eq!(lanes.push(Lane::Second, header, &payload, None), Ok(()));
+        assert_eq!(wait(&mut waiter).0, Ok(()));
+        let (woken, _) = lanes.drain(1 << 20, &mut Vec::new(), drop);
+        assert!(woken[0].is_none());
+        assert_eq!(push(), Ok(()));
+        // One that gives up, and lines that are dismissed, leave the room to all.
+        assert_eq!(wait(&mut waiter).0, Err(NotQueued::Full));
+        lanes.drain(1 << 20, &mut Vec::new(), drop);
+        assert!(lanes.forget(&mut waiter, Lane::First).is_none());
+        assert_eq!(push(), Ok(()));
+        assert_eq!(wait(&mut waiter).0, Err(NotQueued::Full));
+        assert_eq!(lanes.close().len(), 1);
+        lanes.drain(1 << 20, &mut Vec::new(), drop);
+        lanes.open();
+        assert_eq!(push(), Ok(()));
     }
 }
