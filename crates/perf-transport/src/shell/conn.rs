@@ -16,8 +16,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::io::AsyncWrite;
 
-/// With more than so many calls in flight, others are likely to follow at once: callers leave the writing to the task, which lets
-/// others go first. Measured: 25 to 126 frames per write instead of one, and the latency of a few callers is not touched.
+/// With more than so many calls in flight, others are likely to follow at once: callers leave the writing to the task,
+/// which lets others go first. Measured: 25 to 126 frames per write instead of one, and the latency of a few callers is
+/// not touched.
 pub(crate) const DIRECT_CALLS_MAX: usize = 3;
 /// A caller that writes for others stops after so many writes and leaves the rest to the task.
 const CALLER_WRITES_MAX: usize = 4;
@@ -44,6 +45,9 @@ pub(crate) struct Info {
     pub(crate) incarnation: u64,
     #[cfg(feature = "tls")]
     pub(crate) certificate: Option<crate::tls::PeerCertificate>,
+    /// This node's identity that the certificate was held against, see `Inner::identity_era`.
+    #[cfg(feature = "tls")]
+    pub(crate) identity_era: u64,
 }
 
 #[cfg(feature = "tls")]
@@ -79,8 +83,10 @@ pub(crate) struct Conn {
     pub(crate) hears_traces: AtomicBool,
     /// Of the connection there is, or was last.
     pub(crate) info: Mutex<Option<Info>>,
-    /// Why there is no connection, or was none when it was last tried.
+    /// Why the last attempt to dial failed that did.
     pub(crate) last_error: Mutex<Option<Arc<TransportError>>>,
+    /// The last attempt to dial failed.
+    pub(crate) has_failed: AtomicBool,
     /// Why the last connection ended.
     pub(crate) last_close: Mutex<Option<Arc<CloseReason>>>,
     task: Mutex<Option<Waker>>,
@@ -129,6 +135,7 @@ impl Conn {
             hears_traces: AtomicBool::new(true),
             info: Mutex::new(None),
             last_error: Mutex::new(None),
+            has_failed: AtomicBool::new(false),
             last_close: Mutex::new(None),
             task: Mutex::new(None),
             is_closing: AtomicBool::new(false),
@@ -150,7 +157,8 @@ impl Conn {
         }
     }
 
-    /// Has queued frames written. With `direct` this thread writes them now, if there is no other owner of the write side.
+    /// Has queued frames written. With `direct` this thread writes them now, if there is no other owner of the write
+    /// side.
     #[inline]
     pub(crate) fn notify(&self, direct: bool) {
         if self.channel.gate.notify() == Notified::Claimed {
@@ -248,7 +256,8 @@ impl Conn {
         match self.write_to(wire, writes_max) {
             Ok(progress) => progress,
             Err(error) => {
-                // Under the lock, which the end of this connection takes, too: so the reason is never noted for a later connection.
+                // Under the lock, which the end of this connection takes, too: so the reason is never noted for a later
+                // connection.
                 self.close(CloseReason::Io(error.to_string()));
                 let failed = guard.take();
                 self.unwritten.store(0, Ordering::Relaxed);
@@ -298,7 +307,8 @@ impl Conn {
         }
     }
 
-    /// Begins to write to a stream. The task calls this when it is first polled, then [`notify_from_task`](Self::notify_from_task).
+    /// Begins to write to a stream. The task calls this when it is first polled, then
+    /// [`notify_from_task`](Self::notify_from_task).
     pub(crate) fn connect(&self, io: BoxWrite, outbox_bytes: usize, waker: &Waker) {
         *self.task.lock() = Some(waker.clone());
         *self.wire.lock() = Some(Wire {
@@ -347,8 +357,19 @@ impl Conn {
     #[cold]
     pub(crate) fn error(&self, fault: Fault) -> TransportError {
         let ended = || self.last_close.lock().clone();
-        let failed = || self.last_error.lock().clone();
-        TransportError::from_fault(fault, self.peer, ended, failed)
+        TransportError::from_fault(fault, self.peer, ended, || self.dial_error())
+    }
+
+    /// Why the last attempt to dial failed; `None` if it did not.
+    pub(crate) fn dial_error(&self) -> Option<Arc<TransportError>> {
+        let has_failed = self.has_failed.load(Ordering::Acquire);
+        has_failed.then(|| self.last_error.lock().clone()).flatten()
+    }
+
+    /// An attempt to dial has failed.
+    pub(crate) fn note_dial_error(&self, error: TransportError) {
+        *self.last_error.lock() = Some(Arc::new(error));
+        self.has_failed.store(true, Ordering::Release);
     }
 
     /// The task has ended: forgets the stream. What is queued stays.

@@ -1,5 +1,6 @@
 //! The dialling side: one link per peer and class, and the task that connects it.
 
+use super::accept::source_of;
 use super::conn::{Conn, Info};
 use super::handshake::{read_frame, write_frame};
 use super::parting;
@@ -41,6 +42,8 @@ pub(crate) struct Link {
 pub(crate) struct Peer {
     pub(crate) id: u64,
     pub(crate) address: Mutex<String>,
+    /// The host of the address.
+    host: Mutex<String>,
     pub(crate) control: Link,
     pub(crate) bulk: Link,
 }
@@ -57,10 +60,16 @@ impl Peer {
     pub(crate) fn new(id: u64, address: String, inner: &Inner) -> Self {
         Self {
             id,
+            host: Mutex::new(source_of(&address)),
             address: Mutex::new(address),
             control: Link::new(id, ConnectionClass::Control, inner),
             bulk: Link::new(id, ConnectionClass::Bulk, inner),
         }
+    }
+
+    /// Whether it is dialled at this host.
+    pub(crate) fn is_at(&self, host: &str) -> bool {
+        *self.host.lock() == host
     }
 
     #[inline]
@@ -77,8 +86,15 @@ impl Peer {
         if *known == address {
             return;
         }
+        *self.host.lock() = source_of(&address);
         *known = address;
-        // Under the lock of the address: a dialler that has failed looks at the address behind this, or has told its dialer before.
+        // Under the lock of the address: a dialler that has failed looks at the address behind this, or has told its
+        // dialer before.
+        self.forget_failures();
+    }
+
+    /// What failed says nothing any more: the next message dials at once.
+    pub(crate) fn forget_failures(&self) {
         for link in self.links() {
             link.dialer.lock().moved();
         }
@@ -121,7 +137,8 @@ impl Link {
         self.admit_slow(peer, inner)
     }
 
-    /// Slow path of [`admit`](Self::admit), also used after a push failed on a link that looked open: takes the dialer's lock to learn the true state.
+    /// Slow path of [`admit`](Self::admit), also used after a push failed on a link that looked open: takes the
+    /// dialer's lock to learn the true state.
     #[cold]
     pub(crate) fn admit_slow(&self, peer: &Arc<Peer>, inner: &Arc<Inner>) -> Result<(), Refused> {
         let mut dialer = self.dialer.lock();
@@ -144,7 +161,8 @@ impl Link {
             }
             Admission::Refused { retry_in_ms } => Err(Refused::Unreachable { retry_in_ms }),
             Admission::Draining => Err(Refused::PeerDraining),
-            Admission::Closed => Err(Refused::ShuttingDown),
+            Admission::Closed if inner.is_ending() => Err(Refused::ShuttingDown),
+            Admission::Closed => Err(Refused::UnknownPeer),
         }
     }
 
@@ -153,6 +171,7 @@ impl Link {
         let mut dialer = self.dialer.lock();
         let is_wanted = dialer.connected();
         if is_wanted {
+            self.conn.has_failed.store(false, Ordering::Release);
             self.connects.fetch_add(1, Ordering::Relaxed);
             self.is_open.store(true, Ordering::Release);
         }
@@ -232,13 +251,14 @@ impl Link {
         self.conn.channel.pending.fail_all(&Fault::Disconnected);
     }
 
-    /// Queues no new messages until the next connection is dialled. Who waits for room asks anew whether there is a way.
+    /// Queues no new messages until the next connection is dialled. Who waits for room asks anew whether there is a
+    /// way.
     fn refuse_new(&self) {
         wake(self.conn.channel.close());
     }
 
-    /// The connection is lost, or there will be none: what is queued is dropped. Only then `say` tells the dialer, so that the next caller that asks it
-    /// finds the queues empty.
+    /// The connection is lost, or there will be none: what is queued is dropped. Only then `say` tells the dialer, so
+    /// that the next caller that asks it finds the queues empty.
     fn lost<R>(&self, fault: &Fault, say: impl FnOnce(&mut Dialer) -> R) -> R {
         self.refuse_new();
         self.conn.disconnect(fault);
@@ -272,8 +292,8 @@ impl Link {
     }
 }
 
-/// The task of a link. When it is dropped before its end, by a panic or with its runtime, the link learns of it: it would count as connecting, or
-/// connected, for ever otherwise.
+/// The task of a link. When it is dropped before its end, by a panic or with its runtime, the link learns of it: it
+/// would count as connecting, or connected, for ever otherwise.
 struct Running {
     inner: Arc<Inner>,
     peer: Arc<Peer>,
@@ -313,18 +333,26 @@ async fn run(mut task: Running) {
 async fn connected(inner: &Arc<Inner>, peer: &Arc<Peer>, class: ConnectionClass) {
     let link = peer.link(class);
     link.conn.reopen();
-    let address = peer.address.lock().clone();
-    let (established, welcome) = match dial(inner, peer, class, &address).await {
-        Ok(dialled) => dialled,
-        Err(error) => {
+    let mut address = peer.address.lock().clone();
+    let (established, welcome) = loop {
+        let error = match dial(inner, peer, class, &address).await {
+            Ok(dialled) => break dialled,
+            Err(error) => error,
+        };
+        let now = peer.address.lock().clone();
+        if now == address || link.is_closed() {
             fail(inner, peer, link, Fault::Unreachable, error);
             let now = peer.address.lock();
             if *now != address {
-                // What failed is not where the peer is.
+                // Given while the failure was noted.
                 link.dialer.lock().moved();
             }
             return;
         }
+        // What failed is not where the peer is: what waits goes there.
+        address = now;
+        inner.counts.dial_failed();
+        link.dials.fetch_add(1, Ordering::Relaxed);
     };
     let hears = welcome.features & FEATURE_GOODBYE != 0;
     link.conn.hears_goodbye.store(hears, Ordering::Relaxed);
@@ -347,6 +375,8 @@ async fn connected(inner: &Arc<Inner>, peer: &Arc<Peer>, class: ConnectionClass)
         link.lost(&Fault::Unreachable, |_| ());
         return;
     }
+    #[cfg(feature = "tls")]
+    inner.check_again(&link.conn, crate::tls::Side::Dialled);
     inner.counts.connected(true);
     inner.events.report(PeerEvent::Connected {
         peer: peer.id,
@@ -380,7 +410,7 @@ fn wake(wakers: Vec<Waker>) {
 }
 
 fn fail(inner: &Inner, peer: &Peer, link: &Link, fault: Fault, error: TransportError) {
-    *link.conn.last_error.lock() = Some(Arc::new(error.clone()));
+    link.conn.note_dial_error(error.clone());
     let failures = link.lost(&fault, |dialer| {
         dialer.failed(inner.now_ms());
         dialer.failures()
@@ -451,6 +481,8 @@ async fn shake(
         return Err(HandshakeError::Node { expected, found });
     }
     #[cfg(feature = "tls")]
+    let identity_era = inner.identity_era();
+    #[cfg(feature = "tls")]
     let (stream, certificate) = match inner.security() {
         crate::security::Security::MutualTls(identity) => {
             let cluster = &inner.local.cluster;
@@ -474,6 +506,8 @@ async fn shake(
         incarnation: welcome.incarnation,
         #[cfg(feature = "tls")]
         certificate,
+        #[cfg(feature = "tls")]
+        identity_era,
     });
     let established = Established {
         read,

@@ -33,12 +33,15 @@ pub(super) fn relayed<'a>(target: u64, message: &'a Message) -> Envelope<'a> {
 }
 
 impl Transport {
-    /// Sends a message without a reply. It is queued, or written at once where the connection is idle and the message urgent. Never waits.
+    /// Sends a message without a reply. It is queued, or written at once where the connection is idle and the message
+    /// urgent. Never waits.
     ///
     /// # Errors
-    /// Gives the message back, with the reason: [`QueueFull`](TransportError::QueueFull), [`Unreachable`](TransportError::Unreachable),
-    /// [`UnknownPeer`](TransportError::UnknownPeer), [`TooLarge`](TransportError::TooLarge), [`PeerDraining`](TransportError::PeerDraining),
-    /// [`ShuttingDown`](TransportError::ShuttingDown) or [`InvalidName`](TransportError::InvalidName). Nothing was sent then.
+    /// Gives the message back, with the reason: [`QueueFull`](TransportError::QueueFull), also while others wait for
+    /// room in turn, [`Unreachable`](TransportError::Unreachable), [`UnknownPeer`](TransportError::UnknownPeer),
+    /// [`TooLarge`](TransportError::TooLarge), [`PeerDraining`](TransportError::PeerDraining),
+    /// [`ShuttingDown`](TransportError::ShuttingDown) or [`InvalidName`](TransportError::InvalidName). Nothing was sent
+    /// then.
     #[allow(
         clippy::result_large_err,
         reason = "the error is the message itself, given back; a box would be an allocation where the node is busiest"
@@ -74,7 +77,8 @@ impl Transport {
         Ok(())
     }
 
-    /// Sends a message without a reply, and waits while its queue is full: in turn with others who wait for the same queue.
+    /// Sends a message without a reply, and waits while its queue is full: in turn with others who wait for the same
+    /// queue.
     ///
     /// Dropping the future before it is ready sends nothing.
     ///
@@ -135,8 +139,10 @@ impl Transport {
             calls_max: self.inner.config.calls_max,
             cause: None,
         };
+        let priority = batch.priority;
         let refused = |refused: Refused| {
-            let cause = self.cause(refused, attempt.peer);
+            let priority = priority.unwrap_or(route.name.priority);
+            let cause = self.cause(refused, attempt.peer, || priority);
             refused.into_error(Attempt {
                 cause,
                 ..attempt.clone()
@@ -154,8 +160,8 @@ impl Transport {
 }
 
 impl Transport {
-    /// Sends the same message to several peers. A shared payload is not copied, whatever their number: give large ones as `Bytes`. The
-    /// envelope's own target is ignored.
+    /// Sends the same message to several peers. A shared payload is not copied, whatever their number: give large ones
+    /// as `Bytes`. The envelope's own target is ignored.
     ///
     /// ```no_run
     /// # fn f(transport: &perf_transport::Transport) {
@@ -180,12 +186,12 @@ impl Transport {
         outcome
     }
 
-    /// Relays a received message to another node as it is: same service, method, number and bytes, which are neither decoded nor copied
-    /// (up to 1 KiB they are copied once).
+    /// Relays a received message to another node as it is: same service, method, number and bytes, which are neither
+    /// decoded nor copied (up to 1 KiB they are copied once).
     ///
     /// # Errors
-    /// As [`send`](Self::send). [`InvalidName`](TransportError::InvalidName) also for a new name where 1024 are in use: peers that choose names do not use
-    /// up all 2048 of the node.
+    /// As [`send`](Self::send). [`InvalidName`](TransportError::InvalidName) also for a new name where 1024 are in use:
+    /// peers that choose names do not use up all 2048 of the node.
     pub fn forward(&self, target: u64, message: &Message) -> Result<(), TransportError> {
         self.inner
             .names
@@ -193,8 +199,8 @@ impl Transport {
         self.try_send(&relayed(target, message))
     }
 
-    /// Relays a received request to another node as it is, and returns the future of the reply. It waits as long as the request's own caller
-    /// ([`Message::time_limit`]).
+    /// Relays a received request to another node as it is, and returns the future of the reply. It waits as long as the
+    /// request's own caller ([`Message::time_limit`]).
     ///
     /// # Errors
     /// The future's, as of [`call`](Self::call) and [`forward`](Self::forward).

@@ -43,8 +43,8 @@ impl Way<'_> {
         Header::new(kind, self.route.number, id)
     }
 
-    /// The trace context of an envelope, followed by the part of its payload that is copied anyway. `None` if the envelope has no context, if the peer does
-    /// not know contexts, or if the message is too long with it.
+    /// The trace context of an envelope, followed by the part of its payload that is copied anyway. `None` if the
+    /// envelope has no context, if the peer does not know contexts, or if the message is too long with it.
     pub(super) fn trace_head(&self, envelope: &Envelope<'_>) -> Option<Vec<u8>> {
         let trace = envelope.trace?;
         let conn = self.conn();
@@ -54,7 +54,8 @@ impl Way<'_> {
         (fits && is_heard).then(|| trace.before(&envelope.payload))
     }
 
-    /// Queues a message or puts the caller in line. `head` is that of [`trace_head`](Self::trace_head); a peer that does not take it gets the message without.
+    /// Queues a message or puts the caller in line. `head` is that of [`trace_head`](Self::trace_head); a peer that
+    /// does not take it gets the message without.
     pub(super) fn push_or_wait(
         &self,
         (waiter, waker): (&mut Waiter, &Waker),
@@ -171,19 +172,26 @@ impl Transport {
             peer: envelope.target,
             bytes: envelope.payload.len(),
             calls_max: self.inner.config.calls_max,
-            cause: self.cause(refused, envelope.target),
+            cause: self.cause(refused, envelope.target, || {
+                let router = &self.inner.router;
+                let of_method = || router.priority(envelope.service, envelope.method);
+                envelope.priority.unwrap_or_else(of_method)
+            }),
         })
     }
 
-    /// Why the peer cannot be reached: the last error of its links.
-    pub(super) fn cause(&self, refused: Refused, peer: u64) -> Option<Arc<TransportError>> {
+    /// Why the peer cannot be reached: the error of the link that messages of this priority take.
+    pub(super) fn cause(
+        &self,
+        refused: Refused,
+        peer: u64,
+        priority: impl FnOnce() -> Priority,
+    ) -> Option<Arc<TransportError>> {
         let Refused::Unreachable { .. } = refused else {
             return None;
         };
         let peer = self.inner.peers.get(&peer)?;
-        let links = peer.links();
-        let errors = links.iter().map(|link| link.conn.last_error.lock().clone());
-        errors.flatten().next()
+        peer.link(priority().class()).conn.dial_error()
     }
 
     /// Looks up peer and name.
@@ -318,7 +326,8 @@ impl Transport {
         self.queue(way, header, &envelope.payload)
     }
 
-    /// Queues a message for the next connection, because the one of this route has ended since. Dials it, unless the last one is still ending.
+    /// Queues a message for the next connection, because the one of this route has ended since. Dials it, unless the
+    /// last one is still ending.
     #[cold]
     pub(super) fn queue_again(
         &self,
