@@ -7,13 +7,14 @@ use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-/// Names that are looked up at once. The system's resolver blocks a thread of the runtime's pool for each, for many seconds where no name server
-/// answers; the pool has 512 threads for all that the node does.
+/// Names that are looked up at once. The system's resolver blocks a thread of the runtime's pool for each, for many
+/// seconds where no name server answers; the pool has 512 threads for all that the node does.
 const LOOKUPS_MAX: usize = 16;
 
 static LOOKUPS: LazyLock<Arc<Lookups>> = LazyLock::new(|| Lookups::new(LOOKUPS_MAX));
 
-/// The addresses of `host:port`. Dropping the future does not end the look-up: the next one for the same name waits for its outcome.
+/// The addresses of `host:port`. Dropping the future does not end the look-up: the next one for the same name waits for
+/// its outcome.
 ///
 /// # Errors
 /// Those of the system's resolver.
@@ -119,7 +120,8 @@ mod tests {
     use std::sync::mpsc;
     use std::time::Duration;
 
-    /// No name server answers, and peers are dialled again and again: a name blocks one thread, and all names together a few.
+    /// No name server answers, and peers are dialled again and again: a name blocks one thread, and all names together
+    /// a few.
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn names_that_are_not_found_block_few_threads() {
         let lookups = Lookups::new(3);

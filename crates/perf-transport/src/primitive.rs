@@ -112,8 +112,8 @@ mod imp {
 
 pub(crate) use imp::*;
 
-/// Deliberate faults that the tests must find: by loom under `--cfg perf_loom`, by the simulation under `--cfg perf_mutants`.
-/// Without these there are none.
+/// Deliberate faults that the tests must find: by loom under `--cfg perf_loom`, by the simulation under `--cfg
+/// perf_mutants`. Without these there are none.
 pub(crate) mod mutant {
     /// Whether the fault of this name is switched on: never, so the branch is compiled away.
     #[cfg(not(any(perf_loom, perf_mutants)))]

@@ -51,7 +51,8 @@ async fn the_largest_payload_can_be_asked_for_and_is_sent() {
     );
 }
 
-/// Messages were queued before it was known that the peer takes less: those that it takes arrive, and the others are refused.
+/// Messages were queued before it was known that the peer takes less: those that it takes arrive, and the others are
+/// refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_smaller_frame_cap_costs_only_what_is_too_long() {
     let server = plain(2)
@@ -75,8 +76,9 @@ async fn a_smaller_frame_cap_costs_only_what_is_too_long() {
     }
 }
 
-/// Callers on several threads queue messages of all lengths while the connection comes about on which it is learned that the peer takes less. None of those
-/// that are too long gets in behind the look at what is queued: the peer would cut the connection off, and all others would be lost with it.
+/// Callers on several threads queue messages of all lengths while the connection comes about on which it is learned
+/// that the peer takes less. None of those that are too long gets in behind the look at what is queued: the peer would
+/// cut the connection off, and all others would be lost with it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cap_that_is_learned_while_messages_are_queued_holds_for_all_of_them() {
     let server = plain(2)

@@ -336,7 +336,8 @@ async fn a_queue_of_small_batches_costs_about_what_its_messages_are() {
     client.shutdown();
 }
 
-/// A complete body that its handler has not read yet has no window any more: its bytes count as those of requests do, and end the reading.
+/// A complete body that its handler has not read yet has no window any more: its bytes count as those of requests do,
+/// and end the reading.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn complete_bodies_that_nobody_reads_stay_within_the_budget() {
     let _turn = TURN.lock().await;
@@ -410,8 +411,8 @@ async fn complete_bodies_that_nobody_reads_stay_within_the_budget() {
     until(|| server.stats().handlers == 0).await;
 }
 
-/// A caller whose patience ends again and again, of a reader that reads nothing: its parts wait in the sender up to the bound, and beyond that the
-/// body is broken off. A body with a hole would look complete.
+/// A caller whose patience ends again and again, of a reader that reads nothing: its parts wait in the sender up to the
+/// bound, and beyond that the body is broken off. A body with a hole would look complete.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn parts_whose_futures_are_dropped_wait_within_a_bound() {
     let _turn = TURN.lock().await;
@@ -455,7 +456,8 @@ async fn parts_whose_futures_are_dropped_wait_within_a_bound() {
     }
 }
 
-/// What a connection needed for bulk, long replies and many calls at once is given back when it has nothing but pings to read.
+/// What a connection needed for bulk, long replies and many calls at once is given back when it has nothing but pings
+/// to read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_were_busy_and_are_idle_hold_little() {
     let _turn = TURN.lock().await;

@@ -1,4 +1,5 @@
-//! Many seeds of a simulated world: the protocol under partitions, half-open links, crashes, cancelled calls and full queues.
+//! Many seeds of a simulated world: the protocol under partitions, half-open links, crashes, cancelled calls and full
+//! queues.
 //!
 //! `PERF_SIM_SEEDS` says how many, `PERF_SIM_START` where to begin.
 #![cfg(not(perf_loom))]

@@ -10,7 +10,8 @@ const LENGTH_BYTES: usize = 2;
 /// The most bytes of a frame of several messages, its header aside: the shortest frame that a peer may have as its cap.
 pub(super) const BATCH_BYTES_MAX: usize = 4096;
 
-/// Messages of one sender to one method, put together before they are queued: small ones share frames, with two bytes each in the place of a header.
+/// Messages of one sender to one method, put together before they are queued: small ones share frames, with two bytes
+/// each in the place of a header.
 #[derive(Debug)]
 pub struct BatchBlock {
     block: Block,
@@ -64,7 +65,8 @@ impl BatchBlock {
         self.longest = 0;
     }
 
-    /// The longest payload in it that has a frame of its own; 0 if there is none. Every peer takes frames of several messages.
+    /// The longest payload in it that has a frame of its own; 0 if there is none. Every peer takes frames of several
+    /// messages.
     #[must_use]
     pub fn longest(&self) -> usize {
         if self.block.is_empty() {
@@ -74,7 +76,8 @@ impl BatchBlock {
         }
     }
 
-    /// Appends a message. `false` if there is no room for it beside what is there; an empty batch has room for every message.
+    /// Appends a message. `false` if there is no room for it beside what is there; an empty batch has room for every
+    /// message.
     #[inline]
     pub fn push(&mut self, payload: &Payload<'_>) -> bool {
         match payload {

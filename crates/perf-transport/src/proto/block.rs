@@ -10,14 +10,15 @@ use bytes::{Buf, Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
-/// Shared payloads up to this size are copied between their header and the next one: the copy of 1 KiB takes some 30 ns,
-/// about what an entry of a vectored write costs.
+/// Shared payloads up to this size are copied between their header and the next one: the copy of 1 KiB takes some 30
+/// ns, about what an entry of a vectored write costs.
 const SHARED_COPY_BYTES_MAX: usize = 1024;
-/// Borrowed payloads have to be copied. Up to this size they go between the headers, larger ones into a pooled buffer of their own,
-/// so that a block's memory keeps the size that the pool recycles.
+/// Borrowed payloads have to be copied. Up to this size they go between the headers, larger ones into a pooled buffer
+/// of their own, so that a block's memory keeps the size that the pool recycles.
 const BORROWED_COPY_BYTES_MAX: usize = 4 * 1024;
-/// A block takes no further frame from here on. Large enough that a write's fixed cost (some 2 µs on loopback) is small beside
-/// its copy, small enough that blocks of two classes alternate often.
+/// A block takes no further frame from here on. Large enough that a write's fixed cost (some 2 µs on loopback) is
+/// small
+/// beside its copy, small enough that blocks of two classes alternate often.
 const BLOCK_BYTES: usize = 32 * 1024;
 /// The most slices of one vectored write: enough for 32 frames with payloads of their own.
 pub const SLICES_MAX: usize = 64;
@@ -120,7 +121,8 @@ impl Block {
         self.frames == 0
     }
 
-    /// An empty block whose memory suits its first frame: a block that begins with a large payload gets little memory for small ones.
+    /// An empty block whose memory suits its first frame: a block that begins with a large payload gets little memory
+    /// for small ones.
     #[must_use]
     pub fn beginning_with(payload: &Payload<'_>) -> Self {
         if payload.len() <= BORROWED_COPY_BYTES_MAX {
@@ -187,8 +189,8 @@ impl Block {
         HEADER_BYTES + length + if checksum { CHECKSUM_BYTES } else { 0 }
     }
 
-    /// Appends a frame. Small and borrowed pieces are copied, large shared ones only referred to. Allocates only while the list of
-    /// references grows for the first time, and not for the first of them.
+    /// Appends a frame. Small and borrowed pieces are copied, large shared ones only referred to. Allocates only while
+    /// the list of references grows for the first time, and not for the first of them.
     #[inline]
     pub fn push(&mut self, header: Header, payload: &Payload<'_>, checksum: bool) {
         let sum = checksum.then(|| Self::checksum(header, payload));
@@ -254,8 +256,8 @@ impl Block {
         }
     }
 
-    /// Fits the block to what the peer takes, see [`Lanes::fit_to`](super::lanes::Lanes::fit_to). Appends the headers of removed frames to `removed`. No
-    /// byte of the block may have been written.
+    /// Fits the block to what the peer takes, see [`Lanes::fit_to`](super::lanes::Lanes::fit_to). Appends the headers
+    /// of removed frames to `removed`. No byte of the block may have been written.
     pub(crate) fn fit_to(&mut self, takes: Takes, checksum: bool, removed: &mut Vec<Header>) {
         let bytes_max = takes.frame_bytes_max;
         if takes.traces && takes.watches && self.bytes <= bytes_max as usize {
@@ -303,8 +305,9 @@ impl Block {
         *self = next;
     }
 
-    /// Moves the frames of a small block to the end of this one. Returns `false`, with nothing moved, if the other block is not small or there is no room. A
-    /// block's memory is much larger than a small frame: a queue of many small blocks would take much more memory than its bytes.
+    /// Moves the frames of a small block to the end of this one. Returns `false`, with nothing moved, if the other
+    /// block is not small or there is no room. A block's memory is much larger than a small frame: a queue of many
+    /// small blocks would take much more memory than its bytes.
     pub(crate) fn absorb(&mut self, other: &mut Self) -> bool {
         let bytes = other.small.len();
         let fits = self.small.len() + bytes <= self.small.get().capacity();

@@ -28,7 +28,8 @@ pub struct ChannelLimits {
     pub checksum: bool,
 }
 
-/// The state that the senders of a connection and its task share: send queues, ownership of the write side, calls in flight, open bodies.
+/// The state that the senders of a connection and its task share: send queues, ownership of the write side, calls in
+/// flight, open bodies.
 #[derive(Debug)]
 pub struct Channel {
     /// The send queues.
@@ -59,7 +60,8 @@ impl Channel {
         }
     }
 
-    /// Ends a call whose request was queued and whose caller has given up. Returns `true` if a `Cancel` frame was queued for it.
+    /// Ends a call whose request was queued and whose caller has given up. Returns `true` if a `Cancel` frame was
+    /// queued for it.
     pub fn cancel(&self, key: CallKey) -> bool {
         let lane = self.pending.cancel(key);
         if let Some(lane) = lane {
@@ -68,7 +70,8 @@ impl Channel {
         lane.is_some()
     }
 
-    /// Ends the calls whose deadline is not after `now_ms`, queues a `Cancel` frame for each, and returns how many they were.
+    /// Ends the calls whose deadline is not after `now_ms`, queues a `Cancel` frame for each, and returns how many they
+    /// were.
     pub fn expire(&self, now_ms: u64) -> usize {
         self.pending.expire(now_ms, |key, lane| {
             if !mutant::is("expiry_untold") {
@@ -77,7 +80,8 @@ impl Channel {
         })
     }
 
-    /// Queues a `Cancel` frame in the lane of its request, so that it arrives behind the request. It may exceed the lane's limit.
+    /// Queues a `Cancel` frame in the lane of its request, so that it arrives behind the request. It may exceed the
+    /// lane's limit.
     fn queue_cancel(&self, key: CallKey, lane: Lane) {
         let lane = if mutant::is("cancel_overtakes") {
             Lane::System
@@ -140,7 +144,8 @@ impl Channel {
         self.close_bodies(&mut self.answers.lock(), key);
     }
 
-    /// Takes a chunk of an answer. Chunks of unknown answers are dropped: they were on their way when the answer was given up.
+    /// Takes a chunk of an answer. Chunks of unknown answers are dropped: they were on their way when the answer was
+    /// given up.
     ///
     /// # Errors
     /// [`FrameError::BudgetExceeded`] if it is more than was allowed.
@@ -194,7 +199,8 @@ impl Channel {
     }
 
     /// What the peer of the coming connection takes. Calls whose requests are queued and longer end with
-    /// [`Fault::TooLarge`]; longer messages are dropped; everything else stays. To be called before anything is written to it.
+    /// [`Fault::TooLarge`]; longer messages are dropped; everything else stays. To be called before anything is written
+    /// to it.
     pub fn fit_to(&self, takes: Takes) {
         let bytes_max = takes.frame_bytes_max;
         for header in self.lanes.fit_to(takes) {
@@ -212,18 +218,19 @@ impl Channel {
         }
     }
 
-    /// Refuses new messages from now on, see [`Lanes::close`]. Returns the wakers of the callers that wait for room or for a slot.
+    /// Refuses new messages from now on, see [`Lanes::close`]. Returns the wakers of the callers that wait for room or
+    /// for a slot.
     pub fn close(&self) -> Vec<Waker> {
         let mut wakers = self.lanes.close();
         wakers.extend(self.pending.dismiss());
         wakers
     }
 
-    /// Drops all queued frames, ends every call with `fault` and stops every body: the connection is lost. Returns the wakers of the callers that wait for
-    /// room or for a slot.
+    /// Drops all queued frames, ends every call with `fault` and stops every body: the connection is lost. Returns the
+    /// wakers of the callers that wait for room or for a slot.
     ///
-    /// The queues go first: a call that is opened after its end here is queued after it, and so belongs to the next connection. If they are
-    /// [closed](Lanes::close) before, there is none until they are opened.
+    /// The queues go first: a call that is opened after its end here is queued after it, and so belongs to the next
+    /// connection. If they are [closed](Lanes::close) before, there is none until they are opened.
     pub fn lost(&self, fault: &Fault) -> Vec<Waker> {
         let mut wakers = self.lanes.clear();
         // What arrived is read before the call's end is.
@@ -239,8 +246,8 @@ impl Channel {
     }
 }
 
-/// The bodies of one direction, by their calls. A body's waker may run its reader at once, and the reader takes the lock to close the body: no
-/// body is touched under the lock.
+/// The bodies of one direction, by their calls. A body's waker may run its reader at once, and the reader takes the
+/// lock to close the body: no body is touched under the lock.
 type Bodies<T> = Mutex<Vec<(CallKey, Arc<T>)>>;
 
 fn find<T>(bodies: &Bodies<T>, is_it: impl Fn(CallKey) -> bool) -> Option<Arc<T>> {

@@ -22,12 +22,14 @@ pub enum Notified {
 
 /// Decides who writes to a connection.
 ///
-/// A caller that has queued a frame calls [`notify`](Self::notify). The first caller becomes the owner of the connection's write side. For the others it is
-/// enough that the owner looks at the queues once more before it gives up ownership. So an idle connection is written to by the caller itself, without
-/// waking a task, and a busy one by its present owner.
+/// A caller that has queued a frame calls [`notify`](Self::notify). The first caller becomes the owner of the
+/// connection's write side. For the others it is enough that the owner looks at the queues once more before it gives up
+/// ownership. So an idle connection is written to by the caller itself, without waking a task, and a busy one by its
+/// present owner.
 ///
-/// Queues and gate are two places in memory. The queue's lock orders them: a notifier that finds `DIRTY` and leaves has queued
-/// before the owner's next look, or the owner's clearing of `DIRTY` would have been visible behind that lock. Modelled in `tests/loom.rs`.
+/// Queues and gate are two places in memory. The queue's lock orders them: a notifier that finds `DIRTY` and leaves has
+/// queued before the owner's next look, or the owner's clearing of `DIRTY` would have been visible behind that lock.
+/// Modelled in `tests/loom.rs`.
 #[derive(Debug)]
 pub struct Gate {
     state: AtomicU8,
@@ -51,8 +53,8 @@ impl Gate {
     /// Notes that a frame was queued. To be called after the queueing.
     #[inline]
     pub fn notify(&self) -> Notified {
-        // Relaxed is enough for the look: the queue's lock, taken just before by this thread, orders it behind an earlier owner's
-        // `begin`. The exchanges publish and acquire.
+        // Relaxed is enough for the look: the queue's lock, taken just before by this thread, orders it behind an
+        // earlier owner's `begin`. The exchanges publish and acquire.
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
             let next = if state == IDLE {

@@ -1,8 +1,9 @@
 //! The protocol without input or output: state machines that take bytes, calls and the time, and give back bytes,
 //! messages and results. The tokio shell drives them in production, a seeded simulator in `tests/simulation.rs`.
 //!
-//! Nothing here reads a clock, owns a socket or starts a task. It has locks and wakers, though: senders on many threads queue into one
-//! connection, and wait for room there. What threads share ([`Lane`], [`Gate`], [`Pending`]) is checked by loom besides.
+//! Nothing here reads a clock, owns a socket or starts a task. It has locks and wakers, though: senders on many threads
+//! queue into one connection, and wait for room there. What threads share ([`Lane`], [`Gate`], [`Pending`]) is checked
+//! by loom besides.
 //!
 //! This module is no part of the public interface: tests, loom and fuzz targets need it, and it changes at any time.
 

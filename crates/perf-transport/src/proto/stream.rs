@@ -38,7 +38,8 @@ impl SendWindow {
         }
     }
 
-    /// Takes up to `wanted` bytes of credit, at least one. Pending while there is none, `None` once the window is closed.
+    /// Takes up to `wanted` bytes of credit, at least one. Pending while there is none, `None` once the window is
+    /// closed.
     pub fn poll_take(&self, wanted: u64, cx: &mut Context<'_>) -> Poll<Option<u64>> {
         let mut state = self.state.lock();
         if state.closed {
@@ -199,8 +200,8 @@ impl BodyState {
         self.end_with(if complete { End::Complete } else { End::Broken });
     }
 
-    /// Ends a complete body, see [`end`](Self::end). Returns its unread bytes. The sender may begin another body now, so no window bounds them; they are
-    /// given back by [`take_released`](Self::take_released).
+    /// Ends a complete body, see [`end`](Self::end). Returns its unread bytes. The sender may begin another body now,
+    /// so no window bounds them; they are given back by [`take_released`](Self::take_released).
     pub fn complete(&self) -> usize {
         let unread = self.end_with(End::Complete);
         usize::try_from(unread).unwrap_or(usize::MAX)

@@ -5,10 +5,11 @@ use super::lanes::Lanes;
 use std::io::IoSlice;
 use std::task::Waker;
 
-/// The write side of one connection: takes from the lanes as much as a write wants, and knows what is still to be written.
+/// The write side of one connection: takes from the lanes as much as a write wants, and knows what is still to be
+/// written.
 ///
-/// Its memory is bounded: nothing is taken while more than `outbox_bytes_max` wait, and a taken block is bounded by the cap of
-/// a frame.
+/// Its memory is bounded: nothing is taken while more than `outbox_bytes_max` wait, and a taken block is bounded by the
+/// cap of a frame.
 #[derive(Debug)]
 pub struct Transmit {
     outbox: Outbox,

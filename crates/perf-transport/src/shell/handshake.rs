@@ -83,7 +83,8 @@ pub(crate) async fn write_frame(
     Ok(bytes)
 }
 
-/// The accepting side's part: reads who it is, and whether the protocol can let it in. `spoken` is called when the first bytes have come.
+/// The accepting side's part: reads who it is, and whether the protocol can let it in. `spoken` is called when the
+/// first bytes have come.
 pub(crate) async fn hear(
     local: &Local,
     read: &mut BoxRead,

@@ -36,10 +36,11 @@ impl HandshakeBounds {
 
 /// Handshakes of peers that have not proven who they are.
 ///
-/// When there are as many as may be, a newcomer displaces the oldest one that has said nothing yet, of the source that has most of
-/// them; sources from which no peer of the cluster has ever come go first. One that has begun to speak is displaced when it has taken an eighth of
-/// its time, or at once if its source is unknown and that of the newcomer is not. If none may be displaced the newcomer waits. A bounded number of
-/// newcomers of unknown sources waits, so that those of known ones never stand in line behind a flood.
+/// When there are as many as may be, a newcomer displaces the oldest one that has said nothing yet, of the source that
+/// has most of them; sources from which no peer of the cluster has ever come go first. One that has begun to speak is
+/// displaced when it has taken an eighth of its time, or at once if its source is unknown and that of the newcomer is
+/// not. If none may be displaced the newcomer waits. A bounded number of newcomers of unknown sources waits, so that
+/// those of known ones never stand in line behind a flood.
 pub(crate) struct Handshakes {
     under_way: Mutex<Vec<UnderWay>>,
     bounds: HandshakeBounds,
@@ -152,7 +153,8 @@ impl Handshakes {
         (before < waiting_max).then_some(waiting)
     }
 
-    /// A place for a newcomer; `None` if it must wait: until one has left, or some time has passed. Costs a step for each handshake.
+    /// A place for a newcomer; `None` if it must wait: until one has left, or some time has passed. Costs a step for
+    /// each handshake.
     pub(crate) fn enter(self: &Arc<Self>, source: &str, is_known: bool) -> Option<Place> {
         let now = Instant::now();
         let mut under_way = self.under_way.lock();

@@ -18,7 +18,8 @@ use std::time::Duration;
 use super::Transport;
 use super::way::Way;
 
-/// A slot of a call whose request is not queued yet. Dropping it frees the slot; the peer is not told, because it has not got the request.
+/// A slot of a call whose request is not queued yet. Dropping it frees the slot; the peer is not told, because it has
+/// not got the request.
 pub(super) struct Slot {
     pub(super) conn: Option<Arc<Conn>>,
     pub(super) key: CallKey,
@@ -56,12 +57,13 @@ impl Drop for WaitingForSlot<'_> {
 }
 
 impl Transport {
-    /// Sends a request and returns the future of its reply. The request is on its way when this returns, not when the future is first
-    /// polled, so several calls can be begun before the first is awaited.
+    /// Sends a request and returns the future of its reply. The request is on its way when this returns, not when the
+    /// future is first polled, so several calls can be begun before the first is awaited.
     ///
     /// # Errors
-    /// The future's: those of [`send`](Self::send), [`TooManyCalls`](TransportError::TooManyCalls), [`Timeout`](TransportError::Timeout),
-    /// [`Disconnected`](TransportError::Disconnected), [`PeerRejected`](TransportError::PeerRejected).
+    /// The future's: those of [`send`](Self::send), [`TooManyCalls`](TransportError::TooManyCalls),
+    /// [`Timeout`](TransportError::Timeout), [`Disconnected`](TransportError::Disconnected),
+    /// [`PeerRejected`](TransportError::PeerRejected).
     #[inline]
     pub fn call(&self, envelope: Envelope<'_>) -> Call {
         match self.try_call(&envelope) {
@@ -125,13 +127,15 @@ impl Transport {
 }
 
 impl Transport {
-    /// Sends a request, waits while its queue is full or as many calls are in flight as may be, and then for the reply. All of it together takes no
-    /// longer than the call may.
+    /// Sends a request, waits while its queue is full or as many calls are in flight as may be, and then for the reply.
+    /// All of it together takes no longer than the call may.
     ///
-    /// Callers that wait have their turns, and are woken when it is theirs. Dropping the future before the request is queued sends nothing.
+    /// Callers that wait have their turns, and are woken when it is theirs. Dropping the future before the request is
+    /// queued sends nothing.
     ///
     /// # Errors
-    /// As [`call`](Self::call), without `QueueFull`; `TooManyCalls` or `QueueFull` if there was no room in all that time.
+    /// As [`call`](Self::call), without `QueueFull`; `TooManyCalls` or `QueueFull` if there was no room in all that
+    /// time.
     pub async fn call_wait(&self, envelope: Envelope<'_>) -> Result<Bytes, TransportError> {
         let route = self.route(&envelope)?;
         self.call_wait_on(&route, &envelope).await

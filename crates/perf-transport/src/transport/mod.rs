@@ -31,12 +31,13 @@ use tokio::sync::broadcast;
 ///
 /// # Delivery
 ///
-/// - A message is sent at most once: nothing is ever repeated by the transport. What is queued when a connection is lost is dropped, counted, and
-///   for calls reported.
-/// - Messages to one peer of one priority arrive in the order in which they were sent, without gaps while a connection lasts. Priorities have no
-///   order among each other.
-/// - A call completes exactly once: with its reply or with a [`TransportError`], at its deadline at the latest. A cancelled call frees its slot; its late reply is
-///   dropped, and the peer is told, behind the request. A reply of an earlier connection never completes a later call.
+/// - A message is sent at most once: nothing is ever repeated by the transport. What is queued when a connection is
+///   lost is dropped, counted, and for calls reported.
+/// - Messages to one peer of one priority arrive in the order in which they were sent, without gaps while a connection
+///   lasts. Priorities have no order among each other.
+/// - A call completes exactly once: with its reply or with a [`TransportError`], at its deadline at the latest. A
+///   cancelled call frees its slot; its late reply is dropped, and the peer is told, behind the request. A reply of an
+///   earlier connection never completes a later call.
 ///
 /// # Costs
 ///

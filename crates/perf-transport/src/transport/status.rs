@@ -69,8 +69,8 @@ impl Transport {
         self.inner.all.lock().iter().map(|peer| peer.id).collect()
     }
 
-    /// All nodes there is something to say of, by id: those that are known, and others that have connected. For each its state, its connections, what is
-    /// queued, and what went wrong last. Takes a few locks for each connection.
+    /// All nodes there is something to say of, by id: those that are known, and others that have connected. For each
+    /// its state, its connections, what is queued, and what went wrong last. Takes a few locks for each connection.
     #[must_use]
     pub fn peers(&self) -> Vec<PeerStatus> {
         let mut all: BTreeMap<u64, PeerStatus> = BTreeMap::new();
@@ -124,7 +124,8 @@ impl Transport {
         }
     }
 
-    /// All connections: two for each known peer, whether they are up or not, and those that peers have dialled. Takes a few locks for each.
+    /// All connections: two for each known peer, whether they are up or not, and those that peers have dialled. Takes a
+    /// few locks for each.
     #[must_use]
     pub fn connections(&self) -> Vec<ConnectionStatus> {
         let mut all = Vec::new();

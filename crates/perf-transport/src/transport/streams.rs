@@ -29,8 +29,8 @@ impl Streams {
 }
 
 impl Transport {
-    /// Begins a request whose body is sent in chunks: snapshots, and whatever is longer than a frame. The envelope's payload is the
-    /// request's head. It is answered once, when the receiver's handler returns.
+    /// Begins a request whose body is sent in chunks: snapshots, and whatever is longer than a frame. The envelope's
+    /// payload is the request's head. It is answered once, when the receiver's handler returns.
     ///
     /// # Errors
     /// As [`send`](Self::send), and [`TooManyStreams`](TransportError::TooManyStreams).
@@ -42,8 +42,9 @@ impl Transport {
         Ok(BodySender::new(chunks, begun.call))
     }
 
-    /// Sends a request that is answered item by item: a watch of what changes, a long list. The peer's handler is one of
-    /// [`Router::watch`](crate::Router::watch). The answer may take as long as a streamed body ([`Config::stream_timeout`](crate::Config::stream_timeout)) where the envelope does not say.
+    /// Sends a request that is answered item by item: a watch of what changes, a long list. The peer's handler is one
+    /// of [`Router::watch`](crate::Router::watch). The answer may take as long as a streamed body
+    /// ([`Config::stream_timeout`](crate::Config::stream_timeout)) where the envelope does not say.
     ///
     /// ```no_run
     /// # async fn f(transport: &perf_transport::Transport) -> Result<(), perf_transport::TransportError> {
@@ -58,14 +59,15 @@ impl Transport {
     /// ```
     ///
     /// # Errors
-    /// As [`stream`](Self::stream), and [`Unsupported`](TransportError::Unsupported) if the peer's version does not know this.
+    /// As [`stream`](Self::stream), and [`Unsupported`](TransportError::Unsupported) if the peer's version does not
+    /// know this.
     pub fn watch(&self, envelope: Envelope<'_>) -> Result<Answer, TransportError> {
         let begun = self.begin_streams(&envelope, Kind::Watch)?;
         begun.into_answer(self.payload_bytes_max())
     }
 
-    /// Sends a request with items both ways at once: the caller sends and reads at its own pace. The peer's handler is one of
-    /// [`Router::exchange`](crate::Router::exchange).
+    /// Sends a request with items both ways at once: the caller sends and reads at its own pace. The peer's handler is
+    /// one of [`Router::exchange`](crate::Router::exchange).
     ///
     /// # Errors
     /// As [`watch`](Self::watch).

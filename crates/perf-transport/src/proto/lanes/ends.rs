@@ -8,8 +8,8 @@ use crate::proto::takes::Takes;
 use std::task::Waker;
 
 impl Lanes {
-    /// Refuses new messages from now on. Frames of bodies that were begun are still taken. Returns the wakers of the callers that wait for room: they have
-    /// to ask again whether there is a connection.
+    /// Refuses new messages from now on. Frames of bodies that were begun are still taken. Returns the wakers of the
+    /// callers that wait for room: they have to ask again whether there is a connection.
     ///
     /// Without this a caller that found the connection open could queue a message after the connection's end.
     pub fn close(&self) -> Vec<Waker> {
@@ -19,8 +19,9 @@ impl Lanes {
         lanes.flat_map(|lane| lane.line.dismiss()).collect()
     }
 
-    /// Closes the lanes if they are open and empty. Returns `false` otherwise, with nothing changed. For a connection that ends because it is idle: messages
-    /// refused from now on go to the next connection, see [`renew`](Self::renew).
+    /// Closes the lanes if they are open and empty. Returns `false` otherwise, with nothing changed. For a connection
+    /// that ends because it is idle: messages refused from now on go to the next connection, see
+    /// [`renew`](Self::renew).
     #[must_use]
     pub fn close_if_empty(&self) -> bool {
         let mut state = self.state.lock();
@@ -29,7 +30,8 @@ impl Lanes {
         is_free
     }
 
-    /// Takes new messages again, for the next connection, on which names are announced anew. The lanes must be empty and closed.
+    /// Takes new messages again, for the next connection, on which names are announced anew. The lanes must be empty
+    /// and closed.
     pub fn renew(&self) {
         let mut state = self.state.lock();
         for lane in &mut state.lanes {
@@ -41,11 +43,13 @@ impl Lanes {
         state.is_closed = false;
     }
 
-    /// Fits the lanes to what the peer of the coming connection takes. Later messages that it does not take are refused. Queued frames that are too long, or
-    /// of a kind that the peer does not know, are removed, and their headers are returned. Chunks of bodies are cut instead. Trace contexts are removed
-    /// if the peer does not know them.
+    /// Fits the lanes to what the peer of the coming connection takes. Later messages that it does not take are
+    /// refused. Queued frames that are too long, or of a kind that the peer does not know, are removed, and their
+    /// headers are returned. Chunks of bodies are cut instead. Trace contexts are removed if the peer does not know
+    /// them.
     ///
-    /// Nothing may be written from the lanes meanwhile. Costs a step for each block, and a copy of the block where a frame is too long.
+    /// Nothing may be written from the lanes meanwhile. Costs a step for each block, and a copy of the block where a
+    /// frame is too long.
     #[must_use]
     pub fn fit_to(&self, takes: Takes) -> Vec<Header> {
         let mut removed = Vec::new();
@@ -69,7 +73,8 @@ impl Lanes {
         self.state.lock().is_closed = false;
     }
 
-    /// Drops all frames and announcements: the connection is lost. Returns the wakers of the callers that wait for room.
+    /// Drops all frames and announcements: the connection is lost. Returns the wakers of the callers that wait for
+    /// room.
     pub fn clear(&self) -> Vec<Waker> {
         let mut guard = self.state.lock();
         let state = &mut *guard;

@@ -126,8 +126,8 @@ impl Lanes {
     /// has one is a new message.
     ///
     /// # Errors
-    /// [`NotQueued`]: the lane's budget has no room or callers in line wait for it, the payload is longer than the peer takes, or the frame is a new message and the lanes are
-    /// [closed](Self::close).
+    /// [`NotQueued`]: the lane's budget has no room or callers in line wait for it, the payload is longer than the peer
+    /// takes, or the frame is a new message and the lanes are [closed](Self::close).
     #[inline]
     pub fn push(
         &self,

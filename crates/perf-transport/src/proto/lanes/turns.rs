@@ -12,8 +12,8 @@ use bytes::Bytes;
 use std::task::{Poll, Waker};
 
 impl Lanes {
-    /// Queues a frame as [`push`](Self::push) does, or puts the caller in line for room. A caller in line calls this again when it is woken, and
-    /// [`forget`](Self::forget) when it gives up.
+    /// Queues a frame as [`push`](Self::push) does, or puts the caller in line for room. A caller in line calls this
+    /// again when it is woken, and [`forget`](Self::forget) when it gives up.
     ///
     /// The caller must wake the waker that is returned: that of the next in line, where there is room left.
     ///
@@ -42,7 +42,8 @@ impl Lanes {
         })
     }
 
-    /// Waits in line for room for a message, then leaves the turn to the next caller. Ready, too, when the lanes are [closed](Self::close).
+    /// Waits in line for room for a message, then leaves the turn to the next caller. Ready, too, when the lanes are
+    /// [closed](Self::close).
     pub fn poll_room(
         &self,
         waiter: &mut Waiter,
@@ -68,8 +69,8 @@ impl Lanes {
         }
     }
 
-    /// Queues the messages of a batch, all of them or none, as [`push_or_wait`](Self::push_or_wait) does with one. `define` announces their
-    /// method. Leaves the batch empty.
+    /// Queues the messages of a batch, all of them or none, as [`push_or_wait`](Self::push_or_wait) does with one.
+    /// `define` announces their method. Leaves the batch empty.
     ///
     /// # Errors
     /// As there. The batch keeps its messages.

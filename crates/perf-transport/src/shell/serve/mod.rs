@@ -178,8 +178,8 @@ impl ServeRole {
 
     /// A message or a request, to its handler.
     ///
-    /// The message is put together where its handler takes it: each copy of it that is read in wider pieces than it was written waits for
-    /// the stores before it.
+    /// The message is put together where its handler takes it: each copy of it that is read in wider pieces than it was
+    /// written waits for the stores before it.
     #[inline]
     fn dispatch(
         &mut self,
@@ -211,7 +211,8 @@ impl ServeRole {
                 };
                 let message = message();
                 let measure = method.measure(frame.payload.len());
-                // The handler's own state may be left half changed by a panic; that is its affair, as in a thread of its own.
+                // The handler's own state may be left half changed by a panic; that is its affair, as in a thread of
+                // its own.
                 let result = catch_unwind(AssertUnwindSafe(|| {
                     spans::handle(&message, || handler(&message, &mut reply))
                 }));
@@ -384,7 +385,8 @@ impl ServeRole {
         message
     }
 
-    /// Bytes that may be kept for long: copied, unless that would save little. What is kept from reuse is at most four times what is counted.
+    /// Bytes that may be kept for long: copied, unless that would save little. What is kept from reuse is at most four
+    /// times what is counted.
     #[inline]
     fn kept(&self, bytes: Bytes) -> Bytes {
         let length = bytes.len();

@@ -56,8 +56,8 @@ impl ServeRole {
         self.must_stop |= self.has_backlog(conn);
     }
 
-    /// Whether the peer has so much to read that it gets nothing more to read. Replies of spawned handlers that wait for room go before those of
-    /// inline ones, which never wait.
+    /// Whether the peer has so much to read that it gets nothing more to read. Replies of spawned handlers that wait
+    /// for room go before those of inline ones, which never wait.
     pub(super) fn has_backlog(&self, conn: &Conn) -> bool {
         let (queued, is_waited_for) = conn.channel.lanes.pressure();
         let unwritten = conn.unwritten.load(Ordering::Relaxed);
