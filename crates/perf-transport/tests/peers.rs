@@ -268,3 +268,44 @@ async fn a_peer_that_connects_is_not_waited_for() {
     assert!(soon(hello).await.is_ok());
     assert!(soon(call()).await.is_ok());
 }
+
+/// A dial that hangs at an old address, or is not wanted any more, is given up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dial_that_is_not_wanted_any_more_is_given_up() {
+    let server = plain(2).router(echo()).listen("127.0.0.1:0");
+    let server = server.start().await.expect("starts");
+    let begun = Arc::new(Notify::new());
+    let fail = Arc::new(Notify::new());
+    let connector = || OldIsSlow {
+        begun: Arc::clone(&begun),
+        fail: Arc::clone(&fail),
+    };
+    let mut config = Config::default();
+    config.dial_timeout = support::PATIENCE * 10;
+    config.call_timeout = support::PATIENCE * 10;
+    let call = |client: &Transport| client.call(Envelope::new(2, "vm", "echo", b"x"));
+    // It has moved: what waits goes there at once.
+    let client = plain(1).config(config.clone()).connector(connector());
+    let client = client.peer(2, "old").start().await.expect("starts");
+    let reply = call(&client);
+    soon(begun.notified()).await;
+    client.add_peer(2, address(&server));
+    assert!(soon(reply).await.is_ok());
+    // Its node shuts down, or forgets it: the connector's future is dropped with all that it holds.
+    for is_removed in [true, false] {
+        let client = plain(1).config(config.clone()).connector(connector());
+        let client = client.peer(2, "old").start().await.expect("starts");
+        let reply = call(&client);
+        soon(begun.notified()).await;
+        let dials = || Arc::strong_count(&fail);
+        let before = dials();
+        if is_removed {
+            client.remove_peer(2);
+        } else {
+            client.shutdown();
+        }
+        assert!(soon(reply).await.is_err());
+        drop(client);
+        until(|| dials() < before).await;
+    }
+}

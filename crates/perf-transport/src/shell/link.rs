@@ -19,10 +19,12 @@ use crate::transport::{Alive, Inner};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::Waker;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 /// One of a peer's two connections, from this node's side.
@@ -36,6 +38,8 @@ pub(crate) struct Link {
     pub(crate) streams_max: AtomicU32,
     pub(crate) dials: AtomicU64,
     pub(crate) connects: AtomicU64,
+    /// The peer has another address, or the link was closed: a dial under way looks at both.
+    changed: Notify,
 }
 
 /// A peer and the way to it.
@@ -91,6 +95,9 @@ impl Peer {
         // Under the lock of the address: a dialler that has failed looks at the address behind this, or has told its
         // dialer before.
         self.forget_failures();
+        for link in self.links() {
+            link.changed.notify_one();
+        }
     }
 
     /// What failed says nothing any more: the next message dials at once.
@@ -125,6 +132,7 @@ impl Link {
             streams_max: AtomicU32::new(config.streams_max),
             dials: AtomicU64::new(0),
             connects: AtomicU64::new(0),
+            changed: Notify::new(),
         }
     }
 
@@ -249,6 +257,7 @@ impl Link {
         self.conn.close(CloseReason::Closed);
         // Where no task runs, nothing else would end the calls that wait.
         self.conn.channel.pending.fail_all(&Fault::Disconnected);
+        self.changed.notify_one();
     }
 
     /// Queues no new messages until the next connection is dialled. Who waits for room asks anew whether there is a
@@ -335,12 +344,16 @@ async fn connected(inner: &Arc<Inner>, peer: &Arc<Peer>, class: ConnectionClass)
     link.conn.reopen();
     let mut address = peer.address.lock().clone();
     let (established, welcome) = loop {
-        let error = match dial(inner, peer, class, &address).await {
+        let error = match dial_while_wanted(inner, peer, class, &address).await {
             Ok(dialled) => break dialled,
             Err(error) => error,
         };
+        if link.is_closed() {
+            link.lost(&Fault::Unreachable, |_| ());
+            return;
+        }
         let now = peer.address.lock().clone();
-        if now == address || link.is_closed() {
+        if now == address {
             fail(inner, peer, link, Fault::Unreachable, error);
             let now = peer.address.lock();
             if *now != address {
@@ -422,6 +435,30 @@ fn fail(inner: &Inner, peer: &Peer, link: &Link, fault: Fault, error: TransportE
         failures,
         error,
     });
+}
+
+/// Dials until the peer has another address or the link is closed.
+async fn dial_while_wanted(
+    inner: &Inner,
+    peer: &Peer,
+    class: ConnectionClass,
+    address: &str,
+) -> Result<(Established, Welcome), TransportError> {
+    let link = peer.link(class);
+    let mut dial = pin!(dial(inner, peer, class, address));
+    loop {
+        tokio::select! {
+            dialled = &mut dial => return dialled,
+            () = link.changed.notified() => {}
+        }
+        let is_wanted = !link.is_closed() && *peer.address.lock() == address;
+        if !is_wanted {
+            return Err(TransportError::Io {
+                action: "go on with the dial",
+                reason: format!("{address} is not dialled any more"),
+            });
+        }
+    }
 }
 
 async fn dial(

@@ -95,9 +95,9 @@ impl Transport {
     }
 
     /// Makes a peer known, or gives a known one another address. Dials nothing: the first message does, and does not
-    /// wait for what failed at another address. What waits while a dial at the old address fails goes to the new one. A
-    /// connection that is up stays, whatever address it was dialled at. The backoff of a peer that was dialled in vain
-    /// ends, too, when the peer connects to this node.
+    /// wait for what failed at another address. A dial at the old address is given up, and what waits for it goes to
+    /// the new one. A connection that is up stays, whatever address it was dialled at. The backoff of a peer that was
+    /// dialled in vain ends, too, when the peer connects to this node.
     pub fn add_peer(&self, peer: u64, address: impl Into<String>) {
         let address = address.into();
         let mut all = self.inner.all.lock();
