@@ -240,3 +240,40 @@ async fn bodies_and_items_at_their_bounds() {
         assert_eq!(soon(answer.next()).await, None);
     }
 }
+
+/// The deadline of a call holds for its body, too: a sender that waits for credit, or for the end, does not wait for a
+/// handler that never reads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_nobody_reads_ends_at_its_deadline() {
+    let router = Router::new()
+        .streamed("vm", "body", |_, body| async move {
+            std::future::pending::<()>().await;
+            drop(body);
+            Ok(Bytes::new())
+        })
+        .exchange("vm", "talk", |_, body, _answer| async move {
+            std::future::pending::<()>().await;
+            drop(body);
+            Ok(())
+        });
+    let (client, _server) = pair(router, Config::default()).await;
+    let envelope = |method| {
+        let envelope = Envelope::new(2, "vm", method, b"");
+        envelope.with_timeout(Duration::from_millis(300))
+    };
+    let mut body = client.stream(envelope("body")).expect("room");
+    let part = Bytes::from(vec![1; 2 << 20]);
+    let sent = soon(body.send(part.clone())).await;
+    assert_eq!(sent, Err(TransportError::BodyBroken { peer: 2 }));
+    let ended = soon(body.finish()).await;
+    assert_eq!(ended, Err(TransportError::Timeout { peer: 2 }));
+    let (mut items, mut answer) = client.exchange(envelope("talk")).expect("room");
+    assert!(soon(items.send(part.clone())).await.is_err());
+    let ended = soon(answer.next()).await;
+    assert_eq!(ended, Some(Err(TransportError::Timeout { peer: 2 })));
+    // A caller that wants no answer any more sends nothing either.
+    let envelope = Envelope::new(2, "vm", "talk", b"");
+    let (mut items, answer) = client.exchange(envelope).expect("room");
+    drop(answer);
+    assert!(soon(items.send(part)).await.is_err());
+}

@@ -65,6 +65,7 @@ impl Channel {
     pub fn cancel(&self, key: CallKey) -> bool {
         let lane = self.pending.cancel(key);
         if let Some(lane) = lane {
+            self.end_window(key);
             self.queue_cancel(key, lane);
         }
         lane.is_some()
@@ -74,10 +75,18 @@ impl Channel {
     /// were.
     pub fn expire(&self, now_ms: u64) -> usize {
         self.pending.expire(now_ms, |key, lane| {
+            self.end_window(key);
             if !mutant::is("expiry_untold") {
                 self.queue_cancel(key, lane);
             }
         })
+    }
+
+    /// A call is over for its caller: the sender of its body waits no longer for credit that a reader may never grant.
+    fn end_window(&self, key: CallKey) {
+        if self.windows() > 0 && !mutant::is("body_outlives_call") {
+            self.stop_window(key);
+        }
     }
 
     /// Queues a `Cancel` frame in the lane of its request, so that it arrives behind the request. It may exceed the
