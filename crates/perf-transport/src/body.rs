@@ -335,9 +335,8 @@ impl Chunks {
         let conn = &self.conn;
         let queued = poll_fn(|cx| {
             // A body belongs to one connection: no chunk may go to the next one.
-            match self.window.poll_take(0, cx) {
-                Poll::Ready(None) => return Poll::Ready(None),
-                Poll::Ready(Some(_)) | Poll::Pending => {}
+            if self.window.poll_closed(cx).is_ready() {
+                return Poll::Ready(None);
             }
             let lanes = &conn.channel.lanes;
             let waiter = &mut waiting.waiter;

@@ -277,3 +277,32 @@ async fn a_body_that_nobody_reads_ends_at_its_deadline() {
     drop(answer);
     assert!(soon(items.send(part)).await.is_err());
 }
+
+/// The same for a sender that waits for room in a queue that moves no further.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_finds_no_room_ends_at_its_deadline() {
+    // It takes connections and says nothing.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+    let silent = silent.expect("a port");
+    let mut config = Config::default();
+    config.handshake_timeout = support::PATIENCE * 10;
+    let at = silent.local_addr().expect("bound").to_string();
+    let client = plain(1).config(config).peer(2, at).start();
+    let client = client.await.expect("starts");
+    let envelope = Envelope::new(2, "vm", "body", b"").with_timeout(Duration::from_millis(300));
+    let mut body = client.stream(envelope).expect("room");
+    let part = Bytes::from(vec![1; 64 << 10]);
+    while client
+        .send(Envelope::new(2, "vm", "note", part.clone()))
+        .is_ok()
+    {}
+    let sent = tokio::select! {
+        // First: it must be woken, and not only be looked at again.
+        biased;
+        () = tokio::time::sleep(support::PATIENCE) => panic!("the deadline woke nothing"),
+        sent = body.send(part) => sent,
+    };
+    assert_eq!(sent, Err(TransportError::BodyBroken { peer: 2 }));
+    let ended = soon(body.finish()).await;
+    assert_eq!(ended, Err(TransportError::Timeout { peer: 2 }));
+}

@@ -66,6 +66,19 @@ impl SendWindow {
         }
     }
 
+    /// Ready once the window is closed.
+    pub fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.state.lock();
+        if state.closed {
+            return Poll::Ready(());
+        }
+        match &mut state.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+
     /// Whether the reader has given up, or the connection is lost.
     #[must_use]
     pub fn is_closed(&self) -> bool {
