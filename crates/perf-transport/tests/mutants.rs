@@ -7,7 +7,7 @@ use perf_transport::__mutant::set;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Every fault is found within so many seeds.
-const SEEDS: u64 = 100;
+const SEEDS: u64 = 400;
 
 /// One test, since the switch is the process's.
 #[test]
@@ -28,6 +28,10 @@ fn each_fault_is_found() {
         "cap_unknown_to_lanes",
         "chunk_finds_any_answer",
         "answer_credit_ignored",
+        "late_check_cuts",
+        "room_taken_from_line",
+        "slot_taken_from_line",
+        "body_outlives_call",
     ] {
         set(Some(mutant));
         let found = (0..SEEDS).find_map(|seed| {

@@ -35,6 +35,7 @@ fn nothing_is_lost_doubled_mixed_up_or_stuck() {
                 all.bodies += summary.bodies;
                 all.watches += summary.watches;
                 all.deaf += summary.deaf;
+                all.paused += summary.paused;
                 all.patient += summary.patient;
             }
             Err(error) => panic!(
@@ -55,6 +56,7 @@ fn nothing_is_lost_doubled_mixed_up_or_stuck() {
         );
         assert!(all.replies > seeds * 10 && all.bodies > seeds, "{all:?}");
         assert!(all.deaf > seeds && all.patient > seeds, "{all:?}");
+        assert!(all.paused > seeds, "{all:?}");
         assert!(all.watches > seeds, "{all:?}");
     }
 }

@@ -62,6 +62,7 @@ pub(crate) struct Summary {
     pub(crate) patient: u64,
     /// Times in which the server only asked and read nothing.
     pub(crate) deaf: u64,
+    pub(crate) paused: u64,
 }
 
 /// A waker that only remembers.
@@ -548,9 +549,11 @@ impl World {
     fn begin_call(&mut self) -> Result<(), NotQueued> {
         let deadline_ms = self.now_ms + TIMEOUT_MS;
         let lane = self.lane();
+        let in_line = self.channel.pending.waiters();
         let Some(key) = self.channel.pending.open(lane, deadline_ms) else {
             return Err(NotQueued::Full);
         };
+        assert_eq!(in_line, 0, "a call took the slot of callers in line");
         self.begin_call_of(key, lane)
     }
 
@@ -618,12 +621,11 @@ impl World {
         let header = Header::new(Kind::OneWay, 3, number);
         let lane = self.lane();
         let payload = Payload::Shared(payload.into());
-        if self
-            .channel
-            .lanes
-            .push(lane, header, &payload, Some(&define()))
-            .is_ok()
-        {
+        let lanes = &self.channel.lanes;
+        let in_line = lanes.waiters(lane);
+        let pushed = lanes.push(lane, header, &payload, Some(&define()));
+        if pushed.is_ok() {
+            assert_eq!(in_line, 0, "a message took the room of callers in line");
             self.notify_client();
         }
     }
@@ -667,7 +669,8 @@ impl World {
         if !self.admit() {
             return;
         }
-        let deadline_ms = self.now_ms + 100 * TIMEOUT_MS;
+        let patience = if self.random.chance(20) { 1 } else { 100 };
+        let deadline_ms = self.now_ms + patience * TIMEOUT_MS;
         let Some(key) = self.channel.pending.open(Lane::Second, deadline_ms) else {
             return;
         };
@@ -834,7 +837,8 @@ impl World {
     }
 
     fn break_something(&mut self) {
-        match self.random.below(7) {
+        match self.random.below(8) {
+            7 => self.pause(),
             6 => {
                 self.deaf_until_ms = self.now_ms + 2 * LIMITS.busy_timeout_ms;
                 self.summary.deaf += 1;
@@ -858,6 +862,17 @@ impl World {
             (false, _) => self.cut_since = None,
             _ => {}
         }
+    }
+
+    /// The client's process is stopped for a while. In that time it looks at nothing, and so judges nothing.
+    fn pause(&mut self) {
+        let paused_ms = LIMITS.timeout_ms + self.random.below(LIMITS.busy_timeout_ms);
+        self.now_ms += paused_ms;
+        self.stuck.1 += paused_ms;
+        if let Some(since) = &mut self.cut_since {
+            *since += paused_ms;
+        }
+        self.summary.paused += 1;
     }
 
     /// What a server does that wants to harm its client.
@@ -1470,6 +1485,13 @@ impl World {
         if sending.call.is_woken() {
             let mut cx = Context::from_waker(&sending.call.waker);
             if let Poll::Ready(outcome) = self.channel.pending.poll(sending.key, &mut cx) {
+                let waits = sending.left > 0 && !sending.window.is_closed();
+                if outcome == Err(Fault::Timeout) && waits {
+                    let number = sending.number;
+                    return Err(format!(
+                        "the sender of body {number} waits behind its deadline"
+                    ));
+                }
                 if let Ok(reply) = outcome {
                     let number = number_of(&reply)?;
                     if number != sending.number || sending.left > 0 {
@@ -1515,7 +1537,7 @@ impl World {
     }
 
     fn tick(&mut self) -> Result<(), String> {
-        self.ticked_ms = self.now_ms;
+        let since_ms = self.now_ms - std::mem::replace(&mut self.ticked_ms, self.now_ms);
         if self.channel.expire(self.now_ms) > 0 {
             self.notify_client();
         }
@@ -1549,6 +1571,9 @@ impl World {
                 let lanes = &self.channel.lanes;
                 let _ = lanes.push(Lane::System, ping, &Payload::default(), None);
                 self.notify_client();
+            }
+            Verdict::Silent | Verdict::Stalled if since_ms >= LIMITS.timeout_ms => {
+                return Err(format!("{verdict:?} at the first look after {since_ms} ms"));
             }
             Verdict::Silent | Verdict::Stalled => self.client_gone(),
         }
