@@ -1,5 +1,6 @@
 //! The memory that a connection reads into.
 
+use crate::primitive::mutant;
 use bytes::BytesMut;
 use std::collections::VecDeque;
 
@@ -99,7 +100,8 @@ impl ReadBuffer {
             return;
         }
         self.sparse += 1;
-        if self.sparse >= SPARSE_READS && self.buffer.is_empty() {
+        let is_sparse = self.sparse >= SPARSE_READS && !mutant::is("idle_keeps_buffers");
+        if is_sparse && self.buffer.is_empty() {
             self.sparse = 0;
             self.capacity = self.capacity_first;
             self.lent.clear();

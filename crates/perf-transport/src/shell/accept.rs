@@ -73,7 +73,7 @@ pub(crate) async fn run(inner: Arc<Inner>, mut listener: Box<dyn Listener>) {
             continue;
         };
         let host = source_of(&from);
-        let is_known = inner.is_known_source(&host);
+        let is_known = inner.is_known_source(&host) && !mutant::is("known_sources_forgotten");
         let source = network_of(&host);
         let place = match handshakes.enter(&source, is_known) {
             Some(place) => Ok(place),
@@ -224,7 +224,9 @@ async fn shake(
             return Err(HandshakeError::UnknownNode { node });
         }
         // The hook may take its time: neither do strangers wait for it, nor do they take the peer's turn.
-        place.proven();
+        if !mutant::is("hook_holds_place") {
+            place.proven();
+        }
         ask(inner, arrival).await?;
         Ok(accepted)
     };
@@ -258,7 +260,7 @@ async fn shake(
 
 /// Asks the hook, if there is one. One that panics has refused.
 async fn ask(inner: &Inner, arrival: Arrival) -> Result<(), HandshakeError> {
-    let Some(hook) = inner.hook.clone() else {
+    let Some(hook) = inner.hook.clone().filter(|_| !mutant::is("hook_not_asked")) else {
         return Ok(());
     };
     let node = arrival.node;
@@ -298,6 +300,9 @@ struct Inbound {
 
 impl Drop for Inbound {
     fn drop(&mut self) {
+        if mutant::is("handlers_outlive_task") {
+            return;
+        }
         self.conn.running.stop_all();
         self.conn.close(CloseReason::Closed);
         self.conn.disconnect(&Fault::Disconnected);

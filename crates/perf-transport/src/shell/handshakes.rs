@@ -1,5 +1,6 @@
 //! Handshakes under way: who must make room when there are too many.
 
+use crate::primitive::mutant;
 use parking_lot::Mutex;
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -145,7 +146,7 @@ impl Handshakes {
     pub(crate) fn wait(self: &Arc<Self>, is_known: bool) -> Option<Waiting> {
         let before = self.waiting.fetch_add(1, Ordering::Relaxed);
         let waiting = Waiting(Arc::clone(self));
-        let waiting_max = if is_known {
+        let waiting_max = if is_known || mutant::is("strangers_wait_as_known_ones") {
             self.bounds.waiting_max
         } else {
             self.bounds.strangers_waiting_max
@@ -188,7 +189,7 @@ impl Handshakes {
         let may_be = all.iter().enumerate().filter(|(_, one)| {
             let is_slow = !one.has_spoken || now - one.since >= self.grace;
             // Known sources have a claim before unknown ones.
-            if is_known == one.is_known {
+            if is_known == one.is_known || mutant::is("known_sources_have_no_claim") {
                 is_slow
             } else {
                 is_known
@@ -197,6 +198,7 @@ impl Handshakes {
         // Numbers grow: the oldest has the smallest.
         let rank = |one: &UnderWay| {
             let of_source = of_sources.get(one.source.as_str());
+            let of_source = of_source.filter(|_| !mutant::is("sources_uncounted"));
             (
                 !one.is_known,
                 !one.has_spoken,

@@ -8,6 +8,7 @@ use super::session::{self, Established, Role};
 use crate::connect::{ByteStream, StreamOptions};
 use crate::error::TransportError;
 use crate::event::{CloseReason, PeerEvent};
+use crate::primitive::mutant;
 use crate::proto::{
     Admission, Backoff, Channel, Client, ConnectionClass, Decoder, DialState, Dialer,
     FEATURE_GOODBYE, FEATURE_TRACE, FEATURE_WATCH, Fault, FrameError, FrameRef, HandshakeError,
@@ -449,7 +450,7 @@ async fn dial_while_wanted(
     loop {
         tokio::select! {
             dialled = &mut dial => return dialled,
-            () = link.changed.notified() => {}
+            () = link.changed.notified(), if !mutant::is("dial_outlives_want") => {}
         }
         let is_wanted = !link.is_closed() && *peer.address.lock() == address;
         if !is_wanted {

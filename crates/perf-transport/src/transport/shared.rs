@@ -6,6 +6,7 @@ use crate::connect::Connector;
 use crate::event::{CloseReason, Events};
 use crate::names::NameTable;
 use crate::payload::Payload;
+use crate::primitive::mutant;
 use crate::proto::{HandshakeError, Header, Kind, Lane, Local};
 use crate::router::Router;
 use crate::security::Security;
@@ -23,7 +24,6 @@ use std::time::SystemTime;
 use tokio::sync::watch;
 #[cfg(feature = "tls")]
 use {
-    crate::primitive::mutant,
     crate::proto::CertificateFault,
     crate::shell::conn::Info,
     crate::tls::{Side, TlsIdentity},
@@ -92,7 +92,7 @@ impl Handshaking {
         let conns = inbound.open.values().chain(inbound.ended.values());
         let known = conns.filter(|conn| conn.peer == node).count();
         let arriving = inbound.arriving.entry(node).or_insert(0);
-        if known + *arriving >= connections_max {
+        if known + *arriving >= connections_max && !mutant::is("node_without_bound") {
             return Err(HandshakeError::TooManyConnections {
                 node,
                 connections_max,
@@ -322,7 +322,8 @@ impl Inner {
         let now = now.unwrap_or_default();
         for (conn, _) in self.connections() {
             let expires_at = conn.info.lock().as_ref().and_then(Info::expires_at);
-            if expires_at.is_some_and(|expires_at| expires_at <= now) {
+            let is_over = expires_at.is_some_and(|expires_at| expires_at <= now);
+            if is_over && !mutant::is("expiry_ends_nothing") {
                 let error = HandshakeError::Certificate {
                     fault: CertificateFault::Expired,
                     reason: "it has expired since the connection was made".to_owned(),

@@ -9,6 +9,7 @@ mod responder;
 use crate::error::{Rejection, RejectionCode};
 use crate::message::{Message, Origin, Reply};
 use crate::names::Named;
+use crate::primitive::mutant;
 use crate::proto::{
     Block, CallKey, Frame, FrameError, FrameRef, Header, Incoming, Kind, Lane, MethodName, Server,
     split_trace,
@@ -133,7 +134,9 @@ impl ServeRole {
         let limit = self.router.limit(&name);
         // A name that is given to the number anew does not forget what waits.
         let held = self.methods[place].take().map(|before| before.held);
-        let running = match (self.running.get(&name), &handler) {
+        let known = self.running.get(&name);
+        let known = known.filter(|_| !mutant::is("limit_of_each_number"));
+        let running = match (known, &handler) {
             (Some(running), _) => Arc::clone(running),
             (None, None) => Arc::default(),
             (None, Some(_)) => self.count_handlers(Arc::clone(&name)),
@@ -418,7 +421,9 @@ impl ServeRole {
             }
             Incoming::Completed { unread_bytes } => {
                 // No window bounds what its reader has not read yet: the peer may begin another body now.
-                conn.handler_bytes.fetch_add(unread_bytes, Ordering::SeqCst);
+                if !mutant::is("complete_bodies_uncounted") {
+                    conn.handler_bytes.fetch_add(unread_bytes, Ordering::SeqCst);
+                }
                 self.must_stop |= !self.has_handlers_left(conn);
             }
             Incoming::TooManyBodies { id } => {

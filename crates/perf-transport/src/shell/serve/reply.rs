@@ -3,6 +3,7 @@
 use crate::error::{Rejection, RejectionCode};
 use crate::message::Message;
 use crate::payload::Payload;
+use crate::primitive::mutant;
 use crate::proto::{Header, Kind, Lane};
 use crate::shell::conn::Conn;
 use crate::trace::{TRACE_BYTES, TraceContext};
@@ -53,7 +54,7 @@ impl ServeRole {
     #[cold]
     pub(super) fn replies_full(&mut self, conn: &Conn) {
         self.queue_replies(conn);
-        self.must_stop |= self.has_backlog(conn);
+        self.must_stop |= self.has_backlog(conn) && !mutant::is("backlog_seen_between_reads");
     }
 
     /// Whether the peer has so much to read that it gets nothing more to read. Replies of spawned handlers that wait
