@@ -3,14 +3,14 @@
 use crate::error::TransportError;
 use crate::payload::Payload;
 use crate::priority::Priority;
-use crate::proto::BatchBlock;
+use crate::proto::BatchBuffer;
 use crate::remote::RemoteMethod;
 use std::fmt;
 
 /// What of a batch goes to the queue.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
-    pub(crate) block: BatchBlock,
+    pub(crate) buffer: BatchBuffer,
     pub(crate) priority: Option<Priority>,
 }
 
@@ -54,11 +54,11 @@ impl fmt::Debug for Batch {
 impl Batch {
     pub(crate) fn new(method: RemoteMethod) -> Self {
         let priority = method.priority.unwrap_or(method.route.name.priority);
-        let limits = method.transport.lane_limits(priority);
+        let limits = method.transport.queue_limits(priority);
         let checksum = method.transport.has_checksums();
         Self {
             outgoing: Outgoing {
-                block: BatchBlock::new(method.route.number, limits, checksum),
+                buffer: BatchBuffer::new(method.route.number, limits, checksum),
                 priority: method.priority,
             },
             method,
@@ -69,7 +69,7 @@ impl Batch {
     #[inline]
     #[must_use]
     pub fn len(&self) -> usize {
-        self.outgoing.block.messages()
+        self.outgoing.buffer.messages()
     }
 
     /// Whether there is none.
@@ -83,12 +83,12 @@ impl Batch {
     #[inline]
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.outgoing.block.bytes()
+        self.outgoing.buffer.bytes()
     }
 
     /// Drops the messages in it.
     pub fn clear(&mut self) {
-        self.outgoing.block.clear();
+        self.outgoing.buffer.clear();
     }
 
     /// Adds a message. Some 50 instructions for a small one; [`feed`](Self::feed) is the same with a flush where it is
@@ -145,10 +145,10 @@ impl Batch {
     fn try_push(&mut self, payload: &Payload<'_>) -> Result<bool, TransportError> {
         let bytes = payload.len();
         // Every peer takes small ones.
-        if bytes <= BatchBlock::SMALL_BYTES_MAX {
-            return Ok(self.outgoing.block.push(payload));
+        if bytes <= BatchBuffer::SMALL_BYTES_MAX {
+            return Ok(self.outgoing.buffer.push(payload));
         }
         self.method.check_length(bytes)?;
-        Ok(self.outgoing.block.push(payload))
+        Ok(self.outgoing.buffer.push(payload))
     }
 }

@@ -6,7 +6,7 @@ use crate::event::CloseReason;
 use crate::items::ItemReader;
 use crate::payload::Payload;
 use crate::proto::{
-    BodyState, BodyStep, CallKey, Header, Kind, Lane, NotQueued, SendWindow, Waiter,
+    BodyState, BodyStep, CallKey, Header, Kind, NotQueued, SendQueue, SendWindow, Waiter,
 };
 use crate::shell::conn::Conn;
 use crate::shell::serve::Waiting;
@@ -178,9 +178,12 @@ impl Body {
     /// Queues a system frame of a few bytes: at most two for each half window that was read.
     fn queue(&self, kind: Kind, payload: &[u8]) {
         let header = Header::new(kind, 0, self.id);
-        let lanes = &self.conn.channel.lanes;
+        let queues = &self.conn.channel.queues;
         let payload = Payload::Borrowed(payload);
-        if lanes.push(Lane::System, header, &payload, None).is_ok() {
+        if queues
+            .push(SendQueue::System, header, &payload, None)
+            .is_ok()
+        {
             self.conn.notify(true);
         }
     }
@@ -216,11 +219,11 @@ const GRANTS_MAX: usize = 1024;
 /// kept, too. As many as the default window.
 const UNSENT_BYTES_MAX: usize = 1 << 20;
 
-/// Sends chunks in one lane, within the credit of the reader.
+/// Sends chunks in one queue, within the credit of the reader.
 pub(crate) struct Chunks {
     pub(crate) conn: Arc<Conn>,
     key: CallKey,
-    lane: Lane,
+    queue: SendQueue,
     window: Arc<SendWindow>,
     /// The longest payload that the reader takes, if that is less than what the connection takes.
     bytes_max: usize,
@@ -235,14 +238,14 @@ pub(crate) struct Chunks {
 impl Chunks {
     pub(crate) fn new(
         conn: Arc<Conn>,
-        (key, lane): (CallKey, Lane),
+        (key, queue): (CallKey, SendQueue),
         window: Arc<SendWindow>,
         bytes_max: usize,
     ) -> Self {
         Self {
             conn,
             key,
-            lane,
+            queue,
             window,
             bytes_max,
             unsent: VecDeque::new(),
@@ -314,8 +317,8 @@ impl Chunks {
     /// Queues the end of a body whether there is room or not: the body was within the limit when it began.
     pub(crate) fn queue_past_limit(&self, kind: Kind) {
         let header = Header::new(kind, 0, self.key.id());
-        let lanes = &self.conn.channel.lanes;
-        lanes.push_past_limit(self.lane, header, &Payload::default());
+        let queues = &self.conn.channel.queues;
+        queues.push_past_limit(self.queue, header, &Payload::default());
         self.conn.notify(false);
     }
 
@@ -329,7 +332,7 @@ impl Chunks {
         let payload = Payload::Shared(payload);
         let mut waiting = Waiting {
             conn: &self.conn,
-            lane: self.lane,
+            queue: self.queue,
             waiter: Waiter::default(),
         };
         let conn = &self.conn;
@@ -338,10 +341,10 @@ impl Chunks {
             if self.window.poll_closed(cx).is_ready() {
                 return Poll::Ready(None);
             }
-            let lanes = &conn.channel.lanes;
+            let queues = &conn.channel.queues;
             let waiter = &mut waiting.waiter;
             let (result, next) =
-                lanes.push_or_wait(waiter, cx.waker(), waiting.lane, header, &payload, None);
+                queues.push_or_wait(waiter, cx.waker(), waiting.queue, header, &payload, None);
             if let Some(next) = next {
                 next.wake();
             }
@@ -409,8 +412,8 @@ impl AnswerBody {
         };
         if grant > 0 {
             let header = Header::new(Kind::StreamCredit, 0, self.key.id());
-            let lanes = &self.conn.channel.lanes;
-            if lanes.push_credit(header, grant, self.frames_max) {
+            let queues = &self.conn.channel.queues;
+            if queues.push_credit(header, grant, self.frames_max) {
                 self.conn.notify(true);
             } else {
                 // The peer sends on without reading the credit that it gets.

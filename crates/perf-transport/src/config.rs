@@ -2,7 +2,7 @@
 
 use crate::error::TransportError;
 use crate::priority::Priority;
-use crate::proto::{CALLS_MAX, ChannelLimits, ConnectionClass, LaneLimits, LivenessLimits};
+use crate::proto::{CALLS_MAX, ChannelLimits, ConnectionClass, LivenessLimits, QueueLimits};
 use std::time::Duration;
 
 /// The largest cap of a frame: a frame is held in memory as a whole.
@@ -236,9 +236,9 @@ impl Config {
         Ok(())
     }
 
-    pub(crate) fn lane(&self, priority: Priority) -> LaneLimits {
+    pub(crate) fn queue(&self, priority: Priority) -> QueueLimits {
         let place = priority as usize;
-        LaneLimits {
+        QueueLimits {
             bytes_max: self.queue_bytes[place],
             frames_max: self.queue_frames[place],
             weight: self.weights[place],
@@ -251,8 +251,8 @@ impl Config {
             ConnectionClass::Bulk => (Priority::Normal, Priority::Low),
         };
         ChannelLimits {
-            first: self.lane(first),
-            second: self.lane(second),
+            first: self.queue(first),
+            second: self.queue(second),
             calls_max: self.calls_max,
             checksum,
         }

@@ -1,6 +1,6 @@
 //! How urgent a message is.
 
-use crate::proto::{ConnectionClass, Lane};
+use crate::proto::{ConnectionClass, SendQueue};
 
 /// How urgent a message is. It decides the connection and the share of it.
 ///
@@ -57,10 +57,10 @@ impl Priority {
     }
 
     #[inline]
-    pub(crate) fn lane(self) -> Lane {
+    pub(crate) fn queue(self) -> SendQueue {
         match self {
-            Self::Critical | Self::Normal => Lane::First,
-            Self::High | Self::Low => Lane::Second,
+            Self::Critical | Self::Normal => SendQueue::First,
+            Self::High | Self::Low => SendQueue::Second,
         }
     }
 }

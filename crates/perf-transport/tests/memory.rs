@@ -5,7 +5,7 @@
 mod support;
 
 use bytes::Bytes;
-use perf_transport::proto::{Block, ConnectionClass, Define, Header, Kind, Local};
+use perf_transport::proto::{ConnectionClass, Define, Header, Kind, Local, WriteBuffer};
 use perf_transport::{Config, Router};
 use prost::Message;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
@@ -37,7 +37,10 @@ fn small(kind: Kind, message: &impl Message) -> Vec<u8> {
     let payload = message.encode_to_vec();
     let mut frame = header(kind, payload.len()).to_vec();
     frame.extend(payload);
-    assert_eq!(frame.len(), Block::frame_bytes(frame.len() - 16, false));
+    assert_eq!(
+        frame.len(),
+        WriteBuffer::frame_bytes(frame.len() - 16, false)
+    );
     frame
 }
 
@@ -327,11 +330,11 @@ async fn many_calls_with_large_inline_replies_stay_within_the_backlog() {
         }
     };
     let ((), most) = most_held(&region, soon(work)).await;
-    // The backlog of 4 MiB and an outbox, a block of replies, and what the test itself holds.
+    // The backlog of 4 MiB and an outbox, a buffer of replies, and what the test itself holds.
     assert!(most < 9 << 20, "{most} bytes were held");
 }
 
-/// A block of frames has more memory than a frame: many batches of one message each must not have one each.
+/// A buffer of frames has more memory than a frame: many batches of one message each must not have one each.
 #[cfg_attr(
     perf_mutants,
     ignore = "measures all of its process: see `shell_mutants.rs`"

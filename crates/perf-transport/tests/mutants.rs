@@ -13,19 +13,19 @@ const SEEDS: u64 = 400;
 #[test]
 fn each_fault_is_found() {
     for mutant in [
-        "gate_forgets_notification",
+        "ownership_forgets_notification",
         "reply_without_generation",
         "reply_wakes_nobody",
         "cancel_keeps_slot",
         "turn_lost_on_cancel",
         "batch_without_name",
-        "lanes_stay_open",
+        "queues_stay_open",
         "cancel_overtakes",
         "expiry_untold",
         "names_outlive_connection",
         "pong_without_bound",
         "busy_for_ever",
-        "cap_unknown_to_lanes",
+        "cap_unknown_to_queues",
         "chunk_finds_any_answer",
         "answer_credit_ignored",
         "late_check_cuts",

@@ -1,12 +1,12 @@
 //! The state that the senders of a connection and its task share.
 
 use super::frame::{FrameError, Header, Kind};
-use super::gate::Gate;
-use super::lane::{Lane, LaneLimits};
-use super::lanes::Lanes;
 use super::pending::{CallKey, Fault, Pending};
+use super::queue::{QueueLimits, SendQueue};
+use super::queues::SendQueues;
 use super::stream::{BodyState, SendWindow};
 use super::takes::Takes;
+use super::write_ownership::WriteOwnership;
 use crate::payload::Payload;
 use crate::primitive::mutant;
 use bytes::Bytes;
@@ -19,9 +19,9 @@ use std::task::Waker;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChannelLimits {
     /// Of the more urgent class.
-    pub first: LaneLimits,
+    pub first: QueueLimits,
     /// Of the other one.
-    pub second: LaneLimits,
+    pub second: QueueLimits,
     /// Calls in flight.
     pub calls_max: usize,
     /// Whether frames have checksums.
@@ -33,9 +33,9 @@ pub struct ChannelLimits {
 #[derive(Debug)]
 pub struct Channel {
     /// The send queues.
-    pub lanes: Lanes,
+    pub queues: SendQueues,
     /// Decides who writes.
-    pub gate: Gate,
+    pub ownership: WriteOwnership,
     /// Calls in flight.
     pub pending: Pending,
     /// Bodies that this side sends.
@@ -51,8 +51,8 @@ impl Channel {
     #[must_use]
     pub fn new(limits: ChannelLimits) -> Self {
         Self {
-            lanes: Lanes::new(limits.first, limits.second, limits.checksum),
-            gate: Gate::new(),
+            queues: SendQueues::new(limits.first, limits.second, limits.checksum),
+            ownership: WriteOwnership::new(),
             pending: Pending::new(limits.calls_max),
             windows: Mutex::new(Vec::new()),
             answers: Mutex::new(Vec::new()),
@@ -63,21 +63,21 @@ impl Channel {
     /// Ends a call whose request was queued and whose caller has given up. Returns `true` if a `Cancel` frame was
     /// queued for it.
     pub fn cancel(&self, key: CallKey) -> bool {
-        let lane = self.pending.cancel(key);
-        if let Some(lane) = lane {
+        let queue = self.pending.cancel(key);
+        if let Some(queue) = queue {
             self.end_window(key);
-            self.queue_cancel(key, lane);
+            self.queue_cancel(key, queue);
         }
-        lane.is_some()
+        queue.is_some()
     }
 
     /// Ends the calls whose deadline is not after `now_ms`, queues a `Cancel` frame for each, and returns how many they
     /// were.
     pub fn expire(&self, now_ms: u64) -> usize {
-        self.pending.expire(now_ms, |key, lane| {
+        self.pending.expire(now_ms, |key, queue| {
             self.end_window(key);
             if !mutant::is("expiry_untold") {
-                self.queue_cancel(key, lane);
+                self.queue_cancel(key, queue);
             }
         })
     }
@@ -89,17 +89,17 @@ impl Channel {
         }
     }
 
-    /// Queues a `Cancel` frame in the lane of its request, so that it arrives behind the request. It may exceed the
-    /// lane's limit.
-    fn queue_cancel(&self, key: CallKey, lane: Lane) {
-        let lane = if mutant::is("cancel_overtakes") {
-            Lane::System
+    /// Queues a `Cancel` frame in the queue of its request, so that it arrives behind the request. It may exceed the
+    /// queue's limit.
+    fn queue_cancel(&self, key: CallKey, queue: SendQueue) {
+        let queue = if mutant::is("cancel_overtakes") {
+            SendQueue::System
         } else {
-            lane
+            queue
         };
         let header = Header::new(Kind::Cancel, 0, key.id());
-        self.lanes
-            .push_past_limit(lane, header, &Payload::default());
+        self.queues
+            .push_past_limit(queue, header, &Payload::default());
     }
 
     /// Opens a body that this side sends; `None` if `streams_max` are open.
@@ -212,7 +212,7 @@ impl Channel {
     /// to it.
     pub fn fit_to(&self, takes: Takes) {
         let bytes_max = takes.frame_bytes_max;
-        for header in self.lanes.fit_to(takes) {
+        for header in self.queues.fit_to(takes) {
             if header.kind.wants_answer() {
                 let key = CallKey::from_id(header.id);
                 let bytes = header.length;
@@ -227,10 +227,10 @@ impl Channel {
         }
     }
 
-    /// Refuses new messages from now on, see [`Lanes::close`]. Returns the wakers of the callers that wait for room or
-    /// for a slot.
+    /// Refuses new messages from now on, see [`SendQueues::close`]. Returns the wakers of the callers that wait for
+    /// room or for a slot.
     pub fn close(&self) -> Vec<Waker> {
-        let mut wakers = self.lanes.close();
+        let mut wakers = self.queues.close();
         wakers.extend(self.pending.dismiss());
         wakers
     }
@@ -239,9 +239,9 @@ impl Channel {
     /// wakers of the callers that wait for room or for a slot.
     ///
     /// The queues go first: a call that is opened after its end here is queued after it, and so belongs to the next
-    /// connection. If they are [closed](Lanes::close) before, there is none until they are opened.
+    /// connection. If they are [closed](SendQueues::close) before, there is none until they are opened.
     pub fn lost(&self, fault: &Fault) -> Vec<Waker> {
-        let mut wakers = self.lanes.clear();
+        let mut wakers = self.queues.clear();
         // What arrived is read before the call's end is.
         for body in all(&self.answers) {
             body.end(true);

@@ -109,7 +109,7 @@ impl Client {
             Kind::Pong => {}
             Kind::Ping => {
                 let pong = Header::new(Kind::Pong, 0, header.id);
-                channel.lanes.push_sign_of_life(pong);
+                channel.queues.push_sign_of_life(pong);
                 return Ok(true);
             }
             kind => return Err(FrameError::Unexpected { kind }),

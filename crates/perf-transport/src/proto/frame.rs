@@ -47,7 +47,7 @@ pub enum Kind {
     /// Several messages without an answer, to one method: each has its length (two bytes, little endian) before it. The
     /// id is 0.
     Batch = 17,
-    /// The caller of the request with this id has given up. It follows the request in the same lane.
+    /// The caller of the request with this id has given up. It follows the request in the same queue.
     Cancel = 18,
     /// The accepting side lives, but has too much to do to read.
     Busy = 19,

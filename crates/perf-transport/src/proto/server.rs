@@ -4,7 +4,7 @@ use super::batch::Messages;
 use super::decoder::Frame;
 use super::frame::{FrameError, Header, Kind};
 use super::handshake::Define;
-use super::lane::METHODS_MAX;
+use super::queue::METHODS_MAX;
 use super::stream::BodyState;
 use super::time_limit::TimeLimit;
 use crate::primitive::mutant;

@@ -161,7 +161,7 @@ impl Conn {
     /// side.
     #[inline]
     pub(crate) fn notify(&self, direct: bool) {
-        if self.channel.gate.notify() == Notified::Claimed {
+        if self.channel.ownership.notify() == Notified::Claimed {
             if direct {
                 self.drive(CALLER_WRITES_MAX);
             } else {
@@ -179,7 +179,7 @@ impl Conn {
     }
 
     fn hand_over(&self) {
-        self.channel.gate.hand_to_task();
+        self.channel.ownership.hand_to_task();
         self.wake_task();
     }
 
@@ -190,13 +190,13 @@ impl Conn {
         }
     }
 
-    /// Writes what is queued. Only the owner of the gate may. Afterwards there is no owner, or the task is.
+    /// Writes what is queued. Only the owner of the write side may. Afterwards there is no owner, or the task is.
     fn drive(&self, writes_max: usize) {
         loop {
-            self.channel.gate.begin();
+            self.channel.ownership.begin();
             match self.write(writes_max) {
                 Progress::Done => {
-                    if self.channel.gate.finish() {
+                    if self.channel.ownership.finish() {
                         break;
                     }
                 }
@@ -213,10 +213,10 @@ impl Conn {
     /// The task's turn to write. `true` if it must be polled again at once.
     fn drive_as_task(&self) -> bool {
         loop {
-            self.channel.gate.begin();
+            self.channel.ownership.begin();
             match self.write(TASK_WRITES_MAX) {
                 Progress::Done => {
-                    if self.channel.gate.finish() {
+                    if self.channel.ownership.finish() {
                         return false;
                     }
                 }
@@ -229,7 +229,7 @@ impl Conn {
     /// Called by the task when it is polled: writes if that is its job.
     #[inline]
     pub(crate) fn poll_write(&self, cx: &Context<'_>) {
-        if self.channel.gate.is_tasks() && self.drive_as_task() {
+        if self.channel.ownership.is_tasks() && self.drive_as_task() {
             cx.waker().wake_by_ref();
         }
     }
@@ -237,9 +237,9 @@ impl Conn {
     /// Writes from within the task, if there is no other owner of the write side.
     #[inline]
     pub(crate) fn notify_from_task(&self, cx: &Context<'_>) {
-        match self.channel.gate.notify() {
+        match self.channel.ownership.notify() {
             Notified::Claimed => {
-                self.channel.gate.hand_to_task();
+                self.channel.ownership.hand_to_task();
                 self.poll_write(cx);
             }
             Notified::Noted => {}
@@ -271,12 +271,12 @@ impl Conn {
     fn write_to(&self, wire: &mut Wire, writes_max: usize) -> io::Result<Progress> {
         let mut writes = 0;
         loop {
-            // What is about to be taken counts already; the lock of the lanes publishes it.
+            // What is about to be taken counts already; the lock of the queues publishes it.
             let known = wire.transmit.bytes().max(1);
             self.unwritten.store(known, Ordering::Relaxed);
             for waker in wire
                 .transmit
-                .fill(&self.channel.lanes)
+                .fill(&self.channel.queues)
                 .into_iter()
                 .flatten()
             {
@@ -418,7 +418,7 @@ impl Conn {
     /// Bytes that wait to be written, taken ones included. Not 0 while there are any.
     pub(crate) fn backlog(&self) -> usize {
         // Read in the order in which bytes move: the writer adds to `unwritten` before it takes bytes from the queues.
-        let queued = self.channel.lanes.queued().0;
+        let queued = self.channel.queues.queued().0;
         queued + self.unwritten.load(Ordering::Relaxed)
     }
 
@@ -491,7 +491,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::payload::Payload;
-    use crate::proto::{Header, Kind, Lane};
+    use crate::proto::{Header, Kind, SendQueue};
     use std::sync::Weak;
 
     /// A stream that notes the connection's backlog whenever it is written to, and takes ten bytes at a time.
@@ -562,9 +562,9 @@ mod tests {
         );
         let header = Header::new(Kind::OneWay, 0, 0);
         let payload = Payload::Borrowed(b"x");
-        let lanes = &conn.channel.lanes;
+        let queues = &conn.channel.queues;
         for _ in 0..2 {
-            let pushed = lanes.push(Lane::First, header, &payload, None);
+            let pushed = queues.push(SendQueue::First, header, &payload, None);
             assert_eq!(pushed, Ok(()));
             conn.notify(true);
         }
@@ -583,8 +583,8 @@ mod tests {
         };
         conn.connect(Box::new(io), 1 << 16, Waker::noop());
         let header = Header::new(Kind::OneWay, 0, 0);
-        let lanes = &conn.channel.lanes;
-        let pushed = lanes.push(Lane::First, header, &Payload::Borrowed(&[7; 14]), None);
+        let queues = &conn.channel.queues;
+        let pushed = queues.push(SendQueue::First, header, &Payload::Borrowed(&[7; 14]), None);
         assert_eq!(pushed, Ok(()));
         assert_eq!(conn.backlog(), 30);
         conn.notify(true);

@@ -155,7 +155,7 @@ impl Link {
             Admission::Queue => Ok(()),
             Admission::QueueAndDial => {
                 // Under the dialer's lock: `lost` closes them before it says that there is nothing to wait for.
-                self.conn.channel.lanes.open();
+                self.conn.channel.queues.open();
                 drop(dialer);
                 self.dials.fetch_add(1, Ordering::Relaxed);
                 let task = Running {
@@ -189,15 +189,15 @@ impl Link {
 
     /// Closes the connection if it is idle. Messages that are queued meanwhile wait for the next connection.
     pub(crate) fn end_if_idle(&self) {
-        // A caller that closed lanes refuse asks the dialer, and so waits until this is done.
+        // A caller that closed queues refuse asks the dialer, and so waits until this is done.
         let mut dialer = self.dialer.lock();
         let channel = &self.conn.channel;
-        if dialer.state() != DialState::Up || !channel.lanes.close_if_empty() {
+        if dialer.state() != DialState::Up || !channel.queues.close_if_empty() {
             return;
         }
         if !self.is_quiet() {
             // What was queued a moment ago is on its way.
-            channel.lanes.open();
+            channel.queues.open();
             return;
         }
         dialer.ending();
@@ -205,7 +205,7 @@ impl Link {
         self.conn.close(CloseReason::Idle);
         // Nothing but a good-bye can be written to it any more.
         self.conn.begin_parting();
-        channel.lanes.renew();
+        channel.queues.renew();
     }
 
     /// Whether there are no calls, no bodies and nothing to write.
@@ -231,7 +231,7 @@ impl Link {
         if !was_idle {
             self.lost(&Fault::Disconnected, Dialer::lost);
         }
-        was_idle && self.conn.channel.lanes.queued().1 > 0
+        was_idle && self.conn.channel.queues.queued().1 > 0
     }
 
     /// The peer takes no new requests.

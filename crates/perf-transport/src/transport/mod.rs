@@ -3,11 +3,11 @@
 mod builder;
 mod call;
 mod drain;
+mod resolved_route;
 mod send;
 mod shared;
 mod status;
 mod streams;
-mod way;
 
 pub use builder::Builder;
 use builder::ListenOn;

@@ -13,7 +13,7 @@ use crate::spans::Observed;
 use std::task::Waker;
 
 use super::Transport;
-use super::way::{is_urgent, span_of};
+use super::resolved_route::{is_urgent, span_of};
 
 /// What became of a [`broadcast`](Transport::broadcast).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,10 +70,10 @@ impl Transport {
 
     #[inline]
     pub(super) fn send_on(&self, route: &Route, envelope: &Envelope<'_>) -> Result<(), Refused> {
-        let way = self.way(route, envelope)?;
-        let header = way.header(Kind::OneWay, envelope.request_id);
-        self.queue_message(&way, header, envelope)?;
-        way.conn().notify(is_urgent(&way));
+        let resolved = self.resolve(route, envelope)?;
+        let header = resolved.header(Kind::OneWay, envelope.request_id);
+        self.queue_message(&resolved, header, envelope)?;
+        resolved.conn().notify(is_urgent(&resolved));
         Ok(())
     }
 
@@ -106,13 +106,13 @@ impl Transport {
         envelope: &Envelope<'_>,
     ) -> Result<(), TransportError> {
         let refused = |refused| self.error(refused, envelope);
-        let way = self.way(route, envelope).map_err(refused)?;
-        let header = way.header(Kind::OneWay, envelope.request_id);
-        let head = way.trace_head(envelope);
+        let resolved = self.resolve(route, envelope).map_err(refused)?;
+        let header = resolved.header(Kind::OneWay, envelope.request_id);
+        let head = resolved.trace_head(envelope);
         let push = |waiter: &mut Waiter, waker: &Waker| {
-            way.push_or_wait((waiter, waker), header, &envelope.payload, head.as_deref())
+            resolved.push_or_wait((waiter, waker), header, &envelope.payload, head.as_deref())
         };
-        self.queue_in_turn(&way, push).await.map_err(refused)
+        self.queue_in_turn(&resolved, push).await.map_err(refused)
     }
 
     /// Queues the messages of a batch, and waits for room.
@@ -135,7 +135,7 @@ impl Transport {
         };
         let attempt = Attempt {
             peer: route.peer.id,
-            bytes: batch.block.longest(),
+            bytes: batch.buffer.longest(),
             calls_max: self.inner.config.calls_max,
             cause: None,
         };
@@ -148,14 +148,14 @@ impl Transport {
                 ..attempt.clone()
             })
         };
-        let way = self.way_of(route, batch.priority, batch.block.longest());
-        let way = way.map_err(refused)?;
-        let lanes = &way.conn().channel.lanes;
+        let resolved = self.resolve_for(route, batch.priority, batch.buffer.longest());
+        let resolved = resolved.map_err(refused)?;
+        let queues = &resolved.conn().channel.queues;
         let push = |waiter: &mut Waiter, waker: &Waker| {
             let name = (route.number, &route.name.define);
-            lanes.push_batch_or_wait(waiter, waker, way.lane, &mut batch.block, name)
+            queues.push_batch_or_wait(waiter, waker, resolved.queue, &mut batch.buffer, name)
         };
-        self.queue_in_turn(&way, push).await.map_err(refused)
+        self.queue_in_turn(&resolved, push).await.map_err(refused)
     }
 }
 

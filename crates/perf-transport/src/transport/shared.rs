@@ -7,7 +7,7 @@ use crate::event::{CloseReason, Events};
 use crate::names::NameTable;
 use crate::payload::Payload;
 use crate::primitive::mutant;
-use crate::proto::{HandshakeError, Header, Kind, Lane, Local};
+use crate::proto::{HandshakeError, Header, Kind, Local, SendQueue};
 use crate::router::Router;
 use crate::security::Security;
 use crate::shell::conn::Conn;
@@ -350,9 +350,9 @@ impl Inner {
 /// Tells a peer that it should send no new requests.
 pub(super) fn goodbye(conn: &Conn) {
     let header = Header::new(Kind::Goodbye, 0, 0);
-    let lanes = &conn.channel.lanes;
-    if lanes
-        .push(Lane::System, header, &Payload::default(), None)
+    let queues = &conn.channel.queues;
+    if queues
+        .push(SendQueue::System, header, &Payload::default(), None)
         .is_ok()
     {
         conn.notify(true);

@@ -43,7 +43,7 @@ pub(super) fn connection_status(
 
 pub(super) fn link_stats(link: &Link) -> LinkStats {
     let conn = &link.conn;
-    let (queued_bytes, queued_frames) = conn.channel.lanes.queued();
+    let (queued_bytes, queued_frames) = conn.channel.queues.queued();
     let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     LinkStats {
         is_up: link.is_up(),
@@ -52,8 +52,8 @@ pub(super) fn link_stats(link: &Link) -> LinkStats {
         calls_in_flight: conn.channel.pending.in_flight(),
         queued_bytes: queued_bytes + conn.unwritten.load(Ordering::Relaxed),
         queued_frames,
-        dropped_frames: conn.channel.lanes.dropped(),
-        messages_sent: conn.channel.lanes.messages(),
+        dropped_frames: conn.channel.queues.dropped(),
+        messages_sent: conn.channel.queues.messages(),
         bytes_sent: get(&conn.bytes_written),
         writes: get(&conn.writes),
         peer_busy: get(&conn.peer_busy),
@@ -83,7 +83,7 @@ impl Transport {
                 .state(self.inner.now_ms())
                 .max(bulk.state(self.inner.now_ms()));
             let depths = |link: &Link| {
-                let [_, first, second] = link.conn.channel.lanes.depths();
+                let [_, first, second] = link.conn.channel.queues.depths();
                 [first, second].map(|(bytes, frames)| QueueDepth { bytes, frames })
             };
             let ([critical, high], [normal, low]) = (depths(control), depths(bulk));

@@ -88,10 +88,10 @@ impl Transport {
     ) -> Result<Streams, TransportError> {
         let route = self.route(envelope)?;
         let refused = |refused| self.error(refused, envelope);
-        let way = self.way(&route, envelope).map_err(refused)?;
+        let resolved = self.resolve(&route, envelope).map_err(refused)?;
         let timeout = envelope.timeout.unwrap_or(self.inner.config.stream_timeout);
-        let (key, limit) = self.open(&way, timeout).map_err(refused)?;
-        let (link, conn) = (way.link, way.conn());
+        let (key, limit) = self.open(&resolved, timeout).map_err(refused)?;
+        let (link, conn) = (resolved.link, resolved.conn());
         let mut streams = Streams {
             chunks: None,
             answer: None,
@@ -115,7 +115,7 @@ impl Transport {
             let Some(window) = channel.open_window(key, credit.into(), streams_max) else {
                 return fail(streams, too_many(streams_max));
             };
-            let chunks = Chunks::new(Arc::clone(conn), (key, way.lane), window, usize::MAX);
+            let chunks = Chunks::new(Arc::clone(conn), (key, resolved.queue), window, usize::MAX);
             streams.chunks = Some(chunks);
         }
         if kind.is_watch() {
@@ -127,8 +127,8 @@ impl Transport {
             };
             streams.answer = Some(AnswerBody::new(body, Arc::clone(conn), (key, answers_max)));
         }
-        let header = way.header(kind, key.id()).within(limit);
-        if let Err(reason) = self.queue_message(&way, header, envelope) {
+        let header = resolved.header(kind, key.id()).within(limit);
+        if let Err(reason) = self.queue_message(&resolved, header, envelope) {
             return fail(streams, refused(reason));
         }
         conn.notify(false);

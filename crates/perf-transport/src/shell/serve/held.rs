@@ -120,11 +120,11 @@ impl ServeRole {
         let header = frame.header;
         let is_request = header.kind == Kind::Request;
         if is_much && has_left && is_request {
-            let lane = method.priority.lane();
+            let queue = method.priority.queue();
             let text = "as many requests of this method run and wait as may";
             let rejection = Rejection::new(RejectionCode::Busy, text);
             self.scratch.clear();
-            self.reply_inline((header.id, lane), Err(rejection), None);
+            self.reply_inline((header.id, queue), Err(rejection), None);
             return;
         }
         self.is_blocked |= is_much;

@@ -11,8 +11,8 @@ use crate::message::{Message, Origin, Reply};
 use crate::names::Named;
 use crate::primitive::mutant;
 use crate::proto::{
-    Block, CallKey, Frame, FrameError, FrameRef, Header, Incoming, Kind, Lane, MethodName, Server,
-    split_trace,
+    CallKey, Frame, FrameError, FrameRef, Header, Incoming, Kind, MethodName, SendQueue, Server,
+    WriteBuffer, split_trace,
 };
 use crate::router::{Handler, Router};
 use crate::shell::conn::Conn;
@@ -53,8 +53,8 @@ pub(crate) struct ServeRole {
     checksum: bool,
     /// What the peer takes of an answer in chunks before it asks for more.
     answer_window_bytes: u32,
-    /// Replies of this batch, by lane: those of its method's priority.
-    replies: [Option<Block>; 2],
+    /// Replies of this batch, by queue: those of its method's priority.
+    replies: [Option<WriteBuffer>; 2],
     /// One of them is full.
     is_full: bool,
     /// Too much waits to be written, or to end: the rest of the batch must wait.
@@ -230,9 +230,9 @@ impl ServeRole {
                     self.reply_context = reply_context(&message);
                 }
                 if wants_reply {
-                    let lane = method.priority.lane();
+                    let queue = method.priority.queue();
                     let result = result.unwrap_or_else(|_| Err(panicked()));
-                    self.reply_inline((id, lane), result, shared);
+                    self.reply_inline((id, queue), result, shared);
                 }
             }
             Some(Handler::OneWay(handler)) if !wants_reply => {
@@ -280,7 +280,7 @@ impl ServeRole {
                 self.scratch.clear();
                 let text = "no handler of this service and method";
                 let rejection = Rejection::new(RejectionCode::NotFound, text);
-                self.reply_inline((id, method.priority.lane()), Err(rejection), None);
+                self.reply_inline((id, method.priority.queue()), Err(rejection), None);
             }
             _ => {
                 self.unhandled.fetch_add(1, Ordering::Relaxed);
@@ -323,14 +323,14 @@ impl ServeRole {
         let length = outcome.as_ref().map(Bytes::len);
         measure.ended(length.map_err(|rejection| rejection.code));
         if wants_reply {
-            let lane = method.priority.lane();
+            let queue = method.priority.queue();
             self.scratch.clear();
             self.reply_context = reply_context(&message);
             let (result, shared) = match outcome {
                 Ok(reply) => (Ok(()), Some(reply)),
                 Err(rejection) => (Err(rejection), None),
             };
-            self.reply_inline((message.request_id, lane), result, shared);
+            self.reply_inline((message.request_id, queue), result, shared);
         }
     }
 
@@ -430,14 +430,14 @@ impl ServeRole {
                 let text = "too many bodies are open on this connection";
                 let rejection = Rejection::new(RejectionCode::Busy, text);
                 self.scratch.clear();
-                // The method is not known here, and any lane will do: it is rare, and short.
-                self.reply_inline((id, Lane::Second), Err(rejection), None);
+                // The method is not known here, and any queue will do: it is rare, and short.
+                self.reply_inline((id, SendQueue::Second), Err(rejection), None);
             }
             Incoming::Cancelled { id } => self.cancel(id, conn),
             Incoming::Goodbye => self.has_said_goodbye = true,
             Incoming::Ping(id) => {
                 let pong = Header::new(Kind::Pong, 0, id);
-                conn.channel.lanes.push_sign_of_life(pong);
+                conn.channel.queues.push_sign_of_life(pong);
                 self.queued = true;
             }
             // Messages have come another way, see `receive`.
