@@ -3,23 +3,15 @@
 use super::channel::Channel;
 use super::decoder::Frame;
 use super::frame::{FrameError, Header, Kind};
-use super::pending::{CallKey, Fault, Outcome};
-use crate::primitive::mutant;
+use super::pending::{CallKey, Fault};
 use crate::trace::TRACE_BYTES;
 use bytes::Buf;
-use std::collections::VecDeque;
-use std::task::Waker;
 
 /// What a dialling side does with received frames.
-///
-/// Callers are woken together, once all frames that arrived together are handled ([`wake`](Self::wake)), and when this
-/// is dropped.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Client {
     draining: bool,
     busy: u64,
-    /// Of callers whose calls are complete.
-    wakers: VecDeque<Waker>,
 }
 
 impl Client {
@@ -41,26 +33,6 @@ impl Client {
         self.busy
     }
 
-    #[inline]
-    fn complete(&mut self, channel: &Channel, key: CallKey, outcome: Outcome) {
-        if let Some(Some(waker)) = channel.pending.complete_unwoken(key, outcome) {
-            self.wakers.push_back(waker);
-        }
-    }
-
-    /// Wakes the callers whose calls were completed since the last time. To be called behind the last of the frames
-    /// that arrived together.
-    #[inline]
-    pub fn wake(&mut self) {
-        // One by one: a waker that panics leaves the others to the drop of this.
-        while let Some(waker) = self.wakers.pop_front() {
-            waker.wake();
-            if mutant::is("batch_wakes_one") {
-                self.wakers.clear();
-            }
-        }
-    }
-
     /// Handles a frame: completes calls, grants credit. `true` if something was queued in answer.
     ///
     /// # Errors
@@ -78,14 +50,14 @@ impl Client {
                 if channel.windows() > 0 {
                     channel.end_bodies(key);
                 }
-                self.complete(channel, key, Ok(payload));
+                channel.pending.complete(key, Ok(payload));
             }
             Kind::TracedReply => {
                 if payload.len() < TRACE_BYTES {
                     return Err(FrameError::Malformed { kind: header.kind });
                 }
                 channel.end_bodies(key);
-                self.complete(channel, key, Err(Fault::Traced(payload)));
+                channel.pending.complete(key, Err(Fault::Traced(payload)));
             }
             Kind::Failure => {
                 if payload.is_empty() {
@@ -94,7 +66,9 @@ impl Client {
                 let code = payload.get_u8();
                 let text = payload;
                 channel.end_bodies(key);
-                self.complete(channel, key, Err(Fault::Rejected { code, text }));
+                channel
+                    .pending
+                    .complete(key, Err(Fault::Rejected { code, text }));
             }
             Kind::StreamCredit => {
                 let bytes = payload
@@ -115,11 +89,5 @@ impl Client {
             kind => return Err(FrameError::Unexpected { kind }),
         }
         Ok(false)
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        self.wake();
     }
 }

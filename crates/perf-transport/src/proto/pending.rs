@@ -250,28 +250,25 @@ impl Pending {
     /// Completes a call; `false` if it has ended before, or never was. The first completion counts.
     #[inline]
     pub fn complete(&self, key: CallKey, outcome: Outcome) -> bool {
-        let completed = self.complete_unwoken(key, outcome);
-        let is_first = completed.is_some();
-        if let Some(waker) = completed.flatten() {
+        let Some(slot) = self.slot(key) else {
+            return false;
+        };
+        let waker = {
+            let mut slot = slot.lock();
+            if slot.generation != key.generation() && !mutant::is("reply_without_generation") {
+                return false;
+            }
+            let State::Waiting(waker, _) = &mut slot.state else {
+                return false;
+            };
+            let waker = waker.take();
+            slot.state = State::Done(outcome);
+            waker
+        };
+        if let Some(waker) = waker.filter(|_| !mutant::is("reply_wakes_nobody")) {
             waker.wake();
         }
-        is_first
-    }
-
-    /// Completes a call as [`complete`](Self::complete) does, and returns the waker of its caller, if that waits, for
-    /// the caller of this to wake. `None` if the call has ended before.
-    #[inline]
-    pub(super) fn complete_unwoken(&self, key: CallKey, outcome: Outcome) -> Option<Option<Waker>> {
-        let mut slot = self.slot(key)?.lock();
-        if slot.generation != key.generation() && !mutant::is("reply_without_generation") {
-            return None;
-        }
-        let State::Waiting(waker, _) = &mut slot.state else {
-            return None;
-        };
-        let waker = waker.take();
-        slot.state = State::Done(outcome);
-        Some(waker.filter(|_| !mutant::is("reply_wakes_nobody")))
+        true
     }
 
     /// The outcome of a call, once. Frees the slot when it is ready; the key has no meaning afterwards.

@@ -582,7 +582,6 @@ impl Role for ClientRole {
 
     #[inline]
     fn batch_end(&mut self, conn: &Conn) -> bool {
-        self.client.wake();
         conn.peer_busy.store(self.client.busy(), Ordering::Relaxed);
         std::mem::take(&mut self.queued)
     }

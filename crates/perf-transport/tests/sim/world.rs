@@ -1151,7 +1151,6 @@ impl World {
             let received = dialled.client.receive(frame.to_frame(), &self.channel);
             queued |= received.map_err(|error| error.to_string())?;
         }
-        dialled.client.wake();
         if queued {
             self.notify_client();
         }
