@@ -83,8 +83,8 @@ Usage: cargo xtask test
 
 Runs the unit, integration and doc tests of all crates with all features but the benches' peers, and beside them
 in optimised builds the loom models (tests/loom.rs) under `--cfg perf_loom` and the mutants, simulations,
-shells on shuttle's scheduler and hit ratios (tests/mutants.rs, *simulation.rs, shuttle.rs,
-hit_ratio.rs) under `--cfg perf_mutants`.
+shells on shuttle's scheduler and hit ratios (tests/mutants.rs, shell_mutants.rs, *simulation.rs,
+shuttle.rs, hit_ratio.rs) under `--cfg perf_mutants`.
 ";
 
 const SIM_HELP: &str = "\

@@ -35,6 +35,7 @@ const SPECIAL: [Special; 2] = [
         optimised: &[],
         targets: &[
             "mutants",
+            "shell_mutants",
             "simulation",
             "host_simulation",
             "segment_simulation",

@@ -4,7 +4,8 @@
 //! cargo run --release -p perf-transport --example bulk [MIB]
 //! ```
 //!
-//! Node 1 streams a body of 1 GiB (or as many MiB as asked for) to node 2, and calls it with `Critical` priority all the while.
+//! Node 1 streams a body of 1 GiB (or as many MiB as asked for) to node 2, and calls it with `Critical` priority all
+//! the while.
 
 use bytes::Bytes;
 use perf_transport::{Envelope, Priority, Rejection, RejectionCode, Router, Security, Transport};

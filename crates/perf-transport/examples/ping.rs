@@ -4,7 +4,8 @@
 //! cargo run --release -p perf-transport --example ping [CALLS]
 //! ```
 //!
-//! The program starts itself a second time as the server, calls it one call at a time and then with 64 in flight, and prints percentiles.
+//! The program starts itself a second time as the server, calls it one call at a time and then with 64 in flight, and
+//! prints percentiles.
 
 use perf_transport::{Envelope, Router, Security, TlsIdentity, Transport, node_name};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};

@@ -6,8 +6,10 @@
 //!
 //! What to take from it:
 //!
-//! - Messages are one-way. `raft-rs` repeats what is lost, so a message that cannot be sent is dropped, and the node is told (`report_unreachable`).
-//! - Each kind of message has a method of its own, so that a heartbeat and a vote need not wait behind appended entries: priorities are by service and method.
+//! - Messages are one-way. `raft-rs` repeats what is lost, so a message that cannot be sent is dropped, and the node is
+//!   told (`report_unreachable`).
+//! - Each kind of message has a method of its own, so that a heartbeat and a vote need not wait behind appended
+//!   entries: priorities are by service and method.
 //! - A snapshot goes with Low priority; one that is longer than a frame goes by `Transport::stream`.
 //! - The origin is proven by the certificate, where there is TLS: a message that says it is of another node is dropped.
 //!
@@ -76,7 +78,8 @@ fn send(
     Ok(())
 }
 
-/// A node's loop: messages and ticks in, messages and committed entries out. Ends when all proposals are committed here.
+/// A node's loop: messages and ticks in, messages and committed entries out. Ends when all proposals are committed
+/// here.
 async fn run(
     id: u64,
     transport: Transport,

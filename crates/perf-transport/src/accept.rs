@@ -4,8 +4,8 @@ use crate::connect::BoxFuture;
 use crate::proto::ConnectionClass;
 use std::sync::Arc;
 
-/// A peer that has proven who it is, as far as [`Security`](crate::Security) asks for it, and is about to be let in: see
-/// [`Builder::on_accept`](crate::Builder::on_accept).
+/// A peer that has proven who it is, as far as [`Security`](crate::Security) asks for it, and is about to be let in:
+/// see [`Builder::on_accept`](crate::Builder::on_accept).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Arrival {

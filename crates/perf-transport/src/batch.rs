@@ -3,25 +3,26 @@
 use crate::error::TransportError;
 use crate::payload::Payload;
 use crate::priority::Priority;
-use crate::proto::BatchBlock;
+use crate::proto::BatchBuffer;
 use crate::remote::RemoteMethod;
 use std::fmt;
 
 /// What of a batch goes to the queue.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
-    pub(crate) block: BatchBlock,
+    pub(crate) buffer: BatchBuffer,
     pub(crate) priority: Option<Priority>,
 }
 
 /// Messages without a reply to a method of a peer, which one sender has at once: logs, samples, events.
 ///
-/// They are put together in the sender's own memory, some 32 KiB at a time, and queued together: a lock, a look at the peer and a wake for some hundred messages
-/// instead of for each. Those of up to 1 KiB share frames, with two bytes each in the place of a header. They arrive as others do, one by one, in the order in which they were
-/// pushed, and the receiver's [`Origin`](crate::Origin) counts each.
+/// They are put together in the sender's own memory, some 32 KiB at a time, and queued together: a lock, a look at the
+/// peer and a wake for some hundred messages instead of for each. Those of up to 1 KiB share frames, with two bytes
+/// each in the place of a header. They arrive as others do, one by one, in the order in which they were pushed, and the
+/// receiver's [`Origin`](crate::Origin) counts each.
 ///
-/// What was pushed is not sent before [`flush`](Self::flush), or a later [`feed`](Self::feed) that finds no room: it may stay behind what is sent otherwise. A batch that is
-/// dropped sends nothing of what is in it.
+/// What was pushed is not sent before [`flush`](Self::flush), or a later [`feed`](Self::feed) that finds no room: it
+/// may stay behind what is sent otherwise. A batch that is dropped sends nothing of what is in it.
 ///
 /// ```no_run
 /// # async fn f(transport: &perf_transport::Transport, lines: &[&str]) -> Result<(), Box<dyn std::error::Error>> {
@@ -53,11 +54,11 @@ impl fmt::Debug for Batch {
 impl Batch {
     pub(crate) fn new(method: RemoteMethod) -> Self {
         let priority = method.priority.unwrap_or(method.route.name.priority);
-        let limits = method.transport.lane_limits(priority);
+        let limits = method.transport.queue_limits(priority);
         let checksum = method.transport.has_checksums();
         Self {
             outgoing: Outgoing {
-                block: BatchBlock::new(method.route.number, limits, checksum),
+                buffer: BatchBuffer::new(method.route.number, limits, checksum),
                 priority: method.priority,
             },
             method,
@@ -68,7 +69,7 @@ impl Batch {
     #[inline]
     #[must_use]
     pub fn len(&self) -> usize {
-        self.outgoing.block.messages()
+        self.outgoing.buffer.messages()
     }
 
     /// Whether there is none.
@@ -82,15 +83,16 @@ impl Batch {
     #[inline]
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.outgoing.block.bytes()
+        self.outgoing.buffer.bytes()
     }
 
     /// Drops the messages in it.
     pub fn clear(&mut self) {
-        self.outgoing.block.clear();
+        self.outgoing.buffer.clear();
     }
 
-    /// Adds a message. Some 50 instructions for a small one; [`feed`](Self::feed) is the same with a flush where it is needed.
+    /// Adds a message. Some 50 instructions for a small one; [`feed`](Self::feed) is the same with a flush where it is
+    /// needed.
     ///
     /// # Errors
     /// [`QueueFull`](TransportError::QueueFull) if the batch has no room for it: [`flush`](Self::flush) first.
@@ -110,7 +112,8 @@ impl Batch {
     /// Dropping the future before it is ready adds nothing; what was there before is still there, or was queued.
     ///
     /// # Errors
-    /// [`TooLarge`](TransportError::TooLarge) of this message, or those of [`flush`](Self::flush). The message was not added.
+    /// [`TooLarge`](TransportError::TooLarge) of this message, or those of [`flush`](Self::flush). The message was not
+    /// added.
     pub async fn feed(&mut self, payload: impl Into<Payload<'_>>) -> Result<(), TransportError> {
         let payload = payload.into();
         while !self.try_push(&payload)? {
@@ -119,12 +122,14 @@ impl Batch {
         Ok(())
     }
 
-    /// Queues what is in it: all or none. Waits while the queue is full, in turn with others who wait for the same queue.
+    /// Queues what is in it: all or none. Waits while the queue is full, in turn with others who wait for the same
+    /// queue.
     ///
     /// Dropping the future before it is ready queues nothing; the messages are still there.
     ///
     /// # Errors
-    /// As [`send_wait`](crate::Transport::send_wait). The messages are still there, to be tried again or [dropped](Self::clear).
+    /// As [`send_wait`](crate::Transport::send_wait). The messages are still there, to be tried again or
+    /// [dropped](Self::clear).
     pub async fn flush(&mut self) -> Result<(), TransportError> {
         if self.is_empty() {
             return Ok(());
@@ -140,10 +145,10 @@ impl Batch {
     fn try_push(&mut self, payload: &Payload<'_>) -> Result<bool, TransportError> {
         let bytes = payload.len();
         // Every peer takes small ones.
-        if bytes <= BatchBlock::SMALL_BYTES_MAX {
-            return Ok(self.outgoing.block.push(payload));
+        if bytes <= BatchBuffer::SMALL_BYTES_MAX {
+            return Ok(self.outgoing.buffer.push(payload));
         }
         self.method.check_length(bytes)?;
-        Ok(self.outgoing.block.push(payload))
+        Ok(self.outgoing.buffer.push(payload))
     }
 }

@@ -6,7 +6,7 @@ use crate::event::CloseReason;
 use crate::items::ItemReader;
 use crate::payload::Payload;
 use crate::proto::{
-    BodyState, BodyStep, CallKey, Header, Kind, Lane, NotQueued, SendWindow, Waiter,
+    BodyState, BodyStep, CallKey, Header, Kind, NotQueued, SendQueue, SendWindow, Waiter,
 };
 use crate::shell::conn::Conn;
 use crate::shell::serve::Waiting;
@@ -22,8 +22,8 @@ use std::task::{Context, Poll};
 
 /// A body as it arrives, for a streamed handler: also a `futures` stream of its chunks, which ends behind an error.
 ///
-/// Unread chunks are bounded by the window, [`Config::stream_window_bytes`](crate::Config::stream_window_bytes): a sender waits for its reader. Dropping
-/// it tells the sender to stop.
+/// Unread chunks are bounded by the window, [`Config::stream_window_bytes`](crate::Config::stream_window_bytes): a
+/// sender waits for its reader. Dropping it tells the sender to stop.
 pub struct Body {
     state: Arc<BodyState>,
     conn: Arc<Conn>,
@@ -55,12 +55,13 @@ impl Body {
         self.conn.peer
     }
 
-    /// The next item of an [`exchange`](crate::Transport::exchange), as the caller sent it; `None` when there are no more, or behind an error. Not to be mixed with
-    /// [`next`](Self::next), which gives the chunks that items are put together from.
+    /// The next item of an [`exchange`](crate::Transport::exchange), as the caller sent it; `None` when there are no
+    /// more, or behind an error. Not to be mixed with [`next`](Self::next), which gives the chunks that items are put
+    /// together from.
     ///
     /// # Errors
-    /// As [`next`](Self::next), also if the last item is not whole; [`TransportError::TooLarge`] if an item is longer than
-    /// [`Config::frame_bytes_max`](crate::Config::frame_bytes_max).
+    /// As [`next`](Self::next), also if the last item is not whole; [`TransportError::TooLarge`] if an item is longer
+    /// than [`Config::frame_bytes_max`](crate::Config::frame_bytes_max).
     pub async fn next_item(&mut self) -> Option<Result<Bytes, TransportError>> {
         poll_fn(|cx| self.poll_next_item(cx)).await
     }
@@ -94,7 +95,8 @@ impl Body {
         }
     }
 
-    /// The next chunk; `None` when the body is complete, or behind an error. Chunks are at most 64 KiB, not as the sender cut them.
+    /// The next chunk; `None` when the body is complete, or behind an error. Chunks are at most 64 KiB, not as the
+    /// sender cut them.
     ///
     /// # Errors
     /// [`TransportError::BodyBroken`] if the sender gave up or the connection was lost: what came so far is not all.
@@ -166,7 +168,8 @@ impl Body {
         let released = self.state.take_released();
         if released > 0 {
             let conn = &self.conn;
-            // The connection's task may not have added these bytes yet. It reads the count only after it has added them.
+            // The connection's task may not have added these bytes yet. It reads the count only after it has added
+            // them.
             conn.handler_bytes.fetch_sub(released, Ordering::SeqCst);
             conn.handler_ended();
         }
@@ -175,9 +178,12 @@ impl Body {
     /// Queues a system frame of a few bytes: at most two for each half window that was read.
     fn queue(&self, kind: Kind, payload: &[u8]) {
         let header = Header::new(kind, 0, self.id);
-        let lanes = &self.conn.channel.lanes;
+        let queues = &self.conn.channel.queues;
         let payload = Payload::Borrowed(payload);
-        if lanes.push(Lane::System, header, &payload, None).is_ok() {
+        if queues
+            .push(SendQueue::System, header, &payload, None)
+            .is_ok()
+        {
             self.conn.notify(true);
         }
     }
@@ -209,19 +215,20 @@ impl fmt::Debug for Body {
 const CHUNK_BYTES_MAX: usize = 64 * 1024;
 /// System frames that may always wait when this side grants credit for an answer: 20 KiB.
 const GRANTS_MAX: usize = 1024;
-/// Bytes of parts that a sender keeps when the futures that sent them were dropped. The part that reaches the bound is kept, too. As many as the default
-/// window.
+/// Bytes of parts that a sender keeps when the futures that sent them were dropped. The part that reaches the bound is
+/// kept, too. As many as the default window.
 const UNSENT_BYTES_MAX: usize = 1 << 20;
 
-/// Sends chunks in one lane, within the credit of the reader.
+/// Sends chunks in one queue, within the credit of the reader.
 pub(crate) struct Chunks {
     pub(crate) conn: Arc<Conn>,
     key: CallKey,
-    lane: Lane,
+    queue: SendQueue,
     window: Arc<SendWindow>,
     /// The longest payload that the reader takes, if that is less than what the connection takes.
     bytes_max: usize,
-    /// Parts that are to be sent, and the one that has its credit already. Both outlive futures that are dropped. Callers bound what they add.
+    /// Parts that are to be sent, and the one that has its credit already. Both outlive futures that are dropped.
+    /// Callers bound what they add.
     unsent: VecDeque<Bytes>,
     unsent_bytes: usize,
     credited: Bytes,
@@ -231,14 +238,14 @@ pub(crate) struct Chunks {
 impl Chunks {
     pub(crate) fn new(
         conn: Arc<Conn>,
-        (key, lane): (CallKey, Lane),
+        (key, queue): (CallKey, SendQueue),
         window: Arc<SendWindow>,
         bytes_max: usize,
     ) -> Self {
         Self {
             conn,
             key,
-            lane,
+            queue,
             window,
             bytes_max,
             unsent: VecDeque::new(),
@@ -310,8 +317,8 @@ impl Chunks {
     /// Queues the end of a body whether there is room or not: the body was within the limit when it began.
     pub(crate) fn queue_past_limit(&self, kind: Kind) {
         let header = Header::new(kind, 0, self.key.id());
-        let lanes = &self.conn.channel.lanes;
-        lanes.push_past_limit(self.lane, header, &Payload::default());
+        let queues = &self.conn.channel.queues;
+        queues.push_past_limit(self.queue, header, &Payload::default());
         self.conn.notify(false);
     }
 
@@ -325,20 +332,19 @@ impl Chunks {
         let payload = Payload::Shared(payload);
         let mut waiting = Waiting {
             conn: &self.conn,
-            lane: self.lane,
+            queue: self.queue,
             waiter: Waiter::default(),
         };
         let conn = &self.conn;
         let queued = poll_fn(|cx| {
             // A body belongs to one connection: no chunk may go to the next one.
-            match self.window.poll_take(0, cx) {
-                Poll::Ready(None) => return Poll::Ready(None),
-                Poll::Ready(Some(_)) | Poll::Pending => {}
+            if self.window.poll_closed(cx).is_ready() {
+                return Poll::Ready(None);
             }
-            let lanes = &conn.channel.lanes;
+            let queues = &conn.channel.queues;
             let waiter = &mut waiting.waiter;
             let (result, next) =
-                lanes.push_or_wait(waiter, cx.waker(), waiting.lane, header, &payload, None);
+                queues.push_or_wait(waiter, cx.waker(), waiting.queue, header, &payload, None);
             if let Some(next) = next {
                 next.wake();
             }
@@ -406,8 +412,8 @@ impl AnswerBody {
         };
         if grant > 0 {
             let header = Header::new(Kind::StreamCredit, 0, self.key.id());
-            let lanes = &self.conn.channel.lanes;
-            if lanes.push_credit(header, grant, self.frames_max) {
+            let queues = &self.conn.channel.queues;
+            if queues.push_credit(header, grant, self.frames_max) {
                 self.conn.notify(true);
             } else {
                 // The peer sends on without reading the credit that it gets.
@@ -426,8 +432,8 @@ impl Drop for AnswerBody {
 
 /// Sends a body in chunks, made by [`Transport::stream`](crate::Transport::stream).
 ///
-/// Dropping it before [`finish`](Self::finish) breaks the body off: the receiver gets [`TransportError::BodyBroken`], never a body that looks
-/// complete.
+/// Dropping it before [`finish`](Self::finish) breaks the body off: the receiver gets [`TransportError::BodyBroken`],
+/// never a body that looks complete.
 #[must_use = "a body that is not finished is broken off"]
 pub struct BodySender {
     chunks: Chunks,
@@ -445,16 +451,16 @@ impl BodySender {
         }
     }
 
-    /// Sends the next part of the body, cut into chunks of 64 KiB at most. Waits while the receiver has a window full of unread bytes, or the
-    /// queue is full. The bytes are shared, not copied.
+    /// Sends the next part of the body, cut into chunks of 64 KiB at most. Waits while the receiver has a window full
+    /// of unread bytes, or the queue is full. The bytes are shared, not copied.
     ///
-    /// Dropping the future before it is ready loses nothing: the rest goes with the next part, or with [`finish`](Self::finish). 1 MiB of such
-    /// parts is kept. A further part waits until they are sent, and the body is broken off if its future is dropped before that: a body with a
-    /// hole would look complete.
+    /// Dropping the future before it is ready loses nothing: the rest goes with the next part, or with
+    /// [`finish`](Self::finish). 1 MiB of such parts is kept. A further part waits until they are sent, and the body is
+    /// broken off if its future is dropped before that: a body with a hole would look complete.
     ///
     /// # Errors
-    /// [`TransportError::BodyBroken`] if the receiver wants no more, the connection was lost or the body was broken off here.
-    /// [`finish`](Self::finish) says why.
+    /// [`TransportError::BodyBroken`] if the receiver wants no more, the connection was lost or the body was broken off
+    /// here. [`finish`](Self::finish) says why.
     pub async fn send(&mut self, part: Bytes) -> Result<(), TransportError> {
         if self.is_cut {
             return Err(self.chunks.broken());

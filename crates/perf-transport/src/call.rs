@@ -14,9 +14,9 @@ use std::task::{Context, Poll};
 
 /// A call in flight: a future of the reply. The request is on its way already; nothing is allocated for it.
 ///
-/// It completes exactly once, with the reply or an error, at its deadline at the latest. Dropping it cancels the call: its slot
-/// is free at once, and a late reply is dropped. The peer is told, as it is at the deadline, and stops the handler if that is one
-/// [with cancellation](crate::Router::with_cancellation); others run to their end.
+/// It completes exactly once, with the reply or an error, at its deadline at the latest. Dropping it cancels the call:
+/// its slot is free at once, and a late reply is dropped. The peer is told, as it is at the deadline, and stops the
+/// handler if that is one [with cancellation](crate::Router::with_cancellation); others run to their end.
 #[must_use = "dropping a call cancels it"]
 pub struct Call {
     state: State,
@@ -51,8 +51,9 @@ impl Call {
         }
     }
 
-    /// The trace context that the handler gave to its reply ([`Message::set_reply_trace`](crate::Message::set_reply_trace)). `None` before the reply
-    /// is there: await the call by reference, then ask.
+    /// The trace context that the handler gave to its reply
+    /// ([`Message::set_reply_trace`](crate::Message::set_reply_trace)). `None` before the reply is there: await the
+    /// call by reference, then ask.
     #[must_use]
     pub fn reply_trace(&self) -> Option<TraceContext> {
         match self.state {

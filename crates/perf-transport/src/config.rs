@@ -2,7 +2,7 @@
 
 use crate::error::TransportError;
 use crate::priority::Priority;
-use crate::proto::{CALLS_MAX, ChannelLimits, ConnectionClass, LaneLimits, LivenessLimits};
+use crate::proto::{CALLS_MAX, ChannelLimits, ConnectionClass, LivenessLimits, QueueLimits};
 use std::time::Duration;
 
 /// The largest cap of a frame: a frame is held in memory as a whole.
@@ -23,37 +23,43 @@ const TICK_MOST: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
-    /// The longest payload that is sent or taken as one frame, 4 KiB to 64 MiB. 1 MiB: a batch of log entries fits, and a peer that sends the
-    /// largest legal frames costs little memory. Longer bodies are streamed. The smaller one of both sides holds.
+    /// The longest payload that is sent or taken as one frame, 4 KiB to 64 MiB. 1 MiB: a batch of log entries fits, and
+    /// a peer that sends the largest legal frames costs little memory. Longer bodies are streamed. The smaller one of
+    /// both sides holds.
     pub frame_bytes_max: u32,
-    /// Bytes that may wait for each peer, by [`Priority`], headers included. 1 MiB for Critical and High: what waits longer than it takes to
-    /// write that is stale; 4 MiB for Normal and Low: two round trips of 10 ms at 1 Gbit/s and more.
+    /// Bytes that may wait for each peer, by [`Priority`], headers included. 1 MiB for Critical and High: what waits
+    /// longer than it takes to write that is stale; 4 MiB for Normal and Low: two round trips of 10 ms at 1 Gbit/s and
+    /// more.
     pub queue_bytes: [usize; 4],
     /// Messages that may wait for each peer, by [`Priority`]. 8192: half a megabyte of headers and small payloads.
     pub queue_frames: [usize; 4],
-    /// Shares of a connection while both of its classes have something to write. 4 to 1: the less urgent class gets a fifth.
+    /// Shares of a connection while both of its classes have something to write. 4 to 1: the less urgent class gets a
+    /// fifth.
     pub weights: [u32; 4],
     /// Calls that may be in flight to a peer on each of its two connections, at most 65536. 4096; memory is made for
     /// as many as were ever in flight at once, 5 KiB for 64.
     pub calls_max: usize,
     /// Bytes taken from the queues for one round of writing. 256 KiB: what a socket buffer takes at once.
     pub outbox_bytes: usize,
-    /// Memory for one read, 1 KiB to 64 MiB: at first, and where reads fill it. 16 KiB to 256 KiB: a call at a time needs little, bulk is read in large pieces.
+    /// Memory for one read, 1 KiB to 64 MiB: at first, and where reads fill it. 16 KiB to 256 KiB: a call at a time
+    /// needs little, bulk is read in large pieces.
     pub read_bytes: (usize, usize),
-    /// Requests with spawned handlers that may run at once for one connection. When there are more, the connection is not read, and the peer is
-    /// told that this node lives. As many bodies, watches and exchanges may be handled besides; further ones are answered `Busy`, and do not
-    /// end the reading. 1024.
+    /// Requests with spawned handlers that may run at once for one connection. When there are more, the connection is
+    /// not read, and the peer is told that this node lives. As many bodies, watches and exchanges may be handled
+    /// besides; further ones are answered `Busy`, and do not end the reading. 1024.
     pub handlers_max: usize,
-    /// Bytes that requests with spawned handlers, and complete bodies that were not read, may hold for one connection before it is not read any
-    /// further. Exceeded by one frame, or by one window, at most. 16 MiB.
+    /// Bytes that requests with spawned handlers, and complete bodies that were not read, may hold for one connection
+    /// before it is not read any further. Exceeded by one frame, or by one window, at most. 16 MiB.
     pub handler_bytes_max: usize,
-    /// Requests of one method with a spawned handler that may run at once for one connection, where [`Router::with_limit`](crate::Router::with_limit) does not
-    /// say. Further ones wait without holding up other methods, as many as `calls_max` and `handler_bytes_max` allow; beyond that requests are
-    /// answered `Busy`. 768: three quarters of `handlers_max`, so that a method that hangs leaves room for the others.
+    /// Requests of one method with a spawned handler that may run at once for one connection, where
+    /// [`Router::with_limit`](crate::Router::with_limit) does not say. Further ones wait without holding up other
+    /// methods, as many as `calls_max` and `handler_bytes_max` allow; beyond that requests are answered `Busy`. 768:
+    /// three quarters of `handlers_max`, so that a method that hangs leaves room for the others.
     pub handlers_per_method_max: usize,
     /// Bytes of a streamed body that may be under way or unread. 1 MiB: a round trip of 8 ms at 1 Gbit/s.
     pub stream_window_bytes: u32,
-    /// Streamed bodies that may be open on one connection. 8; with the window this is the reassembly budget of a connection, 8 MiB.
+    /// Streamed bodies that may be open on one connection. 8; with the window this is the reassembly budget of a
+    /// connection, 8 MiB.
     pub streams_max: u32,
     /// How long a call may take where its envelope does not say. 5 s.
     pub call_timeout: Duration,
@@ -65,11 +71,13 @@ pub struct Config {
     pub handshake_timeout: Duration,
     /// After so long without anything received a ping is sent. 500 ms.
     pub heartbeat_interval: Duration,
-    /// After so long without a frame received, or without progress in writing to a peer that does not say that it is busy, the connection is cut
-    /// and reported. 2 s: three lost pings.
+    /// After so long without a frame received, or without progress in writing to a peer that does not say that it is
+    /// busy, the connection is cut and reported. 2 s: three lost pings. Time in which this node itself did not run,
+    /// because its process was stopped for example, does not count.
     pub heartbeat_timeout: Duration,
-    /// How long a peer may say that it is busy while it takes nothing of what waits to be written to it, before the connection is cut and
-    /// reported. 60 s: a node that is busy for longer is of no use to its callers, and a peer that only says so holds this node's memory.
+    /// How long a peer may say that it is busy while it takes nothing of what waits to be written to it, before the
+    /// connection is cut and reported. 60 s: a node that is busy for longer is of no use to its callers, and a peer
+    /// that only says so holds this node's memory.
     pub busy_timeout: Duration,
     /// Least and most time between attempts to dial a peer that cannot be reached. 50 ms to 2 s, with jitter.
     pub backoff: (Duration, Duration),
@@ -77,31 +85,37 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// How exact timeouts are, and how often everything is looked at: 1 ms to 60 s. 10 ms.
     pub tick: Duration,
-    /// Connections that are accepted at once, handshakes included, and those that have ended while their handlers run. 1024. Further ones are closed.
+    /// Connections that are accepted at once, handshakes included, and those that have ended while their handlers run.
+    /// 1024. Further ones are closed.
     pub inbound_max: usize,
-    /// Connections at once that are in their handshake and have not said who they are, or have not proven it. 64. When there are more, the oldest one that has said nothing makes room, of the source that has
-    /// most of them; where all have begun to speak, newcomers from known addresses take the places of others, four times as many other newcomers
-    /// wait, half of `inbound_max` at most, and further ones are refused.
+    /// Connections at once that are in their handshake and have not said who they are, or have not proven it. 64. When
+    /// there are more, the oldest one that has said nothing makes room, of the source that has most of them; where all
+    /// have begun to speak, newcomers from known addresses take the places of others, four times as many other
+    /// newcomers wait, half of `inbound_max` at most, and further ones are refused.
     pub handshakes_max: usize,
-    /// Connections that are accepted at once from one node, and those that have ended while their handlers run. 16: two, and those that are lost and not yet
-    /// known to be. Further ones are refused, and one node cannot have all of `inbound_max`.
+    /// Connections that are accepted at once from one node, and those that have ended while their handlers run. 16:
+    /// two, and those that are lost and not yet known to be. Further ones are refused, and one node cannot have all of
+    /// `inbound_max`.
     pub inbound_per_node_max: usize,
     /// Whether only nodes are let in that have been made known with `add_peer`. Off: clients need not be known.
     pub known_peers_only: bool,
-    /// Whether a connection ends when the peer's certificate expires. Off: a connection lasts, and the next one is refused.
+    /// Whether a connection ends when the peer's certificate expires. Off: a connection lasts, and the next one is
+    /// refused.
     pub expiry_ends_connections: bool,
-    /// Whether frames have a CRC-32 where the connection is not encrypted (TLS always has its own proof). Must be the same on both sides. Off: it costs
-    /// 20 ns for a small frame and half of the throughput of bulk on loopback. Turn it on where the network is not trusted to keep bytes as they
-    /// are: TCP's own 16 bits let one error in some ten thousand through.
+    /// Whether frames have a CRC-32 where the connection is not encrypted (TLS always has its own proof). Must be the
+    /// same on both sides. Off: it costs 20 ns for a small frame and half of the throughput of bulk on loopback. Turn
+    /// it on where the network is not trusted to keep bytes as they are: TCP's own 16 bits let one error in some ten
+    /// thousand through.
     pub checksum: bool,
-    /// Whether the transport keeps its runtime from sleeping: a task that is always ready makes the runtime look for what has arrived, again and
-    /// again. A reply then needs no wake-up of a thread, which is most of what a call at a time takes between two machines' cores. It costs all
-    /// of one core, also while nothing happens, so it is for a runtime of one thread (`current_thread`) with a core of its own. Ends with the
-    /// transport. Off.
+    /// Whether the transport keeps its runtime from sleeping: a task that is always ready makes the runtime look for
+    /// what has arrived, again and again. A reply then needs no wake-up of a thread, which is most of what a call at a
+    /// time takes between two machines' cores. It costs all of one core, also while nothing happens, so it is for a
+    /// runtime of one thread (`current_thread`) with a core of its own. Ends with the transport. Off.
     pub busy_poll: bool,
     /// `TCP_NODELAY`: the transport batches itself, Nagle's algorithm would only delay. On.
     pub nodelay: bool,
-    /// The kernel's send buffer, if it should not choose. A small one keeps bulk short in front of the wire. Only for bulk connections.
+    /// The kernel's send buffer, if it should not choose. A small one keeps bulk short in front of the wire. Only for
+    /// bulk connections.
     pub bulk_send_buffer_bytes: Option<u32>,
 }
 
@@ -222,9 +236,9 @@ impl Config {
         Ok(())
     }
 
-    pub(crate) fn lane(&self, priority: Priority) -> LaneLimits {
+    pub(crate) fn queue(&self, priority: Priority) -> QueueLimits {
         let place = priority as usize;
-        LaneLimits {
+        QueueLimits {
             bytes_max: self.queue_bytes[place],
             frames_max: self.queue_frames[place],
             weight: self.weights[place],
@@ -237,8 +251,8 @@ impl Config {
             ConnectionClass::Bulk => (Priority::Normal, Priority::Low),
         };
         ChannelLimits {
-            first: self.lane(first),
-            second: self.lane(second),
+            first: self.queue(first),
+            second: self.queue(second),
             calls_max: self.calls_max,
             checksum,
         }
@@ -249,6 +263,7 @@ impl Config {
             interval_ms: millis(self.heartbeat_interval),
             timeout_ms: millis(self.heartbeat_timeout),
             busy_timeout_ms: millis(self.busy_timeout),
+            tick_ms: millis(self.tick),
         }
     }
 }

@@ -23,8 +23,8 @@ pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin + 'static {
     /// The default shares the stream under a lock; override it where the stream can do better.
     fn into_halves(self: Box<Self>) -> (BoxRead, BoxWrite);
 
-    /// The node at the other end, where the stream itself has proven it: a QUIC connection with certificates, or the credentials of a unix
-    /// socket's peer. A connection whose handshake says another id is refused, on both sides.
+    /// The node at the other end, where the stream itself has proven it: a QUIC connection with certificates, or the
+    /// credentials of a unix socket's peer. A connection whose handshake says another id is refused, on both sides.
     fn authenticated_node(&self) -> Option<u64> {
         None
     }
@@ -83,7 +83,8 @@ impl ByteStream for tokio::net::UnixStream {
 /// What addresses of unix sockets begin with: `unix:/run/node-7.sock`.
 pub(crate) const UNIX: &str = "unix:";
 
-/// TCP for addresses `host:port` (the system looks names up, at most 16 of them at once for a process), and on Unix a socket in the file system for addresses like `unix:/run/node-7.sock`: for peers on one machine.
+/// TCP for addresses `host:port` (the system looks names up, at most 16 of them at once for a process), and on Unix a
+/// socket in the file system for addresses like `unix:/run/node-7.sock`: for peers on one machine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TcpConnector;
 
@@ -123,7 +124,8 @@ fn by_turns(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     turns
 }
 
-/// Connects to the first address that answers. Each has a start before the next, and none waits for another one to fail.
+/// Connects to the first address that answers. Each has a start before the next, and none waits for another one to
+/// fail.
 async fn first_of(addresses: Vec<SocketAddr>, options: StreamOptions) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     let mut attempts = JoinSet::new();

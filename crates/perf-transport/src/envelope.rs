@@ -30,12 +30,14 @@ pub struct Envelope<'a> {
     pub payload: Payload<'a>,
     /// How urgent it is; by default what the router's table says of the service and method.
     pub priority: Option<Priority>,
-    /// The sender's own number of a one-way message, handed to its receiver; 0 by default. A call has one of the transport's.
+    /// The sender's own number of a one-way message, handed to its receiver; 0 by default. A call has one of the
+    /// transport's.
     pub request_id: u64,
     /// How long a call may take; by default [`Config::call_timeout`](crate::Config::call_timeout).
     pub timeout: Option<Duration>,
-    /// Where it belongs in a distributed trace; nothing by default. The receiver gets it ([`Message::trace`](crate::Message::trace)) if its version
-    /// knows trace contexts. A payload that is within 25 bytes of the peer's cap goes without.
+    /// Where it belongs in a distributed trace; nothing by default. The receiver gets it
+    /// ([`Message::trace`](crate::Message::trace)) if its version knows trace contexts. A payload that is within 25
+    /// bytes of the peer's cap goes without.
     pub trace: Option<&'a TraceContext>,
 }
 

@@ -17,12 +17,14 @@ pub enum TransportError {
         /// The id.
         peer: u64,
     },
-    /// The queue of this class to this peer is full. Nothing was sent: try later, or use `send_wait`.
+    /// The queue of this class to this peer is full, or callers wait in turn for its room. Nothing was sent: try later,
+    /// or use `send_wait`.
     QueueFull {
         /// The peer.
         peer: u64,
     },
-    /// As many calls to this peer are in flight as the configuration allows. Nothing was sent.
+    /// As many calls to this peer are in flight as the configuration allows, or callers wait in turn for a slot.
+    /// Nothing was sent.
     TooManyCalls {
         /// The peer.
         peer: u64,
@@ -45,16 +47,22 @@ pub enum TransportError {
     Disconnected {
         /// The peer.
         peer: u64,
-        /// Why the last connection to the peer ended: also the error's `source`. `None` if it never ended, as while a transport shuts down.
+        /// Why the last connection to the peer ended: also the error's `source`. `None` if it never ended, as while a
+        /// transport shuts down.
         cause: Option<Arc<CloseReason>>,
     },
     /// The peer could not be reached. Nothing was sent.
+    ///
+    /// Messages and calls that are queued while a dial is under way share its outcome: if it fails they fail with its
+    /// error at once, although the next attempt may succeed. Until the next attempt others are refused.
     Unreachable {
         /// The peer.
         peer: u64,
-        /// When the next attempt to dial is made at the earliest.
+        /// When the next attempt to dial is made at the earliest. 0 where an attempt has just failed, or a connection
+        /// has just ended: the next message finds out.
         retry_in_ms: u64,
-        /// Why the last attempt failed, if there was one: also the error's `source`.
+        /// Why the last attempt failed, if it did: also the error's `source`. Of the connection that messages of this
+        /// priority take.
         cause: Option<Arc<TransportError>>,
     },
     /// The peer is shutting down. Nothing was sent.
@@ -93,7 +101,8 @@ pub enum TransportError {
         /// The peer.
         peer: u64,
     },
-    /// What the peer sent is no message of the type that was expected: the two ends have different versions of a service.
+    /// What the peer sent is no message of the type that was expected: the two ends have different versions of a
+    /// service.
     Malformed {
         /// The peer.
         peer: u64,

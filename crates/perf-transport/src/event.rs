@@ -27,7 +27,8 @@ pub enum CloseReason {
     PeerDrained,
     /// The peer was removed, or this transport shuts down.
     Closed,
-    /// The peer's certificate is not accepted any more: it has expired, was revoked, or its authority is believed no longer.
+    /// The peer's certificate is not accepted any more: it has expired, was revoked, or its authority is believed no
+    /// longer.
     Certificate(HandshakeError),
 }
 
@@ -107,14 +108,16 @@ pub enum PeerEvent {
         /// Whether the peer has been made known with `add_peer`.
         is_known: bool,
     },
-    /// A node was accepted while another process with the same id is connected: it was restarted, or two nodes have the same id.
+    /// A node was accepted while another process with the same id is connected: it was restarted, or two nodes have the
+    /// same id.
     Duplicate {
         /// The peer.
         peer: u64,
         /// Where the new connection came from.
         from: String,
     },
-    /// A peer says that it has too much to do to read: a method of it hangs, or it is overloaded. Said once, until it reads again.
+    /// A peer says that it has too much to do to read: a method of it hangs, or it is overloaded. Said once, until it
+    /// reads again.
     PeerBusy {
         /// The peer.
         peer: u64,
@@ -129,6 +132,11 @@ pub enum PeerEvent {
         class: ConnectionClass,
         /// Why.
         reason: CloseReason,
+    },
+    /// The listener failed: no more files, usually. It is asked again until it can; said once for each reason in a row.
+    AcceptFailed {
+        /// Why.
+        error: TransportError,
     },
     /// A peer was not let in.
     Refused {
@@ -172,6 +180,7 @@ impl fmt::Display for PeerEvent {
                 class,
                 reason,
             } => write!(f, "connection from node {peer} ({class:?}) ended: {reason}"),
+            Self::AcceptFailed { error } => write!(f, "no connection can be accepted: {error}"),
             Self::Refused { from, error } => write!(f, "refused {from}: {error}"),
         }
     }

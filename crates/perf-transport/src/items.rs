@@ -81,10 +81,11 @@ impl ItemReader {
     }
 }
 
-/// Sends items one by one to the other end of a call: a handler's answer ([`Router::watch`](crate::Router::watch)), or the caller's side of an
-/// [`exchange`](crate::Transport::exchange).
+/// Sends items one by one to the other end of a call: a handler's answer ([`Router::watch`](crate::Router::watch)), or
+/// the caller's side of an [`exchange`](crate::Transport::exchange).
 ///
-/// The reader's window ([`Config::stream_window_bytes`](crate::Config::stream_window_bytes)) bounds what is under way and unread: a sender waits for its reader.
+/// The reader's window ([`Config::stream_window_bytes`](crate::Config::stream_window_bytes)) bounds what is under way
+/// and unread: a sender waits for its reader.
 pub struct ItemSender {
     chunks: Chunks,
     /// Whether this is the caller's side, which tells the peer how it ends.
@@ -101,14 +102,16 @@ impl ItemSender {
         }
     }
 
-    /// Sends an item, of at most [`Config::frame_bytes_max`](crate::Config::frame_bytes_max) bytes as the reader has it. Waits while the reader has a window full
-    /// of unread bytes, or the queue is full. Bytes above 1 KiB are shared, not copied.
+    /// Sends an item, of at most [`Config::frame_bytes_max`](crate::Config::frame_bytes_max) bytes as the reader has
+    /// it. Waits while the reader has a window full of unread bytes, or the queue is full. Bytes above 1 KiB are
+    /// shared, not copied.
     ///
-    /// Dropping the future before it is ready leaves the stream whole: an item that was begun is completed by the next one, or by
-    /// [`flush`](Self::flush).
+    /// Dropping the future before it is ready leaves the stream whole: an item that was begun is completed by the next
+    /// one, or by [`flush`](Self::flush).
     ///
     /// # Errors
-    /// [`TransportError::BodyBroken`] if the reader wants no more or the connection was lost, [`TransportError::TooLarge`] if the item has 4 GiB or more.
+    /// [`TransportError::BodyBroken`] if the reader wants no more or the connection was lost,
+    /// [`TransportError::TooLarge`] if the item has 4 GiB or more.
     pub async fn send(&mut self, item: impl Into<Bytes>) -> Result<(), TransportError> {
         let item = item.into();
         let Ok(length) = u32::try_from(item.len()) else {
@@ -140,7 +143,8 @@ impl ItemSender {
         self.chunks.flush().await
     }
 
-    /// Ends the caller's side of an exchange: the handler's [`Body`](crate::Body) is complete. A handler's answer ends when the handler returns.
+    /// Ends the caller's side of an exchange: the handler's [`Body`](crate::Body) is complete. A handler's answer ends
+    /// when the handler returns.
     ///
     /// # Errors
     /// As [`send`](Self::send). [`Answer`] says why.
@@ -171,11 +175,12 @@ impl fmt::Debug for ItemSender {
     }
 }
 
-/// The answer to a request, item by item, as it arrives: also a `futures` stream. Made by [`Transport::watch`](crate::Transport::watch) and
-/// [`Transport::exchange`](crate::Transport::exchange).
+/// The answer to a request, item by item, as it arrives: also a `futures` stream. Made by
+/// [`Transport::watch`](crate::Transport::watch) and [`Transport::exchange`](crate::Transport::exchange).
 ///
-/// It ends with `None` behind the last item, or with an error and then `None`: no item that was read is lost by an error behind it. Unread bytes are bounded by this node's
-/// window. Dropping it cancels the request: the handler is dropped at its next `await`.
+/// It ends with `None` behind the last item, or with an error and then `None`: no item that was read is lost by an
+/// error behind it. Unread bytes are bounded by this node's window. Dropping it cancels the request: the handler is
+/// dropped at its next `await`.
 #[must_use = "dropping an answer cancels the request"]
 pub struct Answer {
     body: AnswerBody,
@@ -201,7 +206,8 @@ impl Answer {
     /// The next item; `None` when there are no more.
     ///
     /// # Errors
-    /// What a call can fail with; [`TransportError::PeerRejected`] if the handler ended with an error; [`TransportError::BodyBroken`] if the last item is not whole.
+    /// What a call can fail with; [`TransportError::PeerRejected`] if the handler ended with an error;
+    /// [`TransportError::BodyBroken`] if the last item is not whole.
     pub async fn next(&mut self) -> Option<Result<Bytes, TransportError>> {
         poll_fn(|cx| self.poll_next(cx)).await
     }

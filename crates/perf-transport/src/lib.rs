@@ -81,6 +81,12 @@ pub use typed::{MethodOptions, ServiceClient, TypedAnswer, TypedBody, TypedSende
 #[cfg(any(perf_loom, perf_mutants))]
 #[doc(hidden)]
 pub mod __mutant {
+    /// Whether a fault is switched on.
+    #[must_use]
+    pub fn is(name: &str) -> bool {
+        crate::primitive::mutant::is(name)
+    }
+
     /// Switches one fault on, or all off.
     pub fn set(name: Option<&'static str>) {
         crate::primitive::mutant::set(name);

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 /// Where a message came from: proven by the certificate where there is TLS, said by the peer otherwise.
 ///
-/// A connection's messages have the sequence 1, 2, 3 and so on, in the order in which they were sent. `(node, incarnation, connection, sequence)` occurs once.
+/// A connection's messages have the sequence 1, 2, 3 and so on, in the order in which they were sent. `(node,
+/// incarnation, connection, sequence)` occurs once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Origin {
@@ -26,8 +27,8 @@ pub struct Origin {
 /// A message that arrived, or a request.
 ///
 /// Its payload is a view of the memory the connection reads into: holding on to it keeps that memory (up to
-/// [`Config::read_bytes`](crate::Config::read_bytes)) from being used again. Copy what is kept for long. A spawned handler gets a copy where the
-/// payload is small beside the memory.
+/// [`Config::read_bytes`](crate::Config::read_bytes)) from being used again. Copy what is kept for long. A spawned
+/// handler gets a copy where the payload is small beside the memory.
 #[derive(Clone, Debug)]
 pub struct Message {
     pub(crate) origin: Origin,
@@ -74,8 +75,9 @@ impl Message {
         self.request_id
     }
 
-    /// How long the caller of a request waits for the answer, from when it sent it; `None` for one-way messages, and for callers that wait longer
-    /// than 43 days. It came in one byte: up to an eighth longer than what the caller said, never shorter.
+    /// How long the caller of a request waits for the answer, from when it sent it; `None` for one-way messages, and
+    /// for callers that wait longer than 43 days. It came in one byte: up to an eighth longer than what the caller
+    /// said, never shorter.
     #[inline]
     #[must_use]
     pub fn time_limit(&self) -> Option<Duration> {
@@ -90,7 +92,8 @@ impl Message {
     }
 
     /// Sets the context that the reply carries, usually that of the handler's own span: the caller has it from
-    /// [`Call::reply_trace`](crate::Call::reply_trace). The first one counts. Does nothing where the request has no context.
+    /// [`Call::reply_trace`](crate::Call::reply_trace). The first one counts. Does nothing where the request has no
+    /// context.
     pub fn set_reply_trace(&self, context: TraceContext) {
         if let Some(traced) = &self.trace {
             // The first one counts.
@@ -177,7 +180,8 @@ impl<'a> MessageRef<'a> {
         self.frame.payload
     }
 
-    /// Its bytes, to be kept without a copy: as a [`Message`]'s payload, they keep the memory that the connection reads into.
+    /// Its bytes, to be kept without a copy: as a [`Message`]'s payload, they keep the memory that the connection reads
+    /// into.
     #[inline]
     #[must_use]
     pub fn shared_payload(&self) -> Bytes {

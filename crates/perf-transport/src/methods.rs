@@ -9,7 +9,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Instruments with a series for each service and method, on both sides. Given to [`Builder::method_metrics`](crate::Builder::method_metrics).
+/// Instruments with a series for each service and method, on both sides. Given to
+/// [`Builder::method_metrics`](crate::Builder::method_metrics).
 ///
 /// | instrument | |
 /// |---|---|
@@ -19,9 +20,9 @@ use std::time::Instant;
 /// | `rpc.client.sent`, `rpc.server.received` | bytes of requests |
 /// | `rpc.client.received`, `rpc.server.sent` | bytes of replies; streamed bodies are not counted |
 ///
-/// The attributes are `rpc.service` and `rpc.method`. A call costs two readings of the clock and five recordings, some 100 ns on each side; without this it costs
-/// nothing. Requests that a handler of `*` or the
-/// fallback gets are recorded as `*`, and those without a handler not at all: peers cannot make series.
+/// The attributes are `rpc.service` and `rpc.method`. A call costs two readings of the clock and five recordings, some
+/// 100 ns on each side; without this it costs nothing. Requests that a handler of `*` or the fallback gets are recorded
+/// as `*`, and those without a handler not at all: peers cannot make series.
 #[derive(Clone)]
 pub struct MethodMetrics {
     inner: Arc<[Side; 2]>,

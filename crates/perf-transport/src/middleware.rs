@@ -17,7 +17,8 @@ use std::task::{Context, Poll};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// What a layer around handlers sees: the message, and for some handlers a body or the sender of an answer, which go on to the handler.
+/// What a layer around handlers sees: the message, and for some handlers a body or the sender of an answer, which go on
+/// to the handler.
 #[derive(Debug)]
 pub struct Request {
     /// The message: its origin, service, method and payload.
@@ -153,7 +154,8 @@ where
 /// Calls to one method as a `tower` service, for layers around calls: retries, limits, timing.
 ///
 /// It is always ready. A call that finds its queue full, or as many calls in flight as may be, fails with
-/// [`QueueFull`](TransportError::QueueFull) or [`TooManyCalls`](TransportError::TooManyCalls): put a concurrency limit around it, or retry those.
+/// [`QueueFull`](TransportError::QueueFull) or [`TooManyCalls`](TransportError::TooManyCalls): put a concurrency limit
+/// around it, or retry those.
 impl Service<Bytes> for RemoteMethod {
     type Response = Bytes;
     type Error = TransportError;

@@ -16,8 +16,8 @@ const INTERNED_MAX: usize = 4096;
 
 static INTERNED: RwLock<Vec<&'static MethodName>> = RwLock::new(Vec::new());
 
-/// Remembers a name for ever, if there is room: a message that refers to it counts no references. Only for names that the program itself
-/// chooses.
+/// Remembers a name for ever, if there is room: a message that refers to it counts no references. Only for names that
+/// the program itself chooses.
 pub(crate) fn intern(name: &MethodName) {
     let mut interned = INTERNED.write();
     if interned.len() < INTERNED_MAX && !interned.contains(&name) {
@@ -97,7 +97,8 @@ impl Name {
 /// Relayed messages bring names that peers have chosen: they may fill this part of a table.
 const RELAYED_MAX: usize = METHODS_MAX / 2;
 
-/// An insert-only table; a name's number is its place. Reading takes no lock: a hash, one or two loads, two comparisons.
+/// An insert-only table; a name's number is its place. Reading takes no lock: a hash, one or two loads, two
+/// comparisons.
 #[derive(Debug)]
 pub(crate) struct NameTable {
     places: Box<[OnceLock<Arc<Name>>]>,
@@ -114,7 +115,8 @@ impl NameTable {
         }
     }
 
-    /// Whether a name that a peer has chosen may be relayed: it is there, or the half of the table that others may fill is not full.
+    /// Whether a name that a peer has chosen may be relayed: it is there, or the half of the table that others may fill
+    /// is not full.
     pub(crate) fn check_relayed(&self, service: &str, method: &str) -> Result<(), TransportError> {
         if self.taken.load(Ordering::Relaxed) < RELAYED_MAX || self.has(service, method) {
             return Ok(());

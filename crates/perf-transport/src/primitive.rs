@@ -112,8 +112,8 @@ mod imp {
 
 pub(crate) use imp::*;
 
-/// Deliberate faults that the tests must find: by loom under `--cfg perf_loom`, by the simulation under `--cfg perf_mutants`.
-/// Without these there are none.
+/// Deliberate faults that the tests must find: by loom under `--cfg perf_loom`, by the simulation and by
+/// the tests of the shell under `--cfg perf_mutants`. Without these there are none.
 pub(crate) mod mutant {
     /// Whether the fault of this name is switched on: never, so the branch is compiled away.
     #[cfg(not(any(perf_loom, perf_mutants)))]
@@ -127,12 +127,16 @@ pub(crate) mod mutant {
 
     #[cfg(any(perf_loom, perf_mutants))]
     mod switched {
-        use std::sync::Mutex;
+        use std::sync::{LazyLock, Mutex};
 
         static CHOSEN: Mutex<Option<&'static str>> = Mutex::new(None);
+        /// The fault of a whole process, for tests that run in one of their own.
+        static OF_PROCESS: LazyLock<Option<String>> =
+            LazyLock::new(|| std::env::var("PERF_MUTANT").ok());
 
         pub(crate) fn is(name: &str) -> bool {
-            CHOSEN.lock().is_ok_and(|chosen| *chosen == Some(name))
+            let is_chosen = CHOSEN.lock().is_ok_and(|chosen| *chosen == Some(name));
+            is_chosen || OF_PROCESS.as_deref() == Some(name)
         }
 
         /// Switches one fault on, or all off. Process-wide: tests that choose must not overlap.

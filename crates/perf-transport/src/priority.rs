@@ -1,6 +1,6 @@
 //! How urgent a message is.
 
-use crate::proto::{ConnectionClass, Lane};
+use crate::proto::{ConnectionClass, SendQueue};
 
 /// How urgent a message is. It decides the connection and the share of it.
 ///
@@ -11,8 +11,9 @@ use crate::proto::{ConnectionClass, Lane};
 /// | `Normal` | bulk | 4 | `vm`, `status` |
 /// | `Low` | bulk | 1 | everything else |
 ///
-/// Of two classes on one connection each gets its weight while both have something to write, and all of it while the other has nothing: neither
-/// starves. Messages of one class to one peer keep their order; messages of different classes have none.
+/// Of two classes on one connection each gets its weight while both have something to write, and all of it while the
+/// other has nothing: neither starves. Messages of one class to one peer keep their order; messages of different
+/// classes have none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Priority {
     /// What the cluster's life depends on: heartbeats, votes.
@@ -56,10 +57,10 @@ impl Priority {
     }
 
     #[inline]
-    pub(crate) fn lane(self) -> Lane {
+    pub(crate) fn queue(self) -> SendQueue {
         match self {
-            Self::Critical | Self::Normal => Lane::First,
-            Self::High | Self::Low => Lane::Second,
+            Self::Critical | Self::Normal => SendQueue::First,
+            Self::High | Self::Low => SendQueue::Second,
         }
     }
 }

@@ -4,10 +4,13 @@ use crate::error::TransportError;
 use crate::proto::NotQueued;
 use std::sync::Arc;
 
-/// Why a message cannot be queued. Two registers wide, where a [`TransportError`] has room for text that is copied at each return.
+/// Why a message cannot be queued. Two registers wide, where a [`TransportError`] has room for text that is copied at
+/// each return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
     ShuttingDown,
+    /// It was removed.
+    UnknownPeer,
     PeerDraining,
     QueueFull,
     TooManyCalls,
@@ -45,6 +48,7 @@ impl Refused {
         } = attempt;
         match self {
             Self::ShuttingDown => TransportError::ShuttingDown,
+            Self::UnknownPeer => TransportError::UnknownPeer { peer },
             Self::Unsupported => TransportError::Unsupported { peer },
             Self::Untraced | Self::PeerDraining => TransportError::PeerDraining { peer },
             Self::QueueFull => TransportError::QueueFull { peer },

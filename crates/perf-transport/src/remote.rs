@@ -14,11 +14,11 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// A method of a peer, looked up once, for senders that use it often: [`Transport::send`] and [`Transport::call`] find peer and method
-/// anew for each message.
+/// A method of a peer, looked up once, for senders that use it often: [`Transport::send`] and [`Transport::call`] find
+/// peer and method anew for each message.
 ///
-/// It keeps its transport alive, as a clone of that does, and no connection open. When peers are added or removed it stays right, and looks up as a transport does from then
-/// on; make another then.
+/// It keeps its transport alive, as a clone of that does, and no connection open. When peers are added or removed it
+/// stays right, and looks up as a transport does from then on; make another then.
 ///
 /// ```no_run
 /// # async fn f(transport: &perf_transport::Transport) -> Result<(), Box<dyn std::error::Error>> {
@@ -89,8 +89,8 @@ impl RemoteMethod {
         self
     }
 
-    /// The most bytes of one message's payload that this node sends to this peer: the smaller of both nodes' `frame_bytes_max`. Before the
-    /// first connection only this node's own bound is known.
+    /// The most bytes of one message's payload that this node sends to this peer: the smaller of both nodes'
+    /// `frame_bytes_max`. Before the first connection only this node's own bound is known.
     #[must_use]
     pub fn payload_bytes_max(&self) -> usize {
         let priority = self.priority.unwrap_or(self.route.name.priority);

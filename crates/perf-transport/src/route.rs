@@ -34,7 +34,8 @@ pub(crate) struct Address<'a> {
 }
 
 impl Address<'_> {
-    /// Where its route is kept. The same name at another place in memory only costs another place here: contents decide.
+    /// Where its route is kept. The same name at another place in memory only costs another place here: contents
+    /// decide.
     #[inline]
     fn place(&self) -> usize {
         let text = self.method.as_ptr().addr() as u64 ^ (self.service.len() as u64) << 32;
@@ -55,7 +56,8 @@ thread_local! {
     };
 }
 
-/// Calls `act` with the thread's route to an address, if it has one. `None` if not, or while the thread changes its routes.
+/// Calls `act` with the thread's route to an address, if it has one. `None` if not, or while the thread changes its
+/// routes.
 #[inline]
 pub(crate) fn with<R>(era: Era, address: Address<'_>, act: impl FnOnce(&Route) -> R) -> Option<R> {
     let known = ROUTES.try_with(|routes| {

@@ -31,7 +31,8 @@ pub(crate) enum Handler {
     Streamed(Arc<Streamed>),
     Watch(Arc<Watch>),
     Exchange(Arc<Exchange>),
-    /// An inline or one-way handler with a layer around it: polled once in the connection's task, and only then spawned.
+    /// An inline or one-way handler with a layer around it: polled once in the connection's task, and only then
+    /// spawned.
     #[cfg(feature = "tower")]
     Now(Arc<Spawned>),
 }
@@ -48,9 +49,10 @@ pub(crate) enum Handler {
 /// | [`watch`](Self::watch) | in a task of its own, answers item by item | events, lists, downloads |
 /// | [`exchange`](Self::exchange) | in a task of its own, both at once | sessions, replication |
 ///
-/// A request without a handler is answered `NotFound`; a one-way message without one is dropped and counted. A one-way message may also go to
-/// an inline or spawned handler, whose reply is then dropped. The method `*` stands for all methods of a service that have no
-/// handler of their own. A handler that panics answers `Internal`, and the connection goes on.
+/// A request without a handler is answered `NotFound`; a one-way message without one is dropped and counted. A one-way
+/// message may also go to an inline or spawned handler, whose reply is then dropped. The method `*` stands for all
+/// methods of a service that have no handler of their own. A handler that panics answers `Internal`, and the connection
+/// goes on.
 ///
 /// ```
 /// use perf_transport::{Priority, Rejection, RejectionCode, Router};
@@ -121,8 +123,9 @@ impl Router {
         self.with(service, method, Handler::OneWay(Arc::new(handler)))
     }
 
-    /// A handler of messages without a reply that looks at them where they arrived, and counts their memory only if it keeps it ([`MessageRef::shared_payload`]): samples, counts, log lines.
-    /// It runs in the connection's task and must not block. For small messages that are many.
+    /// A handler of messages without a reply that looks at them where they arrived, and counts their memory only if it
+    /// keeps it ([`MessageRef::shared_payload`]): samples, counts, log lines. It runs in the connection's task and must
+    /// not block. For small messages that are many.
     #[must_use]
     pub fn one_way_ref(
         self,
@@ -164,11 +167,11 @@ impl Router {
         self.with(service, method, Handler::Streamed(Arc::new(boxed)))
     }
 
-    /// A handler that answers item by item: watches of what changes, long lists, downloads. It runs in a task of its own. The caller has each item when
-    /// it was sent, and the end, or the rejection, when the handler returns.
+    /// A handler that answers item by item: watches of what changes, long lists, downloads. It runs in a task of its
+    /// own. The caller has each item when it was sent, and the end, or the rejection, when the handler returns.
     ///
-    /// It is dropped at its next `await` when the caller has given the answer up, as [with cancellation](Self::with_cancellation): a watch that waits for the next
-    /// event would run for ever otherwise.
+    /// It is dropped at its next `await` when the caller has given the answer up, as [with
+    /// cancellation](Self::with_cancellation): a watch that waits for the next event would run for ever otherwise.
     ///
     /// ```
     /// # use perf_transport::Router;
@@ -199,8 +202,8 @@ impl Router {
         self.with(service, method, Handler::Watch(Arc::new(boxed)))
     }
 
-    /// A handler that reads items ([`Body::next_item`]) and answers item by item, both at once. As with [`watch`](Self::watch) it runs in a task of its own, and is
-    /// dropped when the caller has given the answer up.
+    /// A handler that reads items ([`Body::next_item`]) and answers item by item, both at once. As with
+    /// [`watch`](Self::watch) it runs in a task of its own, and is dropped when the caller has given the answer up.
     #[must_use]
     pub fn exchange<F>(
         self,
@@ -229,11 +232,13 @@ impl Router {
         self
     }
 
-    /// Puts a layer around all handlers there are so far, the fallback among them: authorisation by origin and method, limits, timing. Layers that are put later are
-    /// farther outside. A layer of `tower` fits if its service takes [`Request`](crate::Request) and gives [`Bytes`] or a [`Rejection`].
+    /// Puts a layer around all handlers there are so far, the fallback among them: authorisation by origin and method,
+    /// limits, timing. Layers that are put later are farther outside. A layer of `tower` fits if its service takes
+    /// [`Request`](crate::Request) and gives [`Bytes`] or a [`Rejection`].
     ///
-    /// Inline and one-way handlers stay in the connection's task, and messages stay in their order, as long as what the layer makes is ready when it is first polled; where
-    /// it waits, it goes on in a task of its own. Each costs some allocations then. Routers without layers pay nothing.
+    /// Inline and one-way handlers stay in the connection's task, and messages stay in their order, as long as what the
+    /// layer makes is ready when it is first polled; where it waits, it goes on in a task of its own. Each costs some
+    /// allocations then. Routers without layers pay nothing.
     ///
     /// ```
     /// # #[cfg(feature = "tower")] {
@@ -293,12 +298,12 @@ impl Router {
             .unwrap_or_else(|| Priority::from_service_method(service, method))
     }
 
-    /// Lets requests of a method, or with `*` of all methods of a service, be stopped: their spawned or streamed handler is dropped, at its next
-    /// `await`, when the caller has given up. That is when the caller drops its [`Call`](crate::Call), its deadline passes, or the
-    /// connection is lost. Without it handlers run to their end.
+    /// Lets requests of a method, or with `*` of all methods of a service, be stopped: their spawned or streamed
+    /// handler is dropped, at its next `await`, when the caller has given up. That is when the caller drops its
+    /// [`Call`](crate::Call), its deadline passes, or the connection is lost. Without it handlers run to their end.
     ///
-    /// For work that may be left half done at each `await`: reads, waiting for a turn or for an event, fetching and computing. A handler that changes
-    /// several things, one after the other, rather finishes; or it spawns that part.
+    /// For work that may be left half done at each `await`: reads, waiting for a turn or for an event, fetching and
+    /// computing. A handler that changes several things, one after the other, rather finishes; or it spawns that part.
     ///
     /// ```
     /// use perf_transport::Router;
@@ -317,8 +322,9 @@ impl Router {
         self
     }
 
-    /// Sets how many requests of a method, or with `*` of each method of a service, may run in spawned or streamed handlers at once for one
-    /// connection, in the place of [`Config::handlers_per_method_max`](crate::Config::handlers_per_method_max). 0 counts as 1.
+    /// Sets how many requests of a method, or with `*` of each method of a service, may run in spawned or streamed
+    /// handlers at once for one connection, in the place of
+    /// [`Config::handlers_per_method_max`](crate::Config::handlers_per_method_max). 0 counts as 1.
     ///
     /// Further requests with spawned handlers wait, and do not hold up other methods. More than may wait are answered
     /// [`Busy`](crate::RejectionCode::Busy), as requests with a body are at once.
@@ -350,8 +356,8 @@ impl Router {
         get(method).or_else(|| get(ANY))
     }
 
-    /// Under which service and method a name is recorded: those that its handler was given for. Peers choose the names that a handler of `*` or the
-    /// fallback gets, and would make series by that.
+    /// Under which service and method a name is recorded: those that its handler was given for. Peers choose the names
+    /// that a handler of `*` or the fallback gets, and would make series by that.
     #[cfg(feature = "metrics")]
     pub(crate) fn recorded<'a>(&self, name: &'a MethodName) -> Option<(&'a str, &'a str)> {
         let (service, method) = (name.service(), name.method());

@@ -10,7 +10,8 @@ pub enum Security {
     /// Both sides show a certificate of the cluster's authority that names their node and cluster.
     #[cfg(feature = "tls")]
     MutualTls(crate::tls::TlsIdentity),
-    /// No encryption and no proof: every peer that reaches the port is believed. For tests, and for networks that do both themselves.
+    /// No encryption and no proof: every peer that reaches the port is believed. For tests, and for networks that do
+    /// both themselves.
     InsecurePlaintext,
 }
 

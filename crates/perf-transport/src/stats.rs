@@ -81,7 +81,8 @@ pub struct ConnectionStatus {
     pub last_close: Option<CloseReason>,
 }
 
-/// Where this node stands with a peer. Of a peer's two connections the one that asks for more attention counts, in this order.
+/// Where this node stands with a peer. Of a peer's two connections the one that asks for more attention counts, in this
+/// order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum PeerState {

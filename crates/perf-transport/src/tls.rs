@@ -31,9 +31,10 @@ const READ_AHEAD_BYTES: usize = 64 * 1024;
 
 /// What a node shows, and whom it believes.
 ///
-/// A certificate belongs to node 7 of cluster `prod` if one of its subject alternative names is the DNS name [`node_name(7, "prod")`](node_name). Both sides
-/// check it: who dials, that it reached the node it wanted; who accepts, that the peer is who it says. Each connection is checked in full:
-/// sessions are never resumed. [`Transport::set_identity`](crate::Transport::set_identity) gives a running node another one.
+/// A certificate belongs to node 7 of cluster `prod` if one of its subject alternative names is the DNS name
+/// [`node_name(7, "prod")`](node_name). Both sides check it: who dials, that it reached the node it wanted; who
+/// accepts, that the peer is who it says. Each connection is checked in full: sessions are never resumed.
+/// [`Transport::set_identity`](crate::Transport::set_identity) gives a running node another one.
 #[derive(Clone)]
 pub struct TlsIdentity {
     client: TlsConnector,
@@ -54,7 +55,8 @@ pub fn node_name(node: u64, cluster: &str) -> String {
 }
 
 impl TlsIdentity {
-    /// From PEM texts: the authority's certificates, this node's chain with its own certificate first, and its private key.
+    /// From PEM texts: the authority's certificates, this node's chain with its own certificate first, and its private
+    /// key.
     ///
     /// # Errors
     /// [`TransportError::Configuration`] if a text has no certificate or key, or they do not fit.
@@ -66,8 +68,9 @@ impl TlsIdentity {
         Self::from_pem_with_crl(authority, chain, private_key, &[])
     }
 
-    /// The same with certificate revocation lists in PEM: of peers, and of the authorities between, certificates in one of them are refused. A list
-    /// that is out of date still counts, and an authority without a list has revoked nothing.
+    /// The same with certificate revocation lists in PEM: of peers, and of the authorities between, certificates in one
+    /// of them are refused. A list that is out of date still counts, and an authority without a list has revoked
+    /// nothing.
     ///
     /// # Errors
     /// As [`from_pem`](Self::from_pem).
@@ -111,7 +114,8 @@ impl TlsIdentity {
             .with_webpki_verifier(verifier)
             .with_client_auth_cert(chain.clone(), key.clone_key())
             .map_err(|error| wrong("certificate and key", &error))?;
-        // A resumed session is not checked: a certificate that has expired, or was revoked since, would go on being accepted.
+        // A resumed session is not checked: a certificate that has expired, or was revoked since, would go on being
+        // accepted.
         client.resumption = Resumption::disabled();
         let mut server = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&version::TLS13])
@@ -185,8 +189,8 @@ impl TlsIdentity {
         Ok((Box::new(TlsStream::from(stream)), peer))
     }
 
-    /// Encrypts an accepted stream. The peer has a certificate of the authority then; whose is checked by [`PeerCertificate::is_of`].
-    /// `spoken` is called when the first bytes have come.
+    /// Encrypts an accepted stream. The peer has a certificate of the authority then; whose is checked by
+    /// [`PeerCertificate::is_of`]. `spoken` is called when the first bytes have come.
     pub(crate) async fn accept(
         &self,
         stream: Box<dyn ByteStream>,

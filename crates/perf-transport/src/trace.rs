@@ -10,7 +10,8 @@ pub(crate) const TRACE_BYTES: usize = 25;
 
 /// Where a message belongs in a distributed trace: W3C Trace Context, level 1.
 ///
-/// A message carries it in 25 bytes. A message without one carries nothing, and neither do messages to peers of versions that do not know it.
+/// A message carries it in 25 bytes. A message without one carries nothing, and neither do messages to peers of
+/// versions that do not know it.
 ///
 /// ```
 /// use perf_transport::{Envelope, TraceContext};

@@ -251,7 +251,8 @@ pub mod __server {
     }
 }
 
-/// A service, written once: makes a module with a trait for the server (`Service`, registered by `serve`) and a `Client`, with messages of prost 0.14.
+/// A service, written once: makes a module with a trait for the server (`Service`, registered by `serve`) and a
+/// `Client`, with messages of prost 0.14.
 ///
 /// | | the handler | the client |
 /// |---|---|---|
@@ -260,8 +261,9 @@ pub mod __server {
 /// | `watch name(Q) -> R` | sends items of `R` | reads them |
 /// | `exchange name(Q, I) -> R` | reads items of `I` and sends items of `R` | the other way round |
 ///
-/// Behind each there may be a `priority` (a [`Priority`]; by default that of the router's table) and a `timeout` (a [`Duration`]; by default the configuration's).
-/// Both ends use the same names and priorities, since both are made from this.
+/// Behind each there may be a `priority` (a [`Priority`]; by default that of the router's table) and a `timeout` (a
+/// [`Duration`]; by default the configuration's). Both ends use the same names and priorities, since both are made from
+/// this.
 ///
 /// ```
 /// use perf_transport::{Message, Rejection, RejectionCode, Router, Security, Transport, TypedSender};

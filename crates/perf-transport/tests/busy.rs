@@ -32,8 +32,8 @@ async fn tasks_of_a_pair(busy_poll: bool) -> usize {
     tasks
 }
 
-/// Both sides are served by a runtime of one thread that never sleeps, and it may sleep again when the transports have shut down: one task more
-/// for each, and none afterwards.
+/// Both sides are served by a runtime of one thread that never sleeps, and it may sleep again when the transports have
+/// shut down: one task more for each, and none afterwards.
 #[tokio::test]
 async fn a_busy_transport_serves_and_ends() {
     let asleep = tasks_of_a_pair(false).await;

@@ -141,7 +141,8 @@ async fn a_deadline_stops_the_handler() {
     .await;
 }
 
-/// Nothing is read while as many handlers run as may, so the caller's word does not get through; its time limit came with the request.
+/// Nothing is read while as many handlers run as may, so the caller's word does not get through; its time limit came
+/// with the request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_busy_node_stops_handlers_without_being_told() {
     let work_done = Work::new();

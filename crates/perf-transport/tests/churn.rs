@@ -1,4 +1,5 @@
-//! Nodes that come, go and come again, for as long as a cluster lives: what a node holds does not grow, and callers go on.
+//! Nodes that come, go and come again, for as long as a cluster lives: what a node holds does not grow, and callers go
+//! on.
 
 #![cfg(not(perf_loom))]
 
@@ -160,7 +161,8 @@ async fn start(at: &str) -> Transport {
     .await
 }
 
-/// Many callers wait for few slots while the peer restarts under the same id and address, again and again. Each call ends, and all callers go on.
+/// Many callers wait for few slots while the peer restarts under the same id and address, again and again. Each call
+/// ends, and all callers go on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn callers_in_line_go_on_when_their_peer_restarts() {
     let mut config = Config::default();

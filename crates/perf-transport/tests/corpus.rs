@@ -7,8 +7,8 @@
 use bytes::BytesMut;
 use perf_transport::Payload;
 use perf_transport::proto::{
-    Block, ConnectionClass, Decoder, Define, Header, Kind, Local, Outbox, Refuse, SLICES_MAX,
-    Server, ServerLimits, accept,
+    ConnectionClass, Decoder, Define, Header, Kind, Local, Outbox, Refuse, SLICES_MAX, Server,
+    ServerLimits, WriteBuffer, accept,
 };
 use prost::Message;
 use std::collections::BTreeMap;
@@ -24,10 +24,10 @@ type Part<'a> = (Kind, u16, u64, &'a [u8]);
 fn wire(frames: &[Part<'_>], checksum: bool) -> Vec<u8> {
     let mut outbox = Outbox::default();
     for (kind, method, id, payload) in frames {
-        let mut block = Block::new();
+        let mut buffer = WriteBuffer::new();
         let header = Header::new(*kind, *method, *id);
-        block.push(header, &Payload::Borrowed(payload), checksum);
-        outbox.push(block);
+        buffer.push(header, &Payload::Borrowed(payload), checksum);
+        outbox.push(buffer);
     }
     let mut slices = [IoSlice::new(&[]); SLICES_MAX];
     let count = outbox.slices(&mut slices);

@@ -5,8 +5,8 @@
 use bytes::{Bytes, BytesMut};
 use perf_transport::Payload;
 use perf_transport::proto::{
-    Block, Decoder, FrameError, HEADER_BYTES, Header, Kind, Outbox, ReadBuffer, SLICES_MAX,
-    TimeLimit,
+    Decoder, FrameError, HEADER_BYTES, Header, Kind, Outbox, ReadBuffer, SLICES_MAX, TimeLimit,
+    WriteBuffer,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -144,11 +144,11 @@ fn pieces(input: &[u8], cuts: &[usize], checksum: bool, batches: bool) -> Meanin
 fn encode(frames: &[(u16, u64, Vec<u8>)], checksum: bool) -> Vec<u8> {
     let mut outbox = Outbox::default();
     for (method, id, payload) in frames {
-        let mut block = Block::new();
+        let mut buffer = WriteBuffer::new();
         let limit = TimeLimit::from_code(*id as u8);
         let header = Header::new(Kind::Request, *method, *id).within(limit);
-        block.push(header, &Payload::Borrowed(payload), checksum);
-        outbox.push(block);
+        buffer.push(header, &Payload::Borrowed(payload), checksum);
+        outbox.push(buffer);
     }
     let mut all = Vec::new();
     while !outbox.is_empty() {

@@ -174,7 +174,8 @@ async fn many_large_calls_wait_for_room_instead_of_failing() {
     }
 }
 
-/// A caller that waits because of `calls_max` goes on when a call ends, not at some later look: the only tick of this transport is a minute away.
+/// A caller that waits because of `calls_max` goes on when a call ends, not at some later look: the only tick of this
+/// transport is a minute away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_caller_that_waits_for_a_slot_is_woken() {
     let mut config = Config::default();
@@ -304,7 +305,8 @@ impl std::task::Wake for SendsWhenWoken {
     }
 }
 
-/// Between the end of an attempt to dial and the moment at which that is known a message is refused as unreachable: no queue is full.
+/// Between the end of an attempt to dial and the moment at which that is known a message is refused as unreachable: no
+/// queue is full.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_that_meets_the_end_of_a_dial_is_told_so() {
     let fail = Arc::new(tokio::sync::Notify::new());
@@ -331,9 +333,58 @@ async fn a_message_that_meets_the_end_of_a_dial_is_told_so() {
         Err(TransportError::Unreachable { .. })
     ));
     support::until(|| woken.1.lock().is_some()).await;
-    let told = woken.1.lock().take();
-    assert!(
-        matches!(told, Some(TransportError::Unreachable { .. })),
-        "{told:?}"
-    );
+    let told = woken.1.lock().take().expect("told");
+    assert!(told.is_unsent());
+    // The attempt's own error: another attempt is not waited for.
+    let TransportError::Unreachable { cause, .. } = &told else {
+        panic!("{told:?}");
+    };
+    let cause = cause.as_ref().expect("a cause").to_string();
+    assert!(cause.contains("refused"), "{cause}");
+    // Once the failure is noted the time until the next attempt is known.
+    support::until(|| {
+        let refused = client.send(Envelope::new(2, "vm", "note", b"x"));
+        let error = refused.expect_err("refused").error;
+        matches!(error, TransportError::Unreachable { retry_in_ms, .. } if retry_in_ms > 0)
+    })
+    .await;
+}
+
+/// A peer is removed while callers wait for a slot and for room: they learn that it is not known any more, and not that
+/// this node shuts down.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_in_line_learn_whether_their_peer_or_their_node_is_gone() {
+    for is_removed in [true, false] {
+        let mut config = Config::default();
+        config.calls_max = 1;
+        config.queue_frames = [1; 4];
+        config.dial_timeout = PATIENCE;
+        let connector = Failing(Arc::default());
+        let client = plain(1).config(config).connector(connector);
+        let client = client.peer(2, "nowhere").start().await.expect("starts");
+        let first = client.call(Envelope::new(2, "vm", "echo", b"x"));
+        let waits_for_slot = client.call_wait(Envelope::new(2, "vm", "echo", b"y"));
+        let waits_for_room = client.send_wait(Envelope::new(2, "vm", "note", b"z"));
+        let method = client.method(2, "vm", "echo").expect("a name");
+        let waits_along = method.call_wait(b"w");
+        let waits = async { tokio::join!(waits_for_slot, waits_for_room, waits_along) };
+        let mut waits = std::pin::pin!(waits);
+        let mut noop = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(waits.as_mut().poll(&mut noop).is_pending());
+        let expected = if is_removed {
+            client.remove_peer(2);
+            TransportError::UnknownPeer { peer: 2 }
+        } else {
+            client.shutdown();
+            TransportError::ShuttingDown
+        };
+        let (slot, room, along) = soon(waits).await;
+        assert_eq!(slot, Err(expected.clone()));
+        assert_eq!(room, Err(expected.clone()));
+        assert_eq!(along, Err(expected));
+        assert!(matches!(
+            soon(first).await,
+            Err(TransportError::Disconnected { .. })
+        ));
+    }
 }

@@ -41,7 +41,8 @@ fn endless(router: Router, method: &str) -> Router {
     })
 }
 
-/// Watches never end by themselves. As many as may be handled must not end the reading: their cancellation and their credit come that way.
+/// Watches never end by themselves. As many as may be handled must not end the reading: their cancellation and their
+/// credit come that way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_beyond_the_bound_are_refused_and_the_connection_goes_on() {
     let mut config = Config::default();
@@ -115,7 +116,8 @@ async fn a_method_has_its_limit_once_whatever_numbers_a_peer_gives_it() {
     assert_eq!(peak.load(Ordering::SeqCst), 2);
 }
 
-/// An id that is used again must not hide the handler that runs for it: it would never be stopped, and keep the connection's place for ever.
+/// An id that is used again must not hide the handler that runs for it: it would never be stopped, and keep the
+/// connection's place for ever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_id_that_is_used_twice_leaves_no_handler_behind() {
     let router = endless(Router::new(), "watch")
@@ -134,8 +136,8 @@ async fn an_id_that_is_used_twice_leaves_no_handler_behind() {
     assert_eq!(server.stats().handlers, 0);
 }
 
-/// Requests that are held and cancelled in every order, by a peer that uses ids twice and cancels what there is not: those that are left are
-/// answered, in order, and nothing stays behind.
+/// Requests that are held and cancelled in every order, by a peer that uses ids twice and cancels what there is not:
+/// those that are left are answered, in order, and nothing stays behind.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn held_requests_are_cancelled_in_any_order() {
     let (gate, seen) = (Arc::new(Semaphore::new(0)), Arc::default());
@@ -241,8 +243,9 @@ async fn a_peer_that_sends_answers_and_reads_no_credit_is_cut_off() {
     assert_eq!(reason, CloseReason::Stalled);
 }
 
-/// Bodies and watches that are begun and given up at once, by the ten thousand, credit of nothing and of more than there is, chunks and ends of what
-/// is over or never was: each costs this peer a place at most, and nobody else anything.
+/// Bodies and watches that are begun and given up at once, by the ten thousand, credit of nothing and of more than
+/// there is, chunks and ends of what is over or never was: each costs this peer a place at most, and nobody else
+/// anything.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn floods_of_ends_and_credit_leave_nothing_behind() {
     let stopped = Arc::new(AtomicUsize::new(0));

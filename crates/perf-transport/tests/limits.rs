@@ -51,7 +51,8 @@ async fn the_largest_payload_can_be_asked_for_and_is_sent() {
     );
 }
 
-/// Messages were queued before it was known that the peer takes less: those that it takes arrive, and the others are refused.
+/// Messages were queued before it was known that the peer takes less: those that it takes arrive, and the others are
+/// refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_smaller_frame_cap_costs_only_what_is_too_long() {
     let server = plain(2)
@@ -75,8 +76,9 @@ async fn a_smaller_frame_cap_costs_only_what_is_too_long() {
     }
 }
 
-/// Callers on several threads queue messages of all lengths while the connection comes about on which it is learned that the peer takes less. None of those
-/// that are too long gets in behind the look at what is queued: the peer would cut the connection off, and all others would be lost with it.
+/// Callers on several threads queue messages of all lengths while the connection comes about on which it is learned
+/// that the peer takes less. None of those that are too long gets in behind the look at what is queued: the peer would
+/// cut the connection off, and all others would be lost with it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cap_that_is_learned_while_messages_are_queued_holds_for_all_of_them() {
     let server = plain(2)
@@ -237,4 +239,70 @@ async fn bodies_and_items_at_their_bounds() {
         assert_eq!(said[..], [errors]);
         assert_eq!(soon(answer.next()).await, None);
     }
+}
+
+/// The deadline of a call holds for its body, too: a sender that waits for credit, or for the end, does not wait for a
+/// handler that never reads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_nobody_reads_ends_at_its_deadline() {
+    let router = Router::new()
+        .streamed("vm", "body", |_, body| async move {
+            std::future::pending::<()>().await;
+            drop(body);
+            Ok(Bytes::new())
+        })
+        .exchange("vm", "talk", |_, body, _answer| async move {
+            std::future::pending::<()>().await;
+            drop(body);
+            Ok(())
+        });
+    let (client, _server) = pair(router, Config::default()).await;
+    let envelope = |method| {
+        let envelope = Envelope::new(2, "vm", method, b"");
+        envelope.with_timeout(Duration::from_millis(300))
+    };
+    let mut body = client.stream(envelope("body")).expect("room");
+    let part = Bytes::from(vec![1; 2 << 20]);
+    let sent = soon(body.send(part.clone())).await;
+    assert_eq!(sent, Err(TransportError::BodyBroken { peer: 2 }));
+    let ended = soon(body.finish()).await;
+    assert_eq!(ended, Err(TransportError::Timeout { peer: 2 }));
+    let (mut items, mut answer) = client.exchange(envelope("talk")).expect("room");
+    assert!(soon(items.send(part.clone())).await.is_err());
+    let ended = soon(answer.next()).await;
+    assert_eq!(ended, Some(Err(TransportError::Timeout { peer: 2 })));
+    // A caller that wants no answer any more sends nothing either.
+    let envelope = Envelope::new(2, "vm", "talk", b"");
+    let (mut items, answer) = client.exchange(envelope).expect("room");
+    drop(answer);
+    assert!(soon(items.send(part)).await.is_err());
+}
+
+/// The same for a sender that waits for room in a queue that moves no further.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_finds_no_room_ends_at_its_deadline() {
+    // It takes connections and says nothing.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+    let silent = silent.expect("a port");
+    let mut config = Config::default();
+    config.handshake_timeout = support::PATIENCE * 10;
+    let at = silent.local_addr().expect("bound").to_string();
+    let client = plain(1).config(config).peer(2, at).start();
+    let client = client.await.expect("starts");
+    let envelope = Envelope::new(2, "vm", "body", b"").with_timeout(Duration::from_millis(300));
+    let mut body = client.stream(envelope).expect("room");
+    let part = Bytes::from(vec![1; 64 << 10]);
+    while client
+        .send(Envelope::new(2, "vm", "note", part.clone()))
+        .is_ok()
+    {}
+    let sent = tokio::select! {
+        // First: it must be woken, and not only be looked at again.
+        biased;
+        () = tokio::time::sleep(support::PATIENCE) => panic!("the deadline woke nothing"),
+        sent = body.send(part) => sent,
+    };
+    assert_eq!(sent, Err(TransportError::BodyBroken { peer: 2 }));
+    let ended = soon(body.finish()).await;
+    assert_eq!(ended, Err(TransportError::Timeout { peer: 2 }));
 }

@@ -1,4 +1,4 @@
-//! Every interleaving of what threads share: the gate in front of the write side, turns in a lane, calls in flight.
+//! Every interleaving of what threads share: ownership of the write side, turns in a queue, calls in flight.
 //!
 //! `RUSTFLAGS="--cfg perf_loom" cargo test -p perf-transport --release --test loom --target-dir target/loom`
 #![cfg(perf_loom)]
@@ -9,7 +9,7 @@ use loom::thread;
 use perf_transport::__mutant::set;
 use perf_transport::Payload;
 use perf_transport::proto::{
-    Channel, ChannelLimits, Header, Kind, Lane, LaneLimits, Notified, Pending, Waiter,
+    Channel, ChannelLimits, Header, Kind, Notified, Pending, QueueLimits, SendQueue, Waiter,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -47,34 +47,34 @@ impl Wake for Count {
 }
 
 fn channel() -> Channel {
-    let lane = LaneLimits {
+    let queue = QueueLimits {
         bytes_max: 1 << 20,
         frames_max: 16,
         weight: 1,
     };
     Channel::new(ChannelLimits {
-        first: lane,
-        second: lane,
+        first: queue,
+        second: queue,
         calls_max: 2,
         checksum: false,
     })
 }
 
-/// Queues a frame and does what the shell does behind it: whoever owns the gate takes what is queued.
+/// Queues a frame and does what the shell does behind it: the owner of the write side takes what is queued.
 fn queue_and_drive(channel: &Channel, taken: &AtomicUsize) {
     let header = Header::new(Kind::OneWay, 0, 1);
     let pushed = channel
-        .lanes
-        .push(Lane::First, header, &Payload::default(), None);
+        .queues
+        .push(SendQueue::First, header, &Payload::default(), None);
     assert_eq!(pushed, Ok(()));
-    if channel.gate.notify() == Notified::Claimed {
+    if channel.ownership.notify() == Notified::Claimed {
         loop {
-            channel.gate.begin();
+            channel.ownership.begin();
             let mut done = Vec::new();
-            channel.lanes.drain(usize::MAX, &mut done, |block| {
-                taken.fetch_add(block.frames(), Ordering::SeqCst);
+            channel.queues.drain(usize::MAX, &mut done, |buffer| {
+                taken.fetch_add(buffer.frames(), Ordering::SeqCst);
             });
-            if channel.gate.finish() {
+            if channel.ownership.finish() {
                 break;
             }
         }
@@ -82,7 +82,7 @@ fn queue_and_drive(channel: &Channel, taken: &AtomicUsize) {
 }
 
 /// Two threads queue a frame each. When both are done, both frames were taken.
-fn gate() {
+fn ownership() {
     let channel = Arc::new(channel());
     let taken = std::sync::Arc::new(AtomicUsize::new(0));
     let (its, counted) = (Arc::clone(&channel), std::sync::Arc::clone(&taken));
@@ -95,7 +95,7 @@ fn gate() {
 /// A reply, a deadline and the caller meet: the call ends once, the caller is woken, the slot is free.
 fn pending() {
     let pending = Arc::new(Pending::new(1));
-    let key = pending.open(Lane::First, 10).expect("room");
+    let key = pending.open(SendQueue::First, 10).expect("room");
     let count = std::sync::Arc::new(Count::default());
     let waker = Waker::from(std::sync::Arc::clone(&count));
     let its = Arc::clone(&pending);
@@ -111,17 +111,22 @@ fn pending() {
         }
     }
     assert_eq!(pending.in_flight(), 0);
-    assert!(pending.open(Lane::First, 10).is_some(), "the slot is lost");
+    assert!(
+        pending.open(SendQueue::First, 10).is_some(),
+        "the slot is lost"
+    );
 }
 
 /// A late reply meets the next call in the same slot: that one never gets it.
 fn generations() {
     let pending = Arc::new(Pending::new(1));
-    let first = pending.open(Lane::First, 10).expect("room");
+    let first = pending.open(SendQueue::First, 10).expect("room");
     let its = Arc::clone(&pending);
     let late = thread::spawn(move || its.complete(first, Ok(Bytes::from_static(b"late"))));
     pending.cancel(first);
-    let second = pending.open(Lane::First, 10).expect("the slot is free");
+    let second = pending
+        .open(SendQueue::First, 10)
+        .expect("the slot is free");
     late.join().expect("no panics");
     let mut cx = Context::from_waker(Waker::noop());
     assert!(
@@ -135,10 +140,10 @@ fn generations() {
 /// Two that need more slots at once, where there may be one more: one of them gets it.
 fn growth() {
     let pending = Arc::new(Pending::new(2));
-    let first = pending.open(Lane::First, 10).expect("room");
+    let first = pending.open(SendQueue::First, 10).expect("room");
     let its = Arc::clone(&pending);
-    let other = thread::spawn(move || its.open(Lane::First, 10));
-    let mine = pending.open(Lane::First, 10);
+    let other = thread::spawn(move || its.open(SendQueue::First, 10));
+    let mine = pending.open(SendQueue::First, 10);
     let theirs = other.join().expect("no panics");
     assert_eq!(mine.is_some(), theirs.is_none(), "{mine:?}, {theirs:?}");
     assert_ne!(mine.or(theirs), Some(first));
@@ -148,9 +153,9 @@ fn growth() {
 /// A call that is begun while the deadlines are looked through is found by this look or by the next.
 fn deadlines() {
     let pending = Arc::new(Pending::new(2));
-    let first = pending.open(Lane::First, 50).expect("room");
+    let first = pending.open(SendQueue::First, 50).expect("room");
     let its = Arc::clone(&pending);
-    let begun = thread::spawn(move || its.open(Lane::First, 50).expect("room"));
+    let begun = thread::spawn(move || its.open(SendQueue::First, 50).expect("room"));
     pending.expire(100, |_, _| ());
     let second = begun.join().expect("no panics");
     pending.expire(100, |_, _| ());
@@ -164,17 +169,17 @@ fn deadlines() {
 /// A call ends while another caller looks for a slot: that one gets it, at once or when it is woken.
 fn slot_line() {
     let pending = Arc::new(Pending::new(1));
-    let key = pending.open(Lane::First, 10).expect("room");
+    let key = pending.open(SendQueue::First, 10).expect("room");
     let its = Arc::clone(&pending);
     let other = thread::spawn(move || its.cancel(key));
     let count = std::sync::Arc::new(Count::default());
     let waker = Waker::from(std::sync::Arc::clone(&count));
     let mut waiter = Waiter::default();
-    let (first, _) = pending.open_or_wait(&mut waiter, &waker, Lane::First, 10);
+    let (first, _) = pending.open_or_wait(&mut waiter, &waker, SendQueue::First, 10);
     other.join().expect("no panics");
     if first.is_none() {
         assert_eq!(count.0.load(Ordering::SeqCst), 1, "nobody was woken");
-        let (second, _) = pending.open_or_wait(&mut waiter, &waker, Lane::First, 10);
+        let (second, _) = pending.open_or_wait(&mut waiter, &waker, SendQueue::First, 10);
         assert!(second.is_some(), "the slot is lost");
     }
     assert_eq!((pending.in_flight(), pending.waiters()), (1, 0));
@@ -192,12 +197,12 @@ fn a_line_that_is_not_seen_is_found() {
 
 #[test]
 fn no_notification_is_lost() {
-    holds(gate);
+    holds(ownership);
 }
 
 #[test]
-fn a_gate_that_forgets_is_found() {
-    catches("gate_forgets_notification", gate);
+fn an_ownership_that_forgets_is_found() {
+    catches("ownership_forgets_notification", ownership);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 mod support;
 
 use bytes::Bytes;
-use perf_transport::proto::{Block, ConnectionClass, Define, Header, Kind, Local};
+use perf_transport::proto::{ConnectionClass, Define, Header, Kind, Local, WriteBuffer};
 use perf_transport::{Config, Router};
 use prost::Message;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
@@ -37,7 +37,10 @@ fn small(kind: Kind, message: &impl Message) -> Vec<u8> {
     let payload = message.encode_to_vec();
     let mut frame = header(kind, payload.len()).to_vec();
     frame.extend(payload);
-    assert_eq!(frame.len(), Block::frame_bytes(frame.len() - 16, false));
+    assert_eq!(
+        frame.len(),
+        WriteBuffer::frame_bytes(frame.len() - 16, false)
+    );
     frame
 }
 
@@ -81,6 +84,10 @@ fn held(region: &Region<'_, System>) -> usize {
         .saturating_sub(change.bytes_deallocated)
 }
 
+#[cfg_attr(
+    perf_mutants,
+    ignore = "measures all of its process: see `shell_mutants.rs`"
+)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_largest_frames_in_parallel_stay_within_the_budget() {
     let _turn = TURN.lock().await;
@@ -172,6 +179,10 @@ fn questions() -> Vec<u8> {
     both
 }
 
+#[cfg_attr(
+    perf_mutants,
+    ignore = "measures all of its process: see `shell_mutants.rs`"
+)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_asks_and_reads_nothing_costs_a_dialler_little() {
     let _turn = TURN.lock().await;
@@ -188,6 +199,10 @@ async fn a_peer_that_asks_and_reads_nothing_costs_a_dialler_little() {
     assert!(most < 1 << 20, "{most} bytes are held");
 }
 
+#[cfg_attr(
+    perf_mutants,
+    ignore = "measures all of its process: see `shell_mutants.rs`"
+)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_only_says_that_it_is_busy_is_cut_off() {
     let _turn = TURN.lock().await;
@@ -207,6 +222,10 @@ async fn a_peer_that_only_says_that_it_is_busy_is_cut_off() {
 }
 
 /// Chunks of a body that lie between large messages keep no memory but their own.
+#[cfg_attr(
+    perf_mutants,
+    ignore = "measures all of its process: see `shell_mutants.rs`"
+)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn small_chunks_of_an_unread_body_cost_what_they_are() {
     let _turn = TURN.lock().await;
@@ -272,6 +291,10 @@ async fn small_chunks_of_an_unread_body_cost_what_they_are() {
     }
 }
 
+#[cfg_attr(
+    perf_mutants,
+    ignore = "measures all of its process: see `shell_mutants.rs`"
+)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_calls_with_large_inline_replies_stay_within_the_backlog() {
     let _turn = TURN.lock().await;
@@ -307,11 +330,15 @@ async fn many_calls_with_large_inline_replies_stay_within_the_backlog() {
         }
     };
     let ((), most) = most_held(&region, soon(work)).await;
-    // The backlog of 4 MiB and an outbox, a block of replies, and what the test itself holds.
+    // The backlog of 4 MiB and an outbox, a buffer of replies, and what the test itself holds.
     assert!(most < 9 << 20, "{most} bytes were held");
 }
 
-/// A block of frames has more memory than a frame: many batches of one message each must not have one each.
+/// A buffer of frames has more memory than a frame: many batches of one message each must not have one each.
+#[cfg_attr(
+    perf_mutants,
+    ignore = "measures all of its process: see `shell_mutants.rs`"
+)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_of_small_batches_costs_about_what_its_messages_are() {
     let _turn = TURN.lock().await;
@@ -336,7 +363,12 @@ async fn a_queue_of_small_batches_costs_about_what_its_messages_are() {
     client.shutdown();
 }
 
-/// A complete body that its handler has not read yet has no window any more: its bytes count as those of requests do, and end the reading.
+/// A complete body that its handler has not read yet has no window any more: its bytes count as those of requests do,
+/// and end the reading.
+#[cfg_attr(
+    perf_mutants,
+    ignore = "measures all of its process: see `shell_mutants.rs`"
+)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn complete_bodies_that_nobody_reads_stay_within_the_budget() {
     let _turn = TURN.lock().await;
@@ -410,8 +442,12 @@ async fn complete_bodies_that_nobody_reads_stay_within_the_budget() {
     until(|| server.stats().handlers == 0).await;
 }
 
-/// A caller whose patience ends again and again, of a reader that reads nothing: its parts wait in the sender up to the bound, and beyond that the
-/// body is broken off. A body with a hole would look complete.
+/// A caller whose patience ends again and again, of a reader that reads nothing: its parts wait in the sender up to the
+/// bound, and beyond that the body is broken off. A body with a hole would look complete.
+#[cfg_attr(
+    perf_mutants,
+    ignore = "measures all of its process: see `shell_mutants.rs`"
+)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn parts_whose_futures_are_dropped_wait_within_a_bound() {
     let _turn = TURN.lock().await;
@@ -455,7 +491,12 @@ async fn parts_whose_futures_are_dropped_wait_within_a_bound() {
     }
 }
 
-/// What a connection needed for bulk, long replies and many calls at once is given back when it has nothing but pings to read.
+/// What a connection needed for bulk, long replies and many calls at once is given back when it has nothing but pings
+/// to read.
+#[cfg_attr(
+    perf_mutants,
+    ignore = "measures all of its process: see `shell_mutants.rs`"
+)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_were_busy_and_are_idle_hold_little() {
     let _turn = TURN.lock().await;

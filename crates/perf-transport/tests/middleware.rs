@@ -304,7 +304,8 @@ async fn calls_are_tried_again_by_a_layer() {
     assert!(matches!(reply, Err(TransportError::PeerRejected { .. })));
 }
 
-/// Inline handlers that a layer makes wait are tasks as others are: no more run than may, of one method and of all, and the others are served.
+/// Inline handlers that a layer makes wait are tasks as others are: no more run than may, of one method and of all, and
+/// the others are served.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn handlers_that_a_layer_makes_wait_stay_within_the_bounds() {
     let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));

@@ -1,5 +1,6 @@
-//! Another implementation of TLS at the other end: `openssl s_client`, with sound, missing, expired, foreign, rotated and revoked certificates
-//! that `openssl` has made. It prints what happened; where there is no `openssl` nothing is tested, and that is said.
+//! Another implementation of TLS at the other end: `openssl s_client`, with sound, missing, expired, foreign, rotated
+//! and revoked certificates that `openssl` has made. It prints what happened; where there is no `openssl` nothing is
+//! tested, and that is said.
 //!
 //! `cargo test -p perf-transport --test openssl -- --nocapture`
 

@@ -5,7 +5,9 @@
 mod support;
 
 use bytes::Bytes;
-use perf_transport::proto::{Block, ConnectionClass, Header, Kind, Local, Outbox, SLICES_MAX};
+use perf_transport::proto::{
+    ConnectionClass, Header, Kind, Local, Outbox, SLICES_MAX, WriteBuffer,
+};
 use perf_transport::{
     CloseReason, Config, Envelope, Payload, PeerEvent, Priority, RejectionCode, Router, Transport,
     TransportError,
@@ -68,14 +70,14 @@ async fn event(
 }
 
 fn frame(kind: Kind, method: u16, payload: &[u8]) -> Vec<u8> {
-    let mut block = Block::new();
-    block.push(
+    let mut buffer = WriteBuffer::new();
+    buffer.push(
         Header::new(kind, method, 1),
         &Payload::Borrowed(payload),
         false,
     );
     let mut outbox = Outbox::default();
-    outbox.push(block);
+    outbox.push(buffer);
     let mut slices = [IoSlice::new(&[]); SLICES_MAX];
     let count = outbox.slices(&mut slices);
     slices[..count]

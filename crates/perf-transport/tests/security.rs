@@ -366,7 +366,8 @@ async fn attempt_and_stay(
     assert_eq!(fault, wanted);
 }
 
-/// A running node gets another certificate, other authorities and a list of what is revoked; what is still sound goes on.
+/// A running node gets another certificate, other authorities and a list of what is revoked; what is still sound goes
+/// on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_identity_is_replaced_without_losing_sound_connections() {
     let authority = Authority::new();
@@ -583,5 +584,90 @@ fn unusable_certificates_are_named() {
             matches!(error, TransportError::Configuration { .. }),
             "{error}"
         );
+    }
+}
+
+/// A peer has proven its certificate and waits to be let in, by a hook that takes its time. Meanwhile the identity is
+/// replaced on the side that `replaces`.
+async fn replaced_while_the_hook_is_asked(
+    replaces_server: bool,
+) -> (
+    Transport,
+    Transport,
+    Arc<tokio::sync::Notify>,
+    Receiver<PeerEvent>,
+) {
+    let authority = Authority::new();
+    let asked = Arc::new(tokio::sync::Notify::new());
+    let answer = Arc::new(tokio::sync::Notify::new());
+    let server = Transport::builder(
+        2,
+        "test",
+        Security::MutualTls(authority.identity(2, "test")),
+    );
+    let server = server.router(echo()).listen("127.0.0.1:0").on_accept({
+        let (asked, answer) = (Arc::clone(&asked), Arc::clone(&answer));
+        move |_| {
+            let (asked, answer) = (Arc::clone(&asked), Arc::clone(&answer));
+            async move {
+                asked.notify_one();
+                answer.notified().await;
+                Ok(())
+            }
+        }
+    });
+    let mut config = Config::default();
+    config.handshake_timeout = support::PATIENCE;
+    let server = server.config(config.clone()).start().await.expect("starts");
+    let client = Transport::builder(
+        1,
+        "test",
+        Security::MutualTls(authority.identity(1, "test")),
+    );
+    let client = client.config(config).peer(2, address(&server));
+    let client = client.start().await.expect("starts");
+    let events = if replaces_server {
+        server.events()
+    } else {
+        client.events()
+    };
+    let _ = client.send(Envelope::new(2, "vm", "echo", b"x"));
+    soon(asked.notified()).await;
+    let foreign = Authority::new();
+    if replaces_server {
+        server
+            .set_identity(foreign.identity(2, "test"))
+            .expect("sound");
+    } else {
+        client
+            .set_identity(foreign.identity(1, "test"))
+            .expect("sound");
+    }
+    answer.notify_one();
+    (client, server, answer, events)
+}
+
+/// A certificate that was proven just before the identity was replaced is held against the new one, too: its connection
+/// would last otherwise.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handshake_under_way_is_held_against_a_new_identity() {
+    for replaces_server in [true, false] {
+        let (_client, _server, _answer, mut events) =
+            replaced_while_the_hook_is_asked(replaces_server).await;
+        let fault = soon(async {
+            loop {
+                let reason = match events.recv().await.expect("events") {
+                    PeerEvent::Ended { reason, .. } | PeerEvent::Lost { reason, .. } => reason,
+                    _ => continue,
+                };
+                if let CloseReason::Certificate(HandshakeError::Certificate { fault, .. }) = reason
+                {
+                    break fault;
+                }
+                panic!("{reason}");
+            }
+        })
+        .await;
+        assert_eq!(fault, CertificateFault::UnknownAuthority);
     }
 }

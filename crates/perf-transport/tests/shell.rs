@@ -1,6 +1,7 @@
 //! The tokio shell over turmoil: real tasks, a simulated network and clock, many seeds.
 //!
-//! `PERF_SIM_SEEDS` and `PERF_SIM_START` as in `simulation.rs`; here a seed takes tens of milliseconds, so there are fewer by default.
+//! `PERF_SIM_SEEDS` and `PERF_SIM_START` as in `simulation.rs`; here a seed takes tens of milliseconds, so there are
+//! fewer by default.
 
 #![cfg(not(perf_loom))]
 

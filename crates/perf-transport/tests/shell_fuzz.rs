@@ -1,8 +1,9 @@
-//! Bytes into a whole server through its shell: whatever a peer sends, before, in and after its handshake, nothing panics, memory stays
-//! bounded, and a good peer is answered as before.
+//! Bytes into a whole server through its shell: whatever a peer sends, before, in and after its handshake, nothing
+//! panics, memory stays bounded, and a good peer is answered as before.
 //!
-//! Inputs are those of `fuzz/corpus/shell`, as they are, and then random changes of them: bytes, headers, whole frames. An input is the only one
-//! of its number, so `PERF_FUZZ_FIRST=17 PERF_FUZZ_INPUTS=1` repeats number 17. `PERF_FUZZ_SECONDS=300` goes on for five minutes.
+//! Inputs are those of `fuzz/corpus/shell`, as they are, and then random changes of them: bytes, headers, whole frames.
+//! An input is the only one of its number, so `PERF_FUZZ_FIRST=17 PERF_FUZZ_INPUTS=1` repeats number 17.
+//! `PERF_FUZZ_SECONDS=300` goes on for five minutes.
 
 #![cfg(not(perf_loom))]
 
@@ -26,8 +27,9 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const FRAME_BYTES_MAX: u32 = 4096;
 const PEERS: u64 = 4;
-/// What four hostile peers may make this process hold besides their inputs. By the bounds below a peer costs 16 handlers with 4 KiB each, requests
-/// of 36 KiB, two windows, a queue and some read buffers: less than 256 KiB with all that goes with it.
+/// What four hostile peers may make this process hold besides their inputs. By the bounds below a peer costs 16
+/// handlers with 4 KiB each, requests of 36 KiB, two windows, a queue and some read buffers: less than 256 KiB with all
+/// that goes with it.
 const HELD_BYTES_MAX: usize = 1 << 20;
 const INPUT_BYTES_MAX: usize = 1 << 20;
 

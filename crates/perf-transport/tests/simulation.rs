@@ -1,4 +1,5 @@
-//! Many seeds of a simulated world: the protocol under partitions, half-open links, crashes, cancelled calls and full queues.
+//! Many seeds of a simulated world: the protocol under partitions, half-open links, crashes, cancelled calls and full
+//! queues.
 //!
 //! `PERF_SIM_SEEDS` says how many, `PERF_SIM_START` where to begin.
 #![cfg(not(perf_loom))]
@@ -34,6 +35,7 @@ fn nothing_is_lost_doubled_mixed_up_or_stuck() {
                 all.bodies += summary.bodies;
                 all.watches += summary.watches;
                 all.deaf += summary.deaf;
+                all.paused += summary.paused;
                 all.patient += summary.patient;
             }
             Err(error) => panic!(
@@ -54,6 +56,7 @@ fn nothing_is_lost_doubled_mixed_up_or_stuck() {
         );
         assert!(all.replies > seeds * 10 && all.bodies > seeds, "{all:?}");
         assert!(all.deaf > seeds && all.patient > seeds, "{all:?}");
+        assert!(all.paused > seeds, "{all:?}");
         assert!(all.watches > seeds, "{all:?}");
     }
 }

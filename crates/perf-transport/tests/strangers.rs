@@ -18,6 +18,7 @@ use std::time::Duration;
 use support::{address, plain, raw, soon, until};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::sync::broadcast::Receiver;
 
 fn echo() -> Router {
@@ -241,7 +242,8 @@ async fn a_hook_decides_who_gets_in() {
     assert_eq!(call(&client(10, &server).await).await, Ok(()));
 }
 
-/// Asking takes longer than a stranger's handshake may while others wait, and there are more nodes than handshakes may be under way.
+/// Asking takes longer than a stranger's handshake may while others wait, and there are more nodes than handshakes may
+/// be under way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_hook_lets_many_nodes_in() {
     let mut config = Config::default();
@@ -513,7 +515,8 @@ impl Listener for FragileListener {
     }
 }
 
-/// The task of a connection ends by a panic. Handlers that read a body, or wait for events, end as they do when a connection is lost.
+/// The task of a connection ends by a panic. Handlers that read a body, or wait for events, end as they do when a
+/// connection is lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_handler_outlives_a_connection_whose_task_panics() {
     let is_broken = Arc::new(AtomicBool::new(false));
@@ -590,7 +593,8 @@ impl Listener for Mixed {
     }
 }
 
-/// Strangers that begin to speak, many more than there is time for: a node whose address is known does not stand in line behind them.
+/// Strangers that begin to speak, many more than there is time for: a node whose address is known does not stand in
+/// line behind them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_strangers_that_begin_to_speak_keeps_no_known_node_out() {
     let (arrived, arrivals) = tokio::sync::mpsc::unbounded_channel();
@@ -627,4 +631,92 @@ async fn a_flood_of_strangers_that_begin_to_speak_keeps_no_known_node_out() {
             .iter()
             .any(|one| one.peer == 10 && one.is_up)
     );
+}
+
+/// A peer is removed while the hook is asked about it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_is_removed_during_its_handshake_does_not_stay() {
+    let mut config = Config::default();
+    config.known_peers_only = true;
+    config.handshake_timeout = support::PATIENCE;
+    let (asked, answer) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let server = plain(2).router(echo()).config(config.clone());
+    let server = server
+        .peer(10, "127.0.0.1:1")
+        .listen("127.0.0.1:0")
+        .on_accept({
+            let (asked, answer) = (Arc::clone(&asked), Arc::clone(&answer));
+            move |_| {
+                let (asked, answer) = (Arc::clone(&asked), Arc::clone(&answer));
+                async move {
+                    asked.notify_one();
+                    answer.notified().await;
+                    Ok(())
+                }
+            }
+        });
+    let server = server.start().await.expect("starts");
+    let mut events = server.events();
+    let client = plain(10).config(config).peer(2, address(&server));
+    let client = client.start().await.expect("starts");
+    let _reply = client.call(Envelope::new(2, "vm", "echo", b"x"));
+    soon(asked.notified()).await;
+    assert!(server.remove_peer(10));
+    answer.notify_one();
+    soon(async {
+        loop {
+            let event = events.recv().await.expect("events");
+            if matches!(event, PeerEvent::Ended { peer: 10, .. }) {
+                break;
+            }
+        }
+    })
+    .await;
+    assert_eq!(server.stats().inbound, 0);
+}
+
+/// A listener that has no files left at first.
+struct OutOfFiles(TcpListener, usize);
+
+impl Listener for OutOfFiles {
+    fn accept(&mut self) -> BoxFuture<'_, io::Result<(Box<dyn ByteStream>, String)>> {
+        Box::pin(async move {
+            if self.1 > 0 {
+                self.1 -= 1;
+                let text = if self.1 > 2 {
+                    "too many open files"
+                } else {
+                    "no memory"
+                };
+                return Err(io::Error::other(text));
+            }
+            let (stream, from) = self.0.accept().await?;
+            Ok((Box::new(stream) as Box<dyn ByteStream>, from.to_string()))
+        })
+    }
+
+    fn address(&self) -> String {
+        self.0.local_addr().expect("bound").to_string()
+    }
+}
+
+/// A node that cannot accept says so, once for each reason, and serves when it can again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_cannot_accept_says_so() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let failures = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let server = plain(2).router(echo()).listener(OutOfFiles(listener, 6));
+    let server = server.on_event({
+        let failures = Arc::clone(&failures);
+        move |event| {
+            if let PeerEvent::AcceptFailed { error } = event {
+                failures.lock().expect("no panics").push(error.to_string());
+            }
+        }
+    });
+    let server = server.start().await.expect("starts");
+    assert_eq!(call(&client(10, &server).await).await, Ok(()));
+    let said = failures.lock().expect("no panics").clone();
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said[0].contains("too many open files") && said[1].contains("no memory"));
 }

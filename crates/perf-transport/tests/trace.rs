@@ -188,7 +188,8 @@ async fn a_request_that_is_held_keeps_its_context() {
     assert!(seen.iter().all(|(trace, _)| *trace == text(Some(&context))));
 }
 
-/// A peer of an earlier version gets the messages as it knows them, those that were queued before it said so among them.
+/// A peer of an earlier version gets the messages as it knows them, those that were queued before it said so among
+/// them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_knows_no_contexts_gets_none() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");

@@ -363,7 +363,8 @@ async fn a_peer_that_overruns_the_window_is_cut_off() {
     assert!(matches!(*cause, CloseReason::Protocol(_)), "{cause:?}");
 }
 
-/// A waker that runs its task at once, in the thread that wakes it, as some executors do. The task wants nothing more then.
+/// A waker that runs its task at once, in the thread that wakes it, as some executors do. The task wants nothing more
+/// then.
 struct AtOnce(parking_lot::Mutex<Option<perf_transport::Answer>>);
 
 impl std::task::Wake for AtOnce {

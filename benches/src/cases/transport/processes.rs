@@ -6,10 +6,11 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use std::{env, io};
 
+use core_affinity::CoreId;
 use perf_transport::{Config, Router, Security, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,6 +22,10 @@ use crate::experiment::{Bound, Depth, Figure, Unit};
 
 /// Names the contender whose server a process is to be.
 const SERVE: &str = "PERF_BENCH_SERVE";
+/// Which core a server's process is to be bound to.
+const CORE: &str = "PERF_BENCH_CORE";
+/// A server is bound to this one of the cores, and its client to the first.
+const SERVER_PLACE: usize = 1;
 const MESSAGE_BYTES: usize = 64;
 const READ_BYTES: usize = 256 * 1024;
 
@@ -69,13 +74,33 @@ impl Contender {
     }
 }
 
+/// The cores, as they were before any thread was bound: a bound thread sees its own core alone, and so do the threads and processes that
+/// it starts.
+static CORES: LazyLock<Vec<CoreId>> =
+    LazyLock::new(|| core_affinity::get_core_ids().unwrap_or_default());
+
 /// Binds this thread to a core.
 pub(super) fn bind(place: usize) {
-    let cores = core_affinity::get_core_ids().unwrap_or_default();
     // Where there is one core, or threads cannot be bound, both run where the system puts them.
-    if let Some(core) = cores.get(place) {
+    if let Some(core) = CORES.get(place) {
         core_affinity::set_for_current(*core);
     }
+}
+
+/// Binds the process of a server to the core that it was given, although its client's core is all that it sees.
+fn bind_as_given() -> Result<(), String> {
+    let Some(id) = env::var(CORE).ok().and_then(|id| id.parse().ok()) else {
+        return Ok(());
+    };
+    let core = CoreId { id };
+    core_affinity::set_for_current(core);
+    let bound = core_affinity::get_core_ids().unwrap_or_default();
+    if bound != [core] {
+        return Err(format!(
+            "the server is bound to {bound:?}, and not to {core:?}"
+        ));
+    }
+    Ok(())
 }
 
 /// A runtime of one thread: the caller's.
@@ -156,7 +181,10 @@ pub(crate) fn served() -> bool {
         eprintln!("{SERVE} is {name}, which is none of the contenders");
         return true;
     };
-    bind(1);
+    if let Err(error) = bind_as_given() {
+        eprintln!("{error}");
+        return true;
+    }
     std::thread::spawn(|| {
         let mut line = String::new();
         let _ = io::stdin().read_line(&mut line);
@@ -180,7 +208,11 @@ struct Server {
 impl Server {
     fn start(contender: Contender) -> Result<Self, String> {
         let text = |error: io::Error| format!("cannot start a server: {error}");
-        let mut process = Command::new(env::current_exe().map_err(text)?)
+        let mut command = Command::new(env::current_exe().map_err(text)?);
+        if let Some(core) = CORES.get(SERVER_PLACE) {
+            command.env(CORE, core.id.to_string());
+        }
+        let mut process = command
             .env(SERVE, contender.name())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

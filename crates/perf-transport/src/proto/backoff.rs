@@ -2,8 +2,8 @@
 
 /// Exponential backoff with jitter, from a seed.
 ///
-/// Attempt `n` waits between half of and all of `min(max_ms, base_ms * 2^n)`, so that the nodes of a cluster do not dial a node
-/// that comes back all at once, and none waits longer than `max_ms`.
+/// Attempt `n` waits between half of and all of `min(max_ms, base_ms * 2^n)`, so that the nodes of a cluster do not
+/// dial a node that comes back all at once, and none waits longer than `max_ms`.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     base_ms: u64,

@@ -1,8 +1,8 @@
 //! Messages of one method that share a frame.
 
-use super::block::Block;
 use super::frame::{CHECKSUM_BYTES, FrameError, HEADER_BYTES, Header, Kind};
-use super::lane::LaneLimits;
+use super::queue::QueueLimits;
+use super::write_buffer::WriteBuffer;
 use crate::payload::Payload;
 
 /// Before each message of a frame of several: its length, little endian.
@@ -10,31 +10,32 @@ const LENGTH_BYTES: usize = 2;
 /// The most bytes of a frame of several messages, its header aside: the shortest frame that a peer may have as its cap.
 pub(super) const BATCH_BYTES_MAX: usize = 4096;
 
-/// Messages of one sender to one method, put together before they are queued: small ones share frames, with two bytes each in the place of a header.
+/// Messages of one sender to one method, put together before they are queued: small ones share frames, with two bytes
+/// each in the place of a header.
 #[derive(Debug)]
-pub struct BatchBlock {
-    block: Block,
+pub struct BatchBuffer {
+    buffer: WriteBuffer,
     method: u16,
     checksum: bool,
     /// What the queue takes at once.
-    limits: LaneLimits,
+    limits: QueueLimits,
     /// Where the frame begins that the next small message joins.
     open: Option<usize>,
-    /// Where in the block's memory that frame must end; 0 if there is none.
+    /// Where in the buffer's memory that frame must end; 0 if there is none.
     end: usize,
     /// The longest payload in it.
     longest: usize,
 }
 
-impl BatchBlock {
+impl BatchBuffer {
     /// Longer messages have a frame of their own: its header is little beside them.
     pub const SMALL_BYTES_MAX: usize = 1024;
 
-    /// An empty batch of messages to the method with this number, to be queued in a lane of these limits.
+    /// An empty batch of messages to the method with this number, for a queue of these limits.
     #[must_use]
-    pub fn new(method: u16, limits: LaneLimits, checksum: bool) -> Self {
+    pub fn new(method: u16, limits: QueueLimits, checksum: bool) -> Self {
         Self {
-            block: Block::new(),
+            buffer: WriteBuffer::new(),
             method,
             checksum,
             limits,
@@ -48,33 +49,35 @@ impl BatchBlock {
     #[inline]
     #[must_use]
     pub fn messages(&self) -> usize {
-        self.block.frames()
+        self.buffer.frames()
     }
 
     /// Their bytes on the wire.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.block.bytes() + self.open.map_or(0, |_| self.trailer())
+        self.buffer.bytes() + self.open.map_or(0, |_| self.trailer())
     }
 
     /// Forgets the messages.
     pub fn clear(&mut self) {
-        self.block.clear();
+        self.buffer.clear();
         (self.open, self.end) = (None, 0);
         self.longest = 0;
     }
 
-    /// The longest payload in it that has a frame of its own; 0 if there is none. Every peer takes frames of several messages.
+    /// The longest payload in it that has a frame of its own; 0 if there is none. Every peer takes frames of several
+    /// messages.
     #[must_use]
     pub fn longest(&self) -> usize {
-        if self.block.is_empty() {
+        if self.buffer.is_empty() {
             0
         } else {
             self.longest
         }
     }
 
-    /// Appends a message. `false` if there is no room for it beside what is there; an empty batch has room for every message.
+    /// Appends a message. `false` if there is no room for it beside what is there; an empty batch has room for every
+    /// message.
     #[inline]
     pub fn push(&mut self, payload: &Payload<'_>) -> bool {
         match payload {
@@ -91,17 +94,17 @@ impl BatchBlock {
     #[inline]
     fn push_small(&mut self, bytes: &[u8]) -> bool {
         let needed = LENGTH_BYTES + bytes.len();
-        let joins = self.block.small.len() + needed <= self.end
-            && self.block.frames < self.limits.frames_max;
+        let joins = self.buffer.small.len() + needed <= self.end
+            && self.buffer.frames < self.limits.frames_max;
         if !joins && !self.open() {
             return false;
         }
-        let small = self.block.small.get_mut();
+        let small = self.buffer.small.get_mut();
         // At most `SMALL_BYTES_MAX`.
         small.extend_from_slice(&(bytes.len() as u16).to_le_bytes());
         small.extend_from_slice(bytes);
-        self.block.bytes += needed;
-        self.block.frames += 1;
+        self.buffer.bytes += needed;
+        self.buffer.frames += 1;
         true
     }
 
@@ -109,31 +112,31 @@ impl BatchBlock {
     fn open(&mut self) -> bool {
         self.close();
         let most = HEADER_BYTES + BATCH_BYTES_MAX + CHECKSUM_BYTES;
-        if !self.block.is_empty() && !self.has_room(most, most) {
+        if !self.buffer.is_empty() && !self.has_room(most, most) {
             return false;
         }
         let header = Header::new(Kind::Batch, self.method, 0);
-        let start = self.block.small.len();
-        let small = self.block.small.get_mut();
+        let start = self.buffer.small.len();
+        let small = self.buffer.small.get_mut();
         small.extend_from_slice(&header.encode());
-        self.block.bytes += HEADER_BYTES;
+        self.buffer.bytes += HEADER_BYTES;
         self.open = Some(start);
         self.end = start + HEADER_BYTES + BATCH_BYTES_MAX;
         true
     }
 
-    /// Whether a frame of so many bytes, `copied` of them in the block's memory, may follow what is there.
+    /// Whether a frame of so many bytes, `copied` of them in the buffer's memory, may follow what is there.
     fn has_room(&self, bytes: usize, copied: usize) -> bool {
-        let LaneLimits {
+        let QueueLimits {
             bytes_max,
             frames_max,
             ..
         } = self.limits;
-        let block = &self.block;
-        block.frames < frames_max
-            && block.bytes + bytes <= bytes_max
-            && !block.is_full()
-            && block.small.len() + copied <= block.small.get().capacity()
+        let buffer = &self.buffer;
+        buffer.frames < frames_max
+            && buffer.bytes + bytes <= bytes_max
+            && !buffer.is_full()
+            && buffer.small.len() + copied <= buffer.small.get().capacity()
     }
 
     /// The open frame is complete: its header says how long it is.
@@ -142,7 +145,7 @@ impl BatchBlock {
             return;
         };
         self.end = 0;
-        let small = self.block.small.get_mut();
+        let small = self.buffer.small.get_mut();
         let mut header = Header::new(Kind::Batch, self.method, 0);
         // At most `BATCH_BYTES_MAX`.
         header.length = (small.len() - start - HEADER_BYTES) as u32;
@@ -152,7 +155,7 @@ impl BatchBlock {
         if self.checksum {
             let sum = crc32fast::hash(small.get(start..).unwrap_or_default());
             small.extend_from_slice(&sum.to_le_bytes());
-            self.block.bytes += CHECKSUM_BYTES;
+            self.buffer.bytes += CHECKSUM_BYTES;
         }
     }
 
@@ -163,22 +166,22 @@ impl BatchBlock {
     /// A message in a frame of its own.
     fn push_alone(&mut self, payload: &Payload<'_>) -> bool {
         self.close();
-        let block = &self.block;
-        let bytes = Block::frame_bytes(payload.len(), self.checksum);
-        if !block.is_empty() && (block.is_full_for(payload) || !self.has_room(bytes, 0)) {
+        let buffer = &self.buffer;
+        let bytes = WriteBuffer::frame_bytes(payload.len(), self.checksum);
+        if !buffer.is_empty() && (buffer.is_full_for(payload) || !self.has_room(bytes, 0)) {
             return false;
         }
-        // What was queued of an earlier batch left an empty block.
+        // What was queued of an earlier batch left an empty buffer.
         self.longest = self.longest().max(payload.len());
         let header = Header::new(Kind::OneWay, self.method, 0);
-        self.block.push(header, payload, self.checksum);
+        self.buffer.push(header, payload, self.checksum);
         true
     }
 
-    /// The block to be queued. It is complete as it is, and may go on.
-    pub fn complete(&mut self) -> &mut Block {
+    /// The buffer to be queued. It is complete as it is, and may go on.
+    pub fn complete(&mut self) -> &mut WriteBuffer {
         self.close();
-        &mut self.block
+        &mut self.buffer
     }
 }
 

@@ -1,12 +1,12 @@
 //! The state that the senders of a connection and its task share.
 
 use super::frame::{FrameError, Header, Kind};
-use super::gate::Gate;
-use super::lane::{Lane, LaneLimits};
-use super::lanes::Lanes;
 use super::pending::{CallKey, Fault, Pending};
+use super::queue::{QueueLimits, SendQueue};
+use super::queues::SendQueues;
 use super::stream::{BodyState, SendWindow};
 use super::takes::Takes;
+use super::write_ownership::WriteOwnership;
 use crate::payload::Payload;
 use crate::primitive::mutant;
 use bytes::Bytes;
@@ -19,22 +19,23 @@ use std::task::Waker;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChannelLimits {
     /// Of the more urgent class.
-    pub first: LaneLimits,
+    pub first: QueueLimits,
     /// Of the other one.
-    pub second: LaneLimits,
+    pub second: QueueLimits,
     /// Calls in flight.
     pub calls_max: usize,
     /// Whether frames have checksums.
     pub checksum: bool,
 }
 
-/// The state that the senders of a connection and its task share: send queues, ownership of the write side, calls in flight, open bodies.
+/// The state that the senders of a connection and its task share: send queues, ownership of the write side, calls in
+/// flight, open bodies.
 #[derive(Debug)]
 pub struct Channel {
     /// The send queues.
-    pub lanes: Lanes,
+    pub queues: SendQueues,
     /// Decides who writes.
-    pub gate: Gate,
+    pub ownership: WriteOwnership,
     /// Calls in flight.
     pub pending: Pending,
     /// Bodies that this side sends.
@@ -50,8 +51,8 @@ impl Channel {
     #[must_use]
     pub fn new(limits: ChannelLimits) -> Self {
         Self {
-            lanes: Lanes::new(limits.first, limits.second, limits.checksum),
-            gate: Gate::new(),
+            queues: SendQueues::new(limits.first, limits.second, limits.checksum),
+            ownership: WriteOwnership::new(),
             pending: Pending::new(limits.calls_max),
             windows: Mutex::new(Vec::new()),
             answers: Mutex::new(Vec::new()),
@@ -59,34 +60,46 @@ impl Channel {
         }
     }
 
-    /// Ends a call whose request was queued and whose caller has given up. Returns `true` if a `Cancel` frame was queued for it.
+    /// Ends a call whose request was queued and whose caller has given up. Returns `true` if a `Cancel` frame was
+    /// queued for it.
     pub fn cancel(&self, key: CallKey) -> bool {
-        let lane = self.pending.cancel(key);
-        if let Some(lane) = lane {
-            self.queue_cancel(key, lane);
+        let queue = self.pending.cancel(key);
+        if let Some(queue) = queue {
+            self.end_window(key);
+            self.queue_cancel(key, queue);
         }
-        lane.is_some()
+        queue.is_some()
     }
 
-    /// Ends the calls whose deadline is not after `now_ms`, queues a `Cancel` frame for each, and returns how many they were.
+    /// Ends the calls whose deadline is not after `now_ms`, queues a `Cancel` frame for each, and returns how many they
+    /// were.
     pub fn expire(&self, now_ms: u64) -> usize {
-        self.pending.expire(now_ms, |key, lane| {
+        self.pending.expire(now_ms, |key, queue| {
+            self.end_window(key);
             if !mutant::is("expiry_untold") {
-                self.queue_cancel(key, lane);
+                self.queue_cancel(key, queue);
             }
         })
     }
 
-    /// Queues a `Cancel` frame in the lane of its request, so that it arrives behind the request. It may exceed the lane's limit.
-    fn queue_cancel(&self, key: CallKey, lane: Lane) {
-        let lane = if mutant::is("cancel_overtakes") {
-            Lane::System
+    /// A call is over for its caller: the sender of its body waits no longer for credit that a reader may never grant.
+    fn end_window(&self, key: CallKey) {
+        if self.windows() > 0 && !mutant::is("body_outlives_call") {
+            self.stop_window(key);
+        }
+    }
+
+    /// Queues a `Cancel` frame in the queue of its request, so that it arrives behind the request. It may exceed the
+    /// queue's limit.
+    fn queue_cancel(&self, key: CallKey, queue: SendQueue) {
+        let queue = if mutant::is("cancel_overtakes") {
+            SendQueue::System
         } else {
-            lane
+            queue
         };
         let header = Header::new(Kind::Cancel, 0, key.id());
-        self.lanes
-            .push_past_limit(lane, header, &Payload::default());
+        self.queues
+            .push_past_limit(queue, header, &Payload::default());
     }
 
     /// Opens a body that this side sends; `None` if `streams_max` are open.
@@ -140,7 +153,8 @@ impl Channel {
         self.close_bodies(&mut self.answers.lock(), key);
     }
 
-    /// Takes a chunk of an answer. Chunks of unknown answers are dropped: they were on their way when the answer was given up.
+    /// Takes a chunk of an answer. Chunks of unknown answers are dropped: they were on their way when the answer was
+    /// given up.
     ///
     /// # Errors
     /// [`FrameError::BudgetExceeded`] if it is more than was allowed.
@@ -194,10 +208,11 @@ impl Channel {
     }
 
     /// What the peer of the coming connection takes. Calls whose requests are queued and longer end with
-    /// [`Fault::TooLarge`]; longer messages are dropped; everything else stays. To be called before anything is written to it.
+    /// [`Fault::TooLarge`]; longer messages are dropped; everything else stays. To be called before anything is written
+    /// to it.
     pub fn fit_to(&self, takes: Takes) {
         let bytes_max = takes.frame_bytes_max;
-        for header in self.lanes.fit_to(takes) {
+        for header in self.queues.fit_to(takes) {
             if header.kind.wants_answer() {
                 let key = CallKey::from_id(header.id);
                 let bytes = header.length;
@@ -212,20 +227,21 @@ impl Channel {
         }
     }
 
-    /// Refuses new messages from now on, see [`Lanes::close`]. Returns the wakers of the callers that wait for room or for a slot.
+    /// Refuses new messages from now on, see [`SendQueues::close`]. Returns the wakers of the callers that wait for
+    /// room or for a slot.
     pub fn close(&self) -> Vec<Waker> {
-        let mut wakers = self.lanes.close();
+        let mut wakers = self.queues.close();
         wakers.extend(self.pending.dismiss());
         wakers
     }
 
-    /// Drops all queued frames, ends every call with `fault` and stops every body: the connection is lost. Returns the wakers of the callers that wait for
-    /// room or for a slot.
+    /// Drops all queued frames, ends every call with `fault` and stops every body: the connection is lost. Returns the
+    /// wakers of the callers that wait for room or for a slot.
     ///
-    /// The queues go first: a call that is opened after its end here is queued after it, and so belongs to the next connection. If they are
-    /// [closed](Lanes::close) before, there is none until they are opened.
+    /// The queues go first: a call that is opened after its end here is queued after it, and so belongs to the next
+    /// connection. If they are [closed](SendQueues::close) before, there is none until they are opened.
     pub fn lost(&self, fault: &Fault) -> Vec<Waker> {
-        let mut wakers = self.lanes.clear();
+        let mut wakers = self.queues.clear();
         // What arrived is read before the call's end is.
         for body in all(&self.answers) {
             body.end(true);
@@ -239,8 +255,8 @@ impl Channel {
     }
 }
 
-/// The bodies of one direction, by their calls. A body's waker may run its reader at once, and the reader takes the lock to close the body: no
-/// body is touched under the lock.
+/// The bodies of one direction, by their calls. A body's waker may run its reader at once, and the reader takes the
+/// lock to close the body: no body is touched under the lock.
 type Bodies<T> = Mutex<Vec<(CallKey, Arc<T>)>>;
 
 fn find<T>(bodies: &Bodies<T>, is_it: impl Fn(CallKey) -> bool) -> Option<Arc<T>> {

@@ -36,7 +36,8 @@ impl Client {
     /// Handles a frame: completes calls, grants credit. `true` if something was queued in answer.
     ///
     /// # Errors
-    /// [`FrameError`] if the frame does not belong here; close the connection. A reply to a call that has ended is no error.
+    /// [`FrameError`] if the frame does not belong here; close the connection. A reply to a call that has ended is no
+    /// error.
     #[inline]
     pub fn receive(&mut self, frame: Frame, channel: &Channel) -> Result<bool, FrameError> {
         let Frame {
@@ -82,7 +83,7 @@ impl Client {
             Kind::Pong => {}
             Kind::Ping => {
                 let pong = Header::new(Kind::Pong, 0, header.id);
-                channel.lanes.push_sign_of_life(pong);
+                channel.queues.push_sign_of_life(pong);
                 return Ok(true);
             }
             kind => return Err(FrameError::Unexpected { kind }),

@@ -147,7 +147,8 @@ impl Decoder {
         }))
     }
 
-    /// How many bytes at the start of `input` are whole frames, by their lengths alone. [`view`](Self::view) checks the rest.
+    /// How many bytes at the start of `input` are whole frames, by their lengths alone. [`view`](Self::view) checks the
+    /// rest.
     #[inline]
     #[must_use]
     pub fn whole_bytes(&self, input: &[u8]) -> usize {
@@ -163,8 +164,8 @@ impl Decoder {
         whole
     }
 
-    /// The frame that begins at `at` in a batch of whole frames, `None` behind the last one; moves `at` behind it. The same as
-    /// [`next`](Self::next), but it takes no reference to the memory until the payload is kept.
+    /// The frame that begins at `at` in a batch of whole frames, `None` behind the last one; moves `at` behind it. The
+    /// same as [`next`](Self::next), but it takes no reference to the memory until the payload is kept.
     ///
     /// # Errors
     /// [`FrameError`]. Nothing that follows in `batch` has a meaning then.

@@ -108,7 +108,8 @@ impl Dialer {
         }
     }
 
-    /// The connection is being closed because it is idle. The task that closes it dials again after its [end](Self::lost) if messages wait then.
+    /// The connection is being closed because it is idle. The task that closes it dials again after its
+    /// [end](Self::lost) if messages wait then.
     pub fn ending(&mut self) {
         if self.state == DialState::Up {
             self.state = DialState::Ending;
@@ -130,7 +131,7 @@ impl Dialer {
         }
     }
 
-    /// The peer has another address: what failed at the old one says nothing of it.
+    /// The peer has another address, or has connected to this node: what failed before says nothing any more.
     pub fn moved(&mut self) {
         self.backoff.succeeded();
         if let DialState::Backoff { .. } = self.state {

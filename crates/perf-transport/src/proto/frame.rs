@@ -44,13 +44,15 @@ pub enum Kind {
     StreamReset = 15,
     /// The reader of a body allows so many more bytes (four bytes, little endian).
     StreamCredit = 16,
-    /// Several messages without an answer, to one method: each has its length (two bytes, little endian) before it. The id is 0.
+    /// Several messages without an answer, to one method: each has its length (two bytes, little endian) before it. The
+    /// id is 0.
     Batch = 17,
-    /// The caller of the request with this id has given up. It follows the request in the same lane.
+    /// The caller of the request with this id has given up. It follows the request in the same queue.
     Cancel = 18,
     /// The accepting side lives, but has too much to do to read.
     Busy = 19,
-    /// A request whose answer comes in chunks; they go as those of a `StreamOpen` do, the other way. `Reply` or `Failure` ends it.
+    /// A request whose answer comes in chunks; they go as those of a `StreamOpen` do, the other way. `Reply` or
+    /// `Failure` ends it.
     Watch = 20,
     /// A `Watch` whose own body follows in chunks, too.
     Exchange = 21,

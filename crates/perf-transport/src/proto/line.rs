@@ -21,8 +21,9 @@ pub(super) enum Turn {
     Woken,
 }
 
-/// Callers that wait for something, served in the order in which they came. One is woken at a time; the next one is woken when it has come back or
-/// left. Each step costs at most the logarithm of how many wait, and leaving a move of those behind: the connection's lock is held for it.
+/// Callers that wait for something, served in the order in which they came. One is woken at a time; the next one is
+/// woken when it has come back or left. Each step costs at most the logarithm of how many wait, and leaving a move of
+/// those behind: the connection's lock is held for it.
 #[derive(Debug, Default)]
 pub(super) struct Line {
     waiters: VecDeque<(u64, Waker)>,
@@ -71,8 +72,8 @@ impl Line {
         self.wake_next()
     }
 
-    /// Where a ticket is among those that wait. They are in the order of their tickets: a new one is the greatest, and one that was woken was the
-    /// first.
+    /// Where a ticket is among those that wait. They are in the order of their tickets: a new one is the greatest, and
+    /// one that was woken was the first.
     fn place_of(&self, ticket: u64) -> Option<usize> {
         self.waiters
             .binary_search_by_key(&ticket, |(other, _)| *other)

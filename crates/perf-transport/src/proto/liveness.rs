@@ -1,6 +1,7 @@
 //! Whether the other side lives.
 
 use crate::primitive::mutant;
+use std::mem;
 
 /// How long silence may last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +12,8 @@ pub struct LivenessLimits {
     pub timeout_ms: u64,
     /// How long the other side may say that it is busy while it takes nothing that waits to be written.
     pub busy_timeout_ms: u64,
+    /// How often this is looked at.
+    pub tick_ms: u64,
 }
 
 /// What [`Liveness::check`] judges by. Counts are since the connection began.
@@ -45,13 +48,14 @@ pub enum Verdict {
     Stalled,
 }
 
-/// Progress that counts although no frame is complete: a large frame on a slow line. A peer that sends a byte a second never gets
-/// there within a timeout.
+/// Progress that counts although no frame is complete: a large frame on a slow line. A peer that sends a byte a second
+/// never gets there within a timeout.
 const PROGRESS_BYTES: u64 = 16 * 1024;
 
 /// Judges a connection by what was received and written, with the time as an input.
 ///
-/// Only whole frames, or every 16 KiB of a large one, count as received.
+/// Only whole frames, or every 16 KiB of a large one, count as received. A check that comes late says that this node
+/// did not run meanwhile: what the other side sent waits to be read, and it has one more interval.
 #[derive(Clone, Debug)]
 pub struct Liveness {
     limits: LivenessLimits,
@@ -64,6 +68,8 @@ pub struct Liveness {
     moved_ms: u64,
     /// The last ping, or word that this side is busy.
     said_ms: u64,
+    /// The last check.
+    checked_ms: u64,
 }
 
 impl Liveness {
@@ -79,11 +85,13 @@ impl Liveness {
             written_ms: now_ms,
             moved_ms: now_ms,
             said_ms: now_ms,
+            checked_ms: now_ms,
         }
     }
 
     /// To be called at every tick.
     pub fn check(&mut self, now_ms: u64, progress: Progress) -> Verdict {
+        self.forgive_late_check(now_ms);
         // Monotonic in both, so a change of either by enough changes the sum.
         let received = progress
             .frames
@@ -127,6 +135,25 @@ impl Liveness {
             Verdict::Ping
         }
     }
+
+    fn forgive_late_check(&mut self, now_ms: u64) {
+        let LivenessLimits {
+            interval_ms,
+            timeout_ms,
+            busy_timeout_ms,
+            tick_ms,
+        } = self.limits;
+        let checked_ms = mem::replace(&mut self.checked_ms, now_ms);
+        let is_late = now_ms.saturating_sub(checked_ms) > interval_ms.saturating_add(tick_ms);
+        if !is_late || mutant::is("late_check_cuts") {
+            return;
+        }
+        // One interval is left of each time.
+        let left = |time_ms: u64| now_ms.saturating_sub(time_ms.saturating_sub(interval_ms));
+        self.received_ms = self.received_ms.max(left(timeout_ms));
+        self.written_ms = self.written_ms.max(left(timeout_ms));
+        self.moved_ms = self.moved_ms.max(left(busy_timeout_ms));
+    }
 }
 
 #[cfg(test)]
@@ -153,6 +180,7 @@ mod tests {
         interval_ms: 100,
         timeout_ms: 300,
         busy_timeout_ms: 5000,
+        tick_ms: 200,
     };
 
     #[test]
@@ -219,5 +247,43 @@ mod tests {
         let mut verdicts = (1..200).map(|busy| liveness.check(busy * 100, stalled(busy)));
         let cut = verdicts.position(|verdict| verdict == Verdict::Stalled);
         assert_eq!(cut, Some(50), "after `busy_timeout_ms`");
+    }
+
+    /// This node did not run: its process or machine was stopped, or its runtime was held up. What the other side sent
+    /// meanwhile waits to be read.
+    #[test]
+    fn time_in_which_this_node_did_not_look_is_no_silence() {
+        let stalled = Progress {
+            written: 5,
+            unwritten: true,
+            ..received(1, 10)
+        };
+        for progress in [received(1, 10), stalled] {
+            let mut liveness = Liveness::new(LIMITS, 0);
+            for now in (0..250).step_by(10) {
+                liveness.check(now, progress);
+            }
+            assert_eq!(liveness.check(10_000, progress), Verdict::Ping);
+            let mut later = (10_010..20_000).step_by(10);
+            let is_cut = |now: &u64| {
+                let verdict = liveness.check(*now, progress);
+                matches!(verdict, Verdict::Silent | Verdict::Stalled)
+            };
+            // Still silent: it has one more interval.
+            assert_eq!(later.find(is_cut), Some(10_100));
+        }
+    }
+
+    /// A tick that is longer than the interval is no late look.
+    #[test]
+    fn a_long_tick_cuts_in_time() {
+        let limits = LivenessLimits {
+            tick_ms: 150,
+            ..LIMITS
+        };
+        let mut liveness = Liveness::new(limits, 0);
+        let mut looks = (0..100).map(|n| n * 150);
+        let cut = looks.find(|now| liveness.check(*now, received(0, 0)) == Verdict::Silent);
+        assert_eq!(cut, Some(300));
     }
 }

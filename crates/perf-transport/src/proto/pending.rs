@@ -1,7 +1,7 @@
 //! Calls that wait for their reply.
 
-use super::lane::Lane;
 use super::line::{Line, Turn, Waiter};
+use super::queue::SendQueue;
 use super::slots::Slots;
 use crate::primitive::{AtomicU64, AtomicUsize, Mutex, Ordering, mutant};
 use bytes::Bytes;
@@ -60,7 +60,8 @@ pub enum Fault {
     },
     /// The peer's version does not know what was asked of it. The peer has not got it.
     Unsupported,
-    /// There is a reply, and a trace context of 25 bytes before it. No fault, and here because replies without one pay nothing for it this way.
+    /// There is a reply, and a trace context of 25 bytes before it. No fault, and here because replies without one pay
+    /// nothing for it this way.
     Traced(Bytes),
     /// The peer answered with an error: code and text.
     Rejected {
@@ -80,8 +81,8 @@ const WAITED_FOR: usize = 1 << (usize::BITS - 1);
 #[derive(Debug)]
 enum State {
     Free,
-    /// With the lane in which its request was queued.
-    Waiting(Option<Waker>, Lane),
+    /// With the queue in which its request was queued.
+    Waiting(Option<Waker>, SendQueue),
     Done(Outcome),
 }
 
@@ -105,8 +106,8 @@ impl Default for Slot {
 
 /// A bounded slab of calls in flight.
 ///
-/// A call takes a slot, waits in it with its waker, and frees it; nothing is allocated unless more calls are in flight than ever before. Each slot has
-/// a lock of its own, which is held for some moves only.
+/// A call takes a slot, waits in it with its waker, and frees it; nothing is allocated unless more calls are in flight
+/// than ever before. Each slot has a lock of its own, which is held for some moves only.
 #[derive(Debug)]
 pub struct Pending {
     slots: Slots<Mutex<Slot>>,
@@ -137,15 +138,15 @@ impl Pending {
         self.in_flight.load(Ordering::Relaxed) & !WAITED_FOR
     }
 
-    /// Takes a slot as [`open`](Self::open) does, or puts the caller in line for one. The caller calls this again when it is woken, and
-    /// [`forget`](Self::forget) if it gives up.
+    /// Takes a slot as [`open`](Self::open) does, or puts the caller in line for one. The caller calls this again when
+    /// it is woken, and [`forget`](Self::forget) if it gives up.
     ///
     /// The second value is a waker that the caller must call: the next in line, for which there may be a slot, too.
     pub fn open_or_wait(
         &self,
         waiter: &mut Waiter,
         waker: &Waker,
-        lane: Lane,
+        queue: SendQueue,
         deadline_ms: u64,
     ) -> (Option<CallKey>, Option<Waker>) {
         let mut line = self.line.lock();
@@ -155,7 +156,8 @@ impl Pending {
             self.in_flight.fetch_or(WAITED_FOR, Ordering::AcqRel);
         }
         if turn != Turn::Waits
-            && let Some(key) = self.open(lane, deadline_ms)
+            && let Some(index) = self.slots.take()
+            && let Some(key) = self.fill(index, queue, deadline_ms)
         {
             let next = line.served(waiter);
             self.note_line(&line);
@@ -197,19 +199,35 @@ impl Pending {
         }
     }
 
-    /// Takes a slot for a call in this lane that may last until `deadline_ms`; `None` if all are taken.
+    /// Takes a slot for a call in this queue that may last until `deadline_ms`; `None` if all are taken, or if callers
+    /// in line wait for one.
     #[inline]
-    pub fn open(&self, lane: Lane, deadline_ms: u64) -> Option<CallKey> {
+    pub fn open(&self, queue: SendQueue, deadline_ms: u64) -> Option<CallKey> {
+        if self.in_flight.load(Ordering::Relaxed) & WAITED_FOR != 0 && self.has_line() {
+            return None;
+        }
         let index = self.slots.take()?;
+        self.fill(index, queue, deadline_ms)
+    }
+
+    /// Whether callers wait in line: a slot that is free is theirs, as others would overtake them for ever.
+    #[cold]
+    fn has_line(&self) -> bool {
+        !self.line.lock().is_empty() && !mutant::is("slot_taken_from_line")
+    }
+
+    #[inline]
+    fn fill(&self, index: u16, queue: SendQueue, deadline_ms: u64) -> Option<CallKey> {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         if mutant::is("due_before_slot") {
             self.note_due(deadline_ms);
         }
         let mut slot = self.slots.get(index)?.lock();
         slot.deadline_ms = deadline_ms;
-        slot.state = State::Waiting(None, lane);
+        slot.state = State::Waiting(None, queue);
         if !mutant::is("due_before_slot") {
-            // Under the slot's lock: a walk that has passed this slot has forgotten `due_ms` before, and one that has not will see the slot.
+            // Under the slot's lock: a walk that has passed this slot has forgotten `due_ms` before, and one that has
+            // not will see the slot.
             self.note_due(deadline_ms);
         }
         Some(CallKey(slot.generation << 16 | u64::from(index)))
@@ -302,10 +320,10 @@ impl Pending {
         }
     }
 
-    /// Ends a call whose caller has given up. Its late reply finds nothing. Returns the lane of its request if there was no
-    /// outcome yet: then the peer may be at work on it.
+    /// Ends a call whose caller has given up. Its late reply finds nothing. Returns the queue of its request if there
+    /// was no outcome yet: then the peer may be at work on it.
     #[inline]
-    pub fn cancel(&self, key: CallKey) -> Option<Lane> {
+    pub fn cancel(&self, key: CallKey) -> Option<SendQueue> {
         let slot = self.slot(key)?;
         let previous = {
             let mut slot = slot.lock();
@@ -319,7 +337,7 @@ impl Pending {
         }
         // A waker or a reply is dropped outside of the lock.
         match previous {
-            State::Waiting(_, lane) => Some(lane),
+            State::Waiting(_, queue) => Some(queue),
             State::Free | State::Done(_) => None,
         }
     }
@@ -341,10 +359,10 @@ impl Pending {
         }
     }
 
-    /// Ends every call whose deadline is not after `now_ms` with [`Fault::Timeout`], tells `ended` which and in what lane, and returns how many.
-    /// Costs a lock per slot if the deadline of a call has passed that was the first at the last such walk, and nothing otherwise: with calls that
-    /// are answered at once and have 5 s, one walk in 5 s.
-    pub fn expire(&self, now_ms: u64, ended: impl FnMut(CallKey, Lane)) -> usize {
+    /// Ends every call whose deadline is not after `now_ms` with [`Fault::Timeout`], tells `ended` which and in what
+    /// queue, and returns how many. Costs a lock per slot if the deadline of a call has passed that was the first at
+    /// the last such walk, and nothing otherwise: with calls that are answered at once and have 5 s, one walk in 5 s.
+    pub fn expire(&self, now_ms: u64, ended: impl FnMut(CallKey, SendQueue)) -> usize {
         if now_ms < self.due_ms.load(Ordering::Relaxed) || self.in_flight() == 0 {
             return 0;
         }
@@ -371,27 +389,27 @@ impl Pending {
         &self,
         fault: &Fault,
         mut which: impl FnMut(&Slot) -> bool,
-        mut tell: impl FnMut(CallKey, Lane),
+        mut tell: impl FnMut(CallKey, SendQueue),
     ) -> usize {
         if self.in_flight() == 0 {
             return 0;
         }
         let mut ended = 0;
         for (index, slot) in self.slots.walk() {
-            let (waker, key, lane) = {
+            let (waker, key, queue) = {
                 let mut slot = slot.lock();
                 if !matches!(slot.state, State::Waiting(..)) || !which(&slot) {
                     continue;
                 }
                 let done = State::Done(Err(fault.clone()));
-                let State::Waiting(waker, lane) = mem::replace(&mut slot.state, done) else {
+                let State::Waiting(waker, queue) = mem::replace(&mut slot.state, done) else {
                     continue;
                 };
                 let key = CallKey(slot.generation << 16 | u64::from(index));
-                (waker, key, lane)
+                (waker, key, queue)
             };
             ended += 1;
-            tell(key, lane);
+            tell(key, queue);
             if let Some(waker) = waker {
                 waker.wake();
             }
@@ -418,8 +436,8 @@ mod tests {
     #[test]
     fn a_call_completes_once_and_frees_its_slot() {
         let pending = Pending::new(1);
-        let key = pending.open(Lane::First, 10).expect("room");
-        assert!(pending.open(Lane::First, 10).is_none());
+        let key = pending.open(SendQueue::First, 10).expect("room");
+        assert!(pending.open(SendQueue::First, 10).is_none());
         assert!(poll(&pending, key).is_pending());
         assert!(pending.complete(key, Ok(Bytes::from_static(b"first"))));
         assert!(!pending.complete(key, Ok(Bytes::from_static(b"second"))));
@@ -428,16 +446,44 @@ mod tests {
             Poll::Ready(Ok(Bytes::from_static(b"first")))
         );
         assert_eq!(pending.in_flight(), 0);
-        assert!(pending.open(Lane::First, 10).is_some());
+        assert!(pending.open(SendQueue::First, 10).is_some());
+    }
+
+    /// A slot belongs to the callers in line: one that never waits is refused meanwhile, or it would overtake them for
+    /// ever.
+    #[test]
+    fn a_slot_that_is_waited_for_is_not_taken_by_others() {
+        let pending = Pending::new(1);
+        let open = || pending.open(SendQueue::First, 10);
+        let wait = |waiter: &mut Waiter| {
+            let (key, _) = pending.open_or_wait(waiter, Waker::noop(), SendQueue::First, 10);
+            key
+        };
+        let first = open().expect("room");
+        let mut waiter = Waiter::default();
+        assert!(wait(&mut waiter).is_none());
+        pending.cancel(first);
+        assert!(open().is_none());
+        assert_eq!(pending.in_flight(), 0);
+        let second = wait(&mut waiter).expect("its turn");
+        pending.cancel(second);
+        let third = open().expect("the line is empty");
+        assert!(wait(&mut waiter).is_none());
+        pending.cancel(third);
+        assert!(pending.forget(&mut waiter).is_none());
+        assert!(open().is_some());
+        assert_eq!(pending.in_flight(), 1);
     }
 
     #[test]
     fn late_replies_find_nobody() {
         let pending = Pending::new(1);
-        let first = pending.open(Lane::First, 10).expect("room");
-        assert_eq!(pending.cancel(first), Some(Lane::First));
+        let first = pending.open(SendQueue::First, 10).expect("room");
+        assert_eq!(pending.cancel(first), Some(SendQueue::First));
         assert_eq!(pending.cancel(first), None);
-        let second = pending.open(Lane::First, 10).expect("the slot is free");
+        let second = pending
+            .open(SendQueue::First, 10)
+            .expect("the slot is free");
         assert_ne!(first, second);
         assert!(!pending.complete(first, Ok(Bytes::new())));
         assert!(poll(&pending, second).is_pending());
@@ -447,14 +493,14 @@ mod tests {
     #[test]
     fn deadlines_and_losses_end_calls() {
         let pending = Pending::new(4);
-        let early = pending.open(Lane::First, 10).expect("room");
-        let late = pending.open(Lane::Second, 20).expect("room");
+        let early = pending.open(SendQueue::First, 10).expect("room");
+        let late = pending.open(SendQueue::Second, 20).expect("room");
         let mut told = Vec::new();
-        assert_eq!(pending.expire(9, |key, lane| told.push((key, lane))), 0);
-        assert_eq!(pending.expire(10, |key, lane| told.push((key, lane))), 1);
-        assert_eq!(told, [(early, Lane::First)]);
+        assert_eq!(pending.expire(9, |key, queue| told.push((key, queue))), 0);
+        assert_eq!(pending.expire(10, |key, queue| told.push((key, queue))), 1);
+        assert_eq!(told, [(early, SendQueue::First)]);
         // It has an outcome: the peer need not be told.
-        assert_eq!(pending.expire(10, |key, lane| told.push((key, lane))), 0);
+        assert_eq!(pending.expire(10, |key, queue| told.push((key, queue))), 0);
         assert_eq!(poll(&pending, early), Poll::Ready(Err(Fault::Timeout)));
         assert_eq!(pending.fail_all(&Fault::Disconnected), 1);
         assert_eq!(poll(&pending, late), Poll::Ready(Err(Fault::Disconnected)));
@@ -476,12 +522,12 @@ mod tests {
         for now_ms in 0..5000 {
             for _ in 0..below(3) {
                 let deadline_ms = now_ms + below(100) as u64;
-                let key = pending.open(Lane::First, deadline_ms);
+                let key = pending.open(SendQueue::First, deadline_ms);
                 waiting.extend(key.map(|key| (key, deadline_ms)));
             }
             if !waiting.is_empty() && below(2) == 0 {
                 let (key, _) = waiting.swap_remove(below(waiting.len()));
-                assert_eq!(pending.cancel(key), Some(Lane::First));
+                assert_eq!(pending.cancel(key), Some(SendQueue::First));
             }
             if below(4) > 0 {
                 continue;

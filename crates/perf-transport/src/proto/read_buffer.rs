@@ -1,5 +1,6 @@
 //! The memory that a connection reads into.
 
+use crate::primitive::mutant;
 use bytes::BytesMut;
 use std::collections::VecDeque;
 
@@ -13,9 +14,10 @@ const SPARSE_READS: u32 = 32;
 
 /// A buffer that frames are cut out of without copying, and that is used again once no part of it is held.
 ///
-/// Reading appends to [`buffer`](Self::buffer); the decoder takes frames off its front. [`prepare`](Self::prepare) makes room for the
-/// next read: in place where nothing of the memory is in use any more (the usual case: no allocation, no copy but of the begun frame), in
-/// another retained buffer otherwise. Only the bytes of a frame that has begun to arrive are ever moved.
+/// Reading appends to [`buffer`](Self::buffer); the decoder takes frames off its front. [`prepare`](Self::prepare)
+/// makes room for the next read: in place where nothing of the memory is in use any more (the usual case: no
+/// allocation, no copy but of the begun frame), in another retained buffer otherwise. Only the bytes of a frame that
+/// has begun to arrive are ever moved.
 #[derive(Debug)]
 pub struct ReadBuffer {
     buffer: BytesMut,
@@ -54,7 +56,8 @@ impl ReadBuffer {
         self.capacity
     }
 
-    /// Makes room to read: at least for the rest of a frame of `frame_bytes`, and for some more where that costs no copy.
+    /// Makes room to read: at least for the rest of a frame of `frame_bytes`, and for some more where that costs no
+    /// copy.
     #[inline]
     pub fn prepare(&mut self, frame_bytes: usize) {
         let missing = frame_bytes.saturating_sub(self.buffer.len()).max(1);
@@ -82,8 +85,8 @@ impl ReadBuffer {
         }
     }
 
-    /// A read brought so many bytes and did not fill the buffer. After many such reads that brought little, buffers are as small as at first: a
-    /// connection that has moved bulk and is idle now holds little.
+    /// A read brought so many bytes and did not fill the buffer. After many such reads that brought little, buffers are
+    /// as small as at first: a connection that has moved bulk and is idle now holds little.
     #[inline]
     pub fn not_filled(&mut self, bytes: usize) {
         if self.capacity > self.capacity_first {
@@ -97,7 +100,8 @@ impl ReadBuffer {
             return;
         }
         self.sparse += 1;
-        if self.sparse >= SPARSE_READS && self.buffer.is_empty() {
+        let is_sparse = self.sparse >= SPARSE_READS && !mutant::is("idle_keeps_buffers");
+        if is_sparse && self.buffer.is_empty() {
             self.sparse = 0;
             self.capacity = self.capacity_first;
             self.lent.clear();

@@ -4,7 +4,7 @@ use super::batch::Messages;
 use super::decoder::Frame;
 use super::frame::{FrameError, Header, Kind};
 use super::handshake::Define;
-use super::lane::METHODS_MAX;
+use super::queue::METHODS_MAX;
 use super::stream::BodyState;
 use super::time_limit::TimeLimit;
 use crate::primitive::mutant;
@@ -56,7 +56,8 @@ impl fmt::Display for MethodName {
     }
 }
 
-/// Takes the trace context off the front of a message: the context, the header of the message without it, and the message.
+/// Takes the trace context off the front of a message: the context, the header of the message without it, and the
+/// message.
 ///
 /// # Errors
 /// [`FrameError::Malformed`] if there is no room for a context, or the kind has none.
@@ -309,7 +310,8 @@ impl Server {
         }
     }
 
-    /// The place of a message, or of a request, among those of this connection, from 1: what [`receive`](Self::receive) asks first.
+    /// The place of a message, or of a request, among those of this connection, from 1: what [`receive`](Self::receive)
+    /// asks first.
     ///
     /// # Errors
     /// [`FrameError::Malformed`] if its method was not defined before.
@@ -374,7 +376,8 @@ impl Server {
     }
 }
 
-/// The task of a connection may end without a word, by a stream that panics or with its runtime: no reader of a body waits for ever.
+/// The task of a connection may end without a word, by a stream that panics or with its runtime: no reader of a body
+/// waits for ever.
 impl Drop for Server {
     fn drop(&mut self) {
         self.lost();

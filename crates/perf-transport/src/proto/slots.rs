@@ -9,13 +9,15 @@ use std::sync::OnceLock;
 /// Places of the first chunk. Each further one doubles their number.
 const FIRST: usize = if cfg!(perf_loom) { 1 } else { 64 };
 
-/// A bounded number of places, each with an index. There are as many as were ever taken at once, rounded up to a power of two from 64: a connection
-/// for a call now and then takes a few kilobytes, and one with many calls uses the same few again while they are still in the caches.
+/// A bounded number of places, each with an index. There are as many as were ever taken at once, rounded up to a power
+/// of two from 64: a connection for a call now and then takes a few kilobytes, and one with many calls uses the same
+/// few again while they are still in the caches.
 #[derive(Debug)]
 pub(super) struct Slots<T> {
     chunks: Box<[OnceLock<Chunk<T>>]>,
     places_max: usize,
-    /// How many chunks there are. Changed under its lock, so that who walks through them after it was held sees all whose places were taken before.
+    /// How many chunks there are. Changed under its lock, so that who walks through them after it was held sees all
+    /// whose places were taken before.
     grown: Mutex<usize>,
 }
 

@@ -38,7 +38,8 @@ impl SendWindow {
         }
     }
 
-    /// Takes up to `wanted` bytes of credit, at least one. Pending while there is none, `None` once the window is closed.
+    /// Takes up to `wanted` bytes of credit, at least one. Pending while there is none, `None` once the window is
+    /// closed.
     pub fn poll_take(&self, wanted: u64, cx: &mut Context<'_>) -> Poll<Option<u64>> {
         let mut state = self.state.lock();
         if state.closed {
@@ -63,6 +64,19 @@ impl SendWindow {
         if let Some(waker) = waker {
             waker.wake();
         }
+    }
+
+    /// Ready once the window is closed.
+    pub fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.state.lock();
+        if state.closed {
+            return Poll::Ready(());
+        }
+        match &mut state.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        Poll::Pending
     }
 
     /// Whether the reader has given up, or the connection is lost.
@@ -199,8 +213,8 @@ impl BodyState {
         self.end_with(if complete { End::Complete } else { End::Broken });
     }
 
-    /// Ends a complete body, see [`end`](Self::end). Returns its unread bytes. The sender may begin another body now, so no window bounds them; they are
-    /// given back by [`take_released`](Self::take_released).
+    /// Ends a complete body, see [`end`](Self::end). Returns its unread bytes. The sender may begin another body now,
+    /// so no window bounds them; they are given back by [`take_released`](Self::take_released).
     pub fn complete(&self) -> usize {
         let unread = self.end_with(End::Complete);
         usize::try_from(unread).unwrap_or(usize::MAX)

@@ -1,7 +1,7 @@
 //! What the peer of a connection takes, as far as is known.
 
 use super::frame::Kind;
-use super::lane::NotQueued;
+use super::queue::NotQueued;
 use crate::primitive::mutant;
 
 /// What the peer of a connection takes.
@@ -34,7 +34,7 @@ impl Takes {
             traces,
             watches,
         } = self;
-        if bytes > frame_bytes_max as usize && !mutant::is("cap_unknown_to_lanes") {
+        if bytes > frame_bytes_max as usize && !mutant::is("cap_unknown_to_queues") {
             return Err(NotQueued::TooLong {
                 bytes_max: frame_bytes_max,
             });

@@ -8,8 +8,9 @@ const FRACTIONS: u64 = 1 << FRACTION_BITS;
 /// The longest that has a code.
 const LONGEST_MS: u64 = 14 << 28;
 
-/// How long the caller of a request waits for its answer, as sent in the request's header: a floating-point number of milliseconds with five bits
-/// of exponent and three of fraction, rounded up, so that it is never shorter than what the caller said and at most an eighth longer.
+/// How long the caller of a request waits for its answer, as sent in the request's header: a floating-point number of
+/// milliseconds with five bits of exponent and three of fraction, rounded up, so that it is never shorter than what the
+/// caller said and at most an eighth longer.
 ///
 /// The code 0 stands for no limit, which is also sent for limits past the longest (43 days).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

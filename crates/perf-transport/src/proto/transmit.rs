@@ -1,18 +1,19 @@
 //! The write side of one connection.
 
-use super::block::{Block, Outbox};
-use super::lanes::Lanes;
+use super::queues::SendQueues;
+use super::write_buffer::{Outbox, WriteBuffer};
 use std::io::IoSlice;
 use std::task::Waker;
 
-/// The write side of one connection: takes from the lanes as much as a write wants, and knows what is still to be written.
+/// The write side of one connection: takes from the queues as much as a write wants, and knows what is still to be
+/// written.
 ///
-/// Its memory is bounded: nothing is taken while more than `outbox_bytes_max` wait, and a taken block is bounded by the cap of
-/// a frame.
+/// Its memory is bounded: nothing is taken while more than `outbox_bytes_max` wait, and a taken buffer is bounded by
+/// the cap of a frame.
 #[derive(Debug)]
 pub struct Transmit {
     outbox: Outbox,
-    done: Vec<Block>,
+    done: Vec<WriteBuffer>,
     outbox_bytes_max: usize,
     written: u64,
 }
@@ -29,15 +30,15 @@ impl Transmit {
         }
     }
 
-    /// Takes blocks from the lanes, up to the bound. Returns who is to be woken because their lane has room now.
+    /// Takes buffers from the queues, up to the bound. Returns who is to be woken because their queue has room now.
     #[inline]
-    pub fn fill(&mut self, lanes: &Lanes) -> [Option<Waker>; 2] {
+    pub fn fill(&mut self, queues: &SendQueues) -> [Option<Waker>; 2] {
         let room = self.outbox_bytes_max.saturating_sub(self.outbox.bytes());
         if room == 0 {
             return [None, None];
         }
         let Self { outbox, done, .. } = self;
-        lanes.drain(room, done, |block| outbox.push(block)).0
+        queues.drain(room, done, |buffer| outbox.push(buffer)).0
     }
 
     /// Whether nothing waits to be written.
@@ -72,11 +73,11 @@ impl Transmit {
     pub fn advance(&mut self, written: usize) {
         self.written += written as u64;
         let Self { outbox, done, .. } = self;
-        outbox.advance(written, |mut block| {
-            block.clear();
-            // The lanes keep one. Others go back to the pool.
+        outbox.advance(written, |mut buffer| {
+            buffer.clear();
+            // The queues keep one. Others go back to the pool.
             if done.is_empty() {
-                done.push(block);
+                done.push(buffer);
             }
         });
     }

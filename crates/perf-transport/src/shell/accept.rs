@@ -11,12 +11,14 @@ use crate::connect::{BoxRead, BoxWrite, ByteStream, Listener};
 use crate::error::TransportError;
 use crate::event::{CloseReason, PeerEvent};
 use crate::message::Origin;
+use crate::primitive::mutant;
 use crate::proto::{
     Accepted, Channel, Decoder, Fault, HandshakeError, ReadBuffer, Server, ServerLimits,
 };
 use crate::transport::{Alive, Handshaking, Inner};
 use std::future::{Future, poll_fn};
 use std::io;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -36,6 +38,7 @@ pub(crate) async fn run(inner: Arc<Inner>, mut listener: Box<dyn Listener>) {
     let inbound_max = config.inbound_max.min(Semaphore::MAX_PERMITS);
     let connections = Arc::new(Semaphore::new(inbound_max));
     let mut stop = inner.stop.subscribe();
+    let mut last_failure = None;
     loop {
         let next = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
@@ -43,13 +46,18 @@ pub(crate) async fn run(inner: Arc<Inner>, mut listener: Box<dyn Listener>) {
         };
         let (stream, from) = match next {
             Ok(accepted) => accepted,
+            Err(error) if is_of_peer(&error) => continue,
             Err(error) => {
-                if !is_of_peer(&error) {
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                let failure = Some(error.to_string());
+                if failure != last_failure {
+                    inner.events.report(accept_failed(&error));
+                    last_failure = failure;
                 }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
+        last_failure = None;
         let Some(handshaking) = inner.begin_handshake() else {
             // The node drains. Peers that dial again must not keep it from its end.
             continue;
@@ -64,8 +72,9 @@ pub(crate) async fn run(inner: Arc<Inner>, mut listener: Box<dyn Listener>) {
             inner.events.report(PeerEvent::Refused { from, error });
             continue;
         };
-        let source = source_of(&from).to_owned();
-        let is_known = inner.is_known_source(&source);
+        let host = source_of(&from);
+        let is_known = inner.is_known_source(&host) && !mutant::is("known_sources_forgotten");
+        let source = network_of(&host);
         let place = match handshakes.enter(&source, is_known) {
             Some(place) => Ok(place),
             None => Err(handshakes.wait(is_known)),
@@ -102,13 +111,23 @@ pub(crate) async fn run(inner: Arc<Inner>, mut listener: Box<dyn Listener>) {
     }
 }
 
-/// Whether an error is about one stream, whose peer is gone before it was accepted. The next one can be accepted at once.
+/// Whether an error is about one stream, whose peer is gone before it was accepted. The next one can be accepted at
+/// once.
 fn is_of_peer(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, NotConnected};
     matches!(
         error.kind(),
         ConnectionAborted | ConnectionReset | NotConnected
     )
+}
+
+fn accept_failed(error: &io::Error) -> PeerEvent {
+    PeerEvent::AcceptFailed {
+        error: TransportError::Io {
+            action: "accept a connection",
+            reason: error.to_string(),
+        },
+    }
 }
 
 /// The next stream. A listener that panics has failed, and is asked again.
@@ -122,13 +141,26 @@ async fn accept(listener: &mut dyn Listener) -> io::Result<(Box<dyn ByteStream>,
     .await
 }
 
-/// The host, where a stream's origin is an address with a port.
-pub(crate) fn source_of(from: &str) -> &str {
+/// The host, where a stream's origin is an address with a port. Each IP address has one spelling: a listener for both
+/// families says those of IPv4 as ones of IPv6.
+pub(crate) fn source_of(from: &str) -> String {
+    if let Ok(address) = from.parse::<SocketAddr>() {
+        return address.ip().to_canonical().to_string();
+    }
     let is_port = |port: &str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
     match from.rsplit_once(':') {
-        Some((host, port)) if is_port(port) => host,
-        _ => from,
+        Some((host, port)) if is_port(port) => host.to_owned(),
+        _ => from.to_owned(),
     }
+}
+
+/// Of an address of IPv6 its network of 64 bits, all of which one machine may have; other hosts are what they are.
+fn network_of(host: &str) -> String {
+    let Ok(address) = host.parse::<Ipv6Addr>() else {
+        return host.to_owned();
+    };
+    let host_bits = u128::from(u64::MAX);
+    format!("{}/64", Ipv6Addr::from_bits(address.to_bits() & !host_bits))
 }
 
 /// What a handshake leaves behind.
@@ -148,6 +180,8 @@ async fn shake(
     handshaking: &mut Handshaking,
 ) -> Result<Shaken, HandshakeError> {
     let authenticated = stream.authenticated_node();
+    #[cfg(feature = "tls")]
+    let identity_era = inner.identity_era();
     #[cfg(feature = "tls")]
     let (stream, certificate) = match inner.security() {
         crate::security::Security::MutualTls(identity) => {
@@ -190,7 +224,9 @@ async fn shake(
             return Err(HandshakeError::UnknownNode { node });
         }
         // The hook may take its time: neither do strangers wait for it, nor do they take the peer's turn.
-        place.proven();
+        if !mutant::is("hook_holds_place") {
+            place.proven();
+        }
         ask(inner, arrival).await?;
         Ok(accepted)
     };
@@ -204,6 +240,8 @@ async fn shake(
                 incarnation: accepted.incarnation,
                 #[cfg(feature = "tls")]
                 certificate,
+                #[cfg(feature = "tls")]
+                identity_era,
             };
             Ok(Shaken {
                 accepted,
@@ -222,7 +260,7 @@ async fn shake(
 
 /// Asks the hook, if there is one. One that panics has refused.
 async fn ask(inner: &Inner, arrival: Arrival) -> Result<(), HandshakeError> {
-    let Some(hook) = inner.hook.clone() else {
+    let Some(hook) = inner.hook.clone().filter(|_| !mutant::is("hook_not_asked")) else {
         return Ok(());
     };
     let node = arrival.node;
@@ -262,6 +300,9 @@ struct Inbound {
 
 impl Drop for Inbound {
     fn drop(&mut self) {
+        if mutant::is("handlers_outlive_task") {
+            return;
+        }
         self.conn.running.stop_all();
         self.conn.close(CloseReason::Closed);
         self.conn.disconnect(&Fault::Disconnected);
@@ -305,7 +346,7 @@ async fn serve(
             return;
         }
     };
-    inner.remember_source(source_of(&from));
+    inner.remember_source(&source_of(&from));
     let config = &inner.config;
     let limits = config.channel(accepted.class, inner.local.checksum);
     let (peer, class) = (accepted.node, accepted.class);
@@ -320,6 +361,14 @@ async fn serve(
         _alive: inner.alive(),
     };
     let is_known = inner.is_known(peer);
+    // What was changed while hands were shaken holds for this connection, too.
+    if config.known_peers_only && !is_known && !mutant::is("removed_peer_stays") {
+        conn.close(CloseReason::Closed);
+    }
+    #[cfg(feature = "tls")]
+    inner.check_again(&conn, crate::tls::Side::Accepted);
+    // The peer lives, whatever came of dialling it before.
+    inner.forget_failures(peer);
     if is_duplicate {
         let from = from.clone();
         inner.events.report(PeerEvent::Duplicate { peer, from });
@@ -376,7 +425,8 @@ async fn serve(
         class,
         reason,
     });
-    // Its other handlers go on, and its place is theirs until they end: otherwise a peer that connects again could have any number.
+    // Its other handlers go on, and its place is theirs until they end: otherwise a peer that connects again could have
+    // any number.
     let mut stop = inner.stop.subscribe();
     while !conn.is_handled() {
         tokio::select! {
@@ -385,4 +435,36 @@ async fn serve(
         }
     }
     drop(inbound);
+}
+
+#[cfg(all(test, not(perf_loom)))]
+mod tests {
+    use super::*;
+
+    /// The address that a listener for both families says, other spellings of one address, and origins that are no
+    /// addresses.
+    #[test]
+    fn a_host_has_one_name() {
+        for (from, source) in [
+            ("10.0.0.7:7000", "10.0.0.7"),
+            ("[::ffff:10.0.0.7]:7000", "10.0.0.7"),
+            ("[2001:db8:0:0::7]:7000", "2001:db8::7"),
+            ("[2001:DB8::7]:1", "2001:db8::7"),
+            ("node-7.example:7000", "node-7.example"),
+            ("unix:/run/node-7.sock", "unix:/run/node-7.sock"),
+            ("", ""),
+        ] {
+            assert_eq!(source_of(from), source, "{from}");
+        }
+    }
+
+    /// Whoever has one address of IPv6 has all of its network: they count as one source.
+    #[test]
+    fn addresses_of_one_network_are_one_source() {
+        let network = network_of("2001:db8:1:2::7");
+        assert_eq!(network, network_of("2001:db8:1:2:ffff::9"));
+        assert_ne!(network, network_of("2001:db8:1:3::7"));
+        assert_eq!(network_of("10.0.0.7"), "10.0.0.7");
+        assert_eq!(network_of("node-7.example"), "node-7.example");
+    }
 }

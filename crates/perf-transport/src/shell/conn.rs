@@ -16,8 +16,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::io::AsyncWrite;
 
-/// With more than so many calls in flight, others are likely to follow at once: callers leave the writing to the task, which lets
-/// others go first. Measured: 25 to 126 frames per write instead of one, and the latency of a few callers is not touched.
+/// With more than so many calls in flight, others are likely to follow at once: callers leave the writing to the task,
+/// which lets others go first. Measured: 25 to 126 frames per write instead of one, and the latency of a few callers is
+/// not touched.
 pub(crate) const DIRECT_CALLS_MAX: usize = 3;
 /// A caller that writes for others stops after so many writes and leaves the rest to the task.
 const CALLER_WRITES_MAX: usize = 4;
@@ -44,6 +45,9 @@ pub(crate) struct Info {
     pub(crate) incarnation: u64,
     #[cfg(feature = "tls")]
     pub(crate) certificate: Option<crate::tls::PeerCertificate>,
+    /// This node's identity that the certificate was held against, see `Inner::identity_era`.
+    #[cfg(feature = "tls")]
+    pub(crate) identity_era: u64,
 }
 
 #[cfg(feature = "tls")]
@@ -79,8 +83,10 @@ pub(crate) struct Conn {
     pub(crate) hears_traces: AtomicBool,
     /// Of the connection there is, or was last.
     pub(crate) info: Mutex<Option<Info>>,
-    /// Why there is no connection, or was none when it was last tried.
+    /// Why the last attempt to dial failed that did.
     pub(crate) last_error: Mutex<Option<Arc<TransportError>>>,
+    /// The last attempt to dial failed.
+    pub(crate) has_failed: AtomicBool,
     /// Why the last connection ended.
     pub(crate) last_close: Mutex<Option<Arc<CloseReason>>>,
     task: Mutex<Option<Waker>>,
@@ -129,6 +135,7 @@ impl Conn {
             hears_traces: AtomicBool::new(true),
             info: Mutex::new(None),
             last_error: Mutex::new(None),
+            has_failed: AtomicBool::new(false),
             last_close: Mutex::new(None),
             task: Mutex::new(None),
             is_closing: AtomicBool::new(false),
@@ -150,10 +157,11 @@ impl Conn {
         }
     }
 
-    /// Has queued frames written. With `direct` this thread writes them now, if there is no other owner of the write side.
+    /// Has queued frames written. With `direct` this thread writes them now, if there is no other owner of the write
+    /// side.
     #[inline]
     pub(crate) fn notify(&self, direct: bool) {
-        if self.channel.gate.notify() == Notified::Claimed {
+        if self.channel.ownership.notify() == Notified::Claimed {
             if direct {
                 self.drive(CALLER_WRITES_MAX);
             } else {
@@ -171,7 +179,7 @@ impl Conn {
     }
 
     fn hand_over(&self) {
-        self.channel.gate.hand_to_task();
+        self.channel.ownership.hand_to_task();
         self.wake_task();
     }
 
@@ -182,13 +190,13 @@ impl Conn {
         }
     }
 
-    /// Writes what is queued. Only the owner of the gate may. Afterwards there is no owner, or the task is.
+    /// Writes what is queued. Only the owner of the write side may. Afterwards there is no owner, or the task is.
     fn drive(&self, writes_max: usize) {
         loop {
-            self.channel.gate.begin();
+            self.channel.ownership.begin();
             match self.write(writes_max) {
                 Progress::Done => {
-                    if self.channel.gate.finish() {
+                    if self.channel.ownership.finish() {
                         break;
                     }
                 }
@@ -205,10 +213,10 @@ impl Conn {
     /// The task's turn to write. `true` if it must be polled again at once.
     fn drive_as_task(&self) -> bool {
         loop {
-            self.channel.gate.begin();
+            self.channel.ownership.begin();
             match self.write(TASK_WRITES_MAX) {
                 Progress::Done => {
-                    if self.channel.gate.finish() {
+                    if self.channel.ownership.finish() {
                         return false;
                     }
                 }
@@ -221,7 +229,7 @@ impl Conn {
     /// Called by the task when it is polled: writes if that is its job.
     #[inline]
     pub(crate) fn poll_write(&self, cx: &Context<'_>) {
-        if self.channel.gate.is_tasks() && self.drive_as_task() {
+        if self.channel.ownership.is_tasks() && self.drive_as_task() {
             cx.waker().wake_by_ref();
         }
     }
@@ -229,9 +237,9 @@ impl Conn {
     /// Writes from within the task, if there is no other owner of the write side.
     #[inline]
     pub(crate) fn notify_from_task(&self, cx: &Context<'_>) {
-        match self.channel.gate.notify() {
+        match self.channel.ownership.notify() {
             Notified::Claimed => {
-                self.channel.gate.hand_to_task();
+                self.channel.ownership.hand_to_task();
                 self.poll_write(cx);
             }
             Notified::Noted => {}
@@ -248,7 +256,8 @@ impl Conn {
         match self.write_to(wire, writes_max) {
             Ok(progress) => progress,
             Err(error) => {
-                // Under the lock, which the end of this connection takes, too: so the reason is never noted for a later connection.
+                // Under the lock, which the end of this connection takes, too: so the reason is never noted for a later
+                // connection.
                 self.close(CloseReason::Io(error.to_string()));
                 let failed = guard.take();
                 self.unwritten.store(0, Ordering::Relaxed);
@@ -262,12 +271,12 @@ impl Conn {
     fn write_to(&self, wire: &mut Wire, writes_max: usize) -> io::Result<Progress> {
         let mut writes = 0;
         loop {
-            // What is about to be taken counts already; the lock of the lanes publishes it.
+            // What is about to be taken counts already; the lock of the queues publishes it.
             let known = wire.transmit.bytes().max(1);
             self.unwritten.store(known, Ordering::Relaxed);
             for waker in wire
                 .transmit
-                .fill(&self.channel.lanes)
+                .fill(&self.channel.queues)
                 .into_iter()
                 .flatten()
             {
@@ -298,7 +307,8 @@ impl Conn {
         }
     }
 
-    /// Begins to write to a stream. The task calls this when it is first polled, then [`notify_from_task`](Self::notify_from_task).
+    /// Begins to write to a stream. The task calls this when it is first polled, then
+    /// [`notify_from_task`](Self::notify_from_task).
     pub(crate) fn connect(&self, io: BoxWrite, outbox_bytes: usize, waker: &Waker) {
         *self.task.lock() = Some(waker.clone());
         *self.wire.lock() = Some(Wire {
@@ -347,8 +357,19 @@ impl Conn {
     #[cold]
     pub(crate) fn error(&self, fault: Fault) -> TransportError {
         let ended = || self.last_close.lock().clone();
-        let failed = || self.last_error.lock().clone();
-        TransportError::from_fault(fault, self.peer, ended, failed)
+        TransportError::from_fault(fault, self.peer, ended, || self.dial_error())
+    }
+
+    /// Why the last attempt to dial failed; `None` if it did not.
+    pub(crate) fn dial_error(&self) -> Option<Arc<TransportError>> {
+        let has_failed = self.has_failed.load(Ordering::Acquire);
+        has_failed.then(|| self.last_error.lock().clone()).flatten()
+    }
+
+    /// An attempt to dial has failed.
+    pub(crate) fn note_dial_error(&self, error: TransportError) {
+        *self.last_error.lock() = Some(Arc::new(error));
+        self.has_failed.store(true, Ordering::Release);
     }
 
     /// The task has ended: forgets the stream. What is queued stays.
@@ -397,7 +418,7 @@ impl Conn {
     /// Bytes that wait to be written, taken ones included. Not 0 while there are any.
     pub(crate) fn backlog(&self) -> usize {
         // Read in the order in which bytes move: the writer adds to `unwritten` before it takes bytes from the queues.
-        let queued = self.channel.lanes.queued().0;
+        let queued = self.channel.queues.queued().0;
         queued + self.unwritten.load(Ordering::Relaxed)
     }
 
@@ -470,7 +491,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::payload::Payload;
-    use crate::proto::{Header, Kind, Lane};
+    use crate::proto::{Header, Kind, SendQueue};
     use std::sync::Weak;
 
     /// A stream that notes the connection's backlog whenever it is written to, and takes ten bytes at a time.
@@ -541,9 +562,9 @@ mod tests {
         );
         let header = Header::new(Kind::OneWay, 0, 0);
         let payload = Payload::Borrowed(b"x");
-        let lanes = &conn.channel.lanes;
+        let queues = &conn.channel.queues;
         for _ in 0..2 {
-            let pushed = lanes.push(Lane::First, header, &payload, None);
+            let pushed = queues.push(SendQueue::First, header, &payload, None);
             assert_eq!(pushed, Ok(()));
             conn.notify(true);
         }
@@ -562,8 +583,8 @@ mod tests {
         };
         conn.connect(Box::new(io), 1 << 16, Waker::noop());
         let header = Header::new(Kind::OneWay, 0, 0);
-        let lanes = &conn.channel.lanes;
-        let pushed = lanes.push(Lane::First, header, &Payload::Borrowed(&[7; 14]), None);
+        let queues = &conn.channel.queues;
+        let pushed = queues.push(SendQueue::First, header, &Payload::Borrowed(&[7; 14]), None);
         assert_eq!(pushed, Ok(()));
         assert_eq!(conn.backlog(), 30);
         conn.notify(true);

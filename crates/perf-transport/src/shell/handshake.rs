@@ -3,8 +3,8 @@
 use crate::connect::{BoxRead, BoxWrite};
 use crate::payload::Payload;
 use crate::proto::{
-    Accepted, Block, Decoder, Frame, HANDSHAKE_BYTES_MAX, HandshakeError, Header, Kind, Local,
-    Outbox, ReadBuffer, SLICES_MAX, accept, refusal,
+    Accepted, Decoder, Frame, HANDSHAKE_BYTES_MAX, HandshakeError, Header, Kind, Local, Outbox,
+    ReadBuffer, SLICES_MAX, WriteBuffer, accept, refusal,
 };
 use prost::Message;
 use std::io::{self, IoSlice};
@@ -57,15 +57,15 @@ pub(crate) async fn write_frame(
     message: &impl Message,
     checksum: bool,
 ) -> Result<usize, HandshakeError> {
-    let mut block = Block::new();
+    let mut buffer = WriteBuffer::new();
     let payload = message.encode_to_vec();
-    block.push(
+    buffer.push(
         Header::new(kind, 0, 0),
         &Payload::Borrowed(&payload),
         checksum,
     );
     let mut outbox = Outbox::default();
-    outbox.push(block);
+    outbox.push(buffer);
     let mut bytes = 0;
     while !outbox.is_empty() {
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
@@ -83,7 +83,8 @@ pub(crate) async fn write_frame(
     Ok(bytes)
 }
 
-/// The accepting side's part: reads who it is, and whether the protocol can let it in. `spoken` is called when the first bytes have come.
+/// The accepting side's part: reads who it is, and whether the protocol can let it in. `spoken` is called when the
+/// first bytes have come.
 pub(crate) async fn hear(
     local: &Local,
     read: &mut BoxRead,

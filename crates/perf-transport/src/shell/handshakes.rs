@@ -1,5 +1,6 @@
 //! Handshakes under way: who must make room when there are too many.
 
+use crate::primitive::mutant;
 use parking_lot::Mutex;
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -36,10 +37,11 @@ impl HandshakeBounds {
 
 /// Handshakes of peers that have not proven who they are.
 ///
-/// When there are as many as may be, a newcomer displaces the oldest one that has said nothing yet, of the source that has most of
-/// them; sources from which no peer of the cluster has ever come go first. One that has begun to speak is displaced when it has taken an eighth of
-/// its time, or at once if its source is unknown and that of the newcomer is not. If none may be displaced the newcomer waits. A bounded number of
-/// newcomers of unknown sources waits, so that those of known ones never stand in line behind a flood.
+/// When there are as many as may be, a newcomer displaces the oldest one that has said nothing yet, of the source that
+/// has most of them; sources from which no peer of the cluster has ever come go first. One that has begun to speak is
+/// displaced when it has taken an eighth of its time, or at once if its source is unknown and that of the newcomer is
+/// not. If none may be displaced the newcomer waits. A bounded number of newcomers of unknown sources waits, so that
+/// those of known ones never stand in line behind a flood.
 pub(crate) struct Handshakes {
     under_way: Mutex<Vec<UnderWay>>,
     bounds: HandshakeBounds,
@@ -144,7 +146,7 @@ impl Handshakes {
     pub(crate) fn wait(self: &Arc<Self>, is_known: bool) -> Option<Waiting> {
         let before = self.waiting.fetch_add(1, Ordering::Relaxed);
         let waiting = Waiting(Arc::clone(self));
-        let waiting_max = if is_known {
+        let waiting_max = if is_known || mutant::is("strangers_wait_as_known_ones") {
             self.bounds.waiting_max
         } else {
             self.bounds.strangers_waiting_max
@@ -152,7 +154,8 @@ impl Handshakes {
         (before < waiting_max).then_some(waiting)
     }
 
-    /// A place for a newcomer; `None` if it must wait: until one has left, or some time has passed. Costs a step for each handshake.
+    /// A place for a newcomer; `None` if it must wait: until one has left, or some time has passed. Costs a step for
+    /// each handshake.
     pub(crate) fn enter(self: &Arc<Self>, source: &str, is_known: bool) -> Option<Place> {
         let now = Instant::now();
         let mut under_way = self.under_way.lock();
@@ -186,7 +189,7 @@ impl Handshakes {
         let may_be = all.iter().enumerate().filter(|(_, one)| {
             let is_slow = !one.has_spoken || now - one.since >= self.grace;
             // Known sources have a claim before unknown ones.
-            if is_known == one.is_known {
+            if is_known == one.is_known || mutant::is("known_sources_have_no_claim") {
                 is_slow
             } else {
                 is_known
@@ -195,6 +198,7 @@ impl Handshakes {
         // Numbers grow: the oldest has the smallest.
         let rank = |one: &UnderWay| {
             let of_source = of_sources.get(one.source.as_str());
+            let of_source = of_source.filter(|_| !mutant::is("sources_uncounted"));
             (
                 !one.is_known,
                 !one.has_spoken,

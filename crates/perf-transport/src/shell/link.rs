@@ -1,5 +1,6 @@
 //! The dialling side: one link per peer and class, and the task that connects it.
 
+use super::accept::source_of;
 use super::conn::{Conn, Info};
 use super::handshake::{read_frame, write_frame};
 use super::parting;
@@ -7,6 +8,7 @@ use super::session::{self, Established, Role};
 use crate::connect::{ByteStream, StreamOptions};
 use crate::error::TransportError;
 use crate::event::{CloseReason, PeerEvent};
+use crate::primitive::mutant;
 use crate::proto::{
     Admission, Backoff, Channel, Client, ConnectionClass, Decoder, DialState, Dialer,
     FEATURE_GOODBYE, FEATURE_TRACE, FEATURE_WATCH, Fault, FrameError, FrameRef, HandshakeError,
@@ -18,10 +20,12 @@ use crate::transport::{Alive, Inner};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::Waker;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 /// One of a peer's two connections, from this node's side.
@@ -35,12 +39,16 @@ pub(crate) struct Link {
     pub(crate) streams_max: AtomicU32,
     pub(crate) dials: AtomicU64,
     pub(crate) connects: AtomicU64,
+    /// The peer has another address, or the link was closed: a dial under way looks at both.
+    changed: Notify,
 }
 
 /// A peer and the way to it.
 pub(crate) struct Peer {
     pub(crate) id: u64,
     pub(crate) address: Mutex<String>,
+    /// The host of the address.
+    host: Mutex<String>,
     pub(crate) control: Link,
     pub(crate) bulk: Link,
 }
@@ -57,10 +65,16 @@ impl Peer {
     pub(crate) fn new(id: u64, address: String, inner: &Inner) -> Self {
         Self {
             id,
+            host: Mutex::new(source_of(&address)),
             address: Mutex::new(address),
             control: Link::new(id, ConnectionClass::Control, inner),
             bulk: Link::new(id, ConnectionClass::Bulk, inner),
         }
+    }
+
+    /// Whether it is dialled at this host.
+    pub(crate) fn is_at(&self, host: &str) -> bool {
+        *self.host.lock() == host
     }
 
     #[inline]
@@ -77,8 +91,18 @@ impl Peer {
         if *known == address {
             return;
         }
+        *self.host.lock() = source_of(&address);
         *known = address;
-        // Under the lock of the address: a dialler that has failed looks at the address behind this, or has told its dialer before.
+        // Under the lock of the address: a dialler that has failed looks at the address behind this, or has told its
+        // dialer before.
+        self.forget_failures();
+        for link in self.links() {
+            link.changed.notify_one();
+        }
+    }
+
+    /// What failed says nothing any more: the next message dials at once.
+    pub(crate) fn forget_failures(&self) {
         for link in self.links() {
             link.dialer.lock().moved();
         }
@@ -109,6 +133,7 @@ impl Link {
             streams_max: AtomicU32::new(config.streams_max),
             dials: AtomicU64::new(0),
             connects: AtomicU64::new(0),
+            changed: Notify::new(),
         }
     }
 
@@ -121,7 +146,8 @@ impl Link {
         self.admit_slow(peer, inner)
     }
 
-    /// Slow path of [`admit`](Self::admit), also used after a push failed on a link that looked open: takes the dialer's lock to learn the true state.
+    /// Slow path of [`admit`](Self::admit), also used after a push failed on a link that looked open: takes the
+    /// dialer's lock to learn the true state.
     #[cold]
     pub(crate) fn admit_slow(&self, peer: &Arc<Peer>, inner: &Arc<Inner>) -> Result<(), Refused> {
         let mut dialer = self.dialer.lock();
@@ -129,7 +155,7 @@ impl Link {
             Admission::Queue => Ok(()),
             Admission::QueueAndDial => {
                 // Under the dialer's lock: `lost` closes them before it says that there is nothing to wait for.
-                self.conn.channel.lanes.open();
+                self.conn.channel.queues.open();
                 drop(dialer);
                 self.dials.fetch_add(1, Ordering::Relaxed);
                 let task = Running {
@@ -144,7 +170,8 @@ impl Link {
             }
             Admission::Refused { retry_in_ms } => Err(Refused::Unreachable { retry_in_ms }),
             Admission::Draining => Err(Refused::PeerDraining),
-            Admission::Closed => Err(Refused::ShuttingDown),
+            Admission::Closed if inner.is_ending() => Err(Refused::ShuttingDown),
+            Admission::Closed => Err(Refused::UnknownPeer),
         }
     }
 
@@ -153,6 +180,7 @@ impl Link {
         let mut dialer = self.dialer.lock();
         let is_wanted = dialer.connected();
         if is_wanted {
+            self.conn.has_failed.store(false, Ordering::Release);
             self.connects.fetch_add(1, Ordering::Relaxed);
             self.is_open.store(true, Ordering::Release);
         }
@@ -161,15 +189,15 @@ impl Link {
 
     /// Closes the connection if it is idle. Messages that are queued meanwhile wait for the next connection.
     pub(crate) fn end_if_idle(&self) {
-        // A caller that closed lanes refuse asks the dialer, and so waits until this is done.
+        // A caller that closed queues refuse asks the dialer, and so waits until this is done.
         let mut dialer = self.dialer.lock();
         let channel = &self.conn.channel;
-        if dialer.state() != DialState::Up || !channel.lanes.close_if_empty() {
+        if dialer.state() != DialState::Up || !channel.queues.close_if_empty() {
             return;
         }
         if !self.is_quiet() {
             // What was queued a moment ago is on its way.
-            channel.lanes.open();
+            channel.queues.open();
             return;
         }
         dialer.ending();
@@ -177,7 +205,7 @@ impl Link {
         self.conn.close(CloseReason::Idle);
         // Nothing but a good-bye can be written to it any more.
         self.conn.begin_parting();
-        channel.lanes.renew();
+        channel.queues.renew();
     }
 
     /// Whether there are no calls, no bodies and nothing to write.
@@ -203,7 +231,7 @@ impl Link {
         if !was_idle {
             self.lost(&Fault::Disconnected, Dialer::lost);
         }
-        was_idle && self.conn.channel.lanes.queued().1 > 0
+        was_idle && self.conn.channel.queues.queued().1 > 0
     }
 
     /// The peer takes no new requests.
@@ -230,15 +258,17 @@ impl Link {
         self.conn.close(CloseReason::Closed);
         // Where no task runs, nothing else would end the calls that wait.
         self.conn.channel.pending.fail_all(&Fault::Disconnected);
+        self.changed.notify_one();
     }
 
-    /// Queues no new messages until the next connection is dialled. Who waits for room asks anew whether there is a way.
+    /// Queues no new messages until the next connection is dialled. Who waits for room asks anew whether there is a
+    /// way.
     fn refuse_new(&self) {
         wake(self.conn.channel.close());
     }
 
-    /// The connection is lost, or there will be none: what is queued is dropped. Only then `say` tells the dialer, so that the next caller that asks it
-    /// finds the queues empty.
+    /// The connection is lost, or there will be none: what is queued is dropped. Only then `say` tells the dialer, so
+    /// that the next caller that asks it finds the queues empty.
     fn lost<R>(&self, fault: &Fault, say: impl FnOnce(&mut Dialer) -> R) -> R {
         self.refuse_new();
         self.conn.disconnect(fault);
@@ -272,8 +302,8 @@ impl Link {
     }
 }
 
-/// The task of a link. When it is dropped before its end, by a panic or with its runtime, the link learns of it: it would count as connecting, or
-/// connected, for ever otherwise.
+/// The task of a link. When it is dropped before its end, by a panic or with its runtime, the link learns of it: it
+/// would count as connecting, or connected, for ever otherwise.
 struct Running {
     inner: Arc<Inner>,
     peer: Arc<Peer>,
@@ -313,18 +343,30 @@ async fn run(mut task: Running) {
 async fn connected(inner: &Arc<Inner>, peer: &Arc<Peer>, class: ConnectionClass) {
     let link = peer.link(class);
     link.conn.reopen();
-    let address = peer.address.lock().clone();
-    let (established, welcome) = match dial(inner, peer, class, &address).await {
-        Ok(dialled) => dialled,
-        Err(error) => {
+    let mut address = peer.address.lock().clone();
+    let (established, welcome) = loop {
+        let error = match dial_while_wanted(inner, peer, class, &address).await {
+            Ok(dialled) => break dialled,
+            Err(error) => error,
+        };
+        if link.is_closed() {
+            link.lost(&Fault::Unreachable, |_| ());
+            return;
+        }
+        let now = peer.address.lock().clone();
+        if now == address {
             fail(inner, peer, link, Fault::Unreachable, error);
             let now = peer.address.lock();
             if *now != address {
-                // What failed is not where the peer is.
+                // Given while the failure was noted.
                 link.dialer.lock().moved();
             }
             return;
         }
+        // What failed is not where the peer is: what waits goes there.
+        address = now;
+        inner.counts.dial_failed();
+        link.dials.fetch_add(1, Ordering::Relaxed);
     };
     let hears = welcome.features & FEATURE_GOODBYE != 0;
     link.conn.hears_goodbye.store(hears, Ordering::Relaxed);
@@ -347,6 +389,8 @@ async fn connected(inner: &Arc<Inner>, peer: &Arc<Peer>, class: ConnectionClass)
         link.lost(&Fault::Unreachable, |_| ());
         return;
     }
+    #[cfg(feature = "tls")]
+    inner.check_again(&link.conn, crate::tls::Side::Dialled);
     inner.counts.connected(true);
     inner.events.report(PeerEvent::Connected {
         peer: peer.id,
@@ -380,7 +424,7 @@ fn wake(wakers: Vec<Waker>) {
 }
 
 fn fail(inner: &Inner, peer: &Peer, link: &Link, fault: Fault, error: TransportError) {
-    *link.conn.last_error.lock() = Some(Arc::new(error.clone()));
+    link.conn.note_dial_error(error.clone());
     let failures = link.lost(&fault, |dialer| {
         dialer.failed(inner.now_ms());
         dialer.failures()
@@ -392,6 +436,30 @@ fn fail(inner: &Inner, peer: &Peer, link: &Link, fault: Fault, error: TransportE
         failures,
         error,
     });
+}
+
+/// Dials until the peer has another address or the link is closed.
+async fn dial_while_wanted(
+    inner: &Inner,
+    peer: &Peer,
+    class: ConnectionClass,
+    address: &str,
+) -> Result<(Established, Welcome), TransportError> {
+    let link = peer.link(class);
+    let mut dial = pin!(dial(inner, peer, class, address));
+    loop {
+        tokio::select! {
+            dialled = &mut dial => return dialled,
+            () = link.changed.notified(), if !mutant::is("dial_outlives_want") => {}
+        }
+        let is_wanted = !link.is_closed() && *peer.address.lock() == address;
+        if !is_wanted {
+            return Err(TransportError::Io {
+                action: "go on with the dial",
+                reason: format!("{address} is not dialled any more"),
+            });
+        }
+    }
 }
 
 async fn dial(
@@ -451,6 +519,8 @@ async fn shake(
         return Err(HandshakeError::Node { expected, found });
     }
     #[cfg(feature = "tls")]
+    let identity_era = inner.identity_era();
+    #[cfg(feature = "tls")]
     let (stream, certificate) = match inner.security() {
         crate::security::Security::MutualTls(identity) => {
             let cluster = &inner.local.cluster;
@@ -474,6 +544,8 @@ async fn shake(
         incarnation: welcome.incarnation,
         #[cfg(feature = "tls")]
         certificate,
+        #[cfg(feature = "tls")]
+        identity_era,
     });
     let established = Established {
         read,

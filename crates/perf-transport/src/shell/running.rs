@@ -1,6 +1,7 @@
 //! Running handlers of one connection that are stopped when their caller has given up.
 
 use crate::config::millis;
+use crate::primitive::mutant;
 use crate::proto::TimeLimit;
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -8,8 +9,8 @@ use tokio::task::AbortHandle;
 
 /// The handlers of one connection that may be stopped, by the ids of their requests.
 ///
-/// Removing a handler from the map decides its end: its task removes it and answers, or [`stop`](Self::stop) removes it and aborts the task. Tasks are
-/// aborted after the lock is released, because dropping a task takes the lock again.
+/// Removing a handler from the map decides its end: its task removes it and answers, or [`stop`](Self::stop) removes it
+/// and aborts the task. Tasks are aborted after the lock is released, because dropping a task takes the lock again.
 #[derive(Default)]
 pub(crate) struct Running {
     handlers: Mutex<HashMap<u64, Handler>>,
@@ -37,7 +38,7 @@ impl Running {
             deadline_ms: None,
         };
         let before = self.handlers.lock().insert(id, handler);
-        abort(before);
+        abort(before.filter(|_| !mutant::is("id_used_twice_runs_on")));
     }
 
     /// Notes the task of a handler, which may have ended already.
@@ -49,7 +50,8 @@ impl Running {
         }
     }
 
-    /// Removes a handler that has ended by itself. Returns `false` if it was stopped before; its answer is dropped then.
+    /// Removes a handler that has ended by itself. Returns `false` if it was stopped before; its answer is dropped
+    /// then.
     pub(crate) fn end(&self, (id, sequence): (u64, u64)) -> bool {
         let mut handlers = self.handlers.lock();
         let is_it = handlers
@@ -73,7 +75,8 @@ impl Running {
         abort(handlers.into_values());
     }
 
-    /// Stops the handlers whose time limit has passed. The caller's cancellation may be stuck behind requests that are not read yet.
+    /// Stops the handlers whose time limit has passed. The caller's cancellation may be stuck behind requests that are
+    /// not read yet.
     pub(crate) fn stop_late(&self, now_ms: u64) {
         let mut handlers = self.handlers.lock();
         if handlers.is_empty() {

@@ -129,7 +129,7 @@ impl<R: Role> Session<R> {
         if let Some(reason) = self.conn.closing() {
             return Poll::Ready(Step::Closed(reason));
         }
-        if self.conn.channel.gate.is_tasks() {
+        if self.conn.channel.ownership.is_tasks() {
             if !self.yielded && self.role.in_flight(&self.conn) > DIRECT_CALLS_MAX {
                 self.yielded = true;
                 return Poll::Ready(Step::Yield);

@@ -107,7 +107,7 @@ impl Ticker {
             DialState::Up | DialState::Draining => {}
             DialState::Backoff { until_ms } if until_ms <= now_ms => {
                 // What was queued while the last attempt was failing.
-                if conn.channel.lanes.queued().1 > 0 {
+                if conn.channel.queues.queued().1 > 0 {
                     let _ = link.admit(peer, &self.inner);
                 }
                 return;
@@ -130,7 +130,7 @@ impl Ticker {
             conn.close(CloseReason::PeerDrained);
             return;
         }
-        let messages = conn.channel.lanes.messages();
+        let messages = conn.channel.queues.messages();
         if messages != watch.messages || !is_quiet {
             watch.messages = messages;
             watch.messages_ms = now_ms;
@@ -200,6 +200,6 @@ fn look(watch: &mut Watch, conn: &Conn, now_ms: u64) {
 }
 
 fn say(conn: &Conn, header: Header) {
-    conn.channel.lanes.push_sign_of_life(header);
+    conn.channel.queues.push_sign_of_life(header);
     conn.notify(true);
 }

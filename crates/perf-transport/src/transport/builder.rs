@@ -62,7 +62,8 @@ impl Builder {
         self
     }
 
-    /// Accepts connections at an address, `host:port`, or on Unix `unix:/path`; port 0 lets the system choose. Without it the node only dials.
+    /// Accepts connections at an address, `host:port`, or on Unix `unix:/path`; port 0 lets the system choose. Without
+    /// it the node only dials.
     pub fn listen(mut self, address: impl Into<String>) -> Self {
         self.listener = ListenOn::Address(address.into());
         self
@@ -92,8 +93,9 @@ impl Builder {
         self
     }
 
-    /// Asked about each peer that has proven who it is, before it is let in; `Err` refuses it, with a text that it gets. The answer must come within
-    /// [`Config::handshake_timeout`], the rest of the handshake included. Many peers may be asked about at once, up to [`Config::inbound_max`].
+    /// Asked about each peer that has proven who it is, before it is let in; `Err` refuses it, with a text that it
+    /// gets. The answer must come within [`Config::handshake_timeout`], the rest of the handshake included. Many peers
+    /// may be asked about at once, up to [`Config::inbound_max`].
     ///
     /// ```
     /// # use perf_transport::{Security, Transport};
@@ -130,7 +132,8 @@ impl Builder {
     /// Starts the transport on the current tokio runtime, which must have time and IO enabled.
     ///
     /// # Errors
-    /// [`TransportError::Configuration`] if the configuration cannot work, [`TransportError::Io`] if the address cannot be listened on.
+    /// [`TransportError::Configuration`] if the configuration cannot work, [`TransportError::Io`] if the address cannot
+    /// be listened on.
     pub async fn start(mut self) -> Result<Transport, TransportError> {
         self.config.check()?;
         if self.cluster.is_empty() || self.cluster.len() > 128 {
@@ -199,6 +202,8 @@ impl Builder {
             config: self.config,
             local,
             security: RwLock::new(self.security),
+            #[cfg(feature = "tls")]
+            identity_era: AtomicU64::new(0),
             hook: self.hook,
             sources: Mutex::default(),
             tasks: AtomicUsize::new(0),

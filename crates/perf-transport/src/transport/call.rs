@@ -16,9 +16,10 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use super::Transport;
-use super::way::Way;
+use super::resolved_route::ResolvedRoute;
 
-/// A slot of a call whose request is not queued yet. Dropping it frees the slot; the peer is not told, because it has not got the request.
+/// A slot of a call whose request is not queued yet. Dropping it frees the slot; the peer is not told, because it has
+/// not got the request.
 pub(super) struct Slot {
     pub(super) conn: Option<Arc<Conn>>,
     pub(super) key: CallKey,
@@ -56,12 +57,13 @@ impl Drop for WaitingForSlot<'_> {
 }
 
 impl Transport {
-    /// Sends a request and returns the future of its reply. The request is on its way when this returns, not when the future is first
-    /// polled, so several calls can be begun before the first is awaited.
+    /// Sends a request and returns the future of its reply. The request is on its way when this returns, not when the
+    /// future is first polled, so several calls can be begun before the first is awaited.
     ///
     /// # Errors
-    /// The future's: those of [`send`](Self::send), [`TooManyCalls`](TransportError::TooManyCalls), [`Timeout`](TransportError::Timeout),
-    /// [`Disconnected`](TransportError::Disconnected), [`PeerRejected`](TransportError::PeerRejected).
+    /// The future's: those of [`send`](Self::send), [`TooManyCalls`](TransportError::TooManyCalls),
+    /// [`Timeout`](TransportError::Timeout), [`Disconnected`](TransportError::Disconnected),
+    /// [`PeerRejected`](TransportError::PeerRejected).
     #[inline]
     pub fn call(&self, envelope: Envelope<'_>) -> Call {
         match self.try_call(&envelope) {
@@ -86,13 +88,13 @@ impl Transport {
 
     #[inline]
     pub(super) fn call_on(&self, route: &Route, envelope: &Envelope<'_>) -> Result<Call, Refused> {
-        let way = self.way(route, envelope)?;
+        let resolved = self.resolve(route, envelope)?;
         let timeout = envelope.timeout.unwrap_or(self.inner.config.call_timeout);
-        let (key, limit) = self.open(&way, timeout)?;
-        let conn = way.conn();
-        let header = way.header(Kind::Request, key.id()).within(limit);
+        let (key, limit) = self.open(&resolved, timeout)?;
+        let conn = resolved.conn();
+        let header = resolved.header(Kind::Request, key.id()).within(limit);
         let observed = self.observe_on(route, envelope);
-        if let Err(refused) = self.queue_message(&way, header, envelope) {
+        if let Err(refused) = self.queue_message(&resolved, header, envelope) {
             // The peer has not got the request and is not told.
             conn.channel.pending.cancel(key);
             return Err(refused);
@@ -105,11 +107,15 @@ impl Transport {
     #[inline]
     pub(super) fn open(
         &self,
-        way: &Way<'_>,
+        resolved: &ResolvedRoute<'_>,
         timeout: Duration,
     ) -> Result<(CallKey, TimeLimit), Refused> {
         let deadline_ms = self.deadline_ms(timeout);
-        let key = way.conn().channel.pending.open(way.lane, deadline_ms);
+        let key = resolved
+            .conn()
+            .channel
+            .pending
+            .open(resolved.queue, deadline_ms);
         let key = key.ok_or(Refused::TooManyCalls)?;
         Ok((key, TimeLimit::from_millis(millis(timeout))))
     }
@@ -125,13 +131,15 @@ impl Transport {
 }
 
 impl Transport {
-    /// Sends a request, waits while its queue is full or as many calls are in flight as may be, and then for the reply. All of it together takes no
-    /// longer than the call may.
+    /// Sends a request, waits while its queue is full or as many calls are in flight as may be, and then for the reply.
+    /// All of it together takes no longer than the call may.
     ///
-    /// Callers that wait have their turns, and are woken when it is theirs. Dropping the future before the request is queued sends nothing.
+    /// Callers that wait have their turns, and are woken when it is theirs. Dropping the future before the request is
+    /// queued sends nothing.
     ///
     /// # Errors
-    /// As [`call`](Self::call), without `QueueFull`; `TooManyCalls` or `QueueFull` if there was no room in all that time.
+    /// As [`call`](Self::call), without `QueueFull`; `TooManyCalls` or `QueueFull` if there was no room in all that
+    /// time.
     pub async fn call_wait(&self, envelope: Envelope<'_>) -> Result<Bytes, TransportError> {
         let route = self.route(&envelope)?;
         self.call_wait_on(&route, &envelope).await
@@ -178,20 +186,20 @@ impl Transport {
                 .max(Duration::from_millis(1))
         };
         loop {
-            let way = self.way(route, envelope)?;
-            let conn = way.conn();
+            let resolved = self.resolve(route, envelope)?;
+            let conn = resolved.conn();
             *full = Refused::TooManyCalls;
-            let slot = self.slot_in_turn(&way, left()).await?;
+            let slot = self.slot_in_turn(&resolved, left()).await?;
             let key = slot.key;
             *full = Refused::QueueFull;
-            let head = way.trace_head(envelope);
+            let head = resolved.trace_head(envelope);
             let push = |waiter: &mut Waiter, waker: &Waker| {
                 let limit = TimeLimit::from_millis(millis(left()));
-                let header = way.header(Kind::Request, key.id()).within(limit);
-                way.push_or_wait((waiter, waker), header, &envelope.payload, head.as_deref())
+                let header = resolved.header(Kind::Request, key.id()).within(limit);
+                resolved.push_or_wait((waiter, waker), header, &envelope.payload, head.as_deref())
             };
             // The connection may be lost meanwhile, and the slot with it: then this begins again.
-            let mut queued = std::pin::pin!(self.queue_in_turn(&way, push));
+            let mut queued = std::pin::pin!(self.queue_in_turn(&resolved, push));
             let queued = poll_fn(|cx| {
                 if conn.channel.pending.poll_lost(key, cx).is_ready() {
                     return Poll::Ready(None);
@@ -208,20 +216,20 @@ impl Transport {
 
     pub(super) async fn slot_in_turn(
         &self,
-        way: &Way<'_>,
+        resolved: &ResolvedRoute<'_>,
         time: Duration,
     ) -> Result<Slot, Refused> {
-        let conn = way.conn();
+        let conn = resolved.conn();
         let mut waiting = WaitingForSlot {
             conn,
             waiter: Waiter::default(),
         };
         let deadline_ms = self.deadline_ms(time);
         poll_fn(|cx| {
-            way.link.admit(&way.route.peer, &self.inner)?;
+            resolved.link.admit(&resolved.route.peer, &self.inner)?;
             let pending = &conn.channel.pending;
             let waiter = &mut waiting.waiter;
-            let (key, next) = pending.open_or_wait(waiter, cx.waker(), way.lane, deadline_ms);
+            let (key, next) = pending.open_or_wait(waiter, cx.waker(), resolved.queue, deadline_ms);
             if let Some(next) = next {
                 next.wake();
             }

@@ -8,11 +8,12 @@ use super::shared::LAST_WORDS;
 use super::shared::goodbye;
 
 impl Transport {
-    /// Shuts down in good order: takes no new messages and no new connections, tells the peers to send nothing new, waits until what is queued is
-    /// written, calls in flight have ended, peers have had the replies to what they sent and closed their connections, and handlers
-    /// have ended, and closes. After `time_max` it closes whatever is left.
+    /// Shuts down in good order: takes no new messages and no new connections, tells the peers to send nothing new,
+    /// waits until what is queued is written, calls in flight have ended, peers have had the replies to what they sent
+    /// and closed their connections, and handlers have ended, and closes. After `time_max` it closes whatever is left.
     ///
-    /// Returns whether everything was done in time. A peer that is gone without a word is waited for until its heartbeats are missed.
+    /// Returns whether everything was done in time. A peer that is gone without a word is waited for until its
+    /// heartbeats are missed.
     pub async fn drain(&self, time_max: Duration) -> bool {
         let inner = &self.inner;
         inner.draining.store(true, Ordering::SeqCst);
@@ -46,14 +47,16 @@ impl Transport {
             let is_written = link.conn.backlog() == 0 || !link.is_up();
             channel.pending.in_flight() == 0 && is_written
         });
-        // A peer closes when it has all its replies. What it sent without waiting for one is handled until then, or soon after.
+        // A peer closes when it has all its replies. What it sent without waiting for one is handled until then, or
+        // soon after.
         let inbound = self.inner.inbound.lock();
         let is_alone =
             inbound.handshakes == 0 && inbound.open.is_empty() && inbound.ended.is_empty();
         links_are && is_alone
     }
 
-    /// Closes everything at once: calls in flight end with `Disconnected`, what is queued is dropped. Also done when the last clone is dropped.
+    /// Closes everything at once: calls in flight end with `Disconnected`, what is queued is dropped. Also done when
+    /// the last clone is dropped.
     pub fn shutdown(&self) {
         self.inner.stop();
     }

@@ -3,11 +3,11 @@
 mod builder;
 mod call;
 mod drain;
+mod resolved_route;
 mod send;
 mod shared;
 mod status;
 mod streams;
-mod way;
 
 pub use builder::Builder;
 use builder::ListenOn;
@@ -31,18 +31,19 @@ use tokio::sync::broadcast;
 ///
 /// # Delivery
 ///
-/// - A message is sent at most once: nothing is ever repeated by the transport. What is queued when a connection is lost is dropped, counted, and
-///   for calls reported.
-/// - Messages to one peer of one priority arrive in the order in which they were sent, without gaps while a connection lasts. Priorities have no
-///   order among each other.
-/// - A call completes exactly once: with its reply or with a [`TransportError`], at its deadline at the latest. A cancelled call frees its slot; its late reply is
-///   dropped, and the peer is told, behind the request. A reply of an earlier connection never completes a later call.
+/// - A message is sent at most once: nothing is ever repeated by the transport. What is queued when a connection is
+///   lost is dropped, counted, and for calls reported.
+/// - Messages to one peer of one priority arrive in the order in which they were sent, without gaps while a connection
+///   lasts. Priorities have no order among each other.
+/// - A call completes exactly once: with its reply or with a [`TransportError`], at its deadline at the latest. A
+///   cancelled call frees its slot; its late reply is dropped, and the peer is told, behind the request. A reply of an
+///   earlier connection never completes a later call.
 ///
 /// # Costs
 ///
-/// A call to a connected peer takes no allocation and no lock that is held for longer than the copy of a small message. With up to three calls in
-/// flight the caller writes to the socket itself; with more the connection's task writes for all of them. `send` may be called from any
-/// thread; it never blocks on the network.
+/// A call to a connected peer takes no allocation and no lock that is held for longer than the copy of a small message.
+/// With up to three calls in flight the caller writes to the socket itself; with more the connection's task writes for
+/// all of them. `send` may be called from any thread; it never blocks on the network.
 #[derive(Clone)]
 pub struct Transport {
     inner: Arc<Inner>,
@@ -93,8 +94,10 @@ impl Transport {
         self.inner.address.as_deref()
     }
 
-    /// Makes a peer known, or gives a known one another address. Dials nothing: the first message does, and does not wait for what failed at another
-    /// address. A connection that is up stays, whatever address it was dialled at.
+    /// Makes a peer known, or gives a known one another address. Dials nothing: the first message does, and does not
+    /// wait for what failed at another address. A dial at the old address is given up, and what waits for it goes to
+    /// the new one. A connection that is up stays, whatever address it was dialled at. The backoff of a peer that was
+    /// dialled in vain ends, too, when the peer connects to this node.
     pub fn add_peer(&self, peer: u64, address: impl Into<String>) {
         let address = address.into();
         let mut all = self.inner.all.lock();
@@ -107,8 +110,9 @@ impl Transport {
         self.inner.peers.insert(peer, new);
     }
 
-    /// Forgets a peer: its connections are closed, in both directions, and calls in flight end with `Disconnected`. `false` if it was not known. It
-    /// may come again, unless [`Config::known_peers_only`] is set or the hook of [`Builder::on_accept`] refuses it.
+    /// Forgets a peer: its connections are closed, in both directions, calls in flight end with `Disconnected`, and
+    /// callers that wait for room or for a slot with `UnknownPeer`. `false` if it was not known. It may come again,
+    /// unless [`Config::known_peers_only`] is set or the hook of [`Builder::on_accept`] refuses it.
     pub fn remove_peer(&self, peer: u64) -> bool {
         let removed = {
             let mut all = self.inner.all.lock();
@@ -128,8 +132,8 @@ impl Transport {
         true
     }
 
-    /// The most bytes of one message's payload that this node sends and takes: [`Config::frame_bytes_max`]. A peer may take less;
-    /// [`RemoteMethod::payload_bytes_max`] knows what it said. Longer bodies go by [`stream`](Self::stream).
+    /// The most bytes of one message's payload that this node sends and takes: [`Config::frame_bytes_max`]. A peer may
+    /// take less; [`RemoteMethod::payload_bytes_max`] knows what it said. Longer bodies go by [`stream`](Self::stream).
     #[must_use]
     pub fn payload_bytes_max(&self) -> usize {
         self.inner.config.frame_bytes_max as usize
@@ -149,17 +153,16 @@ impl Transport {
         Ok(RemoteMethod::new(self.clone(), route))
     }
 
-    /// Gives this node another certificate, key, authority and revocation lists, for connections from now on. Connections whose peers the new
-    /// authority accepts go on; others are closed, with [`CloseReason::Certificate`].
+    /// Gives this node another certificate, key, authority and revocation lists, for connections from now on.
+    /// Connections whose peers the new authority accepts go on; others are closed, with [`CloseReason::Certificate`].
     ///
     /// Costs a verification for each connection.
     ///
     /// # Errors
-    /// [`TransportError::Configuration`] if other nodes would refuse the certificate, or the transport was started without TLS. Nothing has
-    /// changed then.
+    /// [`TransportError::Configuration`] if other nodes would refuse the certificate, or the transport was started
+    /// without TLS. Nothing has changed then.
     #[cfg(feature = "tls")]
     pub fn set_identity(&self, identity: crate::tls::TlsIdentity) -> Result<(), TransportError> {
-        use crate::tls::Side;
         let inner = &self.inner;
         if inner.security().is_plain() {
             return Err(TransportError::Configuration {
@@ -167,26 +170,12 @@ impl Transport {
             });
         }
         identity.check(inner.local.node, &inner.local.cluster)?;
-        *inner.security.write() = Security::MutualTls(identity.clone());
-        for (conn, side) in inner.connections() {
-            let side = if side { Side::Dialled } else { Side::Accepted };
-            let certificate = conn
-                .info
-                .lock()
-                .as_ref()
-                .and_then(|info| info.certificate.clone());
-            let Some(certificate) = certificate else {
-                continue;
-            };
-            let cluster = &inner.local.cluster;
-            if let Err(error) = identity.check_peer(&certificate, side, (conn.peer, cluster)) {
-                conn.close(CloseReason::Certificate(error));
-            }
-        }
+        inner.set_identity(&identity);
         Ok(())
     }
 
-    /// What happens to connections from now on. A subscriber that is 256 events behind loses the oldest, and is told how many.
+    /// What happens to connections from now on. A subscriber that is 256 events behind loses the oldest, and is told
+    /// how many.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<PeerEvent> {
         self.inner.events.subscribe()

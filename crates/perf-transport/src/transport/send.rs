@@ -13,7 +13,7 @@ use crate::spans::Observed;
 use std::task::Waker;
 
 use super::Transport;
-use super::way::{is_urgent, span_of};
+use super::resolved_route::{is_urgent, span_of};
 
 /// What became of a [`broadcast`](Transport::broadcast).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,12 +33,15 @@ pub(super) fn relayed<'a>(target: u64, message: &'a Message) -> Envelope<'a> {
 }
 
 impl Transport {
-    /// Sends a message without a reply. It is queued, or written at once where the connection is idle and the message urgent. Never waits.
+    /// Sends a message without a reply. It is queued, or written at once where the connection is idle and the message
+    /// urgent. Never waits.
     ///
     /// # Errors
-    /// Gives the message back, with the reason: [`QueueFull`](TransportError::QueueFull), [`Unreachable`](TransportError::Unreachable),
-    /// [`UnknownPeer`](TransportError::UnknownPeer), [`TooLarge`](TransportError::TooLarge), [`PeerDraining`](TransportError::PeerDraining),
-    /// [`ShuttingDown`](TransportError::ShuttingDown) or [`InvalidName`](TransportError::InvalidName). Nothing was sent then.
+    /// Gives the message back, with the reason: [`QueueFull`](TransportError::QueueFull), also while others wait for
+    /// room in turn, [`Unreachable`](TransportError::Unreachable), [`UnknownPeer`](TransportError::UnknownPeer),
+    /// [`TooLarge`](TransportError::TooLarge), [`PeerDraining`](TransportError::PeerDraining),
+    /// [`ShuttingDown`](TransportError::ShuttingDown) or [`InvalidName`](TransportError::InvalidName). Nothing was sent
+    /// then.
     #[allow(
         clippy::result_large_err,
         reason = "the error is the message itself, given back; a box would be an allocation where the node is busiest"
@@ -67,14 +70,15 @@ impl Transport {
 
     #[inline]
     pub(super) fn send_on(&self, route: &Route, envelope: &Envelope<'_>) -> Result<(), Refused> {
-        let way = self.way(route, envelope)?;
-        let header = way.header(Kind::OneWay, envelope.request_id);
-        self.queue_message(&way, header, envelope)?;
-        way.conn().notify(is_urgent(&way));
+        let resolved = self.resolve(route, envelope)?;
+        let header = resolved.header(Kind::OneWay, envelope.request_id);
+        self.queue_message(&resolved, header, envelope)?;
+        resolved.conn().notify(is_urgent(&resolved));
         Ok(())
     }
 
-    /// Sends a message without a reply, and waits while its queue is full: in turn with others who wait for the same queue.
+    /// Sends a message without a reply, and waits while its queue is full: in turn with others who wait for the same
+    /// queue.
     ///
     /// Dropping the future before it is ready sends nothing.
     ///
@@ -102,13 +106,13 @@ impl Transport {
         envelope: &Envelope<'_>,
     ) -> Result<(), TransportError> {
         let refused = |refused| self.error(refused, envelope);
-        let way = self.way(route, envelope).map_err(refused)?;
-        let header = way.header(Kind::OneWay, envelope.request_id);
-        let head = way.trace_head(envelope);
+        let resolved = self.resolve(route, envelope).map_err(refused)?;
+        let header = resolved.header(Kind::OneWay, envelope.request_id);
+        let head = resolved.trace_head(envelope);
         let push = |waiter: &mut Waiter, waker: &Waker| {
-            way.push_or_wait((waiter, waker), header, &envelope.payload, head.as_deref())
+            resolved.push_or_wait((waiter, waker), header, &envelope.payload, head.as_deref())
         };
-        self.queue_in_turn(&way, push).await.map_err(refused)
+        self.queue_in_turn(&resolved, push).await.map_err(refused)
     }
 
     /// Queues the messages of a batch, and waits for room.
@@ -131,31 +135,33 @@ impl Transport {
         };
         let attempt = Attempt {
             peer: route.peer.id,
-            bytes: batch.block.longest(),
+            bytes: batch.buffer.longest(),
             calls_max: self.inner.config.calls_max,
             cause: None,
         };
+        let priority = batch.priority;
         let refused = |refused: Refused| {
-            let cause = self.cause(refused, attempt.peer);
+            let priority = priority.unwrap_or(route.name.priority);
+            let cause = self.cause(refused, attempt.peer, || priority);
             refused.into_error(Attempt {
                 cause,
                 ..attempt.clone()
             })
         };
-        let way = self.way_of(route, batch.priority, batch.block.longest());
-        let way = way.map_err(refused)?;
-        let lanes = &way.conn().channel.lanes;
+        let resolved = self.resolve_for(route, batch.priority, batch.buffer.longest());
+        let resolved = resolved.map_err(refused)?;
+        let queues = &resolved.conn().channel.queues;
         let push = |waiter: &mut Waiter, waker: &Waker| {
             let name = (route.number, &route.name.define);
-            lanes.push_batch_or_wait(waiter, waker, way.lane, &mut batch.block, name)
+            queues.push_batch_or_wait(waiter, waker, resolved.queue, &mut batch.buffer, name)
         };
-        self.queue_in_turn(&way, push).await.map_err(refused)
+        self.queue_in_turn(&resolved, push).await.map_err(refused)
     }
 }
 
 impl Transport {
-    /// Sends the same message to several peers. A shared payload is not copied, whatever their number: give large ones as `Bytes`. The
-    /// envelope's own target is ignored.
+    /// Sends the same message to several peers. A shared payload is not copied, whatever their number: give large ones
+    /// as `Bytes`. The envelope's own target is ignored.
     ///
     /// ```no_run
     /// # fn f(transport: &perf_transport::Transport) {
@@ -180,12 +186,12 @@ impl Transport {
         outcome
     }
 
-    /// Relays a received message to another node as it is: same service, method, number and bytes, which are neither decoded nor copied
-    /// (up to 1 KiB they are copied once).
+    /// Relays a received message to another node as it is: same service, method, number and bytes, which are neither
+    /// decoded nor copied (up to 1 KiB they are copied once).
     ///
     /// # Errors
-    /// As [`send`](Self::send). [`InvalidName`](TransportError::InvalidName) also for a new name where 1024 are in use: peers that choose names do not use
-    /// up all 2048 of the node.
+    /// As [`send`](Self::send). [`InvalidName`](TransportError::InvalidName) also for a new name where 1024 are in use:
+    /// peers that choose names do not use up all 2048 of the node.
     pub fn forward(&self, target: u64, message: &Message) -> Result<(), TransportError> {
         self.inner
             .names
@@ -193,8 +199,8 @@ impl Transport {
         self.try_send(&relayed(target, message))
     }
 
-    /// Relays a received request to another node as it is, and returns the future of the reply. It waits as long as the request's own caller
-    /// ([`Message::time_limit`]).
+    /// Relays a received request to another node as it is, and returns the future of the reply. It waits as long as the
+    /// request's own caller ([`Message::time_limit`]).
     ///
     /// # Errors
     /// The future's, as of [`call`](Self::call) and [`forward`](Self::forward).

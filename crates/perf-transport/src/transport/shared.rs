@@ -6,10 +6,10 @@ use crate::connect::Connector;
 use crate::event::{CloseReason, Events};
 use crate::names::NameTable;
 use crate::payload::Payload;
-use crate::proto::{HandshakeError, Header, Kind, Lane, Local};
+use crate::primitive::mutant;
+use crate::proto::{HandshakeError, Header, Kind, Local, SendQueue};
 use crate::router::Router;
 use crate::security::Security;
-use crate::shell::accept;
 use crate::shell::conn::Conn;
 use crate::shell::link::Peer;
 use crate::stats::Counts;
@@ -23,7 +23,11 @@ use std::time::Duration;
 use std::time::SystemTime;
 use tokio::sync::watch;
 #[cfg(feature = "tls")]
-use {crate::proto::CertificateFault, crate::shell::conn::Info};
+use {
+    crate::proto::CertificateFault,
+    crate::shell::conn::Info,
+    crate::tls::{Side, TlsIdentity},
+};
 
 /// Transports that were started in this process.
 pub(super) static TRANSPORTS: AtomicU64 = AtomicU64::new(0);
@@ -47,6 +51,8 @@ pub(crate) struct Inner {
     pub(crate) config: Config,
     pub(crate) local: Local,
     pub(super) security: RwLock<Security>,
+    #[cfg(feature = "tls")]
+    pub(super) identity_era: AtomicU64,
     pub(crate) hook: MaybeHook,
     /// Hosts from which peers have come that were let in.
     pub(super) sources: Mutex<HashSet<String>>,
@@ -86,7 +92,7 @@ impl Handshaking {
         let conns = inbound.open.values().chain(inbound.ended.values());
         let known = conns.filter(|conn| conn.peer == node).count();
         let arriving = inbound.arriving.entry(node).or_insert(0);
-        if known + *arriving >= connections_max {
+        if known + *arriving >= connections_max && !mutant::is("node_without_bound") {
             return Err(HandshakeError::TooManyConnections {
                 node,
                 connections_max,
@@ -157,8 +163,67 @@ impl Inner {
 
     /// Whether a host is one of a peer's: by its address, or since one has come from there.
     pub(crate) fn is_known_source(&self, source: &str) -> bool {
-        let is_of = |peer: &Arc<Peer>| accept::source_of(&peer.address.lock()) == source;
-        self.sources.lock().contains(source) || self.all.lock().iter().any(is_of)
+        let is_at = |peer: &Arc<Peer>| peer.is_at(source);
+        self.sources.lock().contains(source) || self.all.lock().iter().any(is_at)
+    }
+
+    /// A peer that was dialled in vain may be dialled at once.
+    pub(crate) fn forget_failures(&self, peer: u64) {
+        if let Some(peer) = self.peers.get(&peer) {
+            peer.forget_failures();
+        }
+    }
+
+    /// How often the identity was replaced. Read before an identity is taken for a handshake, and compared when the
+    /// connection is listed.
+    #[cfg(feature = "tls")]
+    pub(crate) fn identity_era(&self) -> u64 {
+        self.identity_era.load(Ordering::SeqCst)
+    }
+
+    /// Replaces the identity, and holds all connections against the new one.
+    #[cfg(feature = "tls")]
+    pub(super) fn set_identity(&self, identity: &TlsIdentity) {
+        *self.security.write() = Security::MutualTls(identity.clone());
+        // Before the connections are listed: one that is listed later sees that it must be checked again.
+        self.identity_era.fetch_add(1, Ordering::SeqCst);
+        for (conn, is_dialled) in self.connections() {
+            let side = if is_dialled {
+                Side::Dialled
+            } else {
+                Side::Accepted
+            };
+            self.check(&conn, side, identity);
+        }
+    }
+
+    /// Holds a connection that is listed by now against the identity, if that was replaced during its handshake.
+    #[cfg(feature = "tls")]
+    pub(crate) fn check_again(&self, conn: &Conn, side: Side) {
+        let era = conn.info.lock().as_ref().map(|info| info.identity_era);
+        if era == Some(self.identity_era()) || mutant::is("replaced_identity_unseen") {
+            return;
+        }
+        if let Security::MutualTls(identity) = self.security() {
+            self.check(conn, side, &identity);
+        }
+    }
+
+    /// Closes a connection whose peer's certificate this identity does not accept. Costs a verification.
+    #[cfg(feature = "tls")]
+    fn check(&self, conn: &Conn, side: Side, identity: &TlsIdentity) {
+        let certificate = conn
+            .info
+            .lock()
+            .as_ref()
+            .and_then(|info| info.certificate.clone());
+        let Some(certificate) = certificate else {
+            return;
+        };
+        let checked = identity.check_peer(&certificate, side, (conn.peer, &self.local.cluster));
+        if let Err(error) = checked {
+            conn.close(CloseReason::Certificate(error));
+        }
     }
 
     pub(crate) fn remember_source(&self, source: &str) {
@@ -177,6 +242,11 @@ impl Inner {
             info.as_ref()
                 .is_some_and(|info| info.incarnation != incarnation)
         })
+    }
+
+    /// Whether this node takes no new messages: it drains, or it has shut down.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
     }
 
     #[inline]
@@ -252,7 +322,8 @@ impl Inner {
         let now = now.unwrap_or_default();
         for (conn, _) in self.connections() {
             let expires_at = conn.info.lock().as_ref().and_then(Info::expires_at);
-            if expires_at.is_some_and(|expires_at| expires_at <= now) {
+            let is_over = expires_at.is_some_and(|expires_at| expires_at <= now);
+            if is_over && !mutant::is("expiry_ends_nothing") {
                 let error = HandshakeError::Certificate {
                     fault: CertificateFault::Expired,
                     reason: "it has expired since the connection was made".to_owned(),
@@ -279,9 +350,9 @@ impl Inner {
 /// Tells a peer that it should send no new requests.
 pub(super) fn goodbye(conn: &Conn) {
     let header = Header::new(Kind::Goodbye, 0, 0);
-    let lanes = &conn.channel.lanes;
-    if lanes
-        .push(Lane::System, header, &Payload::default(), None)
+    let queues = &conn.channel.queues;
+    if queues
+        .push(SendQueue::System, header, &Payload::default(), None)
         .is_ok()
     {
         conn.notify(true);

@@ -43,7 +43,7 @@ pub(super) fn connection_status(
 
 pub(super) fn link_stats(link: &Link) -> LinkStats {
     let conn = &link.conn;
-    let (queued_bytes, queued_frames) = conn.channel.lanes.queued();
+    let (queued_bytes, queued_frames) = conn.channel.queues.queued();
     let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     LinkStats {
         is_up: link.is_up(),
@@ -52,8 +52,8 @@ pub(super) fn link_stats(link: &Link) -> LinkStats {
         calls_in_flight: conn.channel.pending.in_flight(),
         queued_bytes: queued_bytes + conn.unwritten.load(Ordering::Relaxed),
         queued_frames,
-        dropped_frames: conn.channel.lanes.dropped(),
-        messages_sent: conn.channel.lanes.messages(),
+        dropped_frames: conn.channel.queues.dropped(),
+        messages_sent: conn.channel.queues.messages(),
         bytes_sent: get(&conn.bytes_written),
         writes: get(&conn.writes),
         peer_busy: get(&conn.peer_busy),
@@ -69,8 +69,8 @@ impl Transport {
         self.inner.all.lock().iter().map(|peer| peer.id).collect()
     }
 
-    /// All nodes there is something to say of, by id: those that are known, and others that have connected. For each its state, its connections, what is
-    /// queued, and what went wrong last. Takes a few locks for each connection.
+    /// All nodes there is something to say of, by id: those that are known, and others that have connected. For each
+    /// its state, its connections, what is queued, and what went wrong last. Takes a few locks for each connection.
     #[must_use]
     pub fn peers(&self) -> Vec<PeerStatus> {
         let mut all: BTreeMap<u64, PeerStatus> = BTreeMap::new();
@@ -83,7 +83,7 @@ impl Transport {
                 .state(self.inner.now_ms())
                 .max(bulk.state(self.inner.now_ms()));
             let depths = |link: &Link| {
-                let [_, first, second] = link.conn.channel.lanes.depths();
+                let [_, first, second] = link.conn.channel.queues.depths();
                 [first, second].map(|(bytes, frames)| QueueDepth { bytes, frames })
             };
             let ([critical, high], [normal, low]) = (depths(control), depths(bulk));
@@ -124,7 +124,8 @@ impl Transport {
         }
     }
 
-    /// All connections: two for each known peer, whether they are up or not, and those that peers have dialled. Takes a few locks for each.
+    /// All connections: two for each known peer, whether they are up or not, and those that peers have dialled. Takes a
+    /// few locks for each.
     #[must_use]
     pub fn connections(&self) -> Vec<ConnectionStatus> {
         let mut all = Vec::new();

@@ -29,8 +29,8 @@ impl Streams {
 }
 
 impl Transport {
-    /// Begins a request whose body is sent in chunks: snapshots, and whatever is longer than a frame. The envelope's payload is the
-    /// request's head. It is answered once, when the receiver's handler returns.
+    /// Begins a request whose body is sent in chunks: snapshots, and whatever is longer than a frame. The envelope's
+    /// payload is the request's head. It is answered once, when the receiver's handler returns.
     ///
     /// # Errors
     /// As [`send`](Self::send), and [`TooManyStreams`](TransportError::TooManyStreams).
@@ -42,8 +42,9 @@ impl Transport {
         Ok(BodySender::new(chunks, begun.call))
     }
 
-    /// Sends a request that is answered item by item: a watch of what changes, a long list. The peer's handler is one of
-    /// [`Router::watch`](crate::Router::watch). The answer may take as long as a streamed body ([`Config::stream_timeout`](crate::Config::stream_timeout)) where the envelope does not say.
+    /// Sends a request that is answered item by item: a watch of what changes, a long list. The peer's handler is one
+    /// of [`Router::watch`](crate::Router::watch). The answer may take as long as a streamed body
+    /// ([`Config::stream_timeout`](crate::Config::stream_timeout)) where the envelope does not say.
     ///
     /// ```no_run
     /// # async fn f(transport: &perf_transport::Transport) -> Result<(), perf_transport::TransportError> {
@@ -58,14 +59,15 @@ impl Transport {
     /// ```
     ///
     /// # Errors
-    /// As [`stream`](Self::stream), and [`Unsupported`](TransportError::Unsupported) if the peer's version does not know this.
+    /// As [`stream`](Self::stream), and [`Unsupported`](TransportError::Unsupported) if the peer's version does not
+    /// know this.
     pub fn watch(&self, envelope: Envelope<'_>) -> Result<Answer, TransportError> {
         let begun = self.begin_streams(&envelope, Kind::Watch)?;
         begun.into_answer(self.payload_bytes_max())
     }
 
-    /// Sends a request with items both ways at once: the caller sends and reads at its own pace. The peer's handler is one of
-    /// [`Router::exchange`](crate::Router::exchange).
+    /// Sends a request with items both ways at once: the caller sends and reads at its own pace. The peer's handler is
+    /// one of [`Router::exchange`](crate::Router::exchange).
     ///
     /// # Errors
     /// As [`watch`](Self::watch).
@@ -86,10 +88,10 @@ impl Transport {
     ) -> Result<Streams, TransportError> {
         let route = self.route(envelope)?;
         let refused = |refused| self.error(refused, envelope);
-        let way = self.way(&route, envelope).map_err(refused)?;
+        let resolved = self.resolve(&route, envelope).map_err(refused)?;
         let timeout = envelope.timeout.unwrap_or(self.inner.config.stream_timeout);
-        let (key, limit) = self.open(&way, timeout).map_err(refused)?;
-        let (link, conn) = (way.link, way.conn());
+        let (key, limit) = self.open(&resolved, timeout).map_err(refused)?;
+        let (link, conn) = (resolved.link, resolved.conn());
         let mut streams = Streams {
             chunks: None,
             answer: None,
@@ -113,7 +115,7 @@ impl Transport {
             let Some(window) = channel.open_window(key, credit.into(), streams_max) else {
                 return fail(streams, too_many(streams_max));
             };
-            let chunks = Chunks::new(Arc::clone(conn), (key, way.lane), window, usize::MAX);
+            let chunks = Chunks::new(Arc::clone(conn), (key, resolved.queue), window, usize::MAX);
             streams.chunks = Some(chunks);
         }
         if kind.is_watch() {
@@ -125,8 +127,8 @@ impl Transport {
             };
             streams.answer = Some(AnswerBody::new(body, Arc::clone(conn), (key, answers_max)));
         }
-        let header = way.header(kind, key.id()).within(limit);
-        if let Err(reason) = self.queue_message(&way, header, envelope) {
+        let header = resolved.header(kind, key.id()).within(limit);
+        if let Err(reason) = self.queue_message(&resolved, header, envelope) {
             return fail(streams, refused(reason));
         }
         conn.notify(false);

@@ -1,6 +1,8 @@
-//! A node that calls, a node that answers, and a network that does its worst, all from one seed: no clock, no socket, no thread.
+//! A node that calls, a node that answers, and a network that does its worst, all from one seed: no clock, no socket,
+//! no thread.
 //!
-//! What runs here is the protocol that production runs. The world decides only when bytes move, when tasks get their turn, and what breaks.
+//! What runs here is the protocol that production runs. The world decides only when bytes move, when tasks get their
+//! turn, and what breaks.
 
 mod world;
 

@@ -4,10 +4,10 @@ use super::Random;
 use bytes::{Bytes, BytesMut};
 use perf_transport::Payload;
 use perf_transport::proto::{
-    Admission, ArrivedMessage, Backoff, BatchBlock, BodyState, BodyStep, CallKey, Channel,
+    Admission, ArrivedMessage, Backoff, BatchBuffer, BodyState, BodyStep, CallKey, Channel,
     ChannelLimits, Client, ConnectionClass, Decoder, Define, DialState, Dialer, FEATURE_TRACE,
-    FEATURE_WATCH, Fault, Header, Incoming, Kind, Lane, LaneLimits, Liveness, LivenessLimits,
-    Local, Messages, NotQueued, Notified, Progress, SendWindow, Server, ServerLimits, Takes,
+    FEATURE_WATCH, Fault, Header, Incoming, Kind, Liveness, LivenessLimits, Local, Messages,
+    NotQueued, Notified, Progress, QueueLimits, SendQueue, SendWindow, Server, ServerLimits, Takes,
     TimeLimit, Transmit, Verdict, Waiter, accept, check_welcome,
 };
 use prost::Message;
@@ -35,6 +35,7 @@ const LIMITS: LivenessLimits = LivenessLimits {
     interval_ms: 50,
     timeout_ms: 200,
     busy_timeout_ms: 500,
+    tick_ms: TICK_MS_MAX,
 };
 /// Steps in which things break, and steps in which everything must come right again.
 const STORM_STEPS: u32 = 1500;
@@ -61,6 +62,7 @@ pub(crate) struct Summary {
     pub(crate) patient: u64,
     /// Times in which the server only asked and read nothing.
     pub(crate) deaf: u64,
+    pub(crate) paused: u64,
 }
 
 /// A waker that only remembers.
@@ -126,10 +128,10 @@ impl Pipe {
     }
 }
 
-/// The write side of one end, with the turn of whoever owns its gate.
+/// The write side of one end, with the turn of whoever owns its write side.
 struct Writer {
     transmit: Transmit,
-    /// The owner has looked into the lanes and comes back to say that it is done.
+    /// The owner has looked into the queues and comes back to say that it is done.
     has_looked: bool,
 }
 
@@ -220,9 +222,9 @@ struct Patient {
 struct Waiting {
     waiter: Waiter,
     task: Task,
-    lane: Lane,
+    queue: SendQueue,
     number: u64,
-    batch: Option<BatchBlock>,
+    batch: Option<BatchBuffer>,
 }
 
 /// A body that is being sent: its bytes are its number, over and over.
@@ -345,8 +347,8 @@ fn local(node: u64, frame_bytes_max: u32) -> Local {
     }
 }
 
-fn lane_limits(weight: u32) -> LaneLimits {
-    LaneLimits {
+fn queue_limits(weight: u32) -> QueueLimits {
+    QueueLimits {
         bytes_max: BYTES_MAX,
         frames_max: FRAMES_MAX,
         weight,
@@ -355,8 +357,8 @@ fn lane_limits(weight: u32) -> LaneLimits {
 
 fn channel() -> Channel {
     Channel::new(ChannelLimits {
-        first: lane_limits(4),
-        second: lane_limits(1),
+        first: queue_limits(4),
+        second: queue_limits(1),
         calls_max: CALLS_MAX,
         checksum: true,
     })
@@ -454,7 +456,7 @@ impl World {
             self.tick()?;
         }
         self.nobody_is_forgotten()?;
-        let (bytes, frames) = self.channel.lanes.queued();
+        let (bytes, frames) = self.channel.queues.queued();
         // Two budgets, and what the connection itself has to say.
         if bytes > 2 * BYTES_MAX + 4096 || frames > 2 * FRAMES_MAX + 128 {
             return Err(format!("{frames} frames, {bytes} bytes are queued"));
@@ -467,8 +469,8 @@ impl World {
         let dialled = self.dialled.as_ref().map(|_| &self.channel);
         let accepted = self.accepted.as_ref().map(|accepted| &accepted.channel);
         for channel in dialled.into_iter().chain(accepted) {
-            let (_, frames) = channel.lanes.queued();
-            if frames > 0 && channel.gate.is_idle() {
+            let (_, frames) = channel.queues.queued();
+            if frames > 0 && channel.ownership.is_idle() {
                 return Err(format!("{frames} frames are queued and nobody writes"));
             }
         }
@@ -491,11 +493,11 @@ impl World {
         payload
     }
 
-    fn lane(&mut self) -> Lane {
+    fn queue(&mut self) -> SendQueue {
         if self.random.chance(50) {
-            Lane::First
+            SendQueue::First
         } else {
-            Lane::Second
+            SendQueue::Second
         }
     }
 
@@ -504,7 +506,7 @@ impl World {
         match self.dialer.want(self.now_ms) {
             Admission::Queue => true,
             Admission::QueueAndDial => {
-                self.channel.lanes.open();
+                self.channel.queues.open();
                 self.dialling_until = Some(self.now_ms + 1 + self.random.below(DIAL_MS));
                 true
             }
@@ -546,11 +548,13 @@ impl World {
 
     fn begin_call(&mut self) -> Result<(), NotQueued> {
         let deadline_ms = self.now_ms + TIMEOUT_MS;
-        let lane = self.lane();
-        let Some(key) = self.channel.pending.open(lane, deadline_ms) else {
+        let queue = self.queue();
+        let in_line = self.channel.pending.waiters();
+        let Some(key) = self.channel.pending.open(queue, deadline_ms) else {
             return Err(NotQueued::Full);
         };
-        self.begin_call_of(key, lane)
+        assert_eq!(in_line, 0, "a call took the slot of callers in line");
+        self.begin_call_of(key, queue)
     }
 
     fn new_patient(&mut self) {
@@ -569,19 +573,19 @@ impl World {
             return false;
         }
         let deadline_ms = self.now_ms + TIMEOUT_MS;
-        let lane = self.lane();
+        let queue = self.queue();
         let Patient { waiter, task } = patient;
         let pending = &self.channel.pending;
-        let (key, next) = pending.open_or_wait(waiter, &task.waker, lane, deadline_ms);
+        let (key, next) = pending.open_or_wait(waiter, &task.waker, queue, deadline_ms);
         wake(next);
         let Some(key) = key else { return true };
         self.summary.patient += 1;
         // Refused is refused.
-        let _ = self.begin_call_of(key, lane);
+        let _ = self.begin_call_of(key, queue);
         false
     }
 
-    fn begin_call_of(&mut self, key: CallKey, lane: Lane) -> Result<(), NotQueued> {
+    fn begin_call_of(&mut self, key: CallKey, queue: SendQueue) -> Result<(), NotQueued> {
         let number = self.number();
         let payload = self.payload(number);
         if payload.len() > FRAME_BYTES_LESS as usize {
@@ -592,8 +596,8 @@ impl World {
         let payload = Payload::Borrowed(&payload);
         let pushed = self
             .channel
-            .lanes
-            .push(lane, header, &payload, Some(&define()));
+            .queues
+            .push(queue, header, &payload, Some(&define()));
         if pushed.is_err() {
             self.channel.pending.cancel(key);
             return pushed;
@@ -615,27 +619,26 @@ impl World {
         let number = self.number();
         let payload = self.payload(number);
         let header = Header::new(Kind::OneWay, 3, number);
-        let lane = self.lane();
+        let queue = self.queue();
         let payload = Payload::Shared(payload.into());
-        if self
-            .channel
-            .lanes
-            .push(lane, header, &payload, Some(&define()))
-            .is_ok()
-        {
+        let queues = &self.channel.queues;
+        let in_line = queues.waiters(queue);
+        let pushed = queues.push(queue, header, &payload, Some(&define()));
+        if pushed.is_ok() {
+            assert_eq!(in_line, 0, "a message took the room of callers in line");
             self.notify_client();
         }
     }
 
     fn new_waiting(&mut self) {
-        let lane = self.lane();
+        let queue = self.queue();
         let number = self.number();
         let batch = self.random.chance(40).then(|| self.batch(number));
         if self.waiting.len() < 20 {
             self.waiting.push(Waiting {
                 waiter: Waiter::default(),
                 task: Task::new(),
-                lane,
+                queue,
                 number,
                 batch,
             });
@@ -643,8 +646,8 @@ impl World {
     }
 
     /// Some messages that are queued together, the first with this number.
-    fn batch(&mut self, first: u64) -> BatchBlock {
-        let mut batch = BatchBlock::new(3, lane_limits(1), true);
+    fn batch(&mut self, first: u64) -> BatchBuffer {
+        let mut batch = BatchBuffer::new(3, queue_limits(1), true);
         self.push_to(&mut batch, first);
         for _ in 0..self.random.below(FRAMES_MAX as u64) {
             let number = self.number();
@@ -656,7 +659,7 @@ impl World {
         batch
     }
 
-    fn push_to(&mut self, batch: &mut BatchBlock, number: u64) -> bool {
+    fn push_to(&mut self, batch: &mut BatchBuffer, number: u64) -> bool {
         // Most share a frame, and some are too long for that.
         let payload = self.payload(number);
         batch.push(&Payload::Borrowed(&payload))
@@ -666,8 +669,9 @@ impl World {
         if !self.admit() {
             return;
         }
-        let deadline_ms = self.now_ms + 100 * TIMEOUT_MS;
-        let Some(key) = self.channel.pending.open(Lane::Second, deadline_ms) else {
+        let patience = if self.random.chance(20) { 1 } else { 100 };
+        let deadline_ms = self.now_ms + patience * TIMEOUT_MS;
+        let Some(key) = self.channel.pending.open(SendQueue::Second, deadline_ms) else {
             return;
         };
         let Some(window) = self.channel.open_window(key, WINDOW_BYTES.into(), 2) else {
@@ -680,8 +684,8 @@ impl World {
         let payload = Payload::Borrowed(&head);
         if self
             .channel
-            .lanes
-            .push(Lane::Second, header, &payload, Some(&define()))
+            .queues
+            .push(SendQueue::Second, header, &payload, Some(&define()))
             .is_err()
         {
             self.channel.close_window(key);
@@ -707,7 +711,7 @@ impl World {
         }
         let deadline_ms = self.now_ms + 100 * TIMEOUT_MS;
         let channel = &self.channel;
-        let Some(key) = channel.pending.open(Lane::Second, deadline_ms) else {
+        let Some(key) = channel.pending.open(SendQueue::Second, deadline_ms) else {
             return;
         };
         let Some(body) = channel.open_answer(key, WINDOW_BYTES, 2) else {
@@ -718,8 +722,10 @@ impl World {
         let (number, left) = (self.numbers, self.random.below(20_000));
         let header = Header::new(Kind::Watch, 3, key.id());
         let head = [number.to_le_bytes(), left.to_le_bytes()].concat();
-        let (lane, payload) = (Lane::Second, Payload::Borrowed(&head));
-        let pushed = channel.lanes.push(lane, header, &payload, Some(&define()));
+        let (queue, payload) = (SendQueue::Second, Payload::Borrowed(&head));
+        let pushed = channel
+            .queues
+            .push(queue, header, &payload, Some(&define()));
         if pushed.is_err() {
             channel.close_answer(key);
             channel.pending.cancel(key);
@@ -775,8 +781,8 @@ impl World {
                 let header = Header::new(Kind::StreamCredit, 0, watching.key.id());
                 let grant = grant.to_le_bytes();
                 let payload = Payload::Borrowed(&grant);
-                let lanes = &self.channel.lanes;
-                let _ = lanes.push(Lane::System, header, &payload, None);
+                let queues = &self.channel.queues;
+                let _ = queues.push(SendQueue::System, header, &payload, None);
                 self.notify_client();
             }
         }
@@ -805,7 +811,11 @@ impl World {
             1 if !self.waiting.is_empty() => {
                 let place = self.random.below(self.waiting.len() as u64) as usize;
                 let mut waiting = self.waiting.remove(place);
-                wake(self.channel.lanes.forget(&mut waiting.waiter, waiting.lane));
+                wake(
+                    self.channel
+                        .queues
+                        .forget(&mut waiting.waiter, waiting.queue),
+                );
                 self.summary.cancelled += 1;
             }
             2 if !self.sending.is_empty() && self.random.chance(30) => {
@@ -827,13 +837,14 @@ impl World {
     fn end_body(&mut self, sending: &Sending, kind: Kind) {
         self.channel.close_window(sending.key);
         let header = Header::new(kind, 0, sending.key.id());
-        let lanes = &self.channel.lanes;
-        lanes.push_past_limit(Lane::Second, header, &Payload::default());
+        let queues = &self.channel.queues;
+        queues.push_past_limit(SendQueue::Second, header, &Payload::default());
         self.notify_client();
     }
 
     fn break_something(&mut self) {
-        match self.random.below(7) {
+        match self.random.below(8) {
+            7 => self.pause(),
             6 => {
                 self.deaf_until_ms = self.now_ms + 2 * LIMITS.busy_timeout_ms;
                 self.summary.deaf += 1;
@@ -859,17 +870,28 @@ impl World {
         }
     }
 
+    /// The client's process is stopped for a while. In that time it looks at nothing, and so judges nothing.
+    fn pause(&mut self) {
+        let paused_ms = LIMITS.timeout_ms + self.random.below(LIMITS.busy_timeout_ms);
+        self.now_ms += paused_ms;
+        self.stuck.1 += paused_ms;
+        if let Some(since) = &mut self.cut_since {
+            *since += paused_ms;
+        }
+        self.summary.paused += 1;
+    }
+
     /// What a server does that wants to harm its client.
     fn ask(&mut self) {
         let Some(accepted) = &self.accepted else {
             return;
         };
-        let lanes = &accepted.channel.lanes;
+        let queues = &accepted.channel.queues;
         for number in 0..40 {
             let kind = if number == 0 { Kind::Busy } else { Kind::Ping };
-            if lanes.queued().1 < 200 {
+            if queues.queued().1 < 200 {
                 let header = Header::new(kind, 0, self.now_ms);
-                let _ = lanes.push(Lane::System, header, &Payload::default(), None);
+                let _ = queues.push(SendQueue::System, header, &Payload::default(), None);
             }
         }
         Self::notify_server(&accepted.channel);
@@ -898,16 +920,16 @@ impl World {
         let Some(dialled) = &self.dialled else {
             return;
         };
-        if self.dialer.state() != DialState::Up || !self.channel.lanes.close_if_empty() {
+        if self.dialer.state() != DialState::Up || !self.channel.queues.close_if_empty() {
             return;
         }
         let is_written = dialled.writer.transmit.is_empty();
         if self.channel.pending.in_flight() > 0 || self.channel.windows() > 0 || !is_written {
-            self.channel.lanes.open();
+            self.channel.queues.open();
             return;
         }
         self.dialer.ending();
-        self.channel.lanes.renew();
+        self.channel.queues.renew();
         self.ending_until = Some(self.now_ms + self.random.below(HESITATION_MS));
         self.quiet_until_ms = 0;
         self.summary.idle += 1;
@@ -924,7 +946,7 @@ impl World {
         self.dialled = None;
         wake(self.channel.close());
         self.dialer.lost();
-        if self.channel.lanes.queued().1 > 0 {
+        if self.channel.queues.queued().1 > 0 {
             self.admit();
         }
     }
@@ -1021,16 +1043,17 @@ impl World {
         Ok(())
     }
 
-    /// Who becomes the owner gets its turn in `write`; until then others find the gate taken. Without a connection it finds nothing to do.
+    /// Who becomes the owner gets its turn in `write`; until then others find the write side owned. Without a
+    /// connection it finds nothing to do.
     fn notify_client(&mut self) {
-        if self.channel.gate.notify() == Notified::Claimed {
-            self.channel.gate.hand_to_task();
+        if self.channel.ownership.notify() == Notified::Claimed {
+            self.channel.ownership.hand_to_task();
         }
     }
 
     fn notify_server(channel: &Channel) {
-        if channel.gate.notify() == Notified::Claimed {
-            channel.gate.hand_to_task();
+        if channel.ownership.notify() == Notified::Claimed {
+            channel.ownership.hand_to_task();
         }
     }
 
@@ -1052,17 +1075,17 @@ impl World {
             };
             (&accepted.channel, &mut accepted.writer, &mut self.to_client)
         };
-        if !channel.gate.is_tasks() {
+        if !channel.ownership.is_tasks() {
             return;
         }
         if writer.has_looked {
             writer.has_looked = false;
-            channel.gate.finish();
+            channel.ownership.finish();
             return;
         }
-        channel.gate.begin();
+        channel.ownership.begin();
         loop {
-            wake(writer.transmit.fill(&channel.lanes).into_iter().flatten());
+            wake(writer.transmit.fill(&channel.queues).into_iter().flatten());
             if writer.transmit.is_empty() {
                 writer.has_looked = true;
                 return;
@@ -1213,7 +1236,8 @@ impl World {
                     }
                 }
                 Incoming::Cancelled { id } => {
-                    // A request that is too long for this server was taken out, and its cancellation may have been queued before.
+                    // A request that is too long for this server was taken out, and its cancellation may have been
+                    // queued before.
                     if !accepted.begun.contains(&id) && !self.long_calls.contains(&id) {
                         return Err(format!("the end of request {id} came before it"));
                     }
@@ -1247,14 +1271,14 @@ impl World {
                 Incoming::TooManyBodies { id } => {
                     accepted.begun.insert(id);
                     let busy = Header::new(Kind::Failure, 0, id);
-                    let lanes = &accepted.channel.lanes;
-                    let _ = lanes.push(Lane::System, busy, &Payload::Borrowed(&[3]), None);
+                    let queues = &accepted.channel.queues;
+                    let _ = queues.push(SendQueue::System, busy, &Payload::Borrowed(&[3]), None);
                     Self::notify_server(&accepted.channel);
                 }
                 Incoming::Ping(id) => {
                     let pong = Header::new(Kind::Pong, 0, id);
-                    let lanes = &accepted.channel.lanes;
-                    let _ = lanes.push(Lane::System, pong, &Payload::default(), None);
+                    let queues = &accepted.channel.queues;
+                    let _ = queues.push(SendQueue::System, pong, &Payload::default(), None);
                     Self::notify_server(&accepted.channel);
                 }
                 Incoming::Defined(..)
@@ -1282,10 +1306,10 @@ impl World {
             }
             let reply = Header::new(Kind::Reply, 0, *id);
             let payload = Payload::Shared(payload.clone());
-            // A full lane: later.
+            // A full queue: later.
             channel
-                .lanes
-                .push(Lane::First, reply, &payload, None)
+                .queues
+                .push(SendQueue::First, reply, &payload, None)
                 .is_err()
         });
         Self::notify_server(channel);
@@ -1306,7 +1330,9 @@ impl World {
                             let header = Header::new(Kind::StreamCredit, 0, reading.id);
                             let grant = grant.to_le_bytes();
                             let payload = Payload::Borrowed(&grant);
-                            let _ = channel.lanes.push(Lane::System, header, &payload, None);
+                            let _ = channel
+                                .queues
+                                .push(SendQueue::System, header, &payload, None);
                         }
                     }
                     BodyStep::Complete => {
@@ -1335,7 +1361,9 @@ impl World {
                 let reply = Header::new(Kind::Reply, 0, id);
                 let number = number.to_le_bytes();
                 let payload = Payload::Borrowed(&number);
-                let _ = channel.lanes.push(Lane::System, reply, &payload, None);
+                let _ = channel
+                    .queues
+                    .push(SendQueue::System, reply, &payload, None);
             }
         }
         Self::notify_server(channel);
@@ -1350,12 +1378,14 @@ impl World {
         }
         let mut cx = Context::from_waker(&answering.task.waker);
         // What is taken must be sent.
-        while channel.lanes.queued().1 + 2 <= FRAMES_MAX {
+        while channel.queues.queued().1 + 2 <= FRAMES_MAX {
             if answering.left == 0 {
                 let reply = Header::new(Kind::Reply, 0, answering.id);
                 let number = answering.number.to_le_bytes();
                 let payload = Payload::Borrowed(&number);
-                let pushed = channel.lanes.push(Lane::Second, reply, &payload, None);
+                let pushed = channel
+                    .queues
+                    .push(SendQueue::Second, reply, &payload, None);
                 if pushed.is_err() {
                     break;
                 }
@@ -1373,7 +1403,9 @@ impl World {
             let chunk = vec![answering.number as u8; taken as usize];
             let payload = Payload::Shared(chunk.into());
             // There is room, see above.
-            let _ = channel.lanes.push(Lane::Second, header, &payload, None);
+            let _ = channel
+                .queues
+                .push(SendQueue::Second, header, &payload, None);
             answering.left -= taken;
             Self::notify_server(channel);
         }
@@ -1438,22 +1470,29 @@ impl World {
     /// `true` if it waits on.
     fn run_waiting(&mut self, waiting: &mut Waiting) -> bool {
         if !self.admit() {
-            wake(self.channel.lanes.forget(&mut waiting.waiter, waiting.lane));
+            wake(
+                self.channel
+                    .queues
+                    .forget(&mut waiting.waiter, waiting.queue),
+            );
             return false;
         }
-        let (lanes, define) = (&self.channel.lanes, define());
+        let (queues, define) = (&self.channel.queues, define());
         let Waiting {
-            waiter, task, lane, ..
+            waiter,
+            task,
+            queue,
+            ..
         } = waiting;
         let (result, next) = match &mut waiting.batch {
             Some(batch) => {
-                lanes.push_batch_or_wait(waiter, &task.waker, *lane, batch, (3, &define))
+                queues.push_batch_or_wait(waiter, &task.waker, *queue, batch, (3, &define))
             }
             None => {
                 let number = waiting.number.to_le_bytes();
                 let header = Header::new(Kind::OneWay, 3, waiting.number);
                 let payload = Payload::Borrowed(&number);
-                lanes.push_or_wait(waiter, &task.waker, *lane, header, &payload, Some(&define))
+                queues.push_or_wait(waiter, &task.waker, *queue, header, &payload, Some(&define))
             }
         };
         wake(next);
@@ -1467,6 +1506,13 @@ impl World {
         if sending.call.is_woken() {
             let mut cx = Context::from_waker(&sending.call.waker);
             if let Poll::Ready(outcome) = self.channel.pending.poll(sending.key, &mut cx) {
+                let waits = sending.left > 0 && !sending.window.is_closed();
+                if outcome == Err(Fault::Timeout) && waits {
+                    let number = sending.number;
+                    return Err(format!(
+                        "the sender of body {number} waits behind its deadline"
+                    ));
+                }
                 if let Ok(reply) = outcome {
                     let number = number_of(&reply)?;
                     if number != sending.number || sending.left > 0 {
@@ -1482,7 +1528,7 @@ impl World {
         }
         let mut cx = Context::from_waker(&sending.task.waker);
         // With one frame to spare for the end.
-        if self.channel.lanes.queued().1 + 2 > FRAMES_MAX {
+        if self.channel.queues.queued().1 + 2 > FRAMES_MAX {
             sending.task.waker.wake_by_ref();
             return Ok(Some(sending));
         }
@@ -1494,8 +1540,8 @@ impl World {
             let payload = Payload::Shared(chunk.into());
             let pushed = self
                 .channel
-                .lanes
-                .push(Lane::Second, header, &payload, None);
+                .queues
+                .push(SendQueue::Second, header, &payload, None);
             if pushed.is_err() {
                 // Its credit is lost with it: the body cannot be completed.
                 self.end_body(&sending, Kind::StreamReset);
@@ -1512,7 +1558,7 @@ impl World {
     }
 
     fn tick(&mut self) -> Result<(), String> {
-        self.ticked_ms = self.now_ms;
+        let since_ms = self.now_ms - std::mem::replace(&mut self.ticked_ms, self.now_ms);
         if self.channel.expire(self.now_ms) > 0 {
             self.notify_client();
         }
@@ -1520,7 +1566,7 @@ impl World {
             if until_ms > self.now_ms + BACKOFF_MS {
                 return Err("the next attempt is later than the bound".to_owned());
             }
-            if self.channel.lanes.queued().1 > 0 {
+            if self.channel.queues.queued().1 > 0 {
                 self.admit();
             }
         }
@@ -1543,9 +1589,12 @@ impl World {
             Verdict::Alive | Verdict::Busy => {}
             Verdict::Ping => {
                 let ping = Header::new(Kind::Ping, 0, now_ms);
-                let lanes = &self.channel.lanes;
-                let _ = lanes.push(Lane::System, ping, &Payload::default(), None);
+                let queues = &self.channel.queues;
+                let _ = queues.push(SendQueue::System, ping, &Payload::default(), None);
                 self.notify_client();
+            }
+            Verdict::Silent | Verdict::Stalled if since_ms >= LIMITS.timeout_ms => {
+                return Err(format!("{verdict:?} at the first look after {since_ms} ms"));
             }
             Verdict::Silent | Verdict::Stalled => self.client_gone(),
         }
@@ -1566,12 +1615,13 @@ impl World {
     /// Everything has had time to come right.
     fn end(&mut self) -> Result<(), String> {
         self.calm_down()?;
-        let (bytes, frames) = self.channel.lanes.queued();
+        let (bytes, frames) = self.channel.queues.queued();
         // The end of a body whose connection was lost waits for the next one, and is no reason to dial.
         if frames > 0 && self.dialer.state() != DialState::Idle {
             return Err(format!("{frames} frames, {bytes} bytes are stuck"));
         }
-        let waiters = [Lane::First, Lane::Second].map(|lane| self.channel.lanes.waiters(lane));
+        let waiters =
+            [SendQueue::First, SendQueue::Second].map(|queue| self.channel.queues.waiters(queue));
         if !self.waiting.is_empty() || waiters != [0, 0] {
             return Err(format!(
                 "{} wait for room that is there",
@@ -1606,7 +1656,7 @@ impl World {
         }
         let in_flight = self.channel.pending.in_flight();
         let free = (0..CALLS_MAX)
-            .filter_map(|_| self.channel.pending.open(Lane::First, u64::MAX))
+            .filter_map(|_| self.channel.pending.open(SendQueue::First, u64::MAX))
             .count();
         if in_flight != 0 || free != CALLS_MAX {
             return Err(format!(

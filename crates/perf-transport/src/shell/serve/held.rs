@@ -13,7 +13,8 @@ use std::sync::atomic::Ordering;
 use super::ServeRole;
 use super::method::Method;
 
-/// A frame whose handler may not start yet, or the rest of a frame with several messages. All later frames of its method wait behind it.
+/// A frame whose handler may not start yet, or the rest of a frame with several messages. All later frames of its
+/// method wait behind it.
 struct Held {
     header: Header,
     /// The sequence of the first message.
@@ -39,8 +40,8 @@ impl HeldQueue {
         self.frames.len() == self.cancelled
     }
 
-    /// Cancels a frame and returns the bytes of its payload. Costs the logarithm of the queue's length: the entry stays, marked, and all marked entries
-    /// are removed once they are more than half.
+    /// Cancels a frame and returns the bytes of its payload. Costs the logarithm of the queue's length: the entry
+    /// stays, marked, and all marked entries are removed once they are more than half.
     fn cancel(&mut self, sequence: u64) -> Option<usize> {
         let place = self
             .frames
@@ -72,8 +73,9 @@ impl HeldQueue {
 
 /// The held frames of all methods of a connection, counted.
 ///
-/// Bounds: `held_max` frames and `handler_bytes_max` bytes of payloads, exceeded by one frame at most. At a bound a further request is answered `Busy`, and
-/// a further message without an answer pauses the reading. Entries of cancelled frames are at most as many as the others.
+/// Bounds: `held_max` frames and `handler_bytes_max` bytes of payloads, exceeded by one frame at most. At a bound a
+/// further request is answered `Busy`, and a further message without an answer pauses the reading. Entries of cancelled
+/// frames are at most as many as the others.
 #[derive(Default)]
 pub(super) struct HeldFrames {
     frames: usize,
@@ -118,11 +120,11 @@ impl ServeRole {
         let header = frame.header;
         let is_request = header.kind == Kind::Request;
         if is_much && has_left && is_request {
-            let lane = method.priority.lane();
+            let queue = method.priority.queue();
             let text = "as many requests of this method run and wait as may";
             let rejection = Rejection::new(RejectionCode::Busy, text);
             self.scratch.clear();
-            self.reply_inline((header.id, lane), Err(rejection), None);
+            self.reply_inline((header.id, queue), Err(rejection), None);
             return;
         }
         self.is_blocked |= is_much;
@@ -142,9 +144,11 @@ impl ServeRole {
             payload: Bytes::copy_from_slice(frame.payload),
             is_cancelled: false,
         });
-        // At the bound the rest of the batch stays unread. Below it the batch is read on, because cancellations of held requests may follow.
+        // At the bound the rest of the batch stays unread. Below it the batch is read on, because cancellations of held
+        // requests may follow.
         self.must_stop |= self.holds_much() && (!has_left || self.is_blocked);
-        // Set before the counts of running handlers are read again: a handler that ends after that read wakes this task.
+        // Set before the counts of running handlers are read again: a handler that ends after that read wakes this
+        // task.
         conn.has_held.store(true, Ordering::SeqCst);
     }
 
@@ -167,8 +171,8 @@ impl ServeRole {
         }
     }
 
-    /// Starts handlers of held frames, as many as may run: the methods in turn, the frames of a method in order. The bound on handlers is checked before
-    /// each message. Costs a step for each method that holds frames.
+    /// Starts handlers of held frames, as many as may run: the methods in turn, the frames of a method in order. The
+    /// bound on handlers is checked before each message. Costs a step for each method that holds frames.
     pub(super) fn start_held(&mut self, conn: &Arc<Conn>) {
         for _ in 0..self.held.turns.len() {
             if !self.has_handlers_left(conn) {

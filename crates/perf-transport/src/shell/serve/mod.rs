@@ -9,9 +9,10 @@ mod responder;
 use crate::error::{Rejection, RejectionCode};
 use crate::message::{Message, Origin, Reply};
 use crate::names::Named;
+use crate::primitive::mutant;
 use crate::proto::{
-    Block, CallKey, Frame, FrameError, FrameRef, Header, Incoming, Kind, Lane, MethodName, Server,
-    split_trace,
+    CallKey, Frame, FrameError, FrameRef, Header, Incoming, Kind, MethodName, SendQueue, Server,
+    WriteBuffer, split_trace,
 };
 use crate::router::{Handler, Router};
 use crate::shell::conn::Conn;
@@ -52,8 +53,8 @@ pub(crate) struct ServeRole {
     checksum: bool,
     /// What the peer takes of an answer in chunks before it asks for more.
     answer_window_bytes: u32,
-    /// Replies of this batch, by lane: those of its method's priority.
-    replies: [Option<Block>; 2],
+    /// Replies of this batch, by queue: those of its method's priority.
+    replies: [Option<WriteBuffer>; 2],
     /// One of them is full.
     is_full: bool,
     /// Too much waits to be written, or to end: the rest of the batch must wait.
@@ -133,7 +134,9 @@ impl ServeRole {
         let limit = self.router.limit(&name);
         // A name that is given to the number anew does not forget what waits.
         let held = self.methods[place].take().map(|before| before.held);
-        let running = match (self.running.get(&name), &handler) {
+        let known = self.running.get(&name);
+        let known = known.filter(|_| !mutant::is("limit_of_each_number"));
+        let running = match (known, &handler) {
             (Some(running), _) => Arc::clone(running),
             (None, None) => Arc::default(),
             (None, Some(_)) => self.count_handlers(Arc::clone(&name)),
@@ -178,8 +181,8 @@ impl ServeRole {
 
     /// A message or a request, to its handler.
     ///
-    /// The message is put together where its handler takes it: each copy of it that is read in wider pieces than it was written waits for
-    /// the stores before it.
+    /// The message is put together where its handler takes it: each copy of it that is read in wider pieces than it was
+    /// written waits for the stores before it.
     #[inline]
     fn dispatch(
         &mut self,
@@ -211,7 +214,8 @@ impl ServeRole {
                 };
                 let message = message();
                 let measure = method.measure(frame.payload.len());
-                // The handler's own state may be left half changed by a panic; that is its affair, as in a thread of its own.
+                // The handler's own state may be left half changed by a panic; that is its affair, as in a thread of
+                // its own.
                 let result = catch_unwind(AssertUnwindSafe(|| {
                     spans::handle(&message, || handler(&message, &mut reply))
                 }));
@@ -226,9 +230,9 @@ impl ServeRole {
                     self.reply_context = reply_context(&message);
                 }
                 if wants_reply {
-                    let lane = method.priority.lane();
+                    let queue = method.priority.queue();
                     let result = result.unwrap_or_else(|_| Err(panicked()));
-                    self.reply_inline((id, lane), result, shared);
+                    self.reply_inline((id, queue), result, shared);
                 }
             }
             Some(Handler::OneWay(handler)) if !wants_reply => {
@@ -276,7 +280,7 @@ impl ServeRole {
                 self.scratch.clear();
                 let text = "no handler of this service and method";
                 let rejection = Rejection::new(RejectionCode::NotFound, text);
-                self.reply_inline((id, method.priority.lane()), Err(rejection), None);
+                self.reply_inline((id, method.priority.queue()), Err(rejection), None);
             }
             _ => {
                 self.unhandled.fetch_add(1, Ordering::Relaxed);
@@ -319,14 +323,14 @@ impl ServeRole {
         let length = outcome.as_ref().map(Bytes::len);
         measure.ended(length.map_err(|rejection| rejection.code));
         if wants_reply {
-            let lane = method.priority.lane();
+            let queue = method.priority.queue();
             self.scratch.clear();
             self.reply_context = reply_context(&message);
             let (result, shared) = match outcome {
                 Ok(reply) => (Ok(()), Some(reply)),
                 Err(rejection) => (Err(rejection), None),
             };
-            self.reply_inline((message.request_id, lane), result, shared);
+            self.reply_inline((message.request_id, queue), result, shared);
         }
     }
 
@@ -384,7 +388,8 @@ impl ServeRole {
         message
     }
 
-    /// Bytes that may be kept for long: copied, unless that would save little. What is kept from reuse is at most four times what is counted.
+    /// Bytes that may be kept for long: copied, unless that would save little. What is kept from reuse is at most four
+    /// times what is counted.
     #[inline]
     fn kept(&self, bytes: Bytes) -> Bytes {
         let length = bytes.len();
@@ -416,21 +421,23 @@ impl ServeRole {
             }
             Incoming::Completed { unread_bytes } => {
                 // No window bounds what its reader has not read yet: the peer may begin another body now.
-                conn.handler_bytes.fetch_add(unread_bytes, Ordering::SeqCst);
+                if !mutant::is("complete_bodies_uncounted") {
+                    conn.handler_bytes.fetch_add(unread_bytes, Ordering::SeqCst);
+                }
                 self.must_stop |= !self.has_handlers_left(conn);
             }
             Incoming::TooManyBodies { id } => {
                 let text = "too many bodies are open on this connection";
                 let rejection = Rejection::new(RejectionCode::Busy, text);
                 self.scratch.clear();
-                // The method is not known here, and any lane will do: it is rare, and short.
-                self.reply_inline((id, Lane::Second), Err(rejection), None);
+                // The method is not known here, and any queue will do: it is rare, and short.
+                self.reply_inline((id, SendQueue::Second), Err(rejection), None);
             }
             Incoming::Cancelled { id } => self.cancel(id, conn),
             Incoming::Goodbye => self.has_said_goodbye = true,
             Incoming::Ping(id) => {
                 let pong = Header::new(Kind::Pong, 0, id);
-                conn.channel.lanes.push_sign_of_life(pong);
+                conn.channel.queues.push_sign_of_life(pong);
                 self.queued = true;
             }
             // Messages have come another way, see `receive`.

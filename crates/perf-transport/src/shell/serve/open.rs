@@ -3,6 +3,7 @@
 use crate::body::{Body, Chunks};
 use crate::error::{Rejection, RejectionCode};
 use crate::items::ItemSender;
+use crate::primitive::mutant;
 use crate::proto::{ArrivedMessage, BodyState, CallKey, FrameError, Kind, SendWindow};
 use crate::router::Handler;
 use crate::shell::conn::Conn;
@@ -36,13 +37,13 @@ impl ServeRole {
         let Some(Some(method)) = self.methods.get(usize::from(number)) else {
             return Ok(());
         };
-        let lane = method.priority.lane();
+        let queue = method.priority.queue();
         let refuse = |role: &mut Self, code, text| {
             if let Some(body) = &body {
                 body.end(false);
             }
             role.scratch.clear();
-            role.reply_inline((id, lane), Err(Rejection::new(code, text)), None);
+            role.reply_inline((id, queue), Err(Rejection::new(code, text)), None);
             Ok(())
         };
         let handler = match (&method.handler, &body, in_chunks) {
@@ -58,7 +59,8 @@ impl ServeRole {
             let text = "as many requests of this method run as may";
             return refuse(self, RejectionCode::Busy, text);
         }
-        if conn.streams.load(Ordering::SeqCst) >= self.limits.handlers_max {
+        let streams = conn.streams.load(Ordering::SeqCst);
+        if streams >= self.limits.handlers_max && !mutant::is("streams_without_bound") {
             let text = "as many streams of this connection are handled as may";
             return refuse(self, RejectionCode::Busy, text);
         }
@@ -75,7 +77,7 @@ impl ServeRole {
             // Bounded by the streams that are handled at once.
             let window = conn.channel.open_window(key, credit, usize::MAX);
             let window = window.unwrap_or_else(|| Arc::new(SendWindow::new(0)));
-            let chunks = Chunks::new(Arc::clone(conn), (key, lane), window, bytes_max);
+            let chunks = Chunks::new(Arc::clone(conn), (key, queue), window, bytes_max);
             ItemSender::new(chunks, false)
         });
         let span = HandlerSpan::new(&message);

@@ -3,7 +3,8 @@
 use crate::error::{Rejection, RejectionCode};
 use crate::message::Message;
 use crate::payload::Payload;
-use crate::proto::{Header, Kind, Lane};
+use crate::primitive::mutant;
+use crate::proto::{Header, Kind, SendQueue};
 use crate::shell::conn::Conn;
 use crate::trace::{TRACE_BYTES, TraceContext};
 use bytes::Bytes;
@@ -32,13 +33,13 @@ pub(super) fn too_long(bytes: usize, bytes_max: usize) -> Rejection {
 impl ServeRole {
     #[inline]
     pub(super) fn queue_replies(&mut self, conn: &Conn) {
-        let lanes = &conn.channel.lanes;
-        for (lane, block) in [Lane::First, Lane::Second]
+        let queues = &conn.channel.queues;
+        for (queue, buffer) in [SendQueue::First, SendQueue::Second]
             .into_iter()
             .zip(&mut self.replies)
         {
-            if let Some(block) = block.as_mut().filter(|block| !block.is_empty()) {
-                lanes.exchange_block(lane, block);
+            if let Some(buffer) = buffer.as_mut().filter(|buffer| !buffer.is_empty()) {
+                queues.exchange_buffer(queue, buffer);
                 self.queued = true;
             }
         }
@@ -49,17 +50,17 @@ impl ServeRole {
         }
     }
 
-    /// A block of replies is full: they go on their way, and if too many wait there the rest of the batch waits too.
+    /// A buffer of replies is full: they go on their way, and if too many wait there the rest of the batch waits too.
     #[cold]
     pub(super) fn replies_full(&mut self, conn: &Conn) {
         self.queue_replies(conn);
-        self.must_stop |= self.has_backlog(conn);
+        self.must_stop |= self.has_backlog(conn) && !mutant::is("backlog_seen_between_reads");
     }
 
-    /// Whether the peer has so much to read that it gets nothing more to read. Replies of spawned handlers that wait for room go before those of
-    /// inline ones, which never wait.
+    /// Whether the peer has so much to read that it gets nothing more to read. Replies of spawned handlers that wait
+    /// for room go before those of inline ones, which never wait.
     pub(super) fn has_backlog(&self, conn: &Conn) -> bool {
-        let (queued, is_waited_for) = conn.channel.lanes.pressure();
+        let (queued, is_waited_for) = conn.channel.queues.pressure();
         let unwritten = conn.unwritten.load(Ordering::Relaxed);
         is_waited_for || queued + unwritten >= self.limits.backlog_bytes_max
     }
@@ -67,7 +68,7 @@ impl ServeRole {
     #[inline]
     pub(super) fn reply_inline(
         &mut self,
-        (id, lane): (u64, Lane),
+        (id, queue): (u64, SendQueue),
         result: Result<(), Rejection>,
         shared: Option<Bytes>,
     ) {
@@ -77,7 +78,7 @@ impl ServeRole {
         } else {
             result
         };
-        let place = usize::from(lane == Lane::Second);
+        let place = usize::from(queue == SendQueue::Second);
         let replies = self.replies[place].get_or_insert_default();
         match result {
             Ok(()) => {

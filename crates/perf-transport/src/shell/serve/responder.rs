@@ -3,7 +3,7 @@
 use crate::error::{Rejection, RejectionCode};
 use crate::message::Message;
 use crate::payload::Payload;
-use crate::proto::{Header, Kind, Lane, NotQueued, Waiter};
+use crate::proto::{Header, Kind, NotQueued, SendQueue, Waiter};
 use crate::router::HandlerFuture;
 use crate::shell::conn::{Conn, DIRECT_CALLS_MAX};
 use crate::spans::{self, HandlerSpan};
@@ -27,7 +27,7 @@ pub(super) struct Responder {
     pub(super) id: u64,
     /// Of its request.
     pub(super) sequence: u64,
-    pub(super) lane: Lane,
+    pub(super) queue: SendQueue,
     pub(super) wants_reply: bool,
     pub(super) is_cancellable: bool,
     /// It is counted among the streams of its connection.
@@ -98,7 +98,7 @@ impl Responder {
         let conn = Arc::clone(&self.conn);
         self.wants_reply = false;
         let direct = conn.handlers.load(Ordering::Relaxed) <= DIRECT_CALLS_MAX;
-        send_wait(&conn, self.lane, header, &payload, direct).await;
+        send_wait(&conn, self.queue, header, &payload, direct).await;
     }
 
     /// Whether a reply may have a trace context besides.
@@ -114,8 +114,8 @@ impl Drop for Responder {
             let header = Header::new(Kind::Failure, 0, self.id);
             let payload = Payload::Shared(panicked().encode());
             // Some 60 bytes, at most one for each handler that may run, and behind what the handler has sent.
-            let lanes = &self.conn.channel.lanes;
-            lanes.push_past_limit(self.lane, header, &payload);
+            let queues = &self.conn.channel.queues;
+            queues.push_past_limit(self.queue, header, &payload);
             self.conn.notify(false);
             if let Some(measure) = self.measure.take() {
                 measure.ended(Err(RejectionCode::Internal));
@@ -135,19 +135,25 @@ impl Drop for Responder {
 }
 
 /// Queues a frame of an accepted connection, and waits for room. Gives up when the connection ends.
-async fn send_wait(conn: &Conn, lane: Lane, header: Header, payload: &Payload<'_>, direct: bool) {
+async fn send_wait(
+    conn: &Conn,
+    queue: SendQueue,
+    header: Header,
+    payload: &Payload<'_>,
+    direct: bool,
+) {
     let mut waiting = Waiting {
         conn,
-        lane,
+        queue,
         waiter: Waiter::default(),
     };
     let queued = poll_fn(|cx| {
         if conn.closing().is_some() {
             return Poll::Ready(false);
         }
-        let lanes = &conn.channel.lanes;
+        let queues = &conn.channel.queues;
         let waiter = &mut waiting.waiter;
-        let (result, next) = lanes.push_or_wait(waiter, cx.waker(), lane, header, payload, None);
+        let (result, next) = queues.push_or_wait(waiter, cx.waker(), queue, header, payload, None);
         if let Some(next) = next {
             next.wake();
         }
@@ -168,14 +174,14 @@ async fn send_wait(conn: &Conn, lane: Lane, header: Header, payload: &Payload<'_
 /// Gives up its place in line when dropped.
 pub(crate) struct Waiting<'a> {
     pub(crate) conn: &'a Conn,
-    pub(crate) lane: Lane,
+    pub(crate) queue: SendQueue,
     pub(crate) waiter: Waiter,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        let lanes = &self.conn.channel.lanes;
-        if let Some(next) = lanes.forget(&mut self.waiter, self.lane) {
+        let queues = &self.conn.channel.queues;
+        if let Some(next) = queues.forget(&mut self.waiter, self.queue) {
             next.wake();
         }
     }
@@ -202,7 +208,7 @@ impl ServeRole {
             conn: Arc::clone(conn),
             id,
             sequence,
-            lane: method.priority.lane(),
+            queue: method.priority.queue(),
             wants_reply,
             is_cancellable,
             is_stream: false,

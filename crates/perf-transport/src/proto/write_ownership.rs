@@ -11,10 +11,10 @@ const BY_CALLER: u8 = 2;
 /// The connection's task writes, or is about to.
 const BY_TASK: u8 = 4;
 
-/// What [`Gate::notify`] found.
+/// What [`WriteOwnership::notify`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notified {
-    /// There was no owner: the caller is the owner now. It writes, or hands over with [`Gate::hand_to_task`].
+    /// There was no owner: the caller is the owner now. It writes, or hands over with [`WriteOwnership::hand_to_task`].
     Claimed,
     /// There is an owner, and it will look again.
     Noted,
@@ -22,25 +22,27 @@ pub enum Notified {
 
 /// Decides who writes to a connection.
 ///
-/// A caller that has queued a frame calls [`notify`](Self::notify). The first caller becomes the owner of the connection's write side. For the others it is
-/// enough that the owner looks at the queues once more before it gives up ownership. So an idle connection is written to by the caller itself, without
-/// waking a task, and a busy one by its present owner.
+/// A caller that has queued a frame calls [`notify`](Self::notify). The first caller becomes the owner of the
+/// connection's write side. For the others it is enough that the owner looks at the queues once more before it gives up
+/// ownership. So an idle connection is written to by the caller itself, without waking a task, and a busy one by its
+/// present owner.
 ///
-/// Queues and gate are two places in memory. The queue's lock orders them: a notifier that finds `DIRTY` and leaves has queued
-/// before the owner's next look, or the owner's clearing of `DIRTY` would have been visible behind that lock. Modelled in `tests/loom.rs`.
+/// Queues and ownership are two places in memory. The queue's lock orders them: a notifier that finds `DIRTY` and
+/// leaves has queued before the owner's next look, or the owner's clearing of `DIRTY` would have been visible behind
+/// that lock. Modelled in `tests/loom.rs`.
 #[derive(Debug)]
-pub struct Gate {
+pub struct WriteOwnership {
     state: AtomicU8,
 }
 
-impl Default for Gate {
+impl Default for WriteOwnership {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Gate {
-    /// A gate without an owner.
+impl WriteOwnership {
+    /// A write side without an owner.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -51,13 +53,13 @@ impl Gate {
     /// Notes that a frame was queued. To be called after the queueing.
     #[inline]
     pub fn notify(&self) -> Notified {
-        // Relaxed is enough for the look: the queue's lock, taken just before by this thread, orders it behind an earlier owner's
-        // `begin`. The exchanges publish and acquire.
+        // Relaxed is enough for the look: the queue's lock, taken just before by this thread, orders it behind an
+        // earlier owner's `begin`. The exchanges publish and acquire.
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
             let next = if state == IDLE {
                 BY_CALLER
-            } else if state & DIRTY != 0 || mutant::is("gate_forgets_notification") {
+            } else if state & DIRTY != 0 || mutant::is("ownership_forgets_notification") {
                 return Notified::Noted;
             } else {
                 state | DIRTY

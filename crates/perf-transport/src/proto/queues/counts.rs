@@ -1,32 +1,32 @@
-//! Counters of the lanes.
+//! Counters of the queues.
 
-use super::Lanes;
+use super::SendQueues;
 
-impl Lanes {
-    /// Bytes queued in all lanes together, and whether a caller waits for room.
+impl SendQueues {
+    /// Bytes queued in all queues together, and whether a caller waits for room.
     #[must_use]
     pub fn pressure(&self) -> (usize, bool) {
         let state = self.state.lock();
-        let lanes = state.lanes.iter();
-        lanes.fold((0, false), |(bytes, waits), lane| {
-            (bytes + lane.bytes, waits || !lane.line.is_empty())
+        let queues = state.queues.iter();
+        queues.fold((0, false), |(bytes, waits), queue| {
+            (bytes + queue.bytes, waits || !queue.line.is_empty())
         })
     }
 
-    /// Bytes and frames queued in all lanes together.
+    /// Bytes and frames queued in all queues together.
     #[must_use]
     pub fn queued(&self) -> (usize, usize) {
         let state = self.state.lock();
-        state.lanes.iter().fold((0, 0), |(bytes, frames), lane| {
-            (bytes + lane.bytes, frames + lane.frames)
+        state.queues.iter().fold((0, 0), |(bytes, frames), queue| {
+            (bytes + queue.bytes, frames + queue.frames)
         })
     }
 
-    /// Bytes and frames queued in each lane.
+    /// Bytes and frames queued in each queue.
     #[must_use]
     pub fn depths(&self) -> [(usize, usize); 3] {
         let state = self.state.lock();
-        [0, 1, 2].map(|place| (state.lanes[place].bytes, state.lanes[place].frames))
+        [0, 1, 2].map(|place| (state.queues[place].bytes, state.queues[place].frames))
     }
 
     /// Messages queued since the beginning: frames that have a service and method.

@@ -4,7 +4,7 @@ use crate::envelope::Envelope;
 use crate::error::TransportError;
 use crate::payload::Payload;
 use crate::priority::Priority;
-use crate::proto::{Header, Kind, Lane, LaneLimits, NotQueued, Waiter};
+use crate::proto::{Header, Kind, NotQueued, QueueLimits, SendQueue, Waiter};
 use crate::refused::{Attempt, Refused};
 use crate::route::{self, Address, Era, Route};
 use crate::shell::conn::Conn;
@@ -20,14 +20,14 @@ use std::task::{Poll, Waker};
 
 use super::Transport;
 
-/// A resolved route: the link and the lane that a message goes to.
-pub(super) struct Way<'a> {
+/// A resolved route: the link and the queue that a message goes to.
+pub(super) struct ResolvedRoute<'a> {
     pub(super) route: &'a Route,
     pub(super) link: &'a Link,
-    pub(super) lane: Lane,
+    pub(super) queue: SendQueue,
 }
 
-impl Way<'_> {
+impl ResolvedRoute<'_> {
     #[inline]
     pub(super) fn conn(&self) -> &Arc<Conn> {
         &self.link.conn
@@ -43,8 +43,8 @@ impl Way<'_> {
         Header::new(kind, self.route.number, id)
     }
 
-    /// The trace context of an envelope, followed by the part of its payload that is copied anyway. `None` if the envelope has no context, if the peer does
-    /// not know contexts, or if the message is too long with it.
+    /// The trace context of an envelope, followed by the part of its payload that is copied anyway. `None` if the
+    /// envelope has no context, if the peer does not know contexts, or if the message is too long with it.
     pub(super) fn trace_head(&self, envelope: &Envelope<'_>) -> Option<Vec<u8>> {
         let trace = envelope.trace?;
         let conn = self.conn();
@@ -54,7 +54,8 @@ impl Way<'_> {
         (fits && is_heard).then(|| trace.before(&envelope.payload))
     }
 
-    /// Queues a message or puts the caller in line. `head` is that of [`trace_head`](Self::trace_head); a peer that does not take it gets the message without.
+    /// Queues a message or puts the caller in line. `head` is that of [`trace_head`](Self::trace_head); a peer that
+    /// does not take it gets the message without.
     pub(super) fn push_or_wait(
         &self,
         (waiter, waker): (&mut Waiter, &Waker),
@@ -62,12 +63,12 @@ impl Way<'_> {
         payload: &Payload<'_>,
         head: Option<&[u8]>,
     ) -> (Result<(), NotQueued>, Option<Waker>) {
-        let lanes = &self.conn().channel.lanes;
+        let queues = &self.conn().channel.queues;
         if let (Some(head), Some(kind)) = (head, header.kind.traced()) {
             let traced = Header { kind, ..header };
             let payload = with_head(head, payload);
-            let (lane, define) = (self.lane, self.define());
-            match lanes.push_or_wait(waiter, waker, lane, traced, &payload, define) {
+            let (queue, define) = (self.queue, self.define());
+            match queues.push_or_wait(waiter, waker, queue, traced, &payload, define) {
                 // The peer has said since that it takes no context. The turn is given up and taken again.
                 (Err(NotQueued::Untraced | NotQueued::TooLong { .. }), next) => {
                     if let Some(next) = next {
@@ -77,7 +78,7 @@ impl Way<'_> {
                 other => return other,
             }
         }
-        lanes.push_or_wait(waiter, waker, self.lane, header, payload, self.define())
+        queues.push_or_wait(waiter, waker, self.queue, header, payload, self.define())
     }
 }
 
@@ -104,14 +105,14 @@ pub(super) fn span_of(envelope: &Envelope<'_>) -> CallSpan {
 }
 
 #[inline]
-pub(super) fn is_urgent(way: &Way<'_>) -> bool {
-    way.link.class == crate::proto::ConnectionClass::Control
+pub(super) fn is_urgent(resolved: &ResolvedRoute<'_>) -> bool {
+    resolved.link.class == crate::proto::ConnectionClass::Control
 }
 
 impl Transport {
     /// The bounds of the queue of a priority.
-    pub(crate) fn lane_limits(&self, priority: Priority) -> LaneLimits {
-        self.inner.config.lane(priority)
+    pub(crate) fn queue_limits(&self, priority: Priority) -> QueueLimits {
+        self.inner.config.queue(priority)
     }
 
     pub(crate) fn has_checksums(&self) -> bool {
@@ -171,19 +172,26 @@ impl Transport {
             peer: envelope.target,
             bytes: envelope.payload.len(),
             calls_max: self.inner.config.calls_max,
-            cause: self.cause(refused, envelope.target),
+            cause: self.cause(refused, envelope.target, || {
+                let router = &self.inner.router;
+                let of_method = || router.priority(envelope.service, envelope.method);
+                envelope.priority.unwrap_or_else(of_method)
+            }),
         })
     }
 
-    /// Why the peer cannot be reached: the last error of its links.
-    pub(super) fn cause(&self, refused: Refused, peer: u64) -> Option<Arc<TransportError>> {
+    /// Why the peer cannot be reached: the error of the link that messages of this priority take.
+    pub(super) fn cause(
+        &self,
+        refused: Refused,
+        peer: u64,
+        priority: impl FnOnce() -> Priority,
+    ) -> Option<Arc<TransportError>> {
         let Refused::Unreachable { .. } = refused else {
             return None;
         };
         let peer = self.inner.peers.get(&peer)?;
-        let links = peer.links();
-        let errors = links.iter().map(|link| link.conn.last_error.lock().clone());
-        errors.flatten().next()
+        peer.link(priority().class()).conn.dial_error()
     }
 
     /// Looks up peer and name.
@@ -207,27 +215,27 @@ impl Transport {
         })
     }
 
-    /// Resolves a route for an envelope: its link and lane. Dials if there is no connection.
+    /// Resolves a route for an envelope: its link and queue. Dials if there is no connection.
     ///
     /// # Errors
     /// [`Refused`] if the message cannot be queued now.
     #[inline]
-    pub(super) fn way<'a>(
+    pub(super) fn resolve<'a>(
         &self,
         route: &'a Route,
         envelope: &Envelope<'_>,
-    ) -> Result<Way<'a>, Refused> {
-        self.way_of(route, envelope.priority, envelope.payload.len())
+    ) -> Result<ResolvedRoute<'a>, Refused> {
+        self.resolve_for(route, envelope.priority, envelope.payload.len())
     }
 
-    /// Resolves a route for payloads of at most `bytes`, see [`way`](Self::way).
+    /// Resolves a route for payloads of at most `bytes`, see [`resolve`](Self::resolve).
     #[inline]
-    pub(super) fn way_of<'a>(
+    pub(super) fn resolve_for<'a>(
         &self,
         route: &'a Route,
         priority: Option<Priority>,
         bytes: usize,
-    ) -> Result<Way<'a>, Refused> {
+    ) -> Result<ResolvedRoute<'a>, Refused> {
         let inner = &self.inner;
         if inner.draining.load(Ordering::Relaxed) {
             return Err(Refused::ShuttingDown);
@@ -239,10 +247,10 @@ impl Transport {
             return Err(Refused::TooLarge { bytes_max });
         }
         link.admit(&route.peer, inner)?;
-        Ok(Way {
+        Ok(ResolvedRoute {
             route,
             link,
-            lane: priority.lane(),
+            queue: priority.queue(),
         })
     }
 
@@ -275,13 +283,13 @@ impl Transport {
     #[inline]
     pub(super) fn queue(
         &self,
-        way: &Way<'_>,
+        resolved: &ResolvedRoute<'_>,
         header: Header,
         payload: &Payload<'_>,
     ) -> Result<(), Refused> {
-        let lanes = &way.conn().channel.lanes;
-        match lanes.push(way.lane, header, payload, way.define()) {
-            Err(NotQueued::Closed) => self.queue_again(way, header, payload),
+        let queues = &resolved.conn().channel.queues;
+        match queues.push(resolved.queue, header, payload, resolved.define()) {
+            Err(NotQueued::Closed) => self.queue_again(resolved, header, payload),
             other => other.map_err(Refused::from),
         }
     }
@@ -290,63 +298,66 @@ impl Transport {
     #[inline]
     pub(super) fn queue_message(
         &self,
-        way: &Way<'_>,
+        resolved: &ResolvedRoute<'_>,
         header: Header,
         envelope: &Envelope<'_>,
     ) -> Result<(), Refused> {
         if envelope.trace.is_some() {
-            return self.queue_traced(way, header, envelope);
+            return self.queue_traced(resolved, header, envelope);
         }
-        self.queue(way, header, &envelope.payload)
+        self.queue(resolved, header, &envelope.payload)
     }
 
     #[cold]
     pub(super) fn queue_traced(
         &self,
-        way: &Way<'_>,
+        resolved: &ResolvedRoute<'_>,
         header: Header,
         envelope: &Envelope<'_>,
     ) -> Result<(), Refused> {
-        if let (Some(head), Some(kind)) = (way.trace_head(envelope), header.kind.traced()) {
+        if let (Some(head), Some(kind)) = (resolved.trace_head(envelope), header.kind.traced()) {
             let traced = Header { kind, ..header };
-            match self.queue(way, traced, &with_head(&head, &envelope.payload)) {
+            match self.queue(resolved, traced, &with_head(&head, &envelope.payload)) {
                 // The peer has said since that it takes no context.
                 Err(Refused::Untraced | Refused::TooLarge { .. }) => {}
                 other => return other,
             }
         }
-        self.queue(way, header, &envelope.payload)
+        self.queue(resolved, header, &envelope.payload)
     }
 
-    /// Queues a message for the next connection, because the one of this route has ended since. Dials it, unless the last one is still ending.
+    /// Queues a message for the next connection, because the one of this route has ended since. Dials it, unless the
+    /// last one is still ending.
     #[cold]
     pub(super) fn queue_again(
         &self,
-        way: &Way<'_>,
+        resolved: &ResolvedRoute<'_>,
         header: Header,
         payload: &Payload<'_>,
     ) -> Result<(), Refused> {
-        way.link.admit_slow(&way.route.peer, &self.inner)?;
-        let lanes = &way.conn().channel.lanes;
-        let pushed = lanes.push(way.lane, header, payload, way.define());
+        resolved
+            .link
+            .admit_slow(&resolved.route.peer, &self.inner)?;
+        let queues = &resolved.conn().channel.queues;
+        let pushed = queues.push(resolved.queue, header, payload, resolved.define());
         pushed.map_err(Refused::from)
     }
 
     /// Queues what `push` brings, in turn with other callers that wait for the same queue, and notifies the writer.
     pub(super) async fn queue_in_turn(
         &self,
-        way: &Way<'_>,
+        resolved: &ResolvedRoute<'_>,
         mut push: impl FnMut(&mut Waiter, &Waker) -> (Result<(), NotQueued>, Option<Waker>),
     ) -> Result<(), Refused> {
-        let conn = way.conn();
+        let conn = resolved.conn();
         let mut waiting = Waiting {
             conn,
-            lane: way.lane,
+            queue: resolved.queue,
             waiter: Waiter::default(),
         };
         poll_fn(|cx| {
             // The connection may have been lost while this caller waited: `admit` dials again.
-            if let Err(reason) = way.link.admit(&way.route.peer, &self.inner) {
+            if let Err(reason) = resolved.link.admit(&resolved.route.peer, &self.inner) {
                 return Poll::Ready(Err(reason));
             }
             let (result, next) = push(&mut waiting.waiter, cx.waker());
@@ -365,7 +376,7 @@ impl Transport {
         })
         .await?;
         drop(waiting);
-        conn.notify(is_urgent(way));
+        conn.notify(is_urgent(resolved));
         Ok(())
     }
 }

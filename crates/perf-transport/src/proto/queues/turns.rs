@@ -1,19 +1,19 @@
-//! Callers that wait for room in a lane.
+//! Callers that wait for room in a queue.
 
-use super::{Lanes, State};
+use super::{SendQueues, State};
 use crate::payload::Payload;
 use crate::primitive::mutant;
-use crate::proto::batch::BatchBlock;
-use crate::proto::block::Block;
+use crate::proto::batch::BatchBuffer;
 use crate::proto::frame::{Header, Kind};
-use crate::proto::lane::{Lane, NotQueued, Size};
 use crate::proto::line::{Turn, Waiter};
+use crate::proto::queue::{NotQueued, SendQueue, Size};
+use crate::proto::write_buffer::WriteBuffer;
 use bytes::Bytes;
 use std::task::{Poll, Waker};
 
-impl Lanes {
-    /// Queues a frame as [`push`](Self::push) does, or puts the caller in line for room. A caller in line calls this again when it is woken, and
-    /// [`forget`](Self::forget) when it gives up.
+impl SendQueues {
+    /// Queues a frame as [`push`](Self::push) does, or puts the caller in line for room. A caller in line calls this
+    /// again when it is woken, and [`forget`](Self::forget) when it gives up.
     ///
     /// The caller must wake the waker that is returned: that of the next in line, where there is room left.
     ///
@@ -23,12 +23,12 @@ impl Lanes {
         &self,
         waiter: &mut Waiter,
         waker: &Waker,
-        lane: Lane,
+        queue: SendQueue,
         header: Header,
         payload: &Payload<'_>,
         define: Option<&Bytes>,
     ) -> (Result<(), NotQueued>, Option<Waker>) {
-        let bytes = Block::frame_bytes(payload.len(), self.checksum);
+        let bytes = WriteBuffer::frame_bytes(payload.len(), self.checksum);
         let sum = self.sum(header, payload);
         let size = Size {
             bytes,
@@ -37,20 +37,21 @@ impl Lanes {
             is_new: define.is_some(),
             kind: header.kind,
         };
-        self.in_turn(waiter, waker, lane, size, |state| {
-            self.put(state, lane, header, (payload, sum), define);
+        self.in_turn(waiter, waker, queue, size, |state| {
+            self.put(state, queue, header, (payload, sum), define);
         })
     }
 
-    /// Waits in line for room for a message, then leaves the turn to the next caller. Ready, too, when the lanes are [closed](Self::close).
+    /// Waits in line for room for a message, then leaves the turn to the next caller. Ready, too, when the queues are
+    /// [closed](Self::close).
     pub fn poll_room(
         &self,
         waiter: &mut Waiter,
         waker: &Waker,
-        lane: Lane,
+        queue: SendQueue,
         payload_bytes: usize,
     ) -> Poll<()> {
-        let bytes = Block::frame_bytes(payload_bytes, self.checksum);
+        let bytes = WriteBuffer::frame_bytes(payload_bytes, self.checksum);
         let size = Size {
             bytes,
             frames: 1,
@@ -58,7 +59,7 @@ impl Lanes {
             is_new: true,
             kind: Kind::Request,
         };
-        let (result, next) = self.in_turn(waiter, waker, lane, size, |_| ());
+        let (result, next) = self.in_turn(waiter, waker, queue, size, |_| ());
         if let Some(next) = next {
             next.wake();
         }
@@ -68,8 +69,8 @@ impl Lanes {
         }
     }
 
-    /// Queues the messages of a batch, all of them or none, as [`push_or_wait`](Self::push_or_wait) does with one. `define` announces their
-    /// method. Leaves the batch empty.
+    /// Queues the messages of a batch, all of them or none, as [`push_or_wait`](Self::push_or_wait) does with one.
+    /// `define` announces their method. Leaves the batch empty.
     ///
     /// # Errors
     /// As there. The batch keeps its messages.
@@ -77,25 +78,25 @@ impl Lanes {
         &self,
         waiter: &mut Waiter,
         waker: &Waker,
-        lane: Lane,
-        batch: &mut BatchBlock,
+        queue: SendQueue,
+        batch: &mut BatchBuffer,
         (method, define): (u16, &Bytes),
     ) -> (Result<(), NotQueued>, Option<Waker>) {
         let longest = batch.longest();
-        let block = batch.complete();
+        let buffer = batch.complete();
         let size = Size {
-            bytes: block.bytes(),
-            frames: block.frames(),
+            bytes: buffer.bytes(),
+            frames: buffer.frames(),
             longest,
             is_new: true,
             kind: Kind::Batch,
         };
-        self.in_turn(waiter, waker, lane, size, |state| {
+        self.in_turn(waiter, waker, queue, size, |state| {
             state.messages += size.frames as u64;
             if !mutant::is("batch_without_name") {
-                self.announce(state, lane, method, define);
+                self.announce(state, queue, method, define);
             }
-            state.append(lane, block);
+            state.append(queue, buffer);
         })
     }
 
@@ -105,7 +106,7 @@ impl Lanes {
         &self,
         waiter: &mut Waiter,
         waker: &Waker,
-        lane: Lane,
+        queue: SendQueue,
         size: Size,
         put: impl FnOnce(&mut State),
     ) -> (Result<(), NotQueued>, Option<Waker>) {
@@ -116,7 +117,7 @@ impl Lanes {
         } else {
             state.takes.check(size.longest, size.kind)
         };
-        let mine = &mut state.lanes[lane as usize];
+        let mine = &mut state.queues[queue as usize];
         if let Err(refused) = refused {
             return (Err(refused), mine.line.leave(waiter));
         }
@@ -131,17 +132,17 @@ impl Lanes {
     }
 
     /// Removes a waiter that gives up. If it had the turn, the next in line gets it, and its waker is returned.
-    pub fn forget(&self, waiter: &mut Waiter, lane: Lane) -> Option<Waker> {
+    pub fn forget(&self, waiter: &mut Waiter, queue: SendQueue) -> Option<Waker> {
         // A caller that never waited needs no lock.
         if !waiter.is_in_line() {
             return None;
         }
-        self.state.lock().lanes[lane as usize].line.leave(waiter)
+        self.state.lock().queues[queue as usize].line.leave(waiter)
     }
 
-    /// How many callers wait for room in a lane.
+    /// How many callers wait for room in a queue.
     #[must_use]
-    pub fn waiters(&self, lane: Lane) -> usize {
-        self.state.lock().lanes[lane as usize].line.waiters()
+    pub fn waiters(&self, queue: SendQueue) -> usize {
+        self.state.lock().queues[queue as usize].line.waiters()
     }
 }

@@ -1,29 +1,30 @@
-//! One lane: the send queue of one class, with its budget.
+//! One send queue: that of one class, with its budget.
 
-use super::block::Block;
 use super::frame::Kind;
 use super::line::Line;
+use super::write_buffer::WriteBuffer;
+use crate::primitive::mutant;
 use std::collections::VecDeque;
 
 /// The most services and methods that a connection gives numbers to.
 pub const METHODS_MAX: usize = 2048;
 pub(super) const ANNOUNCED_WORDS: usize = METHODS_MAX / 64;
 
-/// Bounds and weight of one lane.
+/// Bounds and weight of one queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LaneLimits {
+pub struct QueueLimits {
     /// Bytes that may wait, headers included.
     pub bytes_max: usize,
     /// Frames that may wait.
     pub frames_max: usize,
-    /// Its share of the connection while both lanes have something to write.
+    /// Its share of the connection while both queues have something to write.
     pub weight: u32,
 }
 
-/// Which lane of a connection.
+/// Which queue of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
-pub enum Lane {
+pub enum SendQueue {
     /// The connection's own frames. Written before the others; each kind of frame in it has a bound of its own.
     System = 0,
     /// The more urgent of the connection's two classes.
@@ -37,7 +38,7 @@ pub enum Lane {
 pub enum NotQueued {
     /// The budget is used up.
     Full,
-    /// The lanes take no new messages: they are [closed](super::Lanes::close).
+    /// The queues take no new messages: they are [closed](super::SendQueues::close).
     Closed,
     /// The peer takes no payload of this length.
     TooLong {
@@ -63,21 +64,21 @@ pub(super) struct Size {
 }
 
 #[derive(Debug)]
-pub(super) struct LaneState {
-    pub(super) blocks: VecDeque<Block>,
+pub(super) struct QueueState {
+    pub(super) buffers: VecDeque<WriteBuffer>,
     pub(super) bytes: usize,
     pub(super) frames: usize,
-    pub(super) limits: LaneLimits,
+    pub(super) limits: QueueLimits,
     pub(super) deficit: i64,
-    /// A bit for each method number whose `Define` frame is in this lane or was written.
+    /// A bit for each method number whose `Define` frame is in this queue or was written.
     pub(super) announced: [u64; ANNOUNCED_WORDS],
     pub(super) line: Line,
 }
 
-impl LaneState {
-    pub(super) fn new(limits: LaneLimits) -> Self {
+impl QueueState {
+    pub(super) fn new(limits: QueueLimits) -> Self {
         Self {
-            blocks: VecDeque::new(),
+            buffers: VecDeque::new(),
             bytes: 0,
             frames: 0,
             limits,
@@ -87,9 +88,15 @@ impl LaneState {
         }
     }
 
+    /// Whether there is room that no caller in line waits for: others would overtake those in line for ever.
+    #[inline]
+    pub(super) fn has_free_room(&self, bytes: usize, frames: usize) -> bool {
+        self.has_room(bytes, frames) && (self.line.is_empty() || mutant::is("room_taken_from_line"))
+    }
+
     #[inline]
     pub(super) fn has_room(&self, bytes: usize, frames: usize) -> bool {
-        let LaneLimits {
+        let QueueLimits {
             bytes_max,
             frames_max,
             ..

@@ -10,15 +10,15 @@ use bytes::{Buf, Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
-/// Shared payloads up to this size are copied between their header and the next one: the copy of 1 KiB takes some 30 ns,
-/// about what an entry of a vectored write costs.
+/// Shared payloads up to this size are copied between their header and the next one: the copy of 1 KiB takes some 30
+/// ns, about what an entry of a vectored write costs.
 const SHARED_COPY_BYTES_MAX: usize = 1024;
-/// Borrowed payloads have to be copied. Up to this size they go between the headers, larger ones into a pooled buffer of their own,
-/// so that a block's memory keeps the size that the pool recycles.
+/// Borrowed payloads have to be copied. Up to this size they go between the headers, larger ones into a pooled buffer
+/// of their own, so that a buffer's memory keeps the size that the pool recycles.
 const BORROWED_COPY_BYTES_MAX: usize = 4 * 1024;
-/// A block takes no further frame from here on. Large enough that a write's fixed cost (some 2 µs on loopback) is small beside
-/// its copy, small enough that blocks of two classes alternate often.
-const BLOCK_BYTES: usize = 32 * 1024;
+/// A buffer takes no further frame from here on. Large enough that a write's fixed cost (some 2 µs on loopback) is
+/// small beside its copy, small enough that buffers of two classes alternate often.
+const BUFFER_BYTES: usize = 32 * 1024;
 /// The most slices of one vectored write: enough for 32 frames with payloads of their own.
 pub const SLICES_MAX: usize = 64;
 
@@ -30,7 +30,7 @@ struct Part {
     payload: Bytes,
 }
 
-/// Large payloads in their order. The first is stored inline, so a block of one large frame allocates no list.
+/// Large payloads in their order. The first is stored inline, so a buffer of one large frame allocates no list.
 #[derive(Debug, Default)]
 struct Parts {
     first: Option<Part>,
@@ -67,7 +67,7 @@ impl Parts {
 
 /// A write buffer: frames in the order in which they are written.
 #[derive(Debug)]
-pub struct Block {
+pub struct WriteBuffer {
     /// Headers, small payloads and checksums.
     pub(super) small: Buffer,
     parts: Parts,
@@ -76,18 +76,18 @@ pub struct Block {
     pub(super) frames: usize,
 }
 
-impl Default for Block {
+impl Default for WriteBuffer {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Block {
-    /// An empty block, its memory from the pool.
+impl WriteBuffer {
+    /// An empty buffer, its memory from the pool.
     #[must_use]
     pub fn new() -> Self {
         // Room for the frame that fills it.
-        Self::with_memory(BLOCK_BYTES + 2 * BORROWED_COPY_BYTES_MAX)
+        Self::with_memory(BUFFER_BYTES + 2 * BORROWED_COPY_BYTES_MAX)
     }
 
     fn with_memory(bytes: usize) -> Self {
@@ -120,7 +120,8 @@ impl Block {
         self.frames == 0
     }
 
-    /// An empty block whose memory suits its first frame: a block that begins with a large payload gets little memory for small ones.
+    /// An empty buffer whose memory suits its first frame: a buffer that begins with a large payload gets little memory
+    /// for small ones.
     #[must_use]
     pub fn beginning_with(payload: &Payload<'_>) -> Self {
         if payload.len() <= BORROWED_COPY_BYTES_MAX {
@@ -131,17 +132,18 @@ impl Block {
 
     /// Whether its memory is for many small frames.
     pub(crate) fn is_roomy(&self) -> bool {
-        self.small.get().capacity() >= BLOCK_BYTES
+        self.small.get().capacity() >= BUFFER_BYTES
     }
 
-    /// Whether the next frame belongs in another block: this one is full, or has no memory for what would be copied.
+    /// Whether the next frame belongs in another buffer: this one is full, or has no memory for what would be copied.
     #[inline]
     #[must_use]
     pub fn is_full_for(&self, payload: &Payload<'_>) -> bool {
         self.is_full() || self.small.len() + copied(payload) > self.small.get().capacity()
     }
 
-    /// Appends a frame, unless it belongs in another block: see [`is_full_for`](Self::is_full_for). `false` if it does.
+    /// Appends a frame, unless it belongs in another buffer: see [`is_full_for`](Self::is_full_for). `false` if it
+    /// does.
     #[inline]
     pub fn try_push(&mut self, header: Header, payload: &Payload<'_>, sum: Option<u32>) -> bool {
         // The most frequent kind of frame has a short way of its own.
@@ -173,11 +175,11 @@ impl Block {
         true
     }
 
-    /// Whether it takes no further frame: the next one belongs in a new block.
+    /// Whether it takes no further frame: the next one belongs in a new buffer.
     #[inline]
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.bytes >= BLOCK_BYTES || self.parts.len() >= SLICES_MAX / 2
+        self.bytes >= BUFFER_BYTES || self.parts.len() >= SLICES_MAX / 2
     }
 
     /// Bytes on the wire of a frame with a payload of this length.
@@ -187,8 +189,8 @@ impl Block {
         HEADER_BYTES + length + if checksum { CHECKSUM_BYTES } else { 0 }
     }
 
-    /// Appends a frame. Small and borrowed pieces are copied, large shared ones only referred to. Allocates only while the list of
-    /// references grows for the first time, and not for the first of them.
+    /// Appends a frame. Small and borrowed pieces are copied, large shared ones only referred to. Allocates only while
+    /// the list of references grows for the first time, and not for the first of them.
     #[inline]
     pub fn push(&mut self, header: Header, payload: &Payload<'_>, checksum: bool) {
         let sum = checksum.then(|| Self::checksum(header, payload));
@@ -247,15 +249,15 @@ impl Block {
 
     #[inline]
     fn share(&mut self, bytes: &Bytes) {
-        if bytes.len() <= SHARED_COPY_BYTES_MAX && self.small.len() < BLOCK_BYTES {
+        if bytes.len() <= SHARED_COPY_BYTES_MAX && self.small.len() < BUFFER_BYTES {
             self.small.get_mut().extend_from_slice(bytes);
         } else {
             self.refer(bytes.clone());
         }
     }
 
-    /// Fits the block to what the peer takes, see [`Lanes::fit_to`](super::lanes::Lanes::fit_to). Appends the headers of removed frames to `removed`. No
-    /// byte of the block may have been written.
+    /// Fits the buffer to what the peer takes, see [`SendQueues::fit_to`](super::queues::SendQueues::fit_to). Appends
+    /// the headers of removed frames to `removed`. No byte of the buffer may have been written.
     pub(crate) fn fit_to(&mut self, takes: Takes, checksum: bool, removed: &mut Vec<Header>) {
         let bytes_max = takes.frame_bytes_max;
         if takes.traces && takes.watches && self.bytes <= bytes_max as usize {
@@ -303,8 +305,9 @@ impl Block {
         *self = next;
     }
 
-    /// Moves the frames of a small block to the end of this one. Returns `false`, with nothing moved, if the other block is not small or there is no room. A
-    /// block's memory is much larger than a small frame: a queue of many small blocks would take much more memory than its bytes.
+    /// Moves the frames of a small buffer to the end of this one. Returns `false`, with nothing moved, if the other
+    /// buffer is not small or there is no room. A buffer's memory is much larger than a small frame: a queue of many
+    /// small buffers would take much more memory than its bytes.
     pub(crate) fn absorb(&mut self, other: &mut Self) -> bool {
         let bytes = other.small.len();
         let fits = self.small.len() + bytes <= self.small.get().capacity();
@@ -375,11 +378,11 @@ fn copied(payload: &Payload<'_>) -> usize {
     HEADER_BYTES + pieces + CHECKSUM_BYTES
 }
 
-/// The blocks that a connection is writing, and how much of the first one is written.
+/// The buffers that a connection is writing, and how much of the first one is written.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    blocks: VecDeque<Block>,
-    /// The piece of the first block that is being written, and how many of its bytes are.
+    buffers: VecDeque<WriteBuffer>,
+    /// The piece of the first buffer that is being written, and how many of its bytes are.
     piece: usize,
     offset: usize,
     bytes: usize,
@@ -400,11 +403,11 @@ impl Outbox {
         self.bytes == 0
     }
 
-    /// Takes a block to be written after the others.
+    /// Takes a buffer to be written after the others.
     #[inline]
-    pub fn push(&mut self, block: Block) {
-        self.bytes += block.bytes;
-        self.blocks.push_back(block);
+    pub fn push(&mut self, buffer: WriteBuffer) {
+        self.bytes += buffer.bytes;
+        self.buffers.push_back(buffer);
     }
 
     /// Fills in slices of what is to be written next, and returns how many.
@@ -412,8 +415,8 @@ impl Outbox {
     pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let (mut number, mut offset) = (self.piece, self.offset);
         let mut count = 0;
-        for block in &self.blocks {
-            while let Some(piece) = block.piece(number) {
+        for buffer in &self.buffers {
+            while let Some(piece) = buffer.piece(number) {
                 let rest = &piece[offset..];
                 if !rest.is_empty() {
                     let Some(slice) = slices.get_mut(count) else {
@@ -432,10 +435,10 @@ impl Outbox {
 
     /// Notes that so many bytes were written. Blocks that are done go to `done`.
     #[inline]
-    pub fn advance(&mut self, mut written: usize, mut done: impl FnMut(Block)) {
+    pub fn advance(&mut self, mut written: usize, mut done: impl FnMut(WriteBuffer)) {
         self.bytes = self.bytes.saturating_sub(written);
-        while let Some(block) = self.blocks.front() {
-            match block.piece(self.piece) {
+        while let Some(buffer) = self.buffers.front() {
+            match buffer.piece(self.piece) {
                 Some(piece) => {
                     let rest = piece.len() - self.offset;
                     if written < rest {
@@ -448,8 +451,8 @@ impl Outbox {
                 }
                 None => {
                     self.piece = 0;
-                    if let Some(block) = self.blocks.pop_front() {
-                        done(block);
+                    if let Some(buffer) = self.buffers.pop_front() {
+                        done(buffer);
                     }
                 }
             }
@@ -507,12 +510,12 @@ mod tests {
         for checksum in [false, true] {
             for step in [13, 1000, usize::MAX] {
                 let mut outbox = Outbox::default();
-                let mut block = Block::new();
+                let mut buffer = WriteBuffer::new();
                 for (id, payload) in (0_u64..).zip(&payloads) {
-                    block.push(Header::new(Kind::OneWay, 1, id), payload, checksum);
+                    buffer.push(Header::new(Kind::OneWay, 1, id), payload, checksum);
                 }
-                let bytes = block.bytes();
-                outbox.push(block);
+                let bytes = buffer.bytes();
+                outbox.push(buffer);
                 let mut wire = BytesMut::from(&written(&mut outbox, step)[..]);
                 assert_eq!(wire.len(), bytes);
                 let decoder = Decoder::new(1 << 20, checksum);
@@ -527,11 +530,11 @@ mod tests {
 
     #[test]
     fn a_changed_byte_is_found() {
-        let mut block = Block::new();
+        let mut buffer = WriteBuffer::new();
         let payload = Payload::Borrowed(b"entries");
-        block.push(Header::new(Kind::OneWay, 1, 9), &payload, true);
+        buffer.push(Header::new(Kind::OneWay, 1, 9), &payload, true);
         let mut outbox = Outbox::default();
-        outbox.push(block);
+        outbox.push(buffer);
         let mut wire = written(&mut outbox, usize::MAX);
         wire[HEADER_BYTES + 2] ^= 0x10;
         let found = Decoder::new(1024, true).next(&mut BytesMut::from(&wire[..]));
