@@ -34,6 +34,7 @@ pub fn bootstrap_state(voters: &[u64], empty_state_machine: Bytes) -> LogState {
             metadata,
             data: empty_state_machine,
             members: Members::of_founders(voters.as_slice()),
+            stored: None,
         }),
         compacted: (1, 1),
         ..Default::default()

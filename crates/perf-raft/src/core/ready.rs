@@ -5,6 +5,7 @@
 
 use super::backlog::Backlog;
 use super::membership::Configuration;
+use super::snapshots::Content;
 use super::step::unpack;
 use super::{AfterPersist, ApplyJob, ChangeKind, Core, Making, Outputs, Reply, lost_reply};
 use crate::codec::{convert, wire};
@@ -219,7 +220,7 @@ impl<T> Core<T> {
             self.pending.orphan(deadline);
             self.batch_ends.clear();
             self.lease_until_ns = 0;
-            self.transfers.clear();
+            self.end_transfers(|_| true);
             self.leave_office();
         }
         if role == StateRole::Leader && (role_before != StateRole::Leader || term != term_before) {
@@ -267,7 +268,9 @@ impl<T> Core<T> {
         let metadata = ready.snapshot().get_metadata();
         if metadata.index == 0 {
             // Raft had no use for what arrived.
-            self.arrived = None;
+            if let Some(arrived) = self.arrived.take() {
+                self.discard(&Content::of(&arrived));
+            }
             return None;
         }
         let arrived = self

@@ -16,6 +16,7 @@ mod open;
 mod run_queue;
 mod shared;
 pub(crate) mod slot;
+mod snapshot_io;
 mod stats;
 mod task;
 

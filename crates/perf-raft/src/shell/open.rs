@@ -1,6 +1,6 @@
 //! Opens a group: reads its log, or begins it, and gives it to the task that drives it.
 
-use super::apply::Applier;
+use super::apply::{Applier, no_pieces};
 use super::apply_pool::{ApplyClient, ApplyPool};
 use super::drive::{ApplySide, Attached, Driver, LogSide, Published, Scratch};
 use super::fetcher::Fetcher;
@@ -8,18 +8,19 @@ use super::handle::RaftHandle;
 use super::log_thread::LogThread;
 use super::mailbox::Mailbox;
 use super::shared::NodeShared;
+use super::snapshot_io::{SnapshotIo, SnapshotTraffic};
 use super::stats::{RaftStats, StageStats};
 use super::task::TaskHandle;
 use crate::GroupId;
 use crate::codec::{ENTRY_ROOM_BYTES, payload_len_max};
 use crate::core::{ADDRESS_BYTES_MAX, Core, CoreConfig, Start, open_log};
 use crate::error::{StartError, panic_message};
-use crate::log::{LogError, LogReader, LogStore};
+use crate::log::{LogError, LogReader, LogStore, SnapshotStore};
 use crate::members::Identity;
 use crate::memory::EntryMemory;
 use crate::options::RaftOptions;
 use crate::primitive::threads;
-use crate::state_machine::StateMachine;
+use crate::state_machine::Machine;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use perf_atomics::Snapshot;
@@ -39,6 +40,7 @@ pub(crate) struct Place {
     /// None if state machines run where Raft is driven.
     pub(crate) appliers: Option<Arc<ApplyPool>>,
     pub(crate) entry_memory: EntryMemory,
+    pub(crate) snapshot_traffic: Arc<SnapshotTraffic>,
     pub(crate) runtime: Handle,
 }
 
@@ -53,7 +55,7 @@ pub(crate) enum Log {
 pub(crate) struct NewGroup {
     pub(crate) group: GroupId,
     pub(crate) options: RaftOptions,
-    pub(crate) machine: Box<dyn StateMachine>,
+    pub(crate) machine: Machine,
     pub(crate) voters: Vec<u64>,
     pub(crate) seed: Option<u64>,
     #[cfg(feature = "metrics")]
@@ -64,6 +66,7 @@ pub(crate) struct NewGroup {
 struct Loaded {
     start: Start,
     reader: Option<Box<dyn LogReader>>,
+    snapshots: Option<Arc<dyn SnapshotStore>>,
     damage: Option<String>,
 }
 
@@ -86,11 +89,12 @@ pub(crate) async fn open(
         identity,
         voters: new.voters,
     };
-    let applier = Applier::new(new.machine);
-    let (log, applier, loaded) = load(log, beginning, applier).await?;
+    let applier = Applier::new(new.machine, options.snapshot_bytes_max);
+    let (log, mut applier, loaded) = load(log, beginning, applier).await?;
     let Loaded {
         start,
         reader,
+        snapshots,
         damage,
     } = loaded;
     check_frames(&options, &start, frame_bytes_max)?;
@@ -114,6 +118,20 @@ pub(crate) async fn open(
     let mailbox = Arc::new(Mailbox::new(id, group, &options, notifier));
     let shared = Arc::new(NodeShared::new(Arc::clone(&mailbox), place.runtime.id()));
     let transport = attach(&shared)?;
+    let snapshots = snapshots.map(|store| {
+        core.stream_snapshots();
+        let (mailbox, runtime) = (Arc::clone(&mailbox), place.runtime.clone());
+        let io = SnapshotIo::new(
+            store,
+            group,
+            mailbox,
+            runtime,
+            place.snapshot_traffic,
+            &options,
+        );
+        applier.set_snapshots(io.data());
+        io
+    });
     let log = match log {
         Log::Inline(store) => LogSide::Inline(store, StageStats::default()),
         Log::Thread(thread) => LogSide::Thread(thread),
@@ -136,6 +154,7 @@ pub(crate) async fn open(
         transport,
         log,
         fetcher: Fetcher::new(reader, place.runtime),
+        snapshots,
         apply,
         published: Arc::clone(&published),
         ended: end,
@@ -276,9 +295,15 @@ fn read(
     let opened = catch_unwind(AssertUnwindSafe(|| {
         let (start, reader) = open_log(log, *group, *identity, voters, empty)?;
         let damage = log.damage();
+        let snapshots = log.snapshots()?;
+        let stored = start.snapshot().and_then(|snapshot| snapshot.stored);
+        if stored.is_some() && snapshots.is_none() {
+            return Err(StartError::Log(no_pieces()));
+        }
         Ok(Loaded {
             start,
             reader,
+            snapshots,
             damage,
         })
     }));

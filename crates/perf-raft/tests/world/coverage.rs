@@ -56,4 +56,7 @@ counts! {
     late_heartbeats
     fetched
     failed_reads
+    pieces_read
+    pieces_written
+    streams_failed
 }

@@ -13,6 +13,7 @@ mod network;
 mod node;
 mod options;
 pub(crate) mod random;
+mod streams;
 mod threads;
 
 use bytes::Bytes;
@@ -70,6 +71,9 @@ enum Event {
     LogDone(u64, u64),
     ApplyDone(u64, u64),
     Fetched(u64, u64),
+    /// Of the job with this number.
+    SnapshotJobDone(u64, u64, u64),
+    OwnPiece(u64, u64),
     Client(u64),
     Fault,
     /// A thread goes on that was held up after it had read the clock, and finds a lease read that was asked for just now.
@@ -207,6 +211,7 @@ impl World {
                 apply_list: VecDeque::new(),
                 apply_busy: false,
                 fetch: None,
+                streams: None,
                 has_read_fault: false,
                 unreported: 0,
                 inbound: InboundQueues::new(limits(&options)),
@@ -304,6 +309,8 @@ impl World {
             | Event::LogDone(id, _)
             | Event::ApplyDone(id, _)
             | Event::Fetched(id, _)
+            | Event::SnapshotJobDone(id, _, _)
+            | Event::OwnPiece(id, _)
             | Event::Deliver(id, _) => Some(id),
             _ => None,
         };
@@ -332,6 +339,10 @@ impl World {
             Event::LogDone(id, run) if self.is_running(id, run) => self.log_done(id),
             Event::ApplyDone(id, run) if self.is_running(id, run) => self.apply_done(id),
             Event::Fetched(id, run) if self.is_running(id, run) => self.fetched(id),
+            Event::SnapshotJobDone(id, run, number) if self.is_running(id, run) => {
+                self.snapshot_job_done(id, number);
+            }
+            Event::OwnPiece(id, run) if self.is_running(id, run) => self.own_piece(id),
             Event::Client(client) => self.client(client),
             Event::Fault => self.fault(),
             Event::Woken(id) => self.woken(id),

@@ -5,6 +5,7 @@ use super::disk::SimDisk;
 use super::machine::Machine;
 use super::options::limits;
 use super::random::Random;
+use super::streams::Streams;
 use super::{Event, GROUP, KEYS, MS, Op, TICK_NS, World};
 use bytes::Bytes;
 use perf_raft::codec::Frame;
@@ -16,7 +17,8 @@ use perf_raft::eraftpb::Entry;
 use perf_raft::inbound::InboundQueues;
 use perf_raft::log::LogJob;
 use perf_raft::{
-    EntryMemory, GroupId, Identity, LogError, ProposeError, Role, SendError, StartError, StopReason,
+    EntryMemory, GroupId, Identity, LogError, LogStore, ProposeError, Role, SendError, StartError,
+    StopReason,
 };
 use std::collections::VecDeque;
 
@@ -45,6 +47,8 @@ pub(super) struct Node {
     pub(super) apply_busy: bool,
     /// The fetch under way, with its entries if they were read when it began.
     pub(super) fetch: Option<(Fetch, Option<Read>)>,
+    /// Data of snapshots is in the log, in pieces.
+    pub(super) streams: Option<Streams>,
     /// A read of its log fails, this one or a later one.
     pub(super) has_read_fault: bool,
     /// Applied and not reported yet.
@@ -101,9 +105,20 @@ impl World {
         if let Some(snapshot) = start.snapshot() {
             node.commit_logged = node.commit_logged.max(snapshot.metadata.index);
         }
+        let store = match node.disk.snapshots() {
+            Ok(store) => store,
+            Err(error) => {
+                self.fail(format!("node {id} cannot stream: {error}"));
+                return;
+            }
+        };
+        node.streams = store.map(Streams::new);
         match Core::start(config, start) {
             Ok(mut core) => {
                 core.set_address(address(id, node.run));
+                if node.streams.is_some() {
+                    core.stream_snapshots();
+                }
                 node.core = Some(core);
             }
             Err(error) => {
@@ -285,6 +300,9 @@ impl World {
         for fetch in out.fetches.drain(..) {
             self.begin_fetch(id, fetch);
         }
+        for job in out.snapshot_jobs.drain(..) {
+            self.begin_snapshot_job(id, job);
+        }
         self.begin_log(id);
         self.begin_apply(id);
         for (op, reply) in out.replies.drain(..) {
@@ -304,6 +322,9 @@ impl World {
             self.history.gave_up(woken_client(id, key), self.now, 0);
         }
         self.coverage.crashes += 1;
+        if let Some(streams) = node.streams.take() {
+            streams.kill();
+        }
         // A write under way may be there in part.
         if let Some(jobs) = node.log_busy.take() {
             node.disk.write_unsynced(&jobs);
@@ -330,6 +351,8 @@ impl World {
         let Some(mut core) = node.core.take() else {
             return;
         };
+        // Removes what is not finished.
+        node.streams = None;
         self.coverage.jobs_lost += node.disk.crash(chance);
         let mut out = Outputs::default();
         core.stop(reason, &mut out);

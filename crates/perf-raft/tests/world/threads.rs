@@ -179,7 +179,15 @@ impl World {
             }
             ApplyJob::Restore(snapshot) => {
                 let index = snapshot.metadata.index;
-                if !node.machine.restore(&snapshot.data) {
+                let data = match &node.streams {
+                    None => Ok(snapshot.data.clone()),
+                    Some(streams) => streams.load(&snapshot),
+                };
+                let data = match data {
+                    Ok(data) => data,
+                    Err(error) => return self.stream_failed(id, error),
+                };
+                if !node.machine.restore(&data) {
                     self.fail(format!("node {id} got a snapshot at {index} that is none"));
                     return;
                 }
@@ -191,13 +199,17 @@ impl World {
             }
             ApplyJob::Snapshot => {
                 let (index, data) = (node.machine.index, node.machine.snapshot());
-                let data = if self.now < self.no_snapshots_until {
-                    self.coverage.snapshots_failed += 1;
-                    Err("simulated".to_owned())
+                let fails = self.now < self.no_snapshots_until;
+                self.coverage.snapshots_failed += u64::from(fails);
+                if node.streams.is_some() {
+                    self.begin_own_snapshot(id, index, data, fails);
                 } else {
-                    Ok(data)
-                };
-                self.with_core(id, |core, _| core.snapshot_made(index, data));
+                    let data = match fails {
+                        true => Err("simulated".to_owned()),
+                        false => Ok(data),
+                    };
+                    self.with_core(id, |core, _| core.snapshot_made(index, data));
+                }
                 if self.nodes[&id].apply_list.is_empty() {
                     self.report_applied(id);
                 }
