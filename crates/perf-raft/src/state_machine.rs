@@ -133,6 +133,24 @@ pub trait StreamedStateMachine: Send + 'static {
     /// # Errors
     /// Whatever hinders it, an error of the reader too. The node stops, since it cannot go on from here.
     fn restore(&mut self, snapshot: &mut dyn Read, index: u64) -> Result<(), StateMachineError>;
+
+    /// For a machine that keeps its state itself: the index of the last command up to which that is durable, or `index` of the last
+    /// [restore](Self::restore) if no command came after it. 0 for an empty one, `None`, the default, for one that is gone with the process.
+    ///
+    /// At a start the state must be that of all commands up to this index and of none after it: a command and its index become durable together. The
+    /// machine is then neither restored nor given these commands again, and the log is kept from there only; a peer that needs a snapshot
+    /// gets one that is made then. A node whose machine is beyond its log, or before what the log still has, does not start:
+    /// [`StartError::StateMachine`](crate::StartError::StateMachine). While it runs, the index may lag behind, and must never be more than what a
+    /// crash leaves.
+    ///
+    /// It is asked for at the start, and when the log is long. A restore need not be durable when it returns, but a crash in the middle of it must
+    /// leave the index before.
+    ///
+    /// # Errors
+    /// Whatever hinders it. At the start the node does not start; later it asks again.
+    fn applied_index(&mut self) -> Result<Option<u64>, StateMachineError> {
+        Ok(None)
+    }
 }
 
 /// What a node replicates: a [`StateMachine`], which becomes one where it is given, or a [`StreamedStateMachine`].

@@ -67,6 +67,11 @@ fn groups_stay_sound_in_a_bad_world() {
             ("failed reads of the log", 4 * sum.failed_reads),
             ("pieces of snapshots that were read", sum.pieces_read),
             ("pieces of snapshots that were written", sum.pieces_written),
+            ("starts of machines that are durable", sum.durable_starts),
+            (
+                "logs that are cut at a machine's index",
+                sum.durable_indexes,
+            ),
             ("failed pieces of snapshots", 8 * sum.streams_failed),
             ("different lists of first voters", 8 * sum.mixed),
             ("nodes that name both lists", 4 * sum.mixed_named),

@@ -63,7 +63,10 @@ impl StreamedStateMachine for Numbers {
     fn apply(&mut self, batch: &[Command], responses: &mut Vec<Bytes>) {
         let mut state = self.state.lock();
         for command in batch {
-            let number = command.data.first_chunk().map_or(0, |n| u64::from_le_bytes(*n));
+            let number = command
+                .data
+                .first_chunk()
+                .map_or(0, |n| u64::from_le_bytes(*n));
             state.push(number);
             responses.push(Bytes::from((state.len() as u64).to_le_bytes().to_vec()));
         }
@@ -96,7 +99,9 @@ impl StreamedStateMachine for Numbers {
         }
         let mut numbers = Vec::new();
         snapshot.read_to_end(&mut numbers)?;
-        let numbers = numbers.chunks_exact(8).filter_map(|number| number.first_chunk());
+        let numbers = numbers
+            .chunks_exact(8)
+            .filter_map(|number| number.first_chunk());
         *self.state.lock() = numbers.map(|number| u64::from_le_bytes(*number)).collect();
         self.restored.fetch_add(1, Ordering::SeqCst);
         Ok(())
@@ -151,7 +156,8 @@ impl Transport for Cut {
             if sent >= self.limit.load(Ordering::SeqCst) {
                 return Ok(());
             }
-            self.bytes.fetch_add(chunk.data.len() as u64, Ordering::SeqCst);
+            self.bytes
+                .fetch_add(chunk.data.len() as u64, Ordering::SeqCst);
         }
         self.inner.send(message)
     }
@@ -274,7 +280,10 @@ async fn commands_are_applied_while_a_snapshot_is_written() {
     assert!(!asked.is_finished(), "it is still being written");
     machine.gate.set(false);
     let index = asked.await.expect("no panic").expect("it is made");
-    assert!(index < leader.status().applied_index, "of the moment when it was asked for");
+    assert!(
+        index < leader.status().applied_index,
+        "of the moment when it was asked for"
+    );
     leader.shutdown().await;
     assert_eq!(snapshot_files(folder.path()), 1);
     drop(leader);
@@ -305,7 +314,12 @@ async fn a_stream_that_is_cut_goes_on_where_it_was() {
     leader.snapshot().await.expect("it is made");
     group.limit.store(PADDING / 2, Ordering::SeqCst);
     let joins = group
-        .start(2, &[], open(&folders[1]), Machine::streamed(machines[1].clone()))
+        .start(
+            2,
+            &[],
+            open(&folders[1]),
+            Machine::streamed(machines[1].clone()),
+        )
         .await;
     let added = tokio::spawn({
         let leader = leader.clone();
@@ -339,7 +353,10 @@ async fn a_stream_that_is_cut_goes_on_where_it_was() {
     // All of it once, and what was under way at the cut.
     let most = PADDING + 8 * 50 + 2 * window;
     let stats = leader.stats().core;
-    assert!(total <= most, "{total} bytes were sent of {most}: {stats:?}");
+    assert!(
+        total <= most,
+        "{total} bytes were sent of {most}: {stats:?}"
+    );
     for handle in [joins, leader] {
         handle.shutdown().await;
     }
@@ -373,7 +390,9 @@ async fn machines_of_bytes_and_of_streams_take_each_others_snapshots_on_any_stor
     let group = Group::new();
     let folder = folder();
     let machines = [(); 4].map(|()| Numbers::default());
-    let leader = group.leader(open(&folder), Whole(machines[0].clone())).await;
+    let leader = group
+        .leader(open(&folder), Whole(machines[0].clone()))
+        .await;
     for n in 1..=20 {
         leader.propose(number(n)).await.expect("it leads");
     }
@@ -381,8 +400,12 @@ async fn machines_of_bytes_and_of_streams_take_each_others_snapshots_on_any_stor
     let streamed = |place: usize| Machine::streamed(machines[place].clone());
     let others = [
         group.start(2, &[], MemoryLog::new(), streamed(1)).await,
-        group.start(3, &[], MemoryLog::restartable(), streamed(2)).await,
-        group.start(4, &[], MemoryLog::restartable(), Whole(machines[3].clone())).await,
+        group
+            .start(3, &[], MemoryLog::restartable(), streamed(2))
+            .await,
+        group
+            .start(4, &[], MemoryLog::restartable(), Whole(machines[3].clone()))
+            .await,
     ];
     for id in 2..=4 {
         let add = vec![perf_raft::MembershipChange::AddVoter(id)];
@@ -390,8 +413,13 @@ async fn machines_of_bytes_and_of_streams_take_each_others_snapshots_on_any_stor
     }
     // Each makes snapshots itself, and sends them.
     for (place, from) in others.iter().enumerate() {
-        leader.transfer_leader(from.id()).await.expect("it takes over");
-        from.propose(number(100 + place as u64)).await.expect("it leads");
+        leader
+            .transfer_leader(from.id())
+            .await
+            .expect("it takes over");
+        from.propose(number(100 + place as u64))
+            .await
+            .expect("it leads");
         from.snapshot().await.expect("it is made");
         leader.wait_for_leader(Duration::from_secs(60)).await;
         from.transfer_leader(1).await.expect("it is given back");
@@ -415,7 +443,10 @@ async fn a_stream_that_is_too_long_or_fails_is_no_snapshot_and_the_node_goes_on(
     let leader = group
         .leader(open(&folder), Machine::streamed(failing.clone()))
         .await;
-    for (fails, said) in [(true, "of the test"), (false, "`snapshot_bytes_max` = 1500000")] {
+    for (fails, said) in [
+        (true, "of the test"),
+        (false, "`snapshot_bytes_max` = 1500000"),
+    ] {
         failing.fails.store(fails, Ordering::SeqCst);
         failing.is_long.store(!fails, Ordering::SeqCst);
         leader.propose(number(1)).await.expect("it leads");
@@ -429,7 +460,11 @@ async fn a_stream_that_is_too_long_or_fails_is_no_snapshot_and_the_node_goes_on(
     leader.propose(number(2)).await.expect("it goes on");
     leader.snapshot().await.expect("it is made");
     leader.shutdown().await;
-    assert_eq!(snapshot_files(folder.path()), 1, "nothing is left of those that failed");
+    assert_eq!(
+        snapshot_files(folder.path()),
+        1,
+        "nothing is left of those that failed"
+    );
     drop(machine);
 }
 
@@ -493,7 +528,10 @@ async fn a_node_that_stops_ends_what_it_writes() {
         machine.gate.set(false);
         stopping.await.expect("no panic");
         let outcome = asked.await.expect("no panic");
-        assert!(matches!(outcome, Err(ProposeError::Stopped(_))), "{outcome:?}");
+        assert!(
+            matches!(outcome, Err(ProposeError::Stopped(_))),
+            "{outcome:?}"
+        );
     }
     assert_eq!(snapshot_files(folder.path()), 1);
 }

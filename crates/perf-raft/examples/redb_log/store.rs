@@ -7,7 +7,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use perf_raft::log::disk::{Access, Disk, DiskFile};
 use perf_raft::log::{
-    LogError, LogJob, LogReader, LogState, LogStore, SnapshotStore, StoredSnapshot,
+    LogError, LogJob, LogReader, LogState, LogStore, SnapshotStore, StoredData, StoredSnapshot,
 };
 use perf_raft::{GroupId, Identity, Members};
 use pieces::{Pieces, of_save};
@@ -143,7 +143,7 @@ impl RedbLog {
                 metadata: SnapshotMetadata::parse_from_bytes(&metadata).map_err(unreadable)?,
                 members: Members::decode(&members[..]).map_err(unreadable)?,
                 data,
-                stored: None,
+                stored: value("in_machine")?.map(|_| StoredData::IN_MACHINE),
             });
             is_there = true;
         }
@@ -199,7 +199,10 @@ impl Tables<'_> {
             let members = snapshot.members.encode_to_vec();
             self.states.insert((group, "members"), &members[..])?;
             self.remove_pieces(group)?;
-            if let Some(stored) = snapshot.stored {
+            self.states.remove((group, "in_machine"))?;
+            if snapshot.stored == Some(StoredData::IN_MACHINE) {
+                self.states.insert((group, "in_machine"), &[][..])?;
+            } else if let Some(stored) = snapshot.stored {
                 if self
                     .pieces
                     .range(of_save(group, stored.number))?

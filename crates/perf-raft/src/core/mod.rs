@@ -289,6 +289,12 @@ pub struct Core<T> {
     delivered: Vec<Delivered>,
     /// Data of snapshots is in the log, in pieces.
     streams: bool,
+    /// The state machine says up to where it is durable: the log needs no snapshot to be compacted.
+    is_machine_durable: bool,
+    /// When the machine is asked again up to where it is durable.
+    durable_asked_again: u64,
+    /// A peer needs a snapshot that there is not.
+    is_snapshot_wanted: bool,
     incoming: Option<Incoming>,
     incoming_count: u64,
     /// A snapshot that arrived whole and is being given to Raft.
@@ -457,6 +463,9 @@ impl<T> Core<T> {
             transfer_count: 0,
             delivered: Vec::new(),
             streams: false,
+            is_machine_durable: false,
+            durable_asked_again: 0,
+            is_snapshot_wanted: false,
             incoming: None,
             incoming_count: 0,
             arrived: None,

@@ -24,6 +24,9 @@ pub enum ApplyJob<T> {
     /// Make a snapshot and give it to [`Core::snapshot_made`](super::Core::snapshot_made), or write it to the log beside the jobs that follow and tell
     /// [`Core::snapshot_stored`](super::Core::snapshot_stored).
     Snapshot,
+    /// Ask the state machine up to where it is durable, and tell [`Core::durable_up_to`](super::Core::durable_up_to). Only of a core that was told of a
+    /// [durable machine](super::Core::machine_is_durable).
+    DurableIndex,
 }
 
 /// An answer to a request.

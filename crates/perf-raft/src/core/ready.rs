@@ -354,7 +354,7 @@ impl<T> Core<T> {
     /// Asks for a snapshot when the log is long, or when a peer needs one.
     fn consider_snapshot(&mut self) {
         let view = self.node.store();
-        let wanted = view.take_wanted();
+        self.is_snapshot_wanted |= view.take_wanted();
         if self.ticks < self.snapshot_retry.not_before_tick {
             return;
         }
@@ -369,8 +369,12 @@ impl<T> Core<T> {
         let full = view.bytes() > self.options.log_bytes_max;
         let long = entries >= self.options.snapshot_entries
             || (entries > 0 && (full || bytes >= limit as u64));
-        if wanted || long || !self.snapshot_waiters.is_empty() {
+        if self.is_snapshot_wanted || !self.snapshot_waiters.is_empty() {
             self.ask_for_snapshot();
+        } else if long && !self.is_machine_durable {
+            self.ask_for_snapshot();
+        } else if long && self.ticks >= self.durable_asked_again {
+            self.ask_for_durable_index();
         }
     }
 
@@ -405,6 +409,10 @@ impl<T> Core<T> {
     /// link that is hardly faster than the writes. So the log is kept for it, up to its bound, where proposals get `Busy`; and if it stays full
     /// for ten election timeouts, it is not kept any longer: one slow peer must not stop the others.
     fn compact_log(&mut self) {
+        if !self.is_formed() {
+            // Few entries, none of a client. A node whose entries are not those of the leader finds that out as long as it has them.
+            return;
+        }
         let view = self.node.store();
         let crowded = view.bytes() >= self.options.snapshot_log_bytes;
         let kept = if crowded {

@@ -238,7 +238,7 @@ impl<T> Core<T> {
             .node
             .store()
             .snapshot()
-            .filter(|stored| stored.metadata.index == index);
+            .filter(|stored| stored.metadata.index == index && !stored.is_in_machine());
         let stored = stored.map(|stored| {
             let members: Bytes = stored.members.encode_to_vec().into();
             (Content::of(stored), members)

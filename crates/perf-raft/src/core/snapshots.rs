@@ -9,6 +9,7 @@ use crate::codec::{Body, ChunkAck};
 use crate::error::ProposeError;
 use crate::log::{LogJob, StoredData, StoredSnapshot};
 use crate::members::Members;
+use crate::primitive::mutant;
 use bytes::Bytes;
 use raft::eraftpb::{Message, SnapshotMetadata};
 use std::sync::Arc;
@@ -203,17 +204,64 @@ impl<T> Core<T> {
     }
 
     pub(super) fn ask_for_snapshot(&mut self) {
+        if self.ask_machine(ApplyJob::Snapshot) {
+            self.is_snapshot_wanted = false;
+        }
+    }
+
+    pub(super) fn ask_for_durable_index(&mut self) {
+        self.ask_machine(ApplyJob::DurableIndex);
+    }
+
+    /// Whether the machine is asked now.
+    fn ask_machine(&mut self, job: ApplyJob<T>) -> bool {
         let has_conf_state = !self.configurations.is_empty();
-        if matches!(self.making, Making::No) && self.restoring.is_none() && has_conf_state {
+        let is_free = matches!(self.making, Making::No) && self.restoring.is_none();
+        if is_free && has_conf_state {
             self.making = Making::Asked;
             self.snapshot_mark_bytes = self.node.store().appended_bytes();
-            self.out.apply_jobs.push(ApplyJob::Snapshot);
+            self.out.apply_jobs.push(job);
         }
+        is_free && has_conf_state
+    }
+
+    /// The state machine is durable by itself: its [durable index](ApplyJob::DurableIndex) is as good as a snapshot for compacting the log. For a driver whose log
+    /// keeps [`StoredData::IN_MACHINE`], and which starts the machine as [`Start::meet_machine`](super::Start::meet_machine) says; to be called before the
+    /// first input.
+    pub fn machine_is_durable(&mut self) {
+        self.is_machine_durable = true;
+    }
+
+    /// The state machine says up to where it is durable, or why it cannot say. It is asked again later.
+    pub fn durable_up_to(&mut self, index: Result<u64, String>) {
+        if !matches!(self.making, Making::Asked) {
+            return;
+        }
+        let known = self.node.store().snapshot_index();
+        let index = match index {
+            Ok(_) if mutant::is("durable_machine_says_more") => Ok(self.applied),
+            // What is applied is committed.
+            Ok(index) => Ok(index.min(self.applied)),
+            Err(reason) => Err(reason),
+        };
+        let reason = match index {
+            Ok(index) if index > known => {
+                return self.own_snapshot(index, Ok(Content::Log(StoredData::IN_MACHINE)));
+            }
+            Ok(index) => format!("the state machine is durable up to {index}, and no further"),
+            Err(reason) => reason,
+        };
+        self.making = Making::No;
+        self.durable_asked_again = self.ticks + self.options.election_ticks as u64;
+        // For those who are refused once the log is full.
+        self.snapshot_retry.reason = Some(reason.into());
     }
 
     /// Data that no job will name goes.
     pub(super) fn discard(&mut self, content: &Content) {
-        if let Content::Log(stored) = content {
+        if let Content::Log(stored) = content
+            && *stored != StoredData::IN_MACHINE
+        {
             self.out.snapshot_jobs.push(SnapshotJob::Discard(*stored));
         }
     }

@@ -47,6 +47,7 @@ impl Kept {
         }
         let mut job = job.clone();
         if let Some(snapshot) = &mut job.snapshot
+            && !snapshot.is_in_machine()
             && let Some(StoredData { number, .. }) = snapshot.stored.take()
         {
             let data = self.data.get(&(group, number));

@@ -46,6 +46,13 @@ pub struct StoredSnapshot {
     pub stored: Option<StoredData>,
 }
 
+impl StoredSnapshot {
+    /// Whether it is no more than a place in the log, up to which the state machine is durable by itself.
+    pub(crate) fn is_in_machine(&self) -> bool {
+        self.stored == Some(StoredData::IN_MACHINE)
+    }
+}
+
 /// What a node has to do to its log, in the order of `sequence`.
 ///
 /// The parts of one job take effect in the order of the fields.
@@ -98,7 +105,7 @@ pub struct LogState {
 /// | order | Jobs take effect in the order in which they are given, in one write and from write to write. The parts of one job take effect in the order of its fields. |
 /// | appends | A job's entries are consecutive. They begin at the latest after the last entry, and after what is compacted; entries from the first one's index on go. |
 /// | compaction | Entries up to an index go; index and term of the last one stay, for good. |
-/// | snapshots | The data is saved first, as a whole or in pieces ([`SnapshotStore`]), and counts once a job names it. The snapshot of a job that was durable stays readable until another job is. A snapshot that replaces the log takes all entries away; hard state and identity stay. |
+/// | snapshots | The data is saved first, as a whole or in pieces ([`SnapshotStore`]), and counts once a job names it. The snapshot of a job that was durable stays readable until another job is. One of [`StoredData::IN_MACHINE`] has no data, and is kept as such. A snapshot that replaces the log takes all entries away; hard state and identity stay. |
 /// | groups | A write may have jobs of several groups. They do not see each other. |
 /// | removal | A job may take away all that is there of a group: [`load`](Self::load) returns nothing then, and the group may begin anew. |
 /// | durability | When [`write`](Self::write) with `sync` returns, all writes up to this one are durable. After a crash the log holds those, and the beginning, job by job, of what followed. |

@@ -11,12 +11,21 @@ pub(crate) const PIECE_BYTES: usize = 256 * 1024;
 /// Names the data of a snapshot in a [`SnapshotStore`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoredData {
-    /// Of the save: no other one of the group has it.
+    /// Of the save, from 1: no other one of the group has it. 0 stands for no data: see [`IN_MACHINE`](Self::IN_MACHINE).
     pub number: u64,
     /// The size.
     pub bytes: u64,
     /// CRC-32 of all bytes ([`crc32fast`](https://docs.rs/crc32fast)), by which the node that receives the snapshot checks it.
     pub crc: u32,
+}
+
+impl StoredData {
+    /// The state machine itself is durable at the place of the snapshot: a log names this, keeps no data for it, and gives out none.
+    pub const IN_MACHINE: Self = Self {
+        number: 0,
+        bytes: 0,
+        crc: 0,
+    };
 }
 
 /// The data of snapshots of a [`LogStore`](super::LogStore), in pieces: see [`LogStore::snapshots`](super::LogStore::snapshots).

@@ -20,6 +20,9 @@ pub(crate) struct Applier {
     /// Where the log keeps data of snapshots in pieces.
     snapshots: Option<SnapshotData>,
     snapshot_bytes_max: u64,
+    /// Up to where a durable machine came along: it has these commands.
+    durable: u64,
+    is_restored: bool,
     responses: Vec<Bytes>,
     wakers: Vec<Waker>,
     applied: u64,
@@ -30,6 +33,8 @@ pub(crate) struct Applier {
 pub(crate) enum Outcome {
     Applied(u64),
     Snapshot(u64, Result<OwnSnapshot, String>),
+    /// Up to where the machine is durable.
+    Durable(u64, Result<u64, String>),
 }
 
 impl Applier {
@@ -38,6 +43,8 @@ impl Applier {
             machine: machine.0,
             snapshots: None,
             snapshot_bytes_max: snapshot_bytes_max as u64,
+            durable: 0,
+            is_restored: false,
             responses: Vec::new(),
             wakers: Vec::new(),
             applied: 0,
@@ -48,6 +55,19 @@ impl Applier {
     /// Writes snapshots to the log, in pieces, and reads them there.
     pub(crate) fn set_snapshots(&mut self, snapshots: SnapshotData) {
         self.snapshots = Some(snapshots);
+    }
+
+    /// Up to where the machine is durable by itself.
+    pub(crate) fn durable_index(&mut self) -> Result<Option<u64>, String> {
+        match &mut self.machine {
+            Kind::Whole(_) => Ok(None),
+            Kind::Streamed(machine) => machine.applied_index().map_err(|error| error.to_string()),
+        }
+    }
+
+    /// The machine has what comes up to this index: it is not restored, and does not get that.
+    pub(crate) fn begin_at(&mut self, durable: u64) {
+        self.durable = durable;
     }
 
     /// The state of a machine that has applied nothing.
@@ -88,16 +108,24 @@ impl Applier {
     fn run_unguarded(&mut self, job: ApplyJob<Token>) -> Result<Outcome, StopReason> {
         match job {
             ApplyJob::Apply {
-                commands,
+                mut commands,
                 waiting,
                 index,
             } => {
+                if self.applied < self.durable {
+                    // Nobody waits for them: they were proposed before the start.
+                    commands.retain(|command| command.index > self.durable);
+                }
                 self.apply(&commands, waiting).map_err(failed)?;
                 self.applied = index;
             }
             ApplyJob::Restore(snapshot) => {
                 let index = snapshot.metadata.index;
-                self.restore(snapshot)?;
+                let is_there =
+                    !std::mem::replace(&mut self.is_restored, true) && index <= self.durable;
+                if !is_there {
+                    self.restore(snapshot)?;
+                }
                 self.applied = index;
             }
             ApplyJob::Snapshot => match (self.snapshot(), &self.snapshots) {
@@ -108,6 +136,11 @@ impl Applier {
                     return Ok(Outcome::Snapshot(self.applied, data));
                 }
             },
+            ApplyJob::DurableIndex => {
+                let index = self.durable_index();
+                let index = index.map(|index| index.unwrap_or(0));
+                return Ok(Outcome::Durable(self.applied, index));
+            }
         }
         Ok(Outcome::Applied(self.applied))
     }

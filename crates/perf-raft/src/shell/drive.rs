@@ -238,6 +238,9 @@ impl Driver {
         if let Some((index, snapshot)) = reports.snapshot.take() {
             self.tell_snapshot(index, snapshot);
         }
+        if let Some(index) = reports.durable.take() {
+            self.core.durable_up_to(index);
+        }
         for end in reports.snapshot_ends.drain(..) {
             if let Some(snapshots) = &mut self.snapshots {
                 let done = snapshots.end(end);
@@ -367,12 +370,16 @@ impl Driver {
                 Ok(false)
             }
             ApplySide::Inline(applier) => {
-                let mut snapshots = Vec::new();
+                let (mut snapshots, mut durable) = (Vec::new(), None);
                 for job in jobs.drain(..) {
                     match applier.run(job)? {
                         Outcome::Applied(index) => self.core.applied(index),
                         Outcome::Snapshot(index, data) => snapshots.push((index, data)),
+                        Outcome::Durable(_, index) => durable = Some(index),
                     }
+                }
+                if let Some(index) = durable {
+                    self.core.durable_up_to(index);
                 }
                 for (index, data) in snapshots {
                     self.tell_snapshot(index, data);

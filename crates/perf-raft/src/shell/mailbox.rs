@@ -103,6 +103,7 @@ pub(crate) struct Reports {
     pub(crate) applied: u64,
     pub(crate) fetched: Option<Fetched>,
     pub(crate) snapshot: Option<(u64, Result<OwnSnapshot, String>)>,
+    pub(crate) durable: Option<Result<u64, String>>,
     pub(crate) snapshot_ends: Vec<SnapshotEnd>,
     pub(crate) failure: Option<StopReason>,
     pub(crate) requests: Vec<Request>,

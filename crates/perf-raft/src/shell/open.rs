@@ -90,6 +90,8 @@ pub(crate) async fn open(
         voters: new.voters,
     };
     let applier = Applier::new(new.machine, options.snapshot_bytes_max);
+    let (applier, durable) = ask_machine(applier, Applier::durable_index).await?;
+    let durable = durable.map_err(StartError::StateMachine)?;
     let (log, mut applier, loaded) = load(log, beginning, applier).await?;
     let Loaded {
         start,
@@ -97,6 +99,10 @@ pub(crate) async fn open(
         snapshots,
         damage,
     } = loaded;
+    let mut start = start;
+    if let Some(index) = start.meet_machine(durable)? {
+        applier.begin_at(index);
+    }
     check_frames(&options, &start, frame_bytes_max)?;
     let config = CoreConfig {
         id,
@@ -120,6 +126,9 @@ pub(crate) async fn open(
     let transport = attach(&shared)?;
     let snapshots = snapshots.map(|store| {
         core.stream_snapshots();
+        if durable.is_some() {
+            core.machine_is_durable();
+        }
         let (mailbox, runtime) = (Arc::clone(&mailbox), place.runtime.clone());
         let io = SnapshotIo::new(
             store,
@@ -267,13 +276,23 @@ async fn load(
         if let Some(loaded) = found? {
             return Ok((log, applier, loaded));
         }
-        (applier, empty) = blocking(move || {
-            let made = catch_unwind(AssertUnwindSafe(|| applier.snapshot_at_start()));
-            let made = made.unwrap_or_else(|panic| Err(panic_message(&*panic)));
-            (applier, Some(made))
-        })
-        .await?;
+        let made;
+        (applier, made) = ask_machine(applier, Applier::snapshot_at_start).await?;
+        empty = Some(made);
     }
+}
+
+/// Asks a state machine, which may be slow, where nobody waits for it.
+async fn ask_machine<R: Send + 'static>(
+    mut applier: Applier,
+    ask: fn(&mut Applier) -> Result<R, String>,
+) -> Result<(Applier, Result<R, String>), StartError> {
+    blocking(move || {
+        let said = catch_unwind(AssertUnwindSafe(|| ask(&mut applier)));
+        let said = said.unwrap_or_else(|panic| Err(panic_message(&*panic)));
+        (applier, said)
+    })
+    .await
 }
 
 /// Reads what the log holds, or begins the group. `None` if it begins, and needs the state machine's empty state for that. A panic is the log's.

@@ -59,4 +59,6 @@ counts! {
     pieces_read
     pieces_written
     streams_failed
+    durable_starts
+    durable_indexes
 }

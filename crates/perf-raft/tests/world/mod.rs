@@ -182,6 +182,7 @@ impl World {
             (1 + random.below(count), limit)
         });
         let has_real_logs = random.one_in(2);
+        let has_durable_machines = has_real_logs && random.one_in(2);
         let mixed = random.one_in(6).then(|| Mixed::draw(&mut random, count));
         let has_late_frames = random.one_in(4);
         let hands_over_often = random.one_in(3);
@@ -204,6 +205,9 @@ impl World {
                 },
                 is_disk_used: false,
                 machine: Machine::default(),
+                durable: has_durable_machines.then(|| (Machine::default(), 0)),
+                last_command: 0,
+                begun_at: 0,
                 log_jobs: Vec::new(),
                 log_busy: None,
                 commit_logged: 0,

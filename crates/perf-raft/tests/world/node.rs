@@ -37,6 +37,12 @@ pub(super) struct Node {
     /// The node was started on this disk.
     pub(super) is_disk_used: bool,
     pub(super) machine: Machine,
+    /// Of a machine that is durable by itself: what a crash leaves of it, and up to where it has all commands.
+    pub(super) durable: Option<(Machine, u64)>,
+    /// The index of the last command that the machine has, or of the snapshot.
+    pub(super) last_command: u64,
+    /// Where it was at the start: it is not given what comes before.
+    pub(super) begun_at: u64,
     pub(super) log_jobs: Vec<LogJob>,
     pub(super) log_busy: Option<Vec<LogJob>>,
     /// The commit index in the jobs so far.
@@ -84,8 +90,15 @@ impl World {
         node.run += 1;
         node.is_disk_used = true;
         let empty = || Ok(Machine::default().snapshot());
-        let start = match open_log(&mut node.disk, GROUP, node.identity, &node.voters, empty) {
-            Ok((start, _)) => start,
+        let opened = match open_log(&mut node.disk, GROUP, node.identity, &node.voters, empty) {
+            Ok((mut start, _)) => {
+                let durable = node.durable.as_ref().map(|(_, index)| *index);
+                start.meet_machine(durable).map(|met| (start, met))
+            }
+            Err(error) => Err(error),
+        };
+        let (start, met) = match opened {
+            Ok(opened) => opened,
             Err(error) => {
                 self.fail(format!("node {id} cannot start again: {error}"));
                 return;
@@ -118,6 +131,9 @@ impl World {
                 core.set_address(address(id, node.run));
                 if node.streams.is_some() {
                     core.stream_snapshots();
+                    if node.durable.is_some() {
+                        core.machine_is_durable();
+                    }
                 }
                 node.core = Some(core);
             }
@@ -126,7 +142,15 @@ impl World {
                 return;
             }
         }
-        node.machine = Machine::default();
+        node.begun_at = met.unwrap_or(0);
+        node.last_command = node.begun_at;
+        node.machine = match (&node.durable, met) {
+            (Some((machine, _)), Some(_)) => {
+                self.coverage.durable_starts += 1;
+                machine.clone()
+            }
+            _ => Machine::default(),
+        };
         node.inbound = InboundQueues::new(limits(&self.options));
         (node.log_jobs, node.log_busy) = (Vec::new(), None);
         (node.apply_jobs, node.apply_list) = (Vec::new(), VecDeque::new());

@@ -139,7 +139,12 @@ impl World {
                 index,
             } => {
                 let mut waiting = waiting.into_iter().peekable();
+                let begun_at = node.begun_at;
                 for (place, command) in commands.iter().enumerate() {
+                    if command.index <= begun_at {
+                        // It has that.
+                        continue;
+                    }
                     let seen = (command.term, command.data.clone());
                     let known = self
                         .applied
@@ -167,7 +172,16 @@ impl World {
                     }
                 }
                 let late = self.random.one_in(2);
+                let syncs = self.random.one_in(3);
                 let node = self.nodes.get_mut(&id).expect("it is there");
+                let last = commands.last().map_or(0, |last| last.index);
+                node.last_command = node.last_command.max(last);
+                if let Some(durable) = &mut node.durable
+                    && syncs
+                    && node.last_command > durable.1
+                {
+                    *durable = (node.machine.clone(), node.last_command);
+                }
                 node.machine.index = index;
                 node.unreported = index;
                 // With the last of its list at the latest, as in the runtime.
@@ -177,22 +191,51 @@ impl World {
                     self.report_applied(id);
                 }
             }
-            ApplyJob::Restore(snapshot) => {
-                let index = snapshot.metadata.index;
-                let data = match &node.streams {
-                    None => Ok(snapshot.data.clone()),
-                    Some(streams) => streams.load(&snapshot),
-                };
-                let data = match data {
-                    Ok(data) => data,
-                    Err(error) => return self.stream_failed(id, error),
-                };
-                if !node.machine.restore(&data) {
-                    self.fail(format!("node {id} got a snapshot at {index} that is none"));
-                    return;
+            ApplyJob::DurableIndex => {
+                // It makes durable what it has, now or later.
+                let syncs = self.random.one_in(2);
+                let node = self.nodes.get_mut(&id).expect("it is there");
+                if let Some(durable) = &mut node.durable
+                    && syncs
+                    && node.last_command > durable.1
+                {
+                    *durable = (node.machine.clone(), node.last_command);
                 }
-                if index > 1 {
+                let durable = node.durable.as_ref().map_or(0, |(_, index)| *index);
+                self.coverage.durable_indexes += 1;
+                self.with_core(id, |core, _| core.durable_up_to(Ok(durable)));
+                if self.nodes[&id].apply_list.is_empty() {
+                    self.report_applied(id);
+                }
+            }
+            ApplyJob::Restore(snapshot) => {
+                let syncs = self.random.one_in(2);
+                let node = self.nodes.get_mut(&id).expect("it is there");
+                let index = snapshot.metadata.index;
+                let is_there = index <= node.begun_at;
+                if !is_there {
+                    let data = match &node.streams {
+                        None => Ok(snapshot.data.clone()),
+                        Some(streams) => streams.load(&snapshot),
+                    };
+                    let data = match data {
+                        Ok(data) => data,
+                        Err(error) => return self.stream_failed(id, error),
+                    };
+                    if !node.machine.restore(&data) {
+                        self.fail(format!("node {id} got a snapshot at {index} that is none"));
+                        return;
+                    }
+                }
+                if index > 1 && !is_there {
                     self.coverage.snapshots_installed += 1;
+                }
+                node.last_command = node.last_command.max(index);
+                if !is_there
+                    && syncs
+                    && let Some(durable) = &mut node.durable
+                {
+                    *durable = (node.machine.clone(), index);
                 }
                 node.machine.index = index;
                 self.with_core(id, |core, _| core.applied(index));

@@ -72,6 +72,10 @@ impl SnapshotFiles {
         group: GroupId,
         snapshot: &StoredSnapshot,
     ) -> Option<(SnapshotRecord, Vec<u64>)> {
+        if snapshot.is_in_machine() {
+            let record = SnapshotRecord::default();
+            return Some((record.with_metadata(snapshot), Vec::new()));
+        }
         let mut saves = self.saves.lock();
         let waiting = &mut saves.waiting;
         if let Some(stored) = &snapshot.stored {
@@ -287,6 +291,9 @@ pub(super) fn scan_snapshot(
     record: &SnapshotRecord,
     mut each: impl FnMut(&[u8]),
 ) -> Result<StoredData, LogError> {
+    if record.number == StoredData::IN_MACHINE.number {
+        return Ok(StoredData::IN_MACHINE);
+    }
     let path = folder::snapshot(folder, group, record.number);
     let failed = |error| LogError::io(&path, "reading the snapshot", &error);
     let file = match disk.open(&path, Access::Read) {
@@ -332,10 +339,11 @@ pub(super) fn load_snapshot(
     record: &SnapshotRecord,
 ) -> Result<StoredSnapshot, LogError> {
     let mut data = Vec::with_capacity(usize::try_from(record.bytes).unwrap_or(0).min(PIECE_BYTES));
-    scan_snapshot(disk, folder, group, record, |piece| {
+    let found = scan_snapshot(disk, folder, group, record, |piece| {
         data.extend_from_slice(piece);
     })?;
     let mut snapshot = record.without_data();
     snapshot.data = data.into();
+    snapshot.stored = (found == StoredData::IN_MACHINE).then_some(found);
     Ok(snapshot)
 }
