@@ -92,7 +92,7 @@ pub(crate) async fn open(
     let applier = Applier::new(new.machine, options.snapshot_bytes_max);
     let (applier, durable) = ask_machine(applier, Applier::durable_index).await?;
     let durable = durable.map_err(StartError::StateMachine)?;
-    let (log, mut applier, loaded) = load(log, beginning, applier).await?;
+    let (log, mut applier, loaded) = load(log, beginning, applier, durable).await?;
     let Loaded {
         start,
         reader,
@@ -255,8 +255,16 @@ async fn load(
     mut log: Log,
     beginning: Beginning,
     mut applier: Applier,
+    durable: Option<u64>,
 ) -> Result<(Log, Applier, Loaded), StartError> {
     let mut empty = None;
+    if let Some(index @ 1..) = durable {
+        // Its state must not become the beginning of a group.
+        empty = Some(Err(format!(
+            "it is durable up to {index}, and the log is empty: the log is lost, or this machine is another node's; remove its files, and the node \
+             joins its group again"
+        )));
+    }
     loop {
         let (its, given) = (beginning.clone(), empty.take());
         let found;
