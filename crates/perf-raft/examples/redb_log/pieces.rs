@@ -145,10 +145,10 @@ impl SnapshotReader for Reader {
             let number = self.data.number;
             let mut filled = 0;
             // The piece that holds the first byte, then those after it.
-            let before = self
+            let mut before = self
                 .table
                 .range((self.group, number, 0)..=(self.group, number, offset))?;
-            let first = before.rev().next().transpose()?;
+            let first = before.next_back().transpose()?;
             let first = first.map_or(0, |(key, _)| key.value().2);
             let pieces = (self.group, number, first)..=(self.group, number, u64::MAX);
             for found in self.table.range(pieces)? {

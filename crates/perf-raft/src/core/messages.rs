@@ -270,7 +270,12 @@ impl<T> Core<T> {
         let (raft_log, view) = (&self.node.raft.raft_log, self.node.store());
         let is_crowded = raft_log.applied < raft_log.committed && view.excess(2) > 0;
         let is_full = view.bytes() > 2 * self.options.log_bytes_max;
-        let will_shrink = view.first() <= self.applied || mutant::is("full_log_takes_nothing");
+        // A durable machine says up to which command it is: entries of Raft's own behind that stay.
+        let limit = match self.is_machine_durable {
+            true => self.applied.min(self.last_command),
+            false => self.applied,
+        };
+        let will_shrink = view.first() <= limit || mutant::is("full_log_takes_nothing");
         is_crowded
             || self.backlog.commands() > 2 * self.options.unapplied_entries_max
             || (is_full && will_shrink)

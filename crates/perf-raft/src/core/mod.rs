@@ -291,6 +291,8 @@ pub struct Core<T> {
     streams: bool,
     /// The state machine says up to where it is durable: the log needs no snapshot to be compacted.
     is_machine_durable: bool,
+    /// The last command that the machine was given.
+    last_command: u64,
     /// When the machine is asked again up to where it is durable.
     durable_asked_again: u64,
     /// A peer needs a snapshot that there is not.
@@ -464,6 +466,7 @@ impl<T> Core<T> {
             delivered: Vec::new(),
             streams: false,
             is_machine_durable: false,
+            last_command: 0,
             durable_asked_again: 0,
             is_snapshot_wanted: false,
             incoming: None,

@@ -340,6 +340,9 @@ impl<T> Core<T> {
             }
         }
         self.handed = index;
+        if let Some(last) = commands.last() {
+            self.last_command = last.index;
+        }
         self.backlog.given(index, commands.len() as u64);
         self.stats.entries_applied += commands.len() as u64;
         self.stats.apply_batches += 1;
@@ -369,9 +372,8 @@ impl<T> Core<T> {
         let full = view.bytes() > self.options.log_bytes_max;
         let long = entries >= self.options.snapshot_entries
             || (entries > 0 && (full || bytes >= limit as u64));
-        if self.is_snapshot_wanted || !self.snapshot_waiters.is_empty() {
-            self.ask_for_snapshot();
-        } else if long && !self.is_machine_durable {
+        let is_asked_for = self.is_snapshot_wanted || !self.snapshot_waiters.is_empty();
+        if is_asked_for || (long && !self.is_machine_durable) {
             self.ask_for_snapshot();
         } else if long && self.ticks >= self.durable_asked_again {
             self.ask_for_durable_index();

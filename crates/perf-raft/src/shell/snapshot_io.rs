@@ -505,8 +505,10 @@ mod tests {
 
     #[test]
     fn bytes_are_let_through_at_their_pace() {
-        let mut options = RaftOptions::default();
-        options.snapshot_bytes_per_second = Some(1_000_000);
+        let mut options = RaftOptions {
+            snapshot_bytes_per_second: Some(1_000_000),
+            ..RaftOptions::default()
+        };
         let traffic = SnapshotTraffic::new(&options);
         let start = Instant::now();
         let after = |due: Instant| due.duration_since(start).as_millis();
