@@ -1,4 +1,5 @@
-//! Snapshots as streams: made beside applying, sent in pieces, resumed, and bounded in memory.
+//! Snapshots as streams: made beside applying, sent in pieces, resumed after a cut, and ended with their node.
+#![cfg(feature = "durable")]
 
 mod common;
 

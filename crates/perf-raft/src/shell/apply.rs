@@ -77,6 +77,12 @@ impl Applier {
     }
 
     fn snapshot(&mut self) -> Result<Source, String> {
+        if self.applied < self.durable {
+            let durable = self.durable;
+            return Err(format!(
+                "the state machine is at {durable}, and the replay of its log is not there yet: try again after a moment"
+            ));
+        }
         let source = match &mut self.machine {
             Kind::Whole(machine) => machine.snapshot().map(Source::Whole),
             Kind::Streamed(machine) => machine.snapshot().map(Source::Stream),

@@ -242,7 +242,9 @@ impl World {
             }
             ApplyJob::Snapshot => {
                 let (index, data) = (node.machine.index, node.machine.snapshot());
-                let fails = self.now < self.no_snapshots_until;
+                // Its state is that of its index at the start, until the log is replayed up to there.
+                let is_ahead = index < node.begun_at;
+                let fails = self.now < self.no_snapshots_until || is_ahead;
                 self.coverage.snapshots_failed += u64::from(fails);
                 if node.streams.is_some() {
                     self.begin_own_snapshot(id, index, data, fails);
