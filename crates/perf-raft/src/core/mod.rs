@@ -148,6 +148,8 @@ pub struct CoreStats {
     pub snapshots_sent: u64,
     /// Snapshots received whole.
     pub snapshots_received: u64,
+    /// Snapshots that arrived and are not what their sender announced: they are sent anew.
+    pub snapshots_damaged: u64,
     /// Votes and answers of nodes that have the id of a member and are not it.
     pub answers_of_strangers: u64,
     /// Frames of nodes that belong to another group, by its founders.

@@ -301,8 +301,9 @@ impl<T> Core<T> {
                 Err(Damaged) => self.refuse_chunk(to, transfer),
             }
         }
-        if let Ok(content) = whole {
-            self.install(incoming.message, &incoming.members, content);
+        match whole {
+            Ok(content) => self.install(incoming.message, &incoming.members, content),
+            Err(Damaged) => self.stats.snapshots_damaged += 1,
         }
     }
 

@@ -230,6 +230,9 @@ impl World {
         if let Some(defect) = core.defect() {
             self.fail(format!("node {id}: {defect}"));
         }
+        if core.stats().snapshots_damaged > 0 {
+            self.fail(format!("node {id} put a snapshot together that is none"));
+        }
         if let Err(broken) = core.check_invariants() {
             self.fail(format!("node {id}: {broken}"));
         }

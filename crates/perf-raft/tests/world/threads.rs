@@ -172,7 +172,8 @@ impl World {
                     }
                 }
                 let late = self.random.one_in(2);
-                let syncs = self.random.one_in(3);
+                let is_durable = self.nodes[&id].durable.is_some();
+                let syncs = is_durable && self.random.one_in(3);
                 let node = self.nodes.get_mut(&id).expect("it is there");
                 let last = commands.last().map_or(0, |last| last.index);
                 node.last_command = node.last_command.max(last);
@@ -209,7 +210,7 @@ impl World {
                 }
             }
             ApplyJob::Restore(snapshot) => {
-                let syncs = self.random.one_in(2);
+                let syncs = node.durable.is_some() && self.random.one_in(2);
                 let node = self.nodes.get_mut(&id).expect("it is there");
                 let index = snapshot.metadata.index;
                 let is_there = index <= node.begun_at;
