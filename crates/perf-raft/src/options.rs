@@ -60,18 +60,20 @@ pub struct RaftOptions {
     pub log_bytes_max: usize,
     /// Entries kept behind a snapshot, for followers that lag a little: 10 000.
     pub log_entries_kept: u64,
-    /// Size of a snapshot, made or received: 64 GiB. Larger ones are refused. A snapshot takes as much memory where the log store does not keep it in
-    /// pieces ([`LogStore::snapshots`](crate::LogStore::snapshots)), and where the state machine makes it as a whole.
+    /// Size of a snapshot, made or received: 64 GiB. Larger ones are refused. A snapshot takes as much memory where the
+    /// log store does not keep it in pieces ([`LogStore::snapshots`](crate::LogStore::snapshots)), and where the state
+    /// machine makes it as a whole.
     pub snapshot_bytes_max: usize,
     /// Size of the parts a snapshot is sent in: 256 KiB.
     pub snapshot_chunk_bytes: usize,
-    /// Parts on their way to one peer: 8. This many parts are the memory that a snapshot takes on both ends where the log store keeps it in pieces.
+    /// Parts on their way to one peer: 8. This many parts are the memory that a snapshot takes on both ends where the
+    /// log store keeps it in pieces.
     pub snapshot_window_chunks: usize,
-    /// Snapshots that a process sends at a time, and as many that it receives: 4. Others wait. A host has one bound for all its groups. Only where the log
-    /// store keeps snapshots in pieces.
+    /// Snapshots that a process sends at a time, and as many that it receives: 4. Others wait. A host has one bound for
+    /// all its groups. Only where the log store keeps snapshots in pieces.
     pub snapshot_transfers_max: usize,
-    /// Bytes of snapshots that a process sends in a second, `None` for no bound, the default. A host has one bound for all its groups. Only where the log
-    /// store keeps snapshots in pieces.
+    /// Bytes of snapshots that a process sends in a second, `None` for no bound, the default. A host has one bound for
+    /// all its groups. Only where the log store keeps snapshots in pieces.
     pub snapshot_bytes_per_second: Option<u64>,
     /// Whether [`lease_read`](crate::RaftHandle::lease_read) may be used. Must be the same on all nodes: with it, a node that
     /// restarts gives no vote during its first election timeout.

@@ -21,7 +21,8 @@ use tempfile::TempDir;
 static GLOBAL: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const STATE_BYTES: u64 = 96 * 1024 * 1024;
-/// Windows of 2 MiB on each end, as a piece that is read and as frames under way, and what the logs and the runtime take.
+/// Windows of 2 MiB on each end, as a piece that is read and as frames under way, and what the logs and the runtime
+/// take.
 const LIVE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 fn live_bytes() -> usize {

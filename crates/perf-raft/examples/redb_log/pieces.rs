@@ -1,4 +1,5 @@
-//! Data of snapshots in a table of pieces, by group, save and offset. A piece is a transaction, and so is the end, which makes all of them durable.
+//! Data of snapshots in a table of pieces, by group, save and offset. A piece is a transaction, and so is the end,
+//! which makes all of them durable.
 
 use super::{PIECES, failed};
 use perf_raft::GroupId;

@@ -78,8 +78,8 @@ impl Start {
         }
     }
 
-    /// Brings log and state machine together at a start. A machine that is durable by itself says where it is; 0 is an empty one. It must have all commands up to there, and
-    /// none after. Then
+    /// Brings log and state machine together at a start. A machine that is durable by itself says where it is; 0 is an
+    /// empty one. It must have all commands up to there, and none after. Then
     ///
     /// | the machine is | what happens |
     /// |---|---|

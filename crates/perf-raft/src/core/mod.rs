@@ -9,7 +9,8 @@
 //! - frames may be sent at once: whatever must be durable first is held back until [`Core::persisted`];
 //! - log jobs go through [`run_jobs`](crate::log::run_jobs) in order, as many at a time as there are;
 //! - jobs for the state machine are done in order;
-//! - data of snapshots is read and written beside all that ([`SnapshotJob`]), if the driver [says](Core::stream_snapshots) that it can.
+//! - data of snapshots is read and written beside all that ([`SnapshotJob`]), if the driver
+//! [says](Core::stream_snapshots) that it can.
 
 mod addresses;
 mod backlog;

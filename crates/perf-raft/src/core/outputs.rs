@@ -19,13 +19,14 @@ pub enum ApplyJob<T> {
         /// The state machine is at this index afterwards.
         index: u64,
     },
-    /// Restore the snapshot, whose data may be [in the log](StoredSnapshot::stored), then tell [`Core::applied`](super::Core::applied) its index.
+    /// Restore the snapshot, whose data may be [in the log](StoredSnapshot::stored), then tell
+    /// [`Core::applied`](super::Core::applied) its index.
     Restore(StoredSnapshot),
-    /// Make a snapshot and give it to [`Core::snapshot_made`](super::Core::snapshot_made), or write it to the log beside the jobs that follow and tell
-    /// [`Core::snapshot_stored`](super::Core::snapshot_stored).
+    /// Make a snapshot and give it to [`Core::snapshot_made`](super::Core::snapshot_made), or write it to the log
+    /// beside the jobs that follow and tell [`Core::snapshot_stored`](super::Core::snapshot_stored).
     Snapshot,
-    /// Ask the state machine up to where it is durable, and tell [`Core::durable_up_to`](super::Core::durable_up_to). Only of a core that was told of a
-    /// [durable machine](super::Core::machine_is_durable).
+    /// Ask the state machine up to where it is durable, and tell [`Core::durable_up_to`](super::Core::durable_up_to).
+    /// Only of a core that was told of a [durable machine](super::Core::machine_is_durable).
     DurableIndex,
 }
 
@@ -58,8 +59,9 @@ pub struct Outputs<T> {
     /// Entries to read from the log, beside everything else, one at a time; then [`Core::fetched`](super::Core::fetched). Only of a core that was
     /// made by [`Core::open`](super::Core::open).
     pub fetches: Vec<Fetch>,
-    /// Work on the data of snapshots in the log, beside everything else; then [`Core::snapshot_done`](super::Core::snapshot_done). Only of a core that
-    /// was told to [stream](super::Core::stream_snapshots).
+    /// Work on the data of snapshots in the log, beside everything else; then
+    /// [`Core::snapshot_done`](super::Core::snapshot_done). Only of a core that was told to
+    /// [stream](super::Core::stream_snapshots).
     pub snapshot_jobs: Vec<SnapshotJob>,
     /// Jobs for the state machine.
     pub apply_jobs: Vec<ApplyJob<T>>,

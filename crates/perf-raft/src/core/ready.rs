@@ -412,7 +412,8 @@ impl<T> Core<T> {
     /// for ten election timeouts, it is not kept any longer: one slow peer must not stop the others.
     fn compact_log(&mut self) {
         if !self.is_formed() {
-            // Few entries, none of a client. A node whose entries are not those of the leader finds that out as long as it has them.
+            // Few entries, none of a client. A node whose entries are not those of the leader finds that out as long as
+            // it has them.
             return;
         }
         let view = self.node.store();

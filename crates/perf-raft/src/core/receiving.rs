@@ -1,7 +1,7 @@
 //! A snapshot that arrives: put together in memory, or written to the log piece by piece.
 //!
-//! What has arrived stays when a transfer is cut. A later transfer of the very same snapshot, by place in the log, size and checksum, goes on from there,
-//! whoever sends it: the checksum of the whole is looked at in the end.
+//! What has arrived stays when a transfer is cut. A later transfer of the very same snapshot, by place in the log, size
+//! and checksum, goes on from there, whoever sends it: the checksum of the whole is looked at in the end.
 
 use super::snapshots::{Content, SnapshotJob};
 use super::{Core, validate};
@@ -86,7 +86,8 @@ impl Incoming {
         }
     }
 
-    /// Takes the next part. Of others, and of what is above `room_bytes` that wait for the log, nothing is taken: their answer says how far this is.
+    /// Takes the next part. Of others, and of what is above `room_bytes` that wait for the log, nothing is taken: their
+    /// answer says how far this is.
     pub(super) fn take(&mut self, from: u64, chunk: &SnapshotChunk, room_bytes: usize) {
         let len = chunk.data.len() as u64;
         let is_next = chunk.offset == self.taken

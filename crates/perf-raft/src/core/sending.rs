@@ -1,7 +1,7 @@
 //! Snapshots on their way to peers: in parts, with a window, from where the peer has got to.
 //!
-//! The first part of a transfer goes alone. Its answer says how much the peer has of the very same snapshot, from a transfer that was cut: the next
-//! parts begin there.
+//! The first part of a transfer goes alone. Its answer says how much the peer has of the very same snapshot, from a
+//! transfer that was cut: the next parts begin there.
 
 use super::Core;
 use super::snapshots::{Content, SnapshotJob};
@@ -206,9 +206,9 @@ impl Transfer {
         Progress::Going
     }
 
-    /// Goes back to what was acknowledged if nothing was heard for long. What a slow link has not delivered yet must not be sent over it again and
-    /// again: each attempt waits twice as long as the one before, and all twice as long as progress ever took, up to four times the patience. The peer
-    /// is not to blame for the time that the log needs.
+    /// Goes back to what was acknowledged if nothing was heard for long. What a slow link has not delivered yet must
+    /// not be sent over it again and again: each attempt waits twice as long as the one before, and all twice as long
+    /// as progress ever took, up to four times the patience. The peer is not to blame for the time that the log needs.
     fn tick(&mut self, patience_ticks: usize) -> Progress {
         if self.is_reading {
             return Progress::Going;
@@ -422,8 +422,8 @@ pub(super) mod tests {
     }
 
     proptest! {
-        /// Parts are lost, repeated and reordered, answers too, and the transfer begins anew now and then: in the end the snapshot is whole, and no more than the
-        /// window is held at either end.
+        /// Parts are lost, repeated and reordered, answers too, and the transfer begins anew now and then: in the end
+        /// the snapshot is whole, and no more than the window is held at either end.
         #[test]
         fn a_snapshot_survives_a_bad_network(
             size in 0_usize..4000,

@@ -1,8 +1,9 @@
 //! Snapshots: of this node's own state, and on their way to and from peers.
 //!
-//! Where the log keeps data in pieces ([`SnapshotStore`](crate::log::SnapshotStore)), none of it stays here: the core asks its driver to read what the
-//! window of a transfer allows next, and to write what has come. Else snapshots are in memory as a whole. [`sending`](super::sending) and
-//! [`receiving`](super::receiving) are the same for both, but for where bytes come from and go to.
+//! Where the log keeps data in pieces ([`SnapshotStore`](crate::log::SnapshotStore)), none of it stays here: the core
+//! asks its driver to read what the window of a transfer allows next, and to write what has come. Else snapshots are in
+//! memory as a whole. [`sending`](super::sending) and [`receiving`](super::receiving) are the same for both, but for
+//! where bytes come from and go to.
 
 use super::{ApplyJob, Core, Making, Retry};
 use crate::codec::{Body, ChunkAck};
@@ -14,8 +15,8 @@ use bytes::Bytes;
 use raft::eraftpb::{Message, SnapshotMetadata};
 use std::sync::Arc;
 
-/// Work on the data of snapshots in the log, to be done beside everything else. Jobs with one number are done one after the other; the core asks for
-/// the next one when it knows the outcome of the one before.
+/// Work on the data of snapshots in the log, to be done beside everything else. Jobs with one number are done one after
+/// the other; the core asks for the next one when it knows the outcome of the one before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SnapshotJob {
     /// Read a piece for a peer, then [`SnapshotDone::Read`].
@@ -34,7 +35,8 @@ pub enum SnapshotJob {
         /// Names the transfer.
         transfer: u64,
     },
-    /// Append pieces to the data of a snapshot that arrives, then [`SnapshotDone::Written`]. A new number begins new data.
+    /// Append pieces to the data of a snapshot that arrives, then [`SnapshotDone::Written`]. A new number begins new
+    /// data.
     Write {
         /// Names the snapshot that arrives.
         number: u64,
@@ -114,7 +116,8 @@ impl Content {
 }
 
 impl<T> Core<T> {
-    /// Keeps data of snapshots in the log, in pieces. For a driver that does [`SnapshotJob`]s; to be called before the first input.
+    /// Keeps data of snapshots in the log, in pieces. For a driver that does [`SnapshotJob`]s; to be called before the
+    /// first input.
     pub fn stream_snapshots(&mut self) {
         self.streams = true;
     }
@@ -131,8 +134,8 @@ impl<T> Core<T> {
         }
     }
 
-    /// The state machine made a snapshot when it was at `index`, or says why it could not. After a failure it is asked again after some
-    /// ticks, twice as many each time, up to eight election timeouts.
+    /// The state machine made a snapshot when it was at `index`, or says why it could not. After a failure it is asked
+    /// again after some ticks, twice as many each time, up to eight election timeouts.
     pub fn snapshot_made(&mut self, index: u64, data: Result<Bytes, String>) {
         self.own_snapshot(index, data.map(Content::Memory));
     }
@@ -225,9 +228,9 @@ impl<T> Core<T> {
         is_free && has_conf_state
     }
 
-    /// The state machine is durable by itself: its [durable index](ApplyJob::DurableIndex) is as good as a snapshot for compacting the log. For a driver whose log
-    /// keeps [`StoredData::IN_MACHINE`], and which starts the machine as [`Start::meet_machine`](super::Start::meet_machine) says; to be called before the
-    /// first input.
+    /// The state machine is durable by itself: its [durable index](ApplyJob::DurableIndex) is as good as a snapshot for
+    /// compacting the log. For a driver whose log keeps [`StoredData::IN_MACHINE`], and which starts the machine as
+    /// [`Start::meet_machine`](super::Start::meet_machine) says; to be called before the first input.
     pub fn machine_is_durable(&mut self) {
         self.is_machine_durable = true;
     }

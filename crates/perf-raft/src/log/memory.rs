@@ -24,8 +24,8 @@ pub struct MemoryLog {
 #[derive(Debug, Default)]
 struct Kept {
     groups: BTreeMap<GroupId, LogState>,
-    /// Data of snapshots that was written in pieces, by group and number, and the number that counts: its data goes when another snapshot takes its
-    /// place.
+    /// Data of snapshots that was written in pieces, by group and number, and the number that counts: its data goes
+    /// when another snapshot takes its place.
     data: BTreeMap<(GroupId, u64), Bytes>,
     named: BTreeMap<GroupId, u64>,
     /// The number of the last save.

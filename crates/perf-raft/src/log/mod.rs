@@ -62,8 +62,8 @@ pub struct LogJob {
     pub sequence: u64,
     /// Whose log.
     pub group: GroupId,
-    /// A snapshot that was saved before by [`LogStore::save_snapshot`] or, if it is [`stored`](StoredSnapshot::stored), finished by a
-    /// [`SnapshotWriter`], to be recorded as the latest.
+    /// A snapshot that was saved before by [`LogStore::save_snapshot`] or, if it is [`stored`](StoredSnapshot::stored),
+    /// finished by a [`SnapshotWriter`], to be recorded as the latest.
     pub snapshot: Option<StoredSnapshot>,
     /// The snapshot came from the leader and takes the place of the whole log: all entries go.
     pub replaces_log: bool,
@@ -153,11 +153,11 @@ pub trait LogStore: Send + 'static {
         Ok(state.as_ref().map(LogOutline::from))
     }
 
-    /// Writes and reads the data of snapshots in pieces, beside the store's other work. None, the default, if the store cannot: then snapshots are in
-    /// memory as a whole.
+    /// Writes and reads the data of snapshots in pieces, beside the store's other work. None, the default, if the store
+    /// cannot: then snapshots are in memory as a whole.
     ///
-    /// A store that can returns data by [`load`](Self::load) all the same, and names it by [`StoredSnapshot::stored`] in an
-    /// [`outline`](Self::outline).
+    /// A store that can returns data by [`load`](Self::load) all the same, and names it by [`StoredSnapshot::stored`]
+    /// in an [`outline`](Self::outline).
     ///
     /// # Errors
     /// [`LogError`] if that is not possible now.

@@ -5,7 +5,8 @@ use crate::primitive::mutant;
 
 /// Does all jobs with one durable write and returns the sequence of the last: everything up to it is durable then.
 ///
-/// Data of snapshots is made durable before the record that refers to it is written; what is stored in pieces is already. For a loop of your own: pass
+/// Data of snapshots is made durable before the record that refers to it is written; what is stored in pieces is
+/// already. For a loop of your own: pass
 /// whatever jobs have come up since the last call, at least one.
 ///
 /// # Errors

@@ -11,16 +11,19 @@ pub(crate) const PIECE_BYTES: usize = 256 * 1024;
 /// Names the data of a snapshot in a [`SnapshotStore`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoredData {
-    /// Of the save, from 1: no other one of the group has it. 0 stands for no data: see [`IN_MACHINE`](Self::IN_MACHINE).
+    /// Of the save, from 1: no other one of the group has it. 0 stands for no data: see
+    /// [`IN_MACHINE`](Self::IN_MACHINE).
     pub number: u64,
     /// The size.
     pub bytes: u64,
-    /// CRC-32 of all bytes ([`crc32fast`](https://docs.rs/crc32fast)), by which the node that receives the snapshot checks it.
+    /// CRC-32 of all bytes ([`crc32fast`](https://docs.rs/crc32fast)), by which the node that receives the snapshot
+    /// checks it.
     pub crc: u32,
 }
 
 impl StoredData {
-    /// The state machine itself is durable at the place of the snapshot: a log names this, keeps no data for it, and gives out none.
+    /// The state machine itself is durable at the place of the snapshot: a log names this, keeps no data for it, and
+    /// gives out none.
     pub const IN_MACHINE: Self = Self {
         number: 0,
         bytes: 0,
@@ -28,9 +31,11 @@ impl StoredData {
     };
 }
 
-/// The data of snapshots of a [`LogStore`](super::LogStore), in pieces: see [`LogStore::snapshots`](super::LogStore::snapshots).
+/// The data of snapshots of a [`LogStore`](super::LogStore), in pieces: see
+/// [`LogStore::snapshots`](super::LogStore::snapshots).
 ///
-/// Any thread calls it, at any time, beside the store's other work. It has as many writers and readers at a time as are made.
+/// Any thread calls it, at any time, beside the store's other work. It has as many writers and readers at a time as are
+/// made.
 ///
 /// # Contract
 /// | | |
@@ -80,7 +85,8 @@ pub trait SnapshotReader: Send + 'static {
     /// Reads from `offset` on as many bytes as there is room for, fewer at the end only. Returns how many.
     ///
     /// # Errors
-    /// [`LogError`] if they cannot be read or are damaged. A checksum of the whole may be checked with its last bytes only.
+    /// [`LogError`] if they cannot be read or are damaged. A checksum of the whole may be checked with its last bytes
+    /// only.
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<usize, LogError>;
 }
 

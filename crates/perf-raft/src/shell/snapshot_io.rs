@@ -1,4 +1,5 @@
-//! Reads and writes the data of snapshots, on threads of the runtime for work that blocks: beside the log's thread and the state machine's.
+//! Reads and writes the data of snapshots, on threads of the runtime for work that blocks: beside the log's thread and
+//! the state machine's.
 
 use super::mailbox::Mailbox;
 use crate::GroupId;
@@ -144,7 +145,8 @@ pub(crate) struct SnapshotIo {
     over: Over,
 }
 
-/// Ends what takes long when it is dropped: the runtime may end without a word, and a snapshot that is being written shall not hold it up.
+/// Ends what takes long when it is dropped: the runtime may end without a word, and a snapshot that is being written
+/// shall not hold it up.
 struct Over(Arc<AtomicBool>);
 
 impl Drop for Over {

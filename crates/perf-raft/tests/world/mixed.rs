@@ -55,7 +55,8 @@ impl World {
         let ids: Vec<u64> = self.nodes.keys().copied().collect();
         if mixed.list == [mixed.odd] {
             self.membership_changes = true;
-            // All are down at the same time: nothing of the group that ends is under way any more, or it would begin again in the empty ones.
+            // All are down at the same time: nothing of the group that ends is under way any more, or it would begin
+            // again in the empty ones.
             self.bodies
                 .retain(|_, event| !matches!(event, Event::Deliver(..)));
             for id in ids.into_iter().filter(|&id| id != mixed.odd) {

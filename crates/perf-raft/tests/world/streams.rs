@@ -1,4 +1,5 @@
-//! Snapshots in pieces: the threads that read and write them beside everything else, late at times, and cut at any piece.
+//! Snapshots in pieces: the threads that read and write them beside everything else, late at times, and cut at any
+//! piece.
 
 use super::{Event, GROUP, MS, World};
 use bytes::Bytes;

@@ -457,7 +457,8 @@ impl LogStore for SegmentLog {
         }))
     }
 
-    /// From the index in memory: a record is read only where a job has entries of several terms. The snapshot is read and checked.
+    /// From the index in memory: a record is read only where a job has entries of several terms. The snapshot is read
+    /// and checked.
     fn outline(&mut self, group: GroupId) -> Result<Option<LogOutline>, LogError> {
         let Some((mut outline, record)) = self.beginning(group) else {
             return Ok(None);

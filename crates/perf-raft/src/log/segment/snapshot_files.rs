@@ -65,8 +65,8 @@ impl SnapshotFiles {
         Ok(())
     }
 
-    /// The record of the saved snapshot that a job names, and the numbers of those that do not count any more: saves of whole snapshots before it that
-    /// no job named. What was written in pieces may still be named.
+    /// The record of the saved snapshot that a job names, and the numbers of those that do not count any more: saves of
+    /// whole snapshots before it that no job named. What was written in pieces may still be named.
     pub(super) fn take(
         &self,
         group: GroupId,

@@ -198,7 +198,8 @@ impl<S: Subject> Bench<S> {
         snapshots.map_err(|error| format!("it keeps no snapshots: {error}"))
     }
 
-    /// Writes jobs as a node does, durably. Where the store can, a snapshot of an odd length is written in pieces before.
+    /// Writes jobs as a node does, durably. Where the store can, a snapshot of an odd length is written in pieces
+    /// before.
     fn run(&mut self, jobs: &[LogJob]) -> Result<Result<u64, LogError>, String> {
         let mut jobs = jobs.to_vec();
         let in_pieces = |job: &&mut LogJob| {
