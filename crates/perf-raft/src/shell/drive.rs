@@ -294,7 +294,9 @@ impl Driver {
             for fetch in self.scratch.out.fetches.drain(..) {
                 self.fetcher.begin(fetch, &self.mailbox);
             }
-            if let Some(snapshots) = &mut self.snapshots {
+            if !self.scratch.out.snapshot_jobs.is_empty()
+                && let Some(snapshots) = &mut self.snapshots
+            {
                 for job in self.scratch.out.snapshot_jobs.drain(..) {
                     snapshots.begin(job);
                 }
