@@ -248,14 +248,16 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
     reached.unwrap_or_else(|_| panic!("in time: {what}"));
 }
 
-fn snapshot_files(folder: &Path) -> usize {
+fn files(folder: &Path, wanted: impl Fn(&str) -> bool) -> usize {
     let files = std::fs::read_dir(folder).expect("it is there");
     let names = files.map(|file| file.expect("it is there").file_name());
-    let is_snapshot = |name: &std::ffi::OsString| {
-        let name = name.to_string_lossy();
+    names.filter(|name| wanted(&name.to_string_lossy())).count()
+}
+
+fn snapshot_files(folder: &Path) -> usize {
+    files(folder, |name| {
         name.ends_with(".snapshot") || (name.ends_with(".tmp") && name.contains('-'))
-    };
-    names.filter(is_snapshot).count()
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -364,6 +366,41 @@ async fn a_stream_that_is_cut_goes_on_where_it_was() {
     for folder in &folders {
         assert_eq!(snapshot_files(folder.path()), 1);
     }
+}
+
+/// A node that stops while it receives leaves its files free, though its handle lives on, and nothing of what it got.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_stops_while_it_receives_leaves_its_files() {
+    let (group, folders) = (Group::new(), [folder(), folder()]);
+    let machine = Numbers::default();
+    let leader = group
+        .leader(open(&folders[0]), Machine::streamed(machine.clone()))
+        .await;
+    leader.propose(number(1)).await.expect("it leads");
+    let mut handles = Vec::new();
+    for round in 1..=10 {
+        let before = group.bytes.load(Ordering::SeqCst);
+        let joins = Machine::streamed(Numbers::default());
+        let node = group.start(2, &[], open(&folders[1]), joins).await;
+        if round == 1 {
+            let leader = leader.clone();
+            tokio::spawn(async move {
+                let add = vec![perf_raft::MembershipChange::AddLearner(2)];
+                let _ = leader.change_membership(add).await;
+            });
+        }
+        let bytes = Arc::clone(&group.bytes);
+        until("some of it is sent", || {
+            bytes.load(Ordering::SeqCst) >= before + 20_000 * round
+                || node.status().applied_index > 0
+        })
+        .await;
+        node.shutdown().await;
+        handles.push(node);
+        let is_part = |name: &str| name.ends_with(".tmp");
+        assert_eq!(files(folders[1].path(), is_part), 0, "round {round}");
+    }
+    leader.shutdown().await;
 }
 
 /// A machine of bytes gives its snapshots to the same stores and peers as one of streams.

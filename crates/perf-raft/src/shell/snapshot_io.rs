@@ -1,7 +1,7 @@
 //! Reads and writes the data of snapshots, on threads of the runtime for work that blocks: beside the log's thread and
 //! the state machine's.
 
-use super::mailbox::Mailbox;
+use super::mailbox::{Mailbox, Reports};
 use crate::GroupId;
 use crate::core::{SnapshotDone, SnapshotJob, too_large};
 use crate::error::{StopReason, panic_message};
@@ -317,8 +317,14 @@ impl SnapshotIo {
             mut idle,
             over,
         } = self;
+        let mailbox = Arc::clone(&context.mailbox);
         drop((over, context, reads, writes));
         while idle.recv().await.is_some() {}
+        // Outcomes that no driver takes any more hold files, and handles may keep the mailbox for long.
+        let mut left = Reports::default();
+        mailbox.take_reports(&mut left);
+        // Removes what was not finished, which may be long.
+        drop(tokio::task::spawn_blocking(move || drop(left)).await);
     }
 }
 
@@ -377,6 +383,10 @@ impl Context {
     }
 
     fn report(self, end: End) {
+        if self.is_over.load(Ordering::Relaxed) {
+            // What it holds is closed, and what was not finished removed.
+            return;
+        }
         let Self { mailbox, .. } = &self;
         mailbox.report(|reports| reports.snapshot_ends.push(SnapshotEnd(end)));
     }
