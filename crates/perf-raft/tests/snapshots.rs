@@ -142,6 +142,8 @@ struct Cut {
     bytes: Arc<AtomicU64>,
     /// From so many bytes on parts of snapshots are lost.
     limit: Arc<AtomicU64>,
+    /// Who got the parts.
+    receivers: Arc<Mutex<Vec<u64>>>,
 }
 
 impl Transport for Cut {
@@ -157,6 +159,7 @@ impl Transport for Cut {
             if sent >= self.limit.load(Ordering::SeqCst) {
                 return Ok(());
             }
+            self.receivers.lock().push(message.to);
             self.bytes
                 .fetch_add(chunk.data.len() as u64, Ordering::SeqCst);
         }
@@ -176,6 +179,7 @@ struct Group {
     network: ChannelNetwork,
     bytes: Arc<AtomicU64>,
     limit: Arc<AtomicU64>,
+    receivers: Arc<Mutex<Vec<u64>>>,
     options: RaftOptions,
 }
 
@@ -189,6 +193,7 @@ impl Group {
             network: ChannelNetwork::new(),
             bytes: Arc::default(),
             limit: Arc::new(AtomicU64::new(u64::MAX)),
+            receivers: Arc::default(),
             options,
         }
     }
@@ -204,6 +209,7 @@ impl Group {
             inner: Arc::new(self.network.transport(id)),
             bytes: Arc::clone(&self.bytes),
             limit: Arc::clone(&self.limit),
+            receivers: Arc::clone(&self.receivers),
         };
         RaftNode::builder(id)
             .group(GroupId(4))
@@ -401,6 +407,50 @@ async fn a_node_that_stops_while_it_receives_leaves_its_files() {
         assert_eq!(files(folders[1].path(), is_part), 0, "round {round}");
     }
     leader.shutdown().await;
+}
+
+/// Three peers need a snapshot, and one is sent at a time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_snapshots_are_sent_at_a_time_than_may_be() {
+    let mut group = Group::new();
+    group.options.snapshot_transfers_max = 1;
+    group.options.snapshot_bytes_per_second = Some(200_000_000);
+    let folders = [(); 4].map(|()| folder());
+    let machine = Numbers::default();
+    let leader = group
+        .leader(open(&folders[0]), Machine::streamed(machine.clone()))
+        .await;
+    leader.propose(number(1)).await.expect("it leads");
+    let mut peers = Vec::new();
+    for id in 2..=4_u64 {
+        let joins = Machine::streamed(Numbers::default());
+        peers.push(
+            group
+                .start(id, &[], open(&folders[id as usize - 1]), joins)
+                .await,
+        );
+    }
+    let add = (2..=4).map(perf_raft::MembershipChange::AddLearner);
+    leader
+        .change_membership(add.collect())
+        .await
+        .expect("they are learners");
+    for peer in &peers {
+        until("it has all", || {
+            peer.status().applied_index >= leader.status().applied_index
+        })
+        .await;
+    }
+    let mut receivers = group.receivers.lock().clone();
+    receivers.dedup();
+    let mut each = receivers.clone();
+    each.sort_unstable();
+    each.dedup();
+    assert_eq!(each, [2, 3, 4]);
+    assert_eq!(receivers.len(), 3, "one after the other: {receivers:?}");
+    for node in peers.iter().chain([&leader]) {
+        node.shutdown().await;
+    }
 }
 
 /// A machine of bytes gives its snapshots to the same stores and peers as one of streams.
