@@ -39,7 +39,7 @@ pub use options::{ApplyMode, RaftOptions};
 pub use shell::{
     Inbox, RaftHandle, RaftHost, RaftHostBuilder, RaftNode, RaftNodeBuilder, RaftStats, StageStats,
 };
-pub use state_machine::{Command, StateMachine, StateMachineError};
+pub use state_machine::{Command, Machine, StateMachine, StateMachineError, StreamedStateMachine};
 pub use transport::{
     ChannelNetwork, ChannelTransport, DeliverError, OutboundMessage, SendError, Transport,
 };

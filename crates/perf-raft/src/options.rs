@@ -63,12 +63,21 @@ pub struct RaftOptions {
     pub log_bytes_max: usize,
     /// Entries kept behind a snapshot, for followers that lag a little: 10 000.
     pub log_entries_kept: u64,
-    /// Size of a snapshot, made or received: 256 MiB. Larger ones are refused.
+    /// Size of a snapshot, made or received: 64 GiB. Larger ones are refused. A snapshot takes as much memory where the
+    /// log store does not keep it in pieces ([`LogStore::snapshots`](crate::LogStore::snapshots)), and where the state
+    /// machine makes it as a whole.
     pub snapshot_bytes_max: usize,
     /// Size of the parts a snapshot is sent in: 256 KiB.
     pub snapshot_chunk_bytes: usize,
-    /// Parts on their way to one peer: 8.
+    /// Parts on their way to one peer: 8. This many parts are the memory that a snapshot takes on both ends where the
+    /// log store keeps it in pieces.
     pub snapshot_window_chunks: usize,
+    /// Snapshots that a process sends at a time, and as many that it receives: 4. Others wait. A host has one bound for
+    /// all its groups. Only where the log store keeps snapshots in pieces.
+    pub snapshot_transfers_max: usize,
+    /// Bytes of snapshots that a process sends in a second, `None` for no bound, the default. A host has one bound for
+    /// all its groups. Only where the log store keeps snapshots in pieces.
+    pub snapshot_bytes_per_second: Option<u64>,
     /// Whether [`lease_read`](crate::RaftHandle::lease_read) may be used. Must be the same on all nodes: with it, a node that
     /// restarts gives no vote during its first election timeout.
     pub lease_reads: bool,
@@ -101,9 +110,11 @@ impl Default for RaftOptions {
             snapshot_log_bytes: 64 * MIB,
             log_bytes_max: 256 * MIB,
             log_entries_kept: 10_000,
-            snapshot_bytes_max: 256 * MIB,
+            snapshot_bytes_max: 64 * KIB * MIB,
             snapshot_chunk_bytes: 256 * KIB,
             snapshot_window_chunks: 8,
+            snapshot_transfers_max: 4,
+            snapshot_bytes_per_second: None,
             lease_reads: false,
             clock_drift_max_percent: 10,
             apply: ApplyMode::Thread,
@@ -167,7 +178,7 @@ impl RaftOptions {
 
     /// Each bound with what is allowed. Nothing that is computed from allowed values overflows, and no list of a fixed size is made that
     /// takes more than a megabyte.
-    fn ranges(&self) -> [(&'static str, u64, RangeInclusive<u64>); 18] {
+    fn ranges(&self) -> [(&'static str, u64, RangeInclusive<u64>); 20] {
         const COUNT_MOST: u64 = 1 << 24;
         const BYTES_MOST: u64 = 1 << 40;
         // What the pool of buffers serves at most, headers included.
@@ -240,6 +251,16 @@ impl RaftOptions {
                 number(self.snapshot_window_chunks),
                 1..=64 * 1024,
             ),
+            (
+                "snapshot_transfers_max",
+                number(self.snapshot_transfers_max),
+                1..=64 * 1024,
+            ),
+            (
+                "snapshot_bytes_per_second",
+                self.snapshot_bytes_per_second.unwrap_or(BYTES_MOST),
+                1024..=BYTES_MOST,
+            ),
         ]
     }
 
@@ -258,7 +279,13 @@ mod tests {
     fn the_default_is_sound_and_each_flaw_is_named() {
         assert!(RaftOptions::default().check().is_ok());
         type Flaw = (&'static str, fn(&mut RaftOptions));
-        let flaws: [Flaw; 9] = [
+        let flaws: [Flaw; 11] = [
+            ("snapshot_transfers_max", |options| {
+                options.snapshot_transfers_max = 0
+            }),
+            ("snapshot_bytes_per_second", |options| {
+                options.snapshot_bytes_per_second = Some(1023)
+            }),
             ("inflight_messages_max", |options| {
                 options.inflight_messages_max = 1 << 40
             }),

@@ -67,6 +67,7 @@ impl Group {
                     match job {
                         ApplyJob::Apply { index, .. } => core.applied(index),
                         ApplyJob::Restore(snapshot) => core.applied(snapshot.metadata.index),
+                        ApplyJob::DurableIndex => unreachable!("the machine is not durable"),
                         ApplyJob::Snapshot => {
                             let index = core.status().applied_index;
                             core.snapshot_made(index, Ok(Bytes::new()));

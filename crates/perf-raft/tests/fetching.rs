@@ -5,7 +5,7 @@ mod common;
 
 use bytes::Bytes;
 use common::{Cluster, options};
-use perf_raft::log::{LogJob, LogOutline, LogState, SegmentLog, StoredSnapshot};
+use perf_raft::log::{LogJob, LogOutline, LogState, SegmentLog, SnapshotStore, StoredSnapshot};
 use perf_raft::{
     EntryMemory, GroupId, LogError, LogReader, LogStore, RaftHandle, RaftNode, RaftOptions,
     StopReason,
@@ -147,6 +147,10 @@ impl LogStore for Unreadable {
 
     fn write(&mut self, jobs: &[LogJob], sync: bool) -> Result<(), LogError> {
         self.0.write(jobs, sync)
+    }
+
+    fn snapshots(&mut self) -> Result<Option<Arc<dyn SnapshotStore>>, LogError> {
+        self.0.snapshots()
     }
 
     fn reader(&mut self) -> Result<Option<Box<dyn LogReader>>, LogError> {

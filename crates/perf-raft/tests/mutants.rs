@@ -97,6 +97,21 @@ fn a_snapshot_recorded_before_its_data_is_durable_is_found() {
 }
 
 #[test]
+fn a_part_of_a_snapshot_that_is_taken_twice_is_found() {
+    is_caught("chunk_taken_twice");
+}
+
+#[test]
+fn a_snapshot_that_is_restored_before_its_data_is_durable_is_found() {
+    is_caught("snapshot_data_not_synced");
+}
+
+#[test]
+fn a_durable_machine_that_says_too_much_is_found() {
+    is_caught("durable_machine_says_more");
+}
+
+#[test]
 fn a_commit_that_is_not_kept_for_the_next_write_is_found() {
     is_caught("commit_forgotten");
 }

@@ -40,6 +40,7 @@ fn what_is_durable_stays_and_what_is_there_was_written() {
         assert!(sum.rotations > 10 * seeds, "{sum:?}");
         assert!(sum.crashes > seeds && sum.kills > seeds, "{sum:?}");
         assert!(sum.writes_lost > seeds / 2, "{sum:?}");
+        assert!(sum.streamed > seeds, "{sum:?}");
         assert!(sum.faults > seeds && sum.refused > seeds / 2, "{sum:?}");
     }
 }
@@ -66,4 +67,5 @@ fn add(sum: &mut Coverage, one: &Coverage) {
     sum.rotations += one.rotations;
     sum.faults += one.faults;
     sum.refused += one.refused;
+    sum.streamed += one.streamed;
 }

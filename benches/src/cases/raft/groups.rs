@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use perf_raft::log::{LogJob, LogOutline, LogReader, LogState, LogStore, StoredSnapshot};
+use perf_raft::log::{
+    LogJob, LogOutline, LogReader, LogState, LogStore, SnapshotStore, StoredSnapshot,
+};
 use perf_raft::{ChannelNetwork, GroupId, LogError, RaftHandle, RaftHost, SegmentLog};
 use tempfile::TempDir;
 
@@ -59,6 +61,10 @@ impl LogStore for Counted {
 
     fn outline(&mut self, group: GroupId) -> Result<Option<LogOutline>, LogError> {
         self.log.outline(group)
+    }
+
+    fn snapshots(&mut self) -> Result<Option<Arc<dyn SnapshotStore>>, LogError> {
+        self.log.snapshots()
     }
 
     fn reader(&mut self) -> Result<Option<Box<dyn LogReader>>, LogError> {

@@ -57,7 +57,8 @@ impl Transport for Counted {
     }
 
     fn send(&self, message: OutboundMessage) -> Result<(), SendError> {
-        self.bytes.fetch_add(message.frame.len() as u64, Ordering::Relaxed);
+        self.bytes
+            .fetch_add(message.frame.len() as u64, Ordering::Relaxed);
         self.inner.send(message)
     }
 
@@ -115,7 +116,10 @@ async fn start(folder: &Path, groups: u64) -> Result<Hosts, String> {
 async fn spread(hosts: &[RaftHost], groups: u64) -> Result<(), String> {
     for group in 1..=groups {
         let to = 1 + group % HOSTS;
-        let nodes: Vec<RaftHandle> = hosts.iter().filter_map(|host| host.group(GroupId(group))).collect();
+        let nodes: Vec<RaftHandle> = hosts
+            .iter()
+            .filter_map(|host| host.group(GroupId(group)))
+            .collect();
         let begin = Instant::now();
         while nodes[0].status().leader_id != to {
             if begin.elapsed() > PATIENCE {
@@ -133,7 +137,10 @@ async fn spread(hosts: &[RaftHost], groups: u64) -> Result<(), String> {
 
 async fn all_sleep(hosts: &[RaftHost], groups: u64) -> Result<(), String> {
     let begin = Instant::now();
-    while hosts.iter().any(|host| (host.groups_asleep() as u64) < groups) {
+    while hosts
+        .iter()
+        .any(|host| (host.groups_asleep() as u64) < groups)
+    {
         if begin.elapsed() > PATIENCE {
             let asleep: Vec<usize> = hosts.iter().map(RaftHost::groups_asleep).collect();
             return Err(format!("of {groups} groups only {asleep:?} sleep"));
@@ -156,14 +163,20 @@ fn measure_idle(depth: Depth) -> Result<Vec<Figure>, String> {
         Depth::Full => Duration::from_secs(10),
     };
     let failed = |error: std::io::Error| error.to_string();
-    let (empty, folder) = (TempDir::new().map_err(failed)?, TempDir::new().map_err(failed)?);
+    let (empty, folder) = (
+        TempDir::new().map_err(failed)?,
+        TempDir::new().map_err(failed)?,
+    );
     runtime().block_on(async {
         let few = start(empty.path(), 1).await?;
         let disk_before = disk_bytes(empty.path()).map_err(failed)?;
         let memory_before = resident_bytes()?;
         let threads_before = threads()?;
         let many = start(folder.path(), groups).await?;
-        let (memory, threads) = (resident_bytes()? - memory_before, threads()? - threads_before);
+        let (memory, threads) = (
+            resident_bytes()? - memory_before,
+            threads()? - threads_before,
+        );
         end(&few.hosts).await;
         let (frames, begin) = (many.frame_bytes.load(Ordering::Relaxed), Instant::now());
         let cpu = cpu_time()?;
@@ -176,13 +189,31 @@ fn measure_idle(depth: Depth) -> Result<Vec<Figure>, String> {
         let replicas = (groups * HOSTS) as f64;
         Ok(vec![
             Figure::new("replicas", replicas, Unit::Count),
-            Figure::new("of a core, while nothing happens", cpu, Unit::Share).expected(Bound::AtMost(0.03)),
-            Figure::new("threads per host", threads / HOSTS as f64, Unit::Count).expected(Bound::AtMost(8.0)),
-            Figure::new("bytes of memory per replica", memory / replicas, Unit::Count)
-                .expected(Bound::AtMost(4.0 * KIB)),
-            Figure::new("bytes of frames", frames as f64 / seconds, Unit::BytesPerSecond),
-            Figure::new("bytes on disk, three hosts with one group", disk_before as f64, Unit::Count),
-            Figure::new("bytes on disk, three hosts with all", disk as f64, Unit::Count),
+            Figure::new("of a core, while nothing happens", cpu, Unit::Share)
+                .expected(Bound::AtMost(0.03)),
+            Figure::new("threads per host", threads / HOSTS as f64, Unit::Count)
+                .expected(Bound::AtMost(8.0)),
+            Figure::new(
+                "bytes of memory per replica",
+                memory / replicas,
+                Unit::Count,
+            )
+            .expected(Bound::AtMost(4.0 * KIB)),
+            Figure::new(
+                "bytes of frames",
+                frames as f64 / seconds,
+                Unit::BytesPerSecond,
+            ),
+            Figure::new(
+                "bytes on disk, three hosts with one group",
+                disk_before as f64,
+                Unit::Count,
+            ),
+            Figure::new(
+                "bytes on disk, three hosts with all",
+                disk as f64,
+                Unit::Count,
+            ),
         ])
     })
 }
@@ -194,14 +225,18 @@ fn measure_wake(depth: Depth) -> Result<Vec<Figure>, String> {
     let election = options.tick * options.election_ticks as u32;
     let bound = 3 * election + Duration::from_secs(2);
     runtime().block_on(async {
-        let Hosts { mut hosts, frame_bytes } = start(folder.path(), groups).await?;
+        let Hosts {
+            mut hosts,
+            frame_bytes,
+        } = start(folder.path(), groups).await?;
         let before = frame_bytes.load(Ordering::Relaxed);
         let dead = hosts.remove(0);
         let begin = Instant::now();
         dead.shutdown().await;
         let stopped = begin.elapsed();
-        let mut waiting: Vec<RaftHandle> =
-            (1..=groups).filter_map(|group| hosts[0].group(GroupId(group))).collect();
+        let mut waiting: Vec<RaftHandle> = (1..=groups)
+            .filter_map(|group| hosts[0].group(GroupId(group)))
+            .collect();
         let led: Vec<GroupId> = waiting
             .iter()
             .filter(|node| node.status().leader_id == 1)
@@ -225,12 +260,20 @@ fn measure_wake(depth: Depth) -> Result<Vec<Figure>, String> {
         let nanoseconds = |time: Duration| time.as_nanos() as f64;
         Ok(vec![
             Figure::new("groups", groups as f64, Unit::Count),
-            Figure::new("led by the host that dies, at its end", led.len() as f64, Unit::Count),
+            Figure::new(
+                "led by the host that dies, at its end",
+                led.len() as f64,
+                Unit::Count,
+            ),
             Figure::new("it has stopped", nanoseconds(stopped), Unit::Nanoseconds),
             Figure::new("all led again", nanoseconds(all_led), Unit::Nanoseconds)
                 .expected(Bound::AtMost(nanoseconds(bound))),
-            Figure::new("bytes of frames of all hosts meanwhile", bytes as f64, Unit::Count)
-                .expected(Bound::AtMost(64.0 * KIB * KIB)),
+            Figure::new(
+                "bytes of frames of all hosts meanwhile",
+                bytes as f64,
+                Unit::Count,
+            )
+            .expected(Bound::AtMost(64.0 * KIB * KIB)),
             Figure::new("all sleep again", nanoseconds(asleep), Unit::Nanoseconds),
         ])
     })

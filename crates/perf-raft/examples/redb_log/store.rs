@@ -1,10 +1,16 @@
 //! A `LogStore` on redb: one table each for entries, states and the data of snapshots. A write is one transaction.
 
+#[path = "pieces.rs"]
+mod pieces;
+
 use bytes::Bytes;
 use parking_lot::Mutex;
 use perf_raft::log::disk::{Access, Disk, DiskFile};
-use perf_raft::log::{LogError, LogJob, LogReader, LogState, LogStore, StoredSnapshot};
+use perf_raft::log::{
+    LogError, LogJob, LogReader, LogState, LogStore, SnapshotStore, StoredData, StoredSnapshot,
+};
 use perf_raft::{GroupId, Identity, Members};
+use pieces::{Pieces, of_save};
 use prost::Message as _;
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, HardState, SnapshotMetadata};
@@ -15,6 +21,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// By group and index.
 const ENTRIES: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("entries");
@@ -22,11 +29,15 @@ const ENTRIES: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("en
 const STATES: TableDefinition<'_, (u64, &str), &[u8]> = TableDefinition::new("states");
 /// The data of snapshots, by group.
 const SNAPSHOTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("snapshots");
+/// The data of snapshots that is written in pieces, by group, save and offset.
+const PIECES: TableDefinition<'static, (u64, u64, u64), &[u8]> = TableDefinition::new("pieces");
 
 /// A log in a database.
 pub(crate) struct RedbLog {
     database: Arc<Database>,
     path: PathBuf,
+    /// The number of the last snapshot that was written in pieces.
+    saves: Arc<AtomicU64>,
 }
 
 impl RedbLog {
@@ -42,9 +53,28 @@ impl RedbLog {
         let log = Self {
             database: Arc::new(database.map_err(|error| failed(path, "opening", error))?),
             path: path.to_owned(),
+            saves: Arc::default(),
         };
-        // The tables exist from the beginning.
-        log.transact(true, |_| Ok(()))?;
+        // The tables exist from the beginning. Pieces that no job names are of a process that was killed.
+        let mut last = 0;
+        log.transact(true, |tables| {
+            for piece in tables.pieces.iter()? {
+                last = last.max(piece?.0.value().1);
+            }
+            let states = &tables.states;
+            let mut named = Vec::new();
+            for state in states.iter()? {
+                let (key, number) = state?;
+                if key.value().1 == "pieces" {
+                    named.push((key.value().0, pair(number.value()).0));
+                }
+            }
+            tables
+                .pieces
+                .retain(|(group, number, _), _| named.contains(&(group, number)))?;
+            Ok(())
+        })?;
+        log.saves.store(last, Ordering::Relaxed);
         Ok(log)
     }
 
@@ -64,6 +94,7 @@ impl RedbLog {
                 entries: transaction.open_table(ENTRIES)?,
                 states: transaction.open_table(STATES)?,
                 snapshots: transaction.open_table(SNAPSHOTS)?,
+                pieces: transaction.open_table(PIECES)?,
             })?;
             transaction.commit()?;
             Ok(())
@@ -93,12 +124,26 @@ impl RedbLog {
             is_there = true;
         }
         if let (Some(metadata), Some(members)) = (value("metadata")?, value("members")?) {
-            let data = transaction.open_table(SNAPSHOTS)?;
-            let data = data.get(group.0)?;
+            let data = match value("pieces")? {
+                Some(number) => {
+                    let pieces = transaction.open_table(PIECES)?;
+                    let mut data = Vec::new();
+                    for piece in pieces.range(of_save(group.0, pair(&number).0))? {
+                        data.extend_from_slice(piece?.1.value());
+                    }
+                    data.into()
+                }
+                None => {
+                    let data = transaction.open_table(SNAPSHOTS)?;
+                    let data = data.get(group.0)?;
+                    data.map_or(Bytes::new(), |data| Bytes::copy_from_slice(data.value()))
+                }
+            };
             state.snapshot = Some(StoredSnapshot {
                 metadata: SnapshotMetadata::parse_from_bytes(&metadata).map_err(unreadable)?,
                 members: Members::decode(&members[..]).map_err(unreadable)?,
-                data: data.map_or(Bytes::new(), |data| Bytes::copy_from_slice(data.value())),
+                data,
+                stored: value("in_machine")?.map(|_| StoredData::IN_MACHINE),
             });
             is_there = true;
         }
@@ -123,6 +168,7 @@ struct Tables<'a> {
     entries: redb::Table<'a, (u64, u64), &'static [u8]>,
     states: redb::Table<'a, (u64, &'static str), &'static [u8]>,
     snapshots: redb::Table<'a, u64, &'static [u8]>,
+    pieces: redb::Table<'a, (u64, u64, u64), &'static [u8]>,
 }
 
 impl Tables<'_> {
@@ -132,6 +178,7 @@ impl Tables<'_> {
         if job.removes_group {
             self.remove(group, 0, u64::MAX)?;
             self.snapshots.remove(group)?;
+            self.remove_pieces(group)?;
             // Names of values have few letters.
             self.states
                 .retain_in((group, "")..(group, "~"), |_, _| false)?;
@@ -151,6 +198,22 @@ impl Tables<'_> {
             self.states.insert((group, "metadata"), &bytes[..])?;
             let members = snapshot.members.encode_to_vec();
             self.states.insert((group, "members"), &members[..])?;
+            self.remove_pieces(group)?;
+            self.states.remove((group, "in_machine"))?;
+            if snapshot.stored == Some(StoredData::IN_MACHINE) {
+                self.states.insert((group, "in_machine"), &[][..])?;
+            } else if let Some(stored) = snapshot.stored {
+                if self
+                    .pieces
+                    .range(of_save(group, stored.number))?
+                    .next()
+                    .is_none()
+                {
+                    return Err(unreadable("the snapshot that a job names was not finished"));
+                }
+                let number = stored.number.to_le_bytes();
+                self.states.insert((group, "pieces"), &number[..])?;
+            }
             self.snapshots.insert(group, &snapshot.data[..])?;
         }
         if let Some(wanted) = job.compacted
@@ -177,6 +240,17 @@ impl Tables<'_> {
         if let Some(identity) = &job.identity {
             let bytes = identity.encode_to_vec();
             self.states.insert((group, "identity"), &bytes[..])?;
+        }
+        Ok(())
+    }
+
+    /// The pieces of the snapshot that counted go. Others may be of one that is being written.
+    fn remove_pieces(&mut self, group: u64) -> Result<(), redb::Error> {
+        let before = self.states.remove((group, "pieces"))?;
+        let before = before.map(|number| pair(number.value()).0);
+        if let Some(number) = before {
+            self.pieces
+                .retain_in(of_save(group, number), |_, _| false)?;
         }
         Ok(())
     }
@@ -229,6 +303,14 @@ impl LogStore for RedbLog {
             Ok(groups)
         };
         list().map_err(|error| failed(&self.path, "reading", error))
+    }
+
+    fn snapshots(&mut self) -> Result<Option<Arc<dyn SnapshotStore>>, LogError> {
+        Ok(Some(Arc::new(Pieces {
+            database: Arc::clone(&self.database),
+            path: self.path.clone(),
+            saves: Arc::clone(&self.saves),
+        })))
     }
 
     /// A read transaction sees one moment of the database and waits for no write.

@@ -34,6 +34,7 @@ pub fn bootstrap_state(voters: &[u64], empty_state_machine: Bytes) -> LogState {
             metadata,
             data: empty_state_machine,
             members: Members::of_founders(voters.as_slice()),
+            stored: None,
         }),
         compacted: (1, 1),
         ..Default::default()
@@ -75,6 +76,53 @@ impl Start {
             Self::Entries(state) => state.snapshot.as_ref(),
             Self::Outline(outline) => outline.snapshot.as_ref(),
         }
+    }
+
+    /// Brings log and state machine together at a start. A machine that is durable by itself says where it is; 0 is an
+    /// empty one. It must have all commands up to there, and none after. Then
+    ///
+    /// | the machine is | what happens |
+    /// |---|---|
+    /// | before the snapshot of the log | it is restored from that; if the log relied on the machine and has no data for it, an error |
+    /// | between snapshot and end of the log | it is not restored, and gets what comes after its index only: the caller drops what comes before. What it has is committed |
+    /// | beyond the end of the log | an error: the log has lost its end, or is another node's |
+    ///
+    /// Returns the index, if the machine is not to be restored.
+    ///
+    /// # Errors
+    /// [`StartError::StateMachine`], which says where both are.
+    pub fn meet_machine(&mut self, durable: Option<u64>) -> Result<Option<u64>, StartError> {
+        let wrong = |reason: String| Err(StartError::StateMachine(reason));
+        let snapshot = self.snapshot();
+        let place = snapshot.map_or(0, |snapshot| snapshot.metadata.index);
+        let has_data = snapshot.is_none_or(|snapshot| !snapshot.is_in_machine());
+        let last = match self {
+            Self::Entries(state) => state.compacted.0 + state.entries.len() as u64,
+            Self::Outline(outline) => outline.last_index(),
+        };
+        let index = durable.unwrap_or(0);
+        if index > last {
+            return wrong(format!(
+                "it is durable up to {index}, and the log ends at {last}: one of them is another node's, or the log lost its end; remove the \
+                 files of both, and the node joins its group again"
+            ));
+        }
+        if index < place || index == 0 {
+            return match has_data {
+                true => Ok(None),
+                false => wrong(format!(
+                    "it is durable up to {index}, and it was up to {place} before: the log begins there and has no snapshot; remove the files \
+                     of both, and the node joins its group again"
+                )),
+            };
+        }
+        let hard_state = match self {
+            Self::Entries(state) => &mut state.hard_state,
+            Self::Outline(outline) => &mut outline.hard_state,
+        };
+        // The commit index is not written each time it grows.
+        hard_state.commit = hard_state.commit.max(index);
+        Ok(Some(index))
     }
 
     fn set_identity(&mut self, identity: Identity) {

@@ -1,17 +1,15 @@
 //! Frames from and to peers.
 
-use super::snapshots::{Assembly, Delivered, Progress, Transfer};
+use super::sending::Delivered;
 use super::validate::CHANGE_BYTES_MAX;
 use super::{Core, parts, validate};
-use crate::codec::{self, Body, ChunkAck, Frame, FrameHeader, MessagePart, Notice, SnapshotChunk};
+use crate::codec::{self, Body, Frame, FrameHeader, MessagePart, Notice};
 use crate::dedup::Delivery;
-use crate::log::StoredSnapshot;
-use crate::members::{Members, PINNED};
+use crate::members::PINNED;
 use crate::primitive::mutant;
 use bytes::Bytes;
-use prost::Message as _;
+use raft::ProgressState;
 use raft::eraftpb::{Entry, Message, MessageType};
-use raft::{ProgressState, SnapshotStatus};
 
 /// After so many frames of one append to a peer that takes short ones no other entry is begun: a thousand would crowd out what else it gets.
 const SHORT_FRAMES_MAX: usize = 64;
@@ -276,129 +274,15 @@ impl<T> Core<T> {
         let (raft_log, view) = (&self.node.raft.raft_log, self.node.store());
         let is_crowded = raft_log.applied < raft_log.committed && view.excess(2) > 0;
         let is_full = view.bytes() > 2 * self.options.log_bytes_max;
-        let will_shrink = view.first() <= self.applied || mutant::is("full_log_takes_nothing");
+        // A durable machine says up to which command it is: entries of Raft's own behind that stay.
+        let limit = match self.is_machine_durable {
+            true => self.applied.min(self.last_command),
+            false => self.applied,
+        };
+        let will_shrink = view.first() <= limit || mutant::is("full_log_takes_nothing");
         is_crowded
             || self.backlog.commands() > 2 * self.options.unapplied_entries_max
             || (is_full && will_shrink)
-    }
-
-    fn receive_chunk(&mut self, header: FrameHeader, mut chunk: SnapshotChunk) {
-        let from = header.from;
-        let sound = chunk.message.from == from
-            && chunk.message.get_msg_type() == MessageType::MsgSnapshot
-            && validate::check(&chunk.message, self.id).is_ok();
-        if !sound {
-            self.stats.messages_invalid += 1;
-            return;
-        }
-        chunk.message.to = self.id;
-        self.note_message(&chunk.message);
-        let metadata = chunk.message.get_snapshot().get_metadata();
-        let (index, term) = (metadata.index, metadata.term);
-        if self.stops_at_snapshot(index, term, chunk.message.term) {
-            return;
-        }
-        if self.is_useless(index, term) || chunk.message.term < self.node.raft.term {
-            // Of no use: Raft says how far this node is.
-            let received = chunk.total_bytes;
-            let transfer = chunk.transfer;
-            let _ = self.node.step(chunk.message);
-            self.draw_timeout();
-            self.send_ack(
-                from,
-                ChunkAck {
-                    transfer,
-                    received,
-                    refused: false,
-                },
-            );
-            return;
-        }
-        let bytes_max = self.options.snapshot_bytes_max;
-        let members = chunk.members.clone();
-        let assembled = Assembly::take(&mut self.assembly, from, header.session, chunk, bytes_max);
-        self.send_ack(from, assembled.ack);
-        // It is on its way.
-        self.forked_since = None;
-        if let Some((message, data)) = assembled.complete {
-            self.stats.snapshots_received += 1;
-            let Ok(members) = Members::read(&members) else {
-                self.stats.messages_invalid += 1;
-                return;
-            };
-            let metadata = message.get_snapshot().get_metadata().clone();
-            let _ = self.node.step(message);
-            let accepted = self
-                .node
-                .snap()
-                .is_some_and(|snapshot| snapshot.get_metadata().index == index);
-            if accepted {
-                self.arrived = Some(StoredSnapshot {
-                    metadata,
-                    data,
-                    members,
-                });
-            }
-            self.draw_timeout();
-        }
-    }
-
-    fn send_ack(&mut self, to: u64, ack: ChunkAck) {
-        let frame = self.frame(to, Body::Ack(ack));
-        self.out.frames.push(frame);
-    }
-
-    fn receive_ack(&mut self, from: u64, ack: ChunkAck) {
-        let Some(place) = self
-            .transfers
-            .iter()
-            .position(|transfer| transfer.to == from)
-        else {
-            return;
-        };
-        match self.transfers[place].acked(ack) {
-            Progress::Going => self.send_chunks(place),
-            Progress::Done => {
-                let index = self.transfers.swap_remove(place).index;
-                self.delivered.retain(|other| other.to != from);
-                self.delivered.push(Delivered {
-                    to: from,
-                    index,
-                    goal: self.node.raft.raft_log.last_index(),
-                });
-                self.stats.snapshots_sent += 1;
-                self.node.report_snapshot(from, SnapshotStatus::Finish);
-            }
-            Progress::Failed => {
-                self.transfers.swap_remove(place);
-                self.node.report_snapshot(from, SnapshotStatus::Failure);
-            }
-        }
-    }
-
-    /// Parts of all transfers that their windows allow.
-    pub(super) fn send_all_chunks(&mut self) {
-        if self.persisted_hard_state.0 != self.node.raft.term {
-            return;
-        }
-        for place in 0..self.transfers.len() {
-            self.send_chunks(place);
-        }
-    }
-
-    fn send_chunks(&mut self, place: usize) {
-        let window = self.options.snapshot_window_chunks;
-        let to = self.transfers[place].to;
-        let limit = self.frame_limit(to);
-        let mut chunks = Vec::new();
-        let transfer = &mut self.transfers[place];
-        let room = limit.map_or(usize::MAX, |limit| transfer.room(limit));
-        let bytes = self.options.snapshot_chunk_bytes.min(room);
-        transfer.next_chunks(bytes, window, |chunk| chunks.push(chunk));
-        for chunk in chunks {
-            let frame = self.frame(to, Body::Chunk(Box::new(chunk)));
-            self.out.frames.push(frame);
-        }
     }
 
     pub(super) fn frame(&mut self, to: u64, body: Body) -> Frame {
@@ -473,32 +357,9 @@ impl<T> Core<T> {
     }
 
     /// The longest frame that a peer takes, if it is known to take shorter ones than this node.
-    fn frame_limit(&mut self, peer: u64) -> Option<usize> {
+    pub(super) fn frame_limit(&mut self, peer: u64) -> Option<usize> {
         let session = self.session_of(peer);
         self.peer_limits.of(peer, session)
-    }
-
-    fn begin_transfer(&mut self, message: Message) {
-        let to = message.to;
-        let index = message.get_snapshot().get_metadata().index;
-        self.transfers.retain(|transfer| transfer.to != to);
-        let stored = self
-            .node
-            .store()
-            .snapshot()
-            .filter(|stored| stored.metadata.index == index);
-        let stored = stored.map(|stored| {
-            let members: Bytes = stored.members.encode_to_vec().into();
-            (stored.data.clone(), members)
-        });
-        let Some((data, members)) = stored else {
-            // Replaced since Raft asked for it.
-            self.node.report_snapshot(to, SnapshotStatus::Failure);
-            return;
-        };
-        self.transfer_count += 1;
-        self.transfers
-            .push(Transfer::new(self.transfer_count, message, data, members));
     }
 
     /// The lowest index up to which a live peer has everything, on a leader.

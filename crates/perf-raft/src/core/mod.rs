@@ -8,7 +8,9 @@
 //!
 //! - frames may be sent at once: whatever must be durable first is held back until [`Core::persisted`];
 //! - log jobs go through [`run_jobs`](crate::log::run_jobs) in order, as many at a time as there are;
-//! - jobs for the state machine are done in order.
+//! - jobs for the state machine are done in order;
+//! - data of snapshots is read and written beside all that ([`SnapshotJob`]), if the driver
+//! [says](Core::stream_snapshots) that it can.
 
 mod addresses;
 mod backlog;
@@ -26,8 +28,10 @@ mod peer_limits;
 mod pending;
 mod reads;
 mod ready;
+mod receiving;
 mod report;
 mod requests;
+mod sending;
 mod sleep;
 mod snapshots;
 mod step;
@@ -45,6 +49,8 @@ pub use liveness::{HostView, Liveness, Reliance};
 pub use membership::MembershipChange;
 pub use outputs::{ApplyJob, Outputs, Reply};
 pub use report::{Peer, RaftReport, Trouble};
+pub(crate) use snapshots::too_large;
+pub use snapshots::{SnapshotDone, SnapshotJob};
 
 use crate::GroupId;
 use crate::codec::Frame;
@@ -66,11 +72,12 @@ use parts::Parts;
 use peer_limits::PeerLimits;
 use pending::{Lost, PendingProposals};
 use perf_atomics::{RaftStatus, Role};
-use raft::eraftpb::{ConfState, Entry, HardState, SnapshotMetadata};
+use raft::eraftpb::{ConfState, Entry, HardState};
 use raft::{Config, NO_LIMIT, RawNode, StateRole};
 use reads::Reads;
+use receiving::Incoming;
+use sending::{Delivered, Transfer};
 use sleep::Sleep;
-use snapshots::{Assembly, Delivered, Progress, Transfer};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use view::LogView;
@@ -146,6 +153,8 @@ pub struct CoreStats {
     pub snapshots_sent: u64,
     /// Snapshots received whole.
     pub snapshots_received: u64,
+    /// Snapshots that arrived and are not what their sender announced: they are sent anew.
+    pub snapshots_damaged: u64,
     /// Votes and answers of nodes that have the id of a member and are not it.
     pub answers_of_strangers: u64,
     /// Frames of nodes that belong to another group, by its founders.
@@ -289,7 +298,18 @@ pub struct Core<T> {
     transfers: Vec<Transfer>,
     transfer_count: u64,
     delivered: Vec<Delivered>,
-    assembly: Option<Assembly>,
+    /// Data of snapshots is in the log, in pieces.
+    streams: bool,
+    /// The state machine says up to where it is durable: the log needs no snapshot to be compacted.
+    is_machine_durable: bool,
+    /// The last command that the machine was given.
+    last_command: u64,
+    /// When the machine is asked again up to where it is durable.
+    durable_asked_again: u64,
+    /// A peer needs a snapshot that there is not.
+    is_snapshot_wanted: bool,
+    incoming: Option<Incoming>,
+    incoming_count: u64,
     /// A snapshot that arrived whole and is being given to Raft.
     arrived: Option<StoredSnapshot>,
     fetching: Fetching,
@@ -456,7 +476,13 @@ impl<T> Core<T> {
             transfers: Vec::new(),
             transfer_count: 0,
             delivered: Vec::new(),
-            assembly: None,
+            streams: false,
+            is_machine_durable: false,
+            last_command: 0,
+            durable_asked_again: 0,
+            is_snapshot_wanted: false,
+            incoming: None,
+            incoming_count: 0,
             arrived: None,
             fetching: Fetching::default(),
             lease_until_ns: 0,
@@ -515,6 +541,7 @@ impl<T> Core<T> {
         self.tick_address();
         self.tick_handover();
         self.tick_transfers();
+        self.tick_incoming();
         self.tick_delivered();
         self.tick_compaction();
         self.tick_fork();
@@ -551,74 +578,6 @@ impl<T> Core<T> {
             self.node.advance_apply_to(index);
         }
         self.evict_entries();
-    }
-
-    /// The state machine made a snapshot when it was at `index`, or says why it could not. After a failure it is asked again after some
-    /// ticks, twice as many each time, up to eight election timeouts.
-    pub fn snapshot_made(&mut self, index: u64, data: Result<Bytes, String>) {
-        if !matches!(self.making, Making::Asked) {
-            return;
-        }
-        self.making = Making::No;
-        let bytes_max = self.options.snapshot_bytes_max;
-        let data = data.and_then(|data| match data.len() {
-            bytes if bytes > bytes_max => Err(format!(
-                "the state has {bytes} bytes, above `snapshot_bytes_max` = {bytes_max}"
-            )),
-            _ => Ok(data),
-        });
-        let data = match data {
-            Ok(data) => data,
-            Err(reason) => return self.snapshot_failed(reason.into()),
-        };
-        let term = self.node.store().term_at(index);
-        let configuration = self
-            .configurations
-            .iter()
-            .rev()
-            .find(|configuration| configuration.from <= index);
-        let (Some(term), Some(configuration)) = (term, configuration) else {
-            // The leader's snapshot took the place of the log meanwhile.
-            return self.snapshot_failed("the log moved on".into());
-        };
-        self.snapshot_retry = Retry::default();
-        let mut metadata = SnapshotMetadata {
-            index,
-            term,
-            ..Default::default()
-        };
-        metadata.set_conf_state(configuration.state.clone());
-        let snapshot = StoredSnapshot {
-            metadata,
-            data,
-            members: configuration.members.clone(),
-        };
-        let sequence = self.push_job(LogJob {
-            snapshot: Some(snapshot.clone()),
-            ..Default::default()
-        });
-        self.making = Making::Saving(sequence, snapshot);
-    }
-
-    fn snapshot_failed(&mut self, reason: Arc<str>) {
-        self.stats.snapshots_failed += 1;
-        let retry = &mut self.snapshot_retry;
-        let doublings = retry.failures.min(3);
-        retry.failures += 1;
-        retry.not_before_tick = self.ticks + ((self.options.election_ticks as u64) << doublings);
-        for (token, _) in self.snapshot_waiters.drain(..) {
-            let error = ProposeError::NoSnapshot {
-                reason: Arc::clone(&reason),
-            };
-            self.out.replies.push((token, Reply::Failed(error)));
-        }
-        retry.reason = Some(reason);
-    }
-
-    /// Why the last snapshot could not be made, `None` if it could.
-    #[must_use]
-    pub fn snapshot_failure(&self) -> Option<&Arc<str>> {
-        self.snapshot_retry.reason.as_ref()
     }
 
     /// What the node knows of itself.
@@ -799,6 +758,9 @@ impl<T> Core<T> {
         out.frames.append(&mut self.out.frames);
         out.log_jobs.append(&mut self.out.log_jobs);
         out.fetches.append(&mut self.out.fetches);
+        if !self.out.snapshot_jobs.is_empty() {
+            out.snapshot_jobs.append(&mut self.out.snapshot_jobs);
+        }
         out.apply_jobs.append(&mut self.out.apply_jobs);
         for (_, reply) in &self.out.replies {
             match reply {
@@ -922,29 +884,6 @@ impl<T> Core<T> {
         });
         if let Some(to) = asked {
             self.node.transfer_leader(to);
-        }
-    }
-
-    fn tick_transfers(&mut self) {
-        let patience = self.options.election_ticks;
-        let mut failed = Vec::new();
-        let raft = &self.node.raft;
-        self.transfers.retain_mut(|transfer| {
-            let progress = raft.prs().get(transfer.to);
-            let wanted =
-                progress.is_some_and(|progress| progress.state == raft::ProgressState::Snapshot);
-            if !wanted || raft.state != StateRole::Leader {
-                return false;
-            }
-            let going = transfer.tick(patience) != Progress::Failed;
-            if !going {
-                failed.push(transfer.to);
-            }
-            going
-        });
-        for peer in failed {
-            self.node
-                .report_snapshot(peer, raft::SnapshotStatus::Failure);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What the core asks its driver to do.
 
-use super::Fetch;
+use super::{Fetch, SnapshotJob};
 use crate::codec::Frame;
 use crate::error::{ProposeError, ReadError};
 use crate::log::{LogJob, StoredSnapshot};
@@ -19,10 +19,15 @@ pub enum ApplyJob<T> {
         /// The state machine is at this index afterwards.
         index: u64,
     },
-    /// Restore the snapshot, then tell [`Core::applied`](super::Core::applied) its index.
+    /// Restore the snapshot, whose data may be [in the log](StoredSnapshot::stored), then tell
+    /// [`Core::applied`](super::Core::applied) its index.
     Restore(StoredSnapshot),
-    /// Make a snapshot and give it to [`Core::snapshot_made`](super::Core::snapshot_made).
+    /// Make a snapshot and give it to [`Core::snapshot_made`](super::Core::snapshot_made), or write it to the log
+    /// beside the jobs that follow and tell [`Core::snapshot_stored`](super::Core::snapshot_stored).
     Snapshot,
+    /// Ask the state machine up to where it is durable, and tell [`Core::durable_up_to`](super::Core::durable_up_to).
+    /// Only of a core that was told of a [durable machine](super::Core::machine_is_durable).
+    DurableIndex,
 }
 
 /// An answer to a request.
@@ -54,6 +59,10 @@ pub struct Outputs<T> {
     /// Entries to read from the log, beside everything else, one at a time; then [`Core::fetched`](super::Core::fetched). Only of a core that was
     /// made by [`Core::open`](super::Core::open).
     pub fetches: Vec<Fetch>,
+    /// Work on the data of snapshots in the log, beside everything else; then
+    /// [`Core::snapshot_done`](super::Core::snapshot_done). Only of a core that was told to
+    /// [stream](super::Core::stream_snapshots).
+    pub snapshot_jobs: Vec<SnapshotJob>,
     /// Jobs for the state machine.
     pub apply_jobs: Vec<ApplyJob<T>>,
     /// Answers. Those to proposals that are applied come with [`ApplyJob::Apply`].
@@ -66,6 +75,7 @@ impl<T> Default for Outputs<T> {
             frames: Vec::new(),
             log_jobs: Vec::new(),
             fetches: Vec::new(),
+            snapshot_jobs: Vec::new(),
             apply_jobs: Vec::new(),
             replies: Vec::new(),
         }
@@ -79,6 +89,7 @@ impl<T> Outputs<T> {
         self.frames.is_empty()
             && self.log_jobs.is_empty()
             && self.fetches.is_empty()
+            && self.snapshot_jobs.is_empty()
             && self.apply_jobs.is_empty()
             && self.replies.is_empty()
     }

@@ -5,6 +5,7 @@
 
 use super::backlog::Backlog;
 use super::membership::Configuration;
+use super::snapshots::Content;
 use super::step::unpack;
 use super::{AfterPersist, ApplyJob, ChangeKind, Core, Making, Outputs, Reply, lost_reply};
 use crate::codec::{convert, wire};
@@ -220,7 +221,7 @@ impl<T> Core<T> {
             self.pending.orphan(deadline);
             self.batch_ends.clear();
             self.lease_until_ns = 0;
-            self.transfers.clear();
+            self.end_transfers(|_| true);
             self.leave_office();
         }
         if role == StateRole::Leader && (role_before != StateRole::Leader || term != term_before) {
@@ -269,7 +270,9 @@ impl<T> Core<T> {
         let metadata = ready.snapshot().get_metadata();
         if metadata.index == 0 {
             // Raft had no use for what arrived.
-            self.arrived = None;
+            if let Some(arrived) = self.arrived.take() {
+                self.discard(&Content::of(&arrived));
+            }
             return None;
         }
         let arrived = self
@@ -339,6 +342,9 @@ impl<T> Core<T> {
             }
         }
         self.handed = index;
+        if let Some(last) = commands.last() {
+            self.last_command = last.index;
+        }
         self.backlog.given(index, commands.len() as u64);
         self.stats.entries_applied += commands.len() as u64;
         self.stats.apply_batches += 1;
@@ -353,7 +359,7 @@ impl<T> Core<T> {
     /// Asks for a snapshot when the log is long, or when a peer needs one.
     fn consider_snapshot(&mut self) {
         let view = self.node.store();
-        let wanted = view.take_wanted();
+        self.is_snapshot_wanted |= view.take_wanted();
         if self.ticks < self.snapshot_retry.not_before_tick {
             return;
         }
@@ -368,8 +374,11 @@ impl<T> Core<T> {
         let full = view.bytes() > self.options.log_bytes_max;
         let long = entries >= self.options.snapshot_entries
             || (entries > 0 && (full || bytes >= limit as u64));
-        if wanted || long || !self.snapshot_waiters.is_empty() {
+        let is_asked_for = self.is_snapshot_wanted || !self.snapshot_waiters.is_empty();
+        if is_asked_for || (long && !self.is_machine_durable) {
             self.ask_for_snapshot();
+        } else if long && self.ticks >= self.durable_asked_again {
+            self.ask_for_durable_index();
         }
     }
 
@@ -404,6 +413,11 @@ impl<T> Core<T> {
     /// link that is hardly faster than the writes. So the log is kept for it, up to its bound, where proposals get `Busy`; and if it stays full
     /// for ten election timeouts, it is not kept any longer: one slow peer must not stop the others.
     fn compact_log(&mut self) {
+        if !self.is_formed() {
+            // Few entries, none of a client. A node whose entries are not those of the leader finds that out as long as
+            // it has them.
+            return;
+        }
         let view = self.node.store();
         let crowded = view.bytes() >= self.options.snapshot_log_bytes;
         let kept = if crowded {

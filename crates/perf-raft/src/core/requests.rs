@@ -1,7 +1,7 @@
 //! What clients ask for.
 
 use super::step::Step;
-use super::{Change, ChangeKind, Core, Making, Reply, read_reply};
+use super::{Change, ChangeKind, Core, Reply, read_reply};
 use crate::codec::ENTRY_ROOM_BYTES;
 use crate::error::{ProposeError, ReadError};
 use crate::primitive::mutant;
@@ -305,15 +305,6 @@ impl<T> Core<T> {
         let deadline = self.ticks + SNAPSHOT_ELECTIONS_MAX * self.options.election_ticks as u64;
         self.snapshot_waiters.push((token, deadline));
         self.ask_for_snapshot();
-    }
-
-    pub(super) fn ask_for_snapshot(&mut self) {
-        let has_conf_state = !self.configurations.is_empty();
-        if matches!(self.making, Making::No) && self.restoring.is_none() && has_conf_state {
-            self.making = Making::Asked;
-            self.snapshot_mark_bytes = self.node.store().appended_bytes();
-            self.out.apply_jobs.push(super::ApplyJob::Snapshot);
-        }
     }
 
     /// Whether this leader may confirm reads: its group is formed, so no other group acknowledges writes under the same number.

@@ -235,7 +235,8 @@ impl<T> Core<T> {
     /// Counts ticks without news on a leader, and asks for sleep.
     pub(super) fn tick_sleep(&mut self) {
         let raft = &self.node.raft;
-        let asks_for_leader = raft.leader_id == 0 && !raft.promotable();
+        let is_alone = raft.leader_id == 0 || raft.election_elapsed >= self.options.election_ticks;
+        let asks_for_leader = is_alone && !raft.promotable();
         if asks_for_leader
             && self
                 .ticks
@@ -295,7 +296,7 @@ impl<T> Core<T> {
             self.sleep.is_asleep = true;
             self.stats.sleeps += 1;
             // Of a snapshot that was not needed in the end.
-            self.assembly = None;
+            self.end_incoming();
         }
     }
 

@@ -1,322 +1,309 @@
-//! Snapshots on their way: sent in parts with a window, put together on arrival.
+//! Snapshots: of this node's own state, and on their way to and from peers.
+//!
+//! Where the log keeps data in pieces ([`SnapshotStore`](crate::log::SnapshotStore)), none of it stays here: the core
+//! asks its driver to read what the window of a transfer allows next, and to write what has come. Else snapshots are in
+//! memory as a whole. [`sending`](super::sending) and [`receiving`](super::receiving) are the same for both, but for
+//! where bytes come from and go to.
 
-use crate::codec::{self, ChunkAck, SnapshotChunk};
-use bytes::{Bytes, BytesMut};
-use raft::eraftpb::Message;
+use super::{ApplyJob, Core, Making, Retry};
+use crate::codec::{Body, ChunkAck};
+use crate::error::ProposeError;
+use crate::log::{LogJob, StoredData, StoredSnapshot};
+use crate::members::Members;
+use crate::primitive::mutant;
+use bytes::Bytes;
+use raft::eraftpb::{Message, SnapshotMetadata};
+use std::sync::Arc;
 
-/// Rounds without progress before a transfer is given up.
-const ATTEMPTS_MAX: u32 = 4;
-/// So many times the patience an attempt waits at most.
-const PATIENCE_MAX: usize = 4;
-
-/// A snapshot on its way to a peer.
-#[derive(Debug)]
-pub(super) struct Transfer {
-    pub(super) to: u64,
-    pub(super) index: u64,
-    number: u64,
-    message: Message,
-    data: Bytes,
-    /// The table of members, encoded.
-    members: Bytes,
-    crc: u32,
-    sent: usize,
-    acked: usize,
-    /// Parts that were sent and not answered.
-    unanswered: usize,
-    /// Since the last progress or attempt.
-    idle_ticks: usize,
-    /// Since the last progress.
-    stalled_ticks: usize,
-    /// The longest that progress took.
-    slowest_ticks: usize,
-    attempts: u32,
+/// Work on the data of snapshots in the log, to be done beside everything else. Jobs with one number are done one after
+/// the other; the core asks for the next one when it knows the outcome of the one before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SnapshotJob {
+    /// Read a piece for a peer, then [`SnapshotDone::Read`].
+    Read {
+        /// Names the transfer.
+        transfer: u64,
+        /// Which data.
+        data: StoredData,
+        /// Where the piece starts.
+        offset: u64,
+        /// Its length: at most what the window has room for.
+        bytes: usize,
+    },
+    /// Nothing more is read for a transfer. A read under way is of no use.
+    EndRead {
+        /// Names the transfer.
+        transfer: u64,
+    },
+    /// Append pieces to the data of a snapshot that arrives, then [`SnapshotDone::Written`]. A new number begins new
+    /// data.
+    Write {
+        /// Names the snapshot that arrives.
+        number: u64,
+        /// At most what the window has room for.
+        pieces: Vec<Bytes>,
+        /// The data is whole: make it durable.
+        is_last: bool,
+    },
+    /// The rest does not come: what was written goes. A write under way is of no use.
+    EndWrite {
+        /// Names the snapshot that arrived.
+        number: u64,
+    },
+    /// Data that was made durable will not be named by a job.
+    Discard(StoredData),
 }
 
-/// A peer that has got a snapshot, and needs the log from there up to what it was then.
-#[derive(Debug)]
-pub(super) struct Delivered {
-    pub(super) to: u64,
-    pub(super) index: u64,
-    pub(super) goal: u64,
+/// What became of a [`SnapshotJob`]. An error of the log ends the node, as it does elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SnapshotDone {
+    /// Of [`SnapshotJob::Read`].
+    Read {
+        /// Names the transfer.
+        transfer: u64,
+        /// Where the piece starts.
+        offset: u64,
+        /// As many bytes as were asked for; `None` if another snapshot took the place of this one.
+        data: Option<Bytes>,
+    },
+    /// Of [`SnapshotJob::Write`].
+    Written {
+        /// Names the snapshot that arrives.
+        number: u64,
+        /// The data, if it is whole and durable.
+        stored: Option<StoredData>,
+    },
 }
 
-/// What became of a transfer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Progress {
-    Going,
-    Done,
-    Failed,
+/// What a snapshot consists of.
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    Memory(Bytes),
+    Log(StoredData),
 }
 
-impl Transfer {
-    pub(super) fn new(number: u64, message: Message, data: Bytes, members: Bytes) -> Self {
-        Self {
-            to: message.to,
-            index: message.get_snapshot().get_metadata().index,
-            number,
-            crc: crc32fast::hash(&data),
-            message,
+impl Content {
+    pub(super) fn of(snapshot: &StoredSnapshot) -> Self {
+        match snapshot.stored {
+            Some(stored) => Self::Log(stored),
+            None => Self::Memory(snapshot.data.clone()),
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Memory(data) => data.len() as u64,
+            Self::Log(stored) => stored.bytes,
+        }
+    }
+
+    pub(super) fn into_snapshot(
+        self,
+        metadata: SnapshotMetadata,
+        members: Members,
+    ) -> StoredSnapshot {
+        let (data, stored) = match self {
+            Self::Memory(data) => (data, None),
+            Self::Log(stored) => (Bytes::new(), Some(stored)),
+        };
+        StoredSnapshot {
+            metadata,
             data,
             members,
-            sent: 0,
-            acked: 0,
-            unanswered: 0,
-            idle_ticks: 0,
-            stalled_ticks: 0,
-            slowest_ticks: 0,
-            attempts: 0,
+            stored,
         }
-    }
-
-    /// Parts that the window allows now. An empty snapshot is one empty part.
-    pub(super) fn next_chunks(
-        &mut self,
-        chunk_bytes: usize,
-        window: usize,
-        mut send: impl FnMut(SnapshotChunk),
-    ) {
-        let limit = self
-            .acked
-            .saturating_add(chunk_bytes.saturating_mul(window));
-        loop {
-            let end = self.sent.saturating_add(chunk_bytes).min(self.data.len());
-            let first = self.sent == 0 && self.data.is_empty() && self.idle_ticks == 0;
-            if !first && (self.sent >= self.data.len() || self.sent >= limit) {
-                return;
-            }
-            send(SnapshotChunk {
-                message: self.message.clone(),
-                transfer: self.number,
-                total_bytes: self.data.len() as u64,
-                offset: self.sent as u64,
-                data: self.data.slice(self.sent..end),
-                crc: self.crc,
-                members: self.members.clone(),
-            });
-            self.sent = end;
-            self.unanswered += 1;
-            if first {
-                return;
-            }
-        }
-    }
-
-    /// How many bytes of the snapshot have room in a frame of `frame_bytes`, at least 1.
-    pub(super) fn room(&self, frame_bytes: usize) -> usize {
-        // The membership is in the message too, and not longer there.
-        let head = codec::ENTRY_ROOM_BYTES + 2 * self.members.len();
-        frame_bytes.saturating_sub(head).max(1)
-    }
-
-    pub(super) fn acked(&mut self, ack: ChunkAck) -> Progress {
-        if ack.transfer != self.number {
-            return Progress::Going;
-        }
-        if ack.refused {
-            return Progress::Failed;
-        }
-        self.unanswered = self.unanswered.saturating_sub(1);
-        let received = usize::try_from(ack.received).unwrap_or(usize::MAX);
-        if received > self.data.len() || received > self.sent {
-            return Progress::Going;
-        }
-        if received > self.acked {
-            self.slowest_ticks = self.slowest_ticks.max(self.stalled_ticks);
-            (self.idle_ticks, self.stalled_ticks, self.attempts) = (0, 0, 0);
-            self.acked = received;
-        }
-        if received == self.data.len() {
-            return Progress::Done;
-        }
-        if self.unanswered == 0 {
-            // All arrived, and some behind a gap: out of order. Those were of no use.
-            self.sent = self.acked;
-        }
-        Progress::Going
-    }
-
-    /// Goes back to what was acknowledged if nothing was heard for long. What a slow link has not delivered yet must not be sent over it again and
-    /// again: each attempt waits twice as long as the one before, and all twice as long as progress ever took, up to four times the patience.
-    pub(super) fn tick(&mut self, patience_ticks: usize) -> Progress {
-        self.idle_ticks += 1;
-        self.stalled_ticks += 1;
-        let wait_ticks = patience_ticks.max(2 * self.slowest_ticks) << self.attempts;
-        if self.idle_ticks < wait_ticks.min(PATIENCE_MAX * patience_ticks) {
-            return Progress::Going;
-        }
-        self.attempts += 1;
-        if self.attempts > ATTEMPTS_MAX {
-            return Progress::Failed;
-        }
-        (self.idle_ticks, self.sent, self.unanswered) = (0, self.acked, 0);
-        Progress::Going
     }
 }
 
-/// A snapshot that is arriving.
-#[derive(Debug)]
-pub(super) struct Assembly {
-    from: u64,
-    session: u64,
-    number: u64,
-    total: usize,
-    crc: u32,
-    received: BytesMut,
-}
+impl<T> Core<T> {
+    /// Keeps data of snapshots in the log, in pieces. For a driver that does [`SnapshotJob`]s; to be called before the
+    /// first input.
+    pub fn stream_snapshots(&mut self) {
+        self.streams = true;
+    }
 
-/// What to answer a part.
-#[derive(Debug)]
-pub(super) struct Assembled {
-    pub(super) ack: ChunkAck,
-    /// The whole snapshot, when this part completed it.
-    pub(super) complete: Option<(Message, Bytes)>,
-}
+    /// A [`SnapshotJob`] is done.
+    pub fn snapshot_done(&mut self, done: SnapshotDone) {
+        match done {
+            SnapshotDone::Read {
+                transfer,
+                offset,
+                data,
+            } => self.piece_read(transfer, offset, data),
+            SnapshotDone::Written { number, stored } => self.pieces_written(number, stored),
+        }
+    }
 
-impl Assembly {
-    /// Takes a part. `slot` holds the one snapshot that may arrive at a time; a part of a newer transfer takes its place.
-    /// Memory grows as parts arrive, up to `bytes_max`.
-    pub(super) fn take(
-        slot: &mut Option<Self>,
-        from: u64,
-        session: u64,
-        chunk: SnapshotChunk,
-        bytes_max: usize,
-    ) -> Assembled {
-        let answer = |received: usize, refused| Assembled {
-            ack: ChunkAck {
-                transfer: chunk.transfer,
-                received: received as u64,
-                refused,
-            },
-            complete: None,
+    /// The state machine made a snapshot when it was at `index`, or says why it could not. After a failure it is asked
+    /// again after some ticks, twice as many each time, up to eight election timeouts.
+    pub fn snapshot_made(&mut self, index: u64, data: Result<Bytes, String>) {
+        self.own_snapshot(index, data.map(Content::Memory));
+    }
+
+    /// The same for data that was written in pieces and is durable.
+    pub fn snapshot_stored(&mut self, index: u64, data: Result<StoredData, String>) {
+        self.own_snapshot(index, data.map(Content::Log));
+    }
+
+    fn own_snapshot(&mut self, index: u64, content: Result<Content, String>) {
+        if !matches!(self.making, Making::Asked) {
+            return;
+        }
+        self.making = Making::No;
+        let content = match content {
+            Ok(content) => content,
+            Err(reason) => return self.snapshot_failed(reason.into()),
         };
-        let total = usize::try_from(chunk.total_bytes).unwrap_or(usize::MAX);
-        if total > bytes_max {
-            return answer(0, true);
+        let (bytes, bytes_max) = (content.bytes(), self.options.snapshot_bytes_max as u64);
+        if bytes > bytes_max {
+            self.discard(&content);
+            return self.snapshot_failed(too_large(bytes, bytes_max).into());
         }
-        let same = |assembly: &Self| {
-            (assembly.from, assembly.session, assembly.number) == (from, session, chunk.transfer)
+        let term = self.node.store().term_at(index);
+        let configuration = self
+            .configurations
+            .iter()
+            .rev()
+            .find(|configuration| configuration.from <= index);
+        let (Some(term), Some(configuration)) = (term, configuration) else {
+            // The leader's snapshot took the place of the log meanwhile.
+            self.discard(&content);
+            return self.snapshot_failed("the log moved on".into());
         };
-        if !slot.as_ref().is_some_and(same) {
-            if chunk.offset != 0 {
-                return answer(0, false);
-            }
-            *slot = Some(Self {
-                from,
-                session,
-                number: chunk.transfer,
-                total,
-                crc: chunk.crc,
-                received: BytesMut::new(),
-            });
-        }
-        let Some(assembly) = slot.as_mut() else {
-            return answer(0, false);
-        };
-        let fits = assembly.received.len() as u64 == chunk.offset
-            && chunk.data.len() <= assembly.total - assembly.received.len();
-        if fits {
-            assembly.received.extend_from_slice(&chunk.data);
-        }
-        let mut answered = answer(assembly.received.len(), false);
-        if assembly.received.len() == assembly.total {
-            let sound = crc32fast::hash(&assembly.received) == assembly.crc;
-            let whole = slot.take();
-            if sound {
-                let data = whole.map_or_else(Bytes::new, |assembly| assembly.received.freeze());
-                answered.complete = Some((chunk.message, data));
-            } else {
-                answered.ack.refused = true;
-            }
-        }
-        answered
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn message() -> Message {
-        let mut message = Message {
-            to: 2,
+        self.snapshot_retry = Retry::default();
+        let mut metadata = SnapshotMetadata {
+            index,
+            term,
             ..Default::default()
         };
-        message.mut_snapshot().mut_metadata().index = 5;
-        message
+        metadata.set_conf_state(configuration.state.clone());
+        let snapshot = content.into_snapshot(metadata, configuration.members.clone());
+        let sequence = self.push_job(LogJob {
+            snapshot: Some(snapshot.clone()),
+            ..Default::default()
+        });
+        self.making = Making::Saving(sequence, snapshot);
     }
 
-    proptest! {
-        /// Parts are lost, repeated and reordered, answers too: in the end the snapshot is whole.
-        #[test]
-        fn a_snapshot_survives_a_bad_network(size in 0_usize..4000, chunk in 1_usize..700, window in 1_usize..5, chance in any::<u64>()) {
-            let data: Bytes = (0..size).map(|place| (place % 251) as u8).collect();
-            let mut transfer = Transfer::new(1, message(), data.clone(), Bytes::new());
-            let mut slot = None;
-            let mut random = chance | 1;
-            let mut coin = |odds: u64| {
-                random ^= random << 13;
-                random ^= random >> 7;
-                random ^= random << 17;
-                random.is_multiple_of(odds)
+    fn snapshot_failed(&mut self, reason: Arc<str>) {
+        self.stats.snapshots_failed += 1;
+        let retry = &mut self.snapshot_retry;
+        let doublings = retry.failures.min(3);
+        retry.failures += 1;
+        retry.not_before_tick = self.ticks + ((self.options.election_ticks as u64) << doublings);
+        for (token, _) in self.snapshot_waiters.drain(..) {
+            let error = ProposeError::NoSnapshot {
+                reason: Arc::clone(&reason),
             };
-            let mut complete = None;
-            for _ in 0..20_000 {
-                let mut sent = Vec::new();
-                transfer.next_chunks(chunk, window, |chunk| sent.push(chunk));
-                if coin(2) {
-                    sent.reverse();
-                }
-                let mut done = false;
-                for chunk in sent {
-                    if coin(5) {
-                        continue;
-                    }
-                    let copies = if coin(7) { 2 } else { 1 };
-                    for _ in 0..copies {
-                        if complete.is_some() {
-                            break;
-                        }
-                        let answer = Assembly::take(&mut slot, 1, 9, chunk.clone(), 1 << 20);
-                        if let Some((_, bytes)) = answer.complete {
-                            complete = Some(bytes);
-                        }
-                        if !coin(5) {
-                            done |= transfer.acked(answer.ack) == Progress::Done;
-                        }
-                    }
-                }
-                if done || complete.is_some() {
-                    break;
-                }
-                // Never given up here: the simulation has that.
-                transfer.attempts = 0;
-                transfer.tick(2);
-            }
-            prop_assert_eq!(complete, Some(data));
+            self.out.replies.push((token, super::Reply::Failed(error)));
+        }
+        retry.reason = Some(reason);
+    }
+
+    /// Why the last snapshot could not be made, `None` if it could.
+    #[must_use]
+    pub fn snapshot_failure(&self) -> Option<&Arc<str>> {
+        self.snapshot_retry.reason.as_ref()
+    }
+
+    pub(super) fn ask_for_snapshot(&mut self) {
+        if self.ask_machine(ApplyJob::Snapshot) {
+            self.is_snapshot_wanted = false;
         }
     }
 
-    #[test]
-    fn too_large_and_damaged_snapshots_are_refused() {
-        let mut slot = None;
-        let mut transfer = Transfer::new(1, message(), Bytes::from(vec![1; 100]), Bytes::new());
-        let mut sent = Vec::new();
-        transfer.next_chunks(100, 1, |chunk| sent.push(chunk));
-        let chunk = sent.remove(0);
-        assert!(
-            Assembly::take(&mut slot, 1, 1, chunk.clone(), 99)
-                .ack
-                .refused
-        );
-        let damaged = SnapshotChunk {
-            data: Bytes::from(vec![2; 100]),
-            ..chunk
-        };
-        let answer = Assembly::take(&mut slot, 1, 1, damaged, 100);
-        assert!(answer.ack.refused && answer.complete.is_none());
-        assert_eq!(transfer.acked(answer.ack), Progress::Failed);
+    pub(super) fn ask_for_durable_index(&mut self) {
+        self.ask_machine(ApplyJob::DurableIndex);
     }
+
+    /// Whether the machine is asked now.
+    fn ask_machine(&mut self, job: ApplyJob<T>) -> bool {
+        let has_conf_state = !self.configurations.is_empty();
+        let is_free = matches!(self.making, Making::No) && self.restoring.is_none();
+        if is_free && has_conf_state {
+            self.making = Making::Asked;
+            self.snapshot_mark_bytes = self.node.store().appended_bytes();
+            self.out.apply_jobs.push(job);
+        }
+        is_free && has_conf_state
+    }
+
+    /// The state machine is durable by itself: its [durable index](ApplyJob::DurableIndex) is as good as a snapshot for
+    /// compacting the log. For a driver whose log keeps [`StoredData::IN_MACHINE`], and which starts the machine as
+    /// [`Start::meet_machine`](super::Start::meet_machine) says; to be called before the first input.
+    pub fn machine_is_durable(&mut self) {
+        self.is_machine_durable = true;
+    }
+
+    /// The state machine says up to where it is durable, or why it cannot say. It is asked again later.
+    pub fn durable_up_to(&mut self, index: Result<u64, String>) {
+        if !matches!(self.making, Making::Asked) {
+            return;
+        }
+        let known = self.node.store().snapshot_index();
+        let index = match index {
+            Ok(_) if mutant::is("durable_machine_says_more") => Ok(self.applied),
+            // What is applied is committed.
+            Ok(index) => Ok(index.min(self.applied)),
+            Err(reason) => Err(reason),
+        };
+        let reason = match index {
+            Ok(index) if index > known => {
+                return self.own_snapshot(index, Ok(Content::Log(StoredData::IN_MACHINE)));
+            }
+            Ok(index) => format!("the state machine is durable up to {index}, and no further"),
+            Err(reason) => reason,
+        };
+        self.making = Making::No;
+        self.durable_asked_again = self.ticks + self.options.election_ticks as u64;
+        // For those who are refused once the log is full.
+        self.snapshot_retry.reason = Some(reason.into());
+    }
+
+    /// Data that no job will name goes.
+    pub(super) fn discard(&mut self, content: &Content) {
+        if let Content::Log(stored) = content
+            && *stored != StoredData::IN_MACHINE
+        {
+            self.out.snapshot_jobs.push(SnapshotJob::Discard(*stored));
+        }
+    }
+
+    /// A leader's snapshot that is whole and, where it is in the log, durable.
+    pub(super) fn install(&mut self, message: Message, members: &Bytes, content: Content) {
+        self.stats.snapshots_received += 1;
+        let metadata = message.get_snapshot().get_metadata().clone();
+        let (index, term) = (metadata.index, metadata.term);
+        // The log may have come as far while the data was written.
+        if self.stops_at_snapshot(index, term, message.term) {
+            self.discard(&content);
+            return;
+        }
+        let Ok(members) = Members::read(members) else {
+            self.stats.messages_invalid += 1;
+            self.discard(&content);
+            return;
+        };
+        let _ = self.node.step(message);
+        let accepted = self
+            .node
+            .snap()
+            .is_some_and(|snapshot| snapshot.get_metadata().index == index);
+        if accepted {
+            self.arrived = Some(content.into_snapshot(metadata, members));
+        } else {
+            self.discard(&content);
+        }
+        self.draw_timeout();
+    }
+
+    pub(super) fn send_ack(&mut self, to: u64, ack: ChunkAck) {
+        let frame = self.frame(to, Body::Ack(ack));
+        self.out.frames.push(frame);
+    }
+}
+
+/// Why a snapshot is not made.
+pub(crate) fn too_large(bytes: u64, bytes_max: u64) -> String {
+    format!("the state has {bytes} bytes, above `snapshot_bytes_max` = {bytes_max}")
 }

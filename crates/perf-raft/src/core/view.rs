@@ -402,6 +402,7 @@ impl Storage for LogView {
         let fits = |stored: &&StoredSnapshot| {
             let metadata = &stored.metadata;
             metadata.index > 0
+                && !stored.is_in_machine()
                 && metadata.index >= request_index
                 && is_member(metadata.get_conf_state(), to)
         };

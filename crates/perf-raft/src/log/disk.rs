@@ -262,6 +262,7 @@ pub(super) fn fill(file: &dyn DiskFile, offset: u64, bytes: &mut [u8]) -> io::Re
 }
 
 /// Reads a whole file.
+#[cfg(feature = "cli")]
 pub(super) fn read_file(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
     let file = disk.open(path, Access::Read)?;
     let len = usize::try_from(file.len()?).map_err(|_| io::ErrorKind::FileTooLarge)?;

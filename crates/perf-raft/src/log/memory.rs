@@ -1,8 +1,12 @@
 //! A log in memory.
 
 use super::outline::portion;
-use super::{LogError, LogJob, LogReader, LogState, LogStore, StoredSnapshot};
+use super::{
+    LogError, LogJob, LogReader, LogState, LogStore, SnapshotReader, SnapshotStore, SnapshotWriter,
+    StoredData, StoredSnapshot,
+};
 use crate::GroupId;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use raft::eraftpb::Entry;
 use std::collections::BTreeMap;
@@ -14,7 +18,50 @@ use std::sync::Arc;
 /// needs, and nothing at all unless it was made by [`restartable`](Self::restartable).
 #[derive(Clone, Debug, Default)]
 pub struct MemoryLog {
-    kept: Option<Arc<Mutex<BTreeMap<GroupId, LogState>>>>,
+    kept: Option<Arc<Mutex<Kept>>>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    groups: BTreeMap<GroupId, LogState>,
+    /// Data of snapshots that was written in pieces, by group and number, and the number that counts: its data goes
+    /// when another snapshot takes its place.
+    data: BTreeMap<(GroupId, u64), Bytes>,
+    named: BTreeMap<GroupId, u64>,
+    /// The number of the last save.
+    saved: u64,
+}
+
+impl Kept {
+    fn write(&mut self, job: &LogJob) -> Result<(), LogError> {
+        let group = job.group;
+        if (job.removes_group || job.snapshot.is_some())
+            && let Some(number) = self.named.remove(&group)
+        {
+            // A reader that is open shares the memory.
+            self.data.remove(&(group, number));
+        }
+        if job.removes_group {
+            self.groups.remove(&group);
+            return Ok(());
+        }
+        let mut job = job.clone();
+        if let Some(snapshot) = &mut job.snapshot
+            && !snapshot.is_in_machine()
+            && let Some(StoredData { number, .. }) = snapshot.stored.take()
+        {
+            let data = self.data.get(&(group, number));
+            snapshot.data = data.cloned().ok_or_else(|| LogError::Unsupported {
+                reason: format!(
+                    "snapshot {number} of group {} was not finished: finish it before `write`",
+                    group.0
+                ),
+            })?;
+            self.named.insert(group, number);
+        }
+        self.groups.entry(group).or_default().apply(&job);
+        Ok(())
+    }
 }
 
 impl MemoryLog {
@@ -89,7 +136,7 @@ impl LogState {
 impl LogStore for MemoryLog {
     fn load(&mut self, group: GroupId) -> Result<Option<LogState>, LogError> {
         let kept = self.kept.as_ref();
-        Ok(kept.and_then(|kept| kept.lock().get(&group).cloned()))
+        Ok(kept.and_then(|kept| kept.lock().groups.get(&group).cloned()))
     }
 
     fn save_snapshot(&mut self, _: GroupId, _: &StoredSnapshot) -> Result<(), LogError> {
@@ -99,26 +146,28 @@ impl LogStore for MemoryLog {
     fn write(&mut self, jobs: &[LogJob], _sync: bool) -> Result<(), LogError> {
         if let Some(kept) = &self.kept {
             let mut kept = kept.lock();
-            for job in jobs {
-                if job.removes_group {
-                    kept.remove(&job.group);
-                } else {
-                    kept.entry(job.group).or_default().apply(job);
-                }
-            }
+            jobs.iter().try_for_each(|job| kept.write(job))?;
         }
         Ok(())
     }
 
     fn groups(&mut self) -> Result<Vec<GroupId>, LogError> {
         let kept = self.kept.as_ref();
-        Ok(kept.map_or_else(Vec::new, |kept| kept.lock().keys().copied().collect()))
+        Ok(kept.map_or_else(Vec::new, |kept| {
+            kept.lock().groups.keys().copied().collect()
+        }))
+    }
+
+    /// None for a log that keeps nothing.
+    fn snapshots(&mut self) -> Result<Option<Arc<dyn SnapshotStore>>, LogError> {
+        let kept = self.kept.clone();
+        Ok(kept.map(|kept| Arc::new(KeptData(kept)) as Arc<dyn SnapshotStore>))
     }
 
     /// None for a log that keeps nothing.
     fn reader(&mut self) -> Result<Option<Box<dyn LogReader>>, LogError> {
         let kept = self.kept.clone();
-        Ok(kept.map(|kept| Box::new(Kept(kept)) as Box<dyn LogReader>))
+        Ok(kept.map(|kept| Box::new(KeptEntries(kept)) as Box<dyn LogReader>))
     }
 
     fn is_volatile(&self) -> bool {
@@ -126,9 +175,9 @@ impl LogStore for MemoryLog {
     }
 }
 
-struct Kept(Arc<Mutex<BTreeMap<GroupId, LogState>>>);
+struct KeptEntries(Arc<Mutex<Kept>>);
 
-impl LogReader for Kept {
+impl LogReader for KeptEntries {
     fn read(
         &mut self,
         group: GroupId,
@@ -137,7 +186,70 @@ impl LogReader for Kept {
         bytes_max: u64,
     ) -> Result<Vec<Entry>, LogError> {
         let kept = self.0.lock();
-        let state = kept.get(&group);
+        let state = kept.groups.get(&group);
         Ok(state.map_or_else(Vec::new, |state| state.read(first, end, bytes_max)))
+    }
+}
+
+struct KeptData(Arc<Mutex<Kept>>);
+
+impl SnapshotStore for KeptData {
+    fn create(&self, group: GroupId) -> Result<Box<dyn SnapshotWriter>, LogError> {
+        let mut kept = self.0.lock();
+        kept.saved += 1;
+        Ok(Box::new(DataWriter {
+            kept: Arc::clone(&self.0),
+            place: (group, kept.saved),
+            data: Vec::new(),
+        }))
+    }
+
+    fn open(
+        &self,
+        group: GroupId,
+        data: StoredData,
+    ) -> Result<Option<Box<dyn SnapshotReader>>, LogError> {
+        let kept = self.0.lock();
+        let data = kept.data.get(&(group, data.number)).cloned();
+        Ok(data.map(|data| Box::new(DataReader(data)) as Box<dyn SnapshotReader>))
+    }
+
+    fn discard(&self, group: GroupId, data: StoredData) {
+        self.0.lock().data.remove(&(group, data.number));
+    }
+}
+
+struct DataWriter {
+    kept: Arc<Mutex<Kept>>,
+    place: (GroupId, u64),
+    data: Vec<u8>,
+}
+
+impl SnapshotWriter for DataWriter {
+    fn write(&mut self, piece: &[u8]) -> Result<(), LogError> {
+        self.data.extend_from_slice(piece);
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<StoredData, LogError> {
+        let stored = StoredData {
+            number: self.place.1,
+            bytes: self.data.len() as u64,
+            crc: crc32fast::hash(&self.data),
+        };
+        self.kept.lock().data.insert(self.place, self.data.into());
+        Ok(stored)
+    }
+}
+
+struct DataReader(Bytes);
+
+impl SnapshotReader for DataReader {
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<usize, LogError> {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let rest = self.0.get(start..).unwrap_or_default();
+        let read = rest.len().min(buffer.len());
+        buffer[..read].copy_from_slice(&rest[..read]);
+        Ok(read)
     }
 }

@@ -8,6 +8,7 @@ mod runner;
 #[cfg(feature = "durable")]
 mod segment;
 mod shared;
+pub(crate) mod snapshot_store;
 #[cfg(feature = "testing")]
 pub mod testing;
 
@@ -19,6 +20,7 @@ pub use segment::{DiskUse, Healed, OnDamage, SegmentLog, SegmentLogOptions};
 #[cfg(feature = "cli")]
 pub use segment::{GroupInfo, LogInfo, Repair, SegmentInfo};
 pub use shared::SharedLog;
+pub use snapshot_store::{SnapshotReader, SnapshotStore, SnapshotWriter, StoredData};
 
 use crate::GroupId;
 use crate::members::{Identity, Members};
@@ -36,10 +38,19 @@ use std::sync::Arc;
 pub struct StoredSnapshot {
     /// Index, term and membership.
     pub metadata: SnapshotMetadata,
-    /// What the state machine made.
+    /// What the state machine made; empty if it is [stored](Self::stored).
     pub data: Bytes,
     /// The table of members.
     pub members: Members,
+    /// Where the log keeps the data, if it was written in pieces or is not to be in memory.
+    pub stored: Option<StoredData>,
+}
+
+impl StoredSnapshot {
+    /// Whether it is no more than a place in the log, up to which the state machine is durable by itself.
+    pub(crate) fn is_in_machine(&self) -> bool {
+        self.stored == Some(StoredData::IN_MACHINE)
+    }
 }
 
 /// What a node has to do to its log, in the order of `sequence`.
@@ -51,7 +62,8 @@ pub struct LogJob {
     pub sequence: u64,
     /// Whose log.
     pub group: GroupId,
-    /// A snapshot that was saved before by [`LogStore::save_snapshot`], to be recorded as the latest.
+    /// A snapshot that was saved before by [`LogStore::save_snapshot`] or, if it is [`stored`](StoredSnapshot::stored),
+    /// finished by a [`SnapshotWriter`], to be recorded as the latest.
     pub snapshot: Option<StoredSnapshot>,
     /// The snapshot came from the leader and takes the place of the whole log: all entries go.
     pub replaces_log: bool,
@@ -93,7 +105,7 @@ pub struct LogState {
 /// | order | Jobs take effect in the order in which they are given, in one write and from write to write. The parts of one job take effect in the order of its fields. |
 /// | appends | A job's entries are consecutive. They begin at the latest after the last entry, and after what is compacted; entries from the first one's index on go. |
 /// | compaction | Entries up to an index go; index and term of the last one stay, for good. |
-/// | snapshots | The data is saved first, and counts once a job names it. The snapshot of a job that was durable stays readable until another job is. A snapshot that replaces the log takes all entries away; hard state and identity stay. |
+/// | snapshots | The data is saved first, as a whole or in pieces ([`SnapshotStore`]), and counts once a job names it. The snapshot of a job that was durable stays readable until another job is. One of [`StoredData::IN_MACHINE`] has no data, and is kept as such. A snapshot that replaces the log takes all entries away; hard state and identity stay. |
 /// | groups | A write may have jobs of several groups. They do not see each other. |
 /// | removal | A job may take away all that is there of a group: [`load`](Self::load) returns nothing then, and the group may begin anew. |
 /// | durability | When [`write`](Self::write) with `sync` returns, all writes up to this one are durable. After a crash the log holds those, and the beginning, job by job, of what followed. |
@@ -139,6 +151,18 @@ pub trait LogStore: Send + 'static {
     fn outline(&mut self, group: GroupId) -> Result<Option<LogOutline>, LogError> {
         let state = self.load(group)?;
         Ok(state.as_ref().map(LogOutline::from))
+    }
+
+    /// Writes and reads the data of snapshots in pieces, beside the store's other work. None, the default, if the store
+    /// cannot: then snapshots are in memory as a whole.
+    ///
+    /// A store that can returns data by [`load`](Self::load) all the same, and names it by [`StoredSnapshot::stored`]
+    /// in an [`outline`](Self::outline).
+    ///
+    /// # Errors
+    /// [`LogError`] if that is not possible now.
+    fn snapshots(&mut self) -> Result<Option<Arc<dyn SnapshotStore>>, LogError> {
+        Ok(None)
     }
 
     /// Reads entries beside the store's other work, which goes on meanwhile. None, the default, if the store cannot: then a node keeps the
@@ -196,6 +220,10 @@ impl LogStore for Box<dyn LogStore> {
 
     fn outline(&mut self, group: GroupId) -> Result<Option<LogOutline>, LogError> {
         self.as_mut().outline(group)
+    }
+
+    fn snapshots(&mut self) -> Result<Option<Arc<dyn SnapshotStore>>, LogError> {
+        self.as_mut().snapshots()
     }
 
     fn reader(&mut self) -> Result<Option<Box<dyn LogReader>>, LogError> {

@@ -5,7 +5,8 @@ use crate::primitive::mutant;
 
 /// Does all jobs with one durable write and returns the sequence of the last: everything up to it is durable then.
 ///
-/// Data of snapshots is made durable before the record that refers to it is written. For a loop of your own: pass
+/// Data of snapshots is made durable before the record that refers to it is written; what is stored in pieces is
+/// already. For a loop of your own: pass
 /// whatever jobs have come up since the last call, at least one.
 ///
 /// # Errors
@@ -17,7 +18,8 @@ pub fn run_jobs<L: LogStore + ?Sized>(log: &mut L, jobs: &mut [LogJob]) -> Resul
     }
     if !mutant::is("snapshot_before_data") {
         for job in jobs.iter() {
-            if let Some(snapshot) = &job.snapshot {
+            let whole = job.snapshot.as_ref();
+            if let Some(snapshot) = whole.filter(|snapshot| snapshot.stored.is_none()) {
                 log.save_snapshot(job.group, snapshot)?;
             }
         }

@@ -1,6 +1,8 @@
 //! One store for the nodes of several groups in a process.
 
-use super::{LogError, LogJob, LogOutline, LogReader, LogState, LogStore, StoredSnapshot};
+use super::{
+    LogError, LogJob, LogOutline, LogReader, LogState, LogStore, SnapshotStore, StoredSnapshot,
+};
 use crate::GroupId;
 use parking_lot::{Condvar, Mutex};
 use std::fmt;
@@ -157,6 +159,11 @@ impl LogStore for SharedLog {
 
     fn outline(&mut self, group: GroupId) -> Result<Option<LogOutline>, LogError> {
         self.shared.store.lock().outline(group)
+    }
+
+    /// The store's: it does not wait for writes.
+    fn snapshots(&mut self) -> Result<Option<Arc<dyn SnapshotStore>>, LogError> {
+        self.shared.store.lock().snapshots()
     }
 
     /// The store's: it does not wait for writes.

@@ -229,6 +229,13 @@ impl ApplyQueue {
                         reports.snapshot = Some((index, data));
                     });
                 }
+                Ok(Outcome::Durable(index, durable)) => {
+                    applied = 0;
+                    self.mailbox.report(|reports| {
+                        reports.applied = reports.applied.max(index);
+                        reports.durable = Some(durable);
+                    });
+                }
                 Err(reason) => {
                     self.mailbox
                         .report(|reports| reports.failure = Some(reason));

@@ -7,6 +7,7 @@ use super::fetcher::Fetcher;
 use super::log_thread::LogThread;
 use super::mailbox::{Incoming, Mailbox, Reports, Request};
 use super::sleepers::{Change, Sleeper};
+use super::snapshot_io::{OwnSnapshot, SnapshotIo};
 use super::stats::{RaftStats, StageStats};
 use crate::core::{ApplyJob, Core, Outputs, RaftReport, Reply};
 use crate::error::{ProposeError, StopReason, panic_message};
@@ -99,6 +100,8 @@ pub(crate) struct Driver {
     pub(crate) transport: Arc<Attached>,
     pub(crate) log: LogSide,
     pub(crate) fetcher: Fetcher,
+    /// None if the log does not keep data of snapshots in pieces.
+    pub(crate) snapshots: Option<SnapshotIo>,
     pub(crate) apply: ApplySide,
     pub(crate) published: Arc<Published>,
     pub(crate) ended: watch::Sender<Option<StopReason>>,
@@ -258,8 +261,18 @@ impl Driver {
         if std::mem::take(&mut reports.wake) {
             self.core.wake();
         }
-        if let Some((index, data)) = reports.snapshot.take() {
-            self.core.snapshot_made(index, data);
+        if let Some((index, snapshot)) = reports.snapshot.take() {
+            self.tell_snapshot(index, snapshot);
+        }
+        if let Some(index) = reports.durable.take() {
+            self.core.durable_up_to(index);
+        }
+        for end in reports.snapshot_ends.drain(..) {
+            if let Some(snapshots) = &mut self.snapshots {
+                let done = snapshots.end(end);
+                let done = done.map_err(|error| StopReason::Log(Arc::new(error)))?;
+                self.core.snapshot_done(done);
+            }
         }
         for request in reports.requests.drain(..) {
             match request {
@@ -283,6 +296,14 @@ impl Driver {
         Ok(())
     }
 
+    fn tell_snapshot(&mut self, index: u64, snapshot: Result<OwnSnapshot, String>) {
+        match snapshot {
+            Ok(OwnSnapshot::Memory(data)) => self.core.snapshot_made(index, Ok(data)),
+            Ok(OwnSnapshot::Stored(data)) => self.core.snapshot_stored(index, Ok(data)),
+            Err(reason) => self.core.snapshot_made(index, Err(reason)),
+        }
+    }
+
     /// Does what the core says until it says nothing more.
     fn settle(&mut self) -> Result<(), StopReason> {
         // What the core is told meanwhile: only that can make it say more.
@@ -298,6 +319,13 @@ impl Driver {
             told |= self.write_log()?;
             for fetch in self.scratch.out.fetches.drain(..) {
                 self.fetcher.begin(fetch, &self.mailbox);
+            }
+            if !self.scratch.out.snapshot_jobs.is_empty()
+                && let Some(snapshots) = &mut self.snapshots
+            {
+                for job in self.scratch.out.snapshot_jobs.drain(..) {
+                    snapshots.begin(job);
+                }
             }
             told |= self.run_apply_jobs()?;
             if self.scratch.out.replies.iter().any(is_of_membership) {
@@ -370,11 +398,19 @@ impl Driver {
                 Ok(false)
             }
             ApplySide::Inline(applier) => {
+                let (mut snapshots, mut durable) = (Vec::new(), None);
                 for job in jobs.drain(..) {
                     match applier.run(job)? {
                         Outcome::Applied(index) => self.core.applied(index),
-                        Outcome::Snapshot(index, data) => self.core.snapshot_made(index, data),
+                        Outcome::Snapshot(index, data) => snapshots.push((index, data)),
+                        Outcome::Durable(_, index) => durable = Some(index),
                     }
+                }
+                if let Some(index) = durable {
+                    self.core.durable_up_to(index);
+                }
+                for (index, data) in snapshots {
+                    self.tell_snapshot(index, data);
                 }
                 Ok(true)
             }
@@ -463,6 +499,7 @@ impl Driver {
             transport,
             log,
             apply,
+            snapshots,
             ended,
             ..
         } = self;
@@ -474,6 +511,9 @@ impl Driver {
             ApplySide::Pool(client) if mutant::is("machine_outlives_node") => drop(client),
             ApplySide::Pool(client) => client.close().await,
             ApplySide::Inline(applier) => drop(applier),
+        }
+        if let Some(snapshots) = snapshots {
+            snapshots.close().await;
         }
         match log {
             LogSide::Thread(thread) => thread.close().await,

@@ -6,6 +6,7 @@ use super::handle::RaftHandle;
 use super::inbox::{Groups, Inbox};
 use super::log_thread::LogThread;
 use super::open::{Log, NewGroup, Place, check_address, open, random_number};
+use super::snapshot_io::SnapshotTraffic;
 use super::task::TaskHandle;
 use crate::GroupId;
 use crate::error::{HostError, StartError};
@@ -13,7 +14,7 @@ use crate::log::{LogError, LogJob, LogStore, SharedLog};
 use crate::memory::EntryMemory;
 use crate::options::{ApplyMode, RaftOptions};
 use crate::primitive::threads::Mutex;
-use crate::state_machine::StateMachine;
+use crate::state_machine::Machine;
 use crate::transport::Transport;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -78,6 +79,7 @@ struct Shared {
     tasks: Vec<Arc<TaskHandle>>,
     appliers: Option<Arc<ApplyPool>>,
     entry_memory: EntryMemory,
+    snapshot_traffic: Arc<SnapshotTraffic>,
     runtime: Handle,
     /// Where messages find their group.
     groups: Arc<Groups>,
@@ -220,6 +222,7 @@ impl RaftHostBuilder {
         let shared = Shared {
             id,
             address: self.address,
+            snapshot_traffic: Arc::new(SnapshotTraffic::new(&self.options)),
             options: self.options,
             frame_bytes_max: transport.frame_bytes_max(),
             log,
@@ -283,11 +286,11 @@ impl RaftHost {
     pub async fn create_group(
         &self,
         group: GroupId,
-        machine: impl StateMachine,
+        machine: impl Into<Machine>,
         voters: impl IntoIterator<Item = u64>,
     ) -> Result<RaftHandle, StartError> {
         let voters = voters.into_iter().collect();
-        self.open(group, Box::new(machine), voters).await
+        self.open(group, machine.into(), voters).await
     }
 
     /// Opens a group that the log holds, or one that this node is to join: then it waits until the group's leader takes it in.
@@ -297,15 +300,15 @@ impl RaftHost {
     pub async fn open_group(
         &self,
         group: GroupId,
-        machine: impl StateMachine,
+        machine: impl Into<Machine>,
     ) -> Result<RaftHandle, StartError> {
-        self.open(group, Box::new(machine), Vec::new()).await
+        self.open(group, machine.into(), Vec::new()).await
     }
 
     async fn open(
         &self,
         group: GroupId,
-        machine: Box<dyn StateMachine>,
+        machine: Machine,
         voters: Vec<u64>,
     ) -> Result<RaftHandle, StartError> {
         let shared = &*self.shared;
@@ -525,6 +528,7 @@ impl Shared {
             },
             appliers: self.appliers.clone(),
             entry_memory: self.entry_memory.clone(),
+            snapshot_traffic: Arc::clone(&self.snapshot_traffic),
             runtime: self.runtime.clone(),
             sleepers: Some(Arc::clone(&self.groups.sleepers)),
         }

@@ -5,7 +5,8 @@ use super::stats::StageStats;
 use crate::GroupId;
 use crate::error::{StopReason, panic_message};
 use crate::log::{
-    LogError, LogJob, LogOutline, LogReader, LogState, LogStore, StoredSnapshot, run_jobs,
+    LogError, LogJob, LogOutline, LogReader, LogState, LogStore, SnapshotStore, StoredSnapshot,
+    run_jobs,
 };
 use crate::primitive::threads::{Condvar, Mutex, thread};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -282,6 +283,10 @@ impl LogStore for HostedLog {
 
     fn outline(&mut self, group: GroupId) -> Result<Option<LogOutline>, LogError> {
         self.store.outline(group)
+    }
+
+    fn snapshots(&mut self) -> Result<Option<Arc<dyn SnapshotStore>>, LogError> {
+        self.store.snapshots()
     }
 
     fn reader(&mut self) -> Result<Option<Box<dyn LogReader>>, LogError> {

@@ -4,6 +4,7 @@ use super::answer::{Answer, Batch, Token, wake};
 use super::fetcher::Fetched;
 use super::run_queue::Notifier;
 use super::slot::{Answerer, Slot};
+use super::snapshot_io::{OwnSnapshot, SnapshotEnd};
 use crate::GroupId;
 use crate::codec::Frame;
 use crate::core::MembershipChange;
@@ -101,7 +102,9 @@ pub(crate) struct Reports {
     pub(crate) persisted: u64,
     pub(crate) applied: u64,
     pub(crate) fetched: Option<Fetched>,
-    pub(crate) snapshot: Option<(u64, Result<Bytes, String>)>,
+    pub(crate) snapshot: Option<(u64, Result<OwnSnapshot, String>)>,
+    pub(crate) durable: Option<Result<u64, String>>,
+    pub(crate) snapshot_ends: Vec<SnapshotEnd>,
     pub(crate) failure: Option<StopReason>,
     /// What the group relies on in its sleep is no more.
     pub(crate) wake: bool,

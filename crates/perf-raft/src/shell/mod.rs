@@ -17,6 +17,7 @@ mod run_queue;
 mod shared;
 mod sleepers;
 pub(crate) mod slot;
+mod snapshot_io;
 mod stats;
 mod task;
 

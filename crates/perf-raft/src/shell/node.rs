@@ -6,13 +6,14 @@ use super::handle::RaftHandle;
 use super::inbox::Inbox;
 use super::log_thread::LogThread;
 use super::open::{Log, NewGroup, Place, check_address, open};
+use super::snapshot_io::SnapshotTraffic;
 use super::task::TaskHandle;
 use crate::GroupId;
 use crate::error::StartError;
 use crate::log::LogStore;
 use crate::memory::EntryMemory;
 use crate::options::{ApplyMode, RaftOptions};
-use crate::state_machine::StateMachine;
+use crate::state_machine::Machine;
 use crate::transport::Transport;
 use std::sync::Arc;
 use tokio::runtime::Handle;
@@ -82,7 +83,7 @@ pub struct RaftNodeBuilder {
     options: RaftOptions,
     log: Option<Box<dyn LogStore>>,
     transport: Option<Arc<dyn Transport>>,
-    machine: Option<Box<dyn StateMachine>>,
+    machine: Option<Machine>,
     voters: Vec<u64>,
     address: String,
     seed: Option<u64>,
@@ -119,9 +120,9 @@ impl RaftNodeBuilder {
         self
     }
 
-    /// What is replicated. Needed.
-    pub fn state_machine(mut self, machine: impl StateMachine) -> Self {
-        self.machine = Some(Box::new(machine));
+    /// What is replicated: a [`StateMachine`](crate::StateMachine), or a [`Machine::streamed`]. Needed.
+    pub fn state_machine(mut self, machine: impl Into<Machine>) -> Self {
+        self.machine = Some(machine.into());
         self
     }
 
@@ -196,6 +197,7 @@ impl RaftNodeBuilder {
                 ApplyMode::Thread => Some(Arc::new(ApplyPool::start(1, id)?)),
             },
             entry_memory: self.entry_memory.unwrap_or_else(EntryMemory::of_process),
+            snapshot_traffic: Arc::new(SnapshotTraffic::new(&options)),
             runtime: Handle::current(),
             sleepers: None,
         };

@@ -1,6 +1,6 @@
 //! Opens a group: reads its log, or begins it, and gives it to the task that drives it.
 
-use super::apply::Applier;
+use super::apply::{Applier, no_pieces};
 use super::apply_pool::{ApplyClient, ApplyPool};
 use super::drive::{ApplySide, Attached, Driver, LogSide, Published, Scratch};
 use super::fetcher::Fetcher;
@@ -9,18 +9,19 @@ use super::log_thread::LogThread;
 use super::mailbox::Mailbox;
 use super::shared::NodeShared;
 use super::sleepers::{Sleeper, Sleepers};
+use super::snapshot_io::{SnapshotIo, SnapshotTraffic};
 use super::stats::{RaftStats, StageStats};
 use super::task::TaskHandle;
 use crate::GroupId;
 use crate::codec::{ENTRY_ROOM_BYTES, payload_len_max};
 use crate::core::{ADDRESS_BYTES_MAX, Core, CoreConfig, Start, open_log};
 use crate::error::{StartError, panic_message};
-use crate::log::{LogError, LogReader, LogStore};
+use crate::log::{LogError, LogReader, LogStore, SnapshotStore};
 use crate::members::Identity;
 use crate::memory::EntryMemory;
 use crate::options::RaftOptions;
 use crate::primitive::threads;
-use crate::state_machine::StateMachine;
+use crate::state_machine::Machine;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use perf_atomics::Snapshot;
@@ -40,6 +41,7 @@ pub(crate) struct Place {
     /// None if state machines run where Raft is driven.
     pub(crate) appliers: Option<Arc<ApplyPool>>,
     pub(crate) entry_memory: EntryMemory,
+    pub(crate) snapshot_traffic: Arc<SnapshotTraffic>,
     pub(crate) runtime: Handle,
     /// None if its groups never sleep.
     pub(crate) sleepers: Option<Arc<Sleepers>>,
@@ -56,7 +58,7 @@ pub(crate) enum Log {
 pub(crate) struct NewGroup {
     pub(crate) group: GroupId,
     pub(crate) options: RaftOptions,
-    pub(crate) machine: Box<dyn StateMachine>,
+    pub(crate) machine: Machine,
     pub(crate) voters: Vec<u64>,
     pub(crate) seed: Option<u64>,
     #[cfg(feature = "metrics")]
@@ -67,6 +69,7 @@ pub(crate) struct NewGroup {
 struct Loaded {
     start: Start,
     reader: Option<Box<dyn LogReader>>,
+    snapshots: Option<Arc<dyn SnapshotStore>>,
     damage: Option<String>,
 }
 
@@ -89,13 +92,20 @@ pub(crate) async fn open(
         identity,
         voters: new.voters,
     };
-    let applier = Applier::new(new.machine);
-    let (log, applier, loaded) = load(log, beginning, applier).await?;
+    let applier = Applier::new(new.machine, options.snapshot_bytes_max);
+    let (applier, durable) = ask_machine(applier, Applier::durable_index).await?;
+    let durable = durable.map_err(StartError::StateMachine)?;
+    let (log, mut applier, loaded) = load(log, beginning, applier, durable).await?;
     let Loaded {
         start,
         reader,
+        snapshots,
         damage,
     } = loaded;
+    let mut start = start;
+    if let Some(index) = start.meet_machine(durable)? {
+        applier.begin_at(index);
+    }
     check_frames(&options, &start, frame_bytes_max)?;
     let config = CoreConfig {
         id,
@@ -117,6 +127,23 @@ pub(crate) async fn open(
     let mailbox = Arc::new(Mailbox::new(id, group, &options, notifier));
     let shared = Arc::new(NodeShared::new(Arc::clone(&mailbox), place.runtime.id()));
     let transport = attach(&shared)?;
+    let snapshots = snapshots.map(|store| {
+        core.stream_snapshots();
+        if durable.is_some() {
+            core.machine_is_durable();
+        }
+        let (mailbox, runtime) = (Arc::clone(&mailbox), place.runtime.clone());
+        let io = SnapshotIo::new(
+            store,
+            group,
+            mailbox,
+            runtime,
+            place.snapshot_traffic,
+            &options,
+        );
+        applier.set_snapshots(io.data());
+        io
+    });
     let log = match log {
         Log::Inline(store) => LogSide::Inline(store, StageStats::default()),
         Log::Thread(thread) => LogSide::Thread(thread),
@@ -139,6 +166,7 @@ pub(crate) async fn open(
         transport,
         log,
         fetcher: Fetcher::new(reader, place.runtime),
+        snapshots,
         apply,
         published: Arc::clone(&published),
         ended: end,
@@ -231,8 +259,16 @@ async fn load(
     mut log: Log,
     beginning: Beginning,
     mut applier: Applier,
+    durable: Option<u64>,
 ) -> Result<(Log, Applier, Loaded), StartError> {
     let mut empty = None;
+    if let Some(index @ 1..) = durable {
+        // Its state must not become the beginning of a group.
+        empty = Some(Err(format!(
+            "it is durable up to {index}, and the log is empty: the log is lost, or this machine is another node's; remove its files, and the node \
+             joins its group again"
+        )));
+    }
     loop {
         let (its, given) = (beginning.clone(), empty.take());
         let found;
@@ -252,13 +288,23 @@ async fn load(
         if let Some(loaded) = found? {
             return Ok((log, applier, loaded));
         }
-        (applier, empty) = blocking(move || {
-            let made = catch_unwind(AssertUnwindSafe(|| applier.snapshot_at_start()));
-            let made = made.unwrap_or_else(|panic| Err(panic_message(&*panic)));
-            (applier, Some(made))
-        })
-        .await?;
+        let made;
+        (applier, made) = ask_machine(applier, Applier::snapshot_at_start).await?;
+        empty = Some(made);
     }
+}
+
+/// Asks a state machine, which may be slow, where nobody waits for it.
+async fn ask_machine<R: Send + 'static>(
+    mut applier: Applier,
+    ask: fn(&mut Applier) -> Result<R, String>,
+) -> Result<(Applier, Result<R, String>), StartError> {
+    blocking(move || {
+        let said = catch_unwind(AssertUnwindSafe(|| ask(&mut applier)));
+        let said = said.unwrap_or_else(|panic| Err(panic_message(&*panic)));
+        (applier, said)
+    })
+    .await
 }
 
 /// Reads what the log holds, or begins the group. `None` if it begins, and needs the state machine's empty state for that. A panic is the log's.
@@ -280,9 +326,15 @@ fn read(
     let opened = catch_unwind(AssertUnwindSafe(|| {
         let (start, reader) = open_log(log, *group, *identity, voters, empty)?;
         let damage = log.damage();
+        let snapshots = log.snapshots()?;
+        let stored = start.snapshot().and_then(|snapshot| snapshot.stored);
+        if stored.is_some() && snapshots.is_none() {
+            return Err(StartError::Log(no_pieces()));
+        }
         Ok(Loaded {
             start,
             reader,
+            snapshots,
             damage,
         })
     }));

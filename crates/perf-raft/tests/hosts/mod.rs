@@ -377,6 +377,7 @@ impl World {
                 member.machine = Machine::restored(&snapshot.data);
                 member.core.applied(snapshot.metadata.index);
             }
+            ApplyJob::DurableIndex => self.fail("the machine was never said to be durable"),
             ApplyJob::Snapshot => {
                 let index = member.core.status().applied_index;
                 member

@@ -2,7 +2,7 @@
 
 use crate::segments::{GROUPS, differs, open, options};
 use perf_raft::LogError;
-use perf_raft::log::testing::{Fault, History, Model, Random, SimDisk};
+use perf_raft::log::testing::{Fault, History, Model, Random, SimDisk, save_in_pieces};
 use perf_raft::log::{LogJob, LogStore, SegmentLog, SegmentLogOptions, run_jobs};
 
 /// What histories met.
@@ -15,6 +15,7 @@ pub(crate) struct Coverage {
     pub(crate) rotations: u64,
     pub(crate) faults: u64,
     pub(crate) refused: u64,
+    pub(crate) streamed: u64,
 }
 
 struct World {
@@ -50,6 +51,16 @@ impl World {
         let opened = open(&self.disk, &self.options);
         let mut log = opened.map_err(|error| format!("it does not open: {error}"))?;
         let failed = |error: LogError| format!("it cannot be read: {error}");
+        let files = self.disk.files();
+        let ends = |end: &str| {
+            let files = files.iter();
+            files
+                .filter(|path| path.extension().is_some_and(|of| of == end))
+                .count()
+        };
+        if ends("tmp") > 0 || ends("snapshot") as u64 > GROUPS {
+            return Err(format!("what a crash left is still there: {files:?}"));
+        }
         let mut first_difference = None;
         for kept in 0..=self.pending.len() {
             if kept > 0 {
@@ -74,14 +85,19 @@ impl World {
             if self.random.one_in(24) {
                 self.fault();
             }
+            now.apply(&jobs);
+            self.pending.push(jobs.clone());
+            self.coverage.writes += 1;
+            if self.stream(log, &mut jobs).is_err() {
+                // The log goes on without it: the node would end, or try again.
+                self.coverage.refused += u64::from(!self.disk.is_off());
+                return Ok(());
+            }
             let written = if sync {
                 run_jobs(log, &mut jobs).map(|_| ())
             } else {
                 write_unsynced(log, &jobs)
             };
-            now.apply(&jobs);
-            self.pending.push(jobs);
-            self.coverage.writes += 1;
             if let Err(error) = written {
                 self.coverage.refused += u64::from(!self.disk.is_off());
                 let again = log.write(&[], true);
@@ -101,6 +117,32 @@ impl World {
                 return Err(format!("while it is open, {difference}"));
             }
         }
+    }
+
+    /// Some snapshots are written in pieces, and some that are begun are not finished.
+    fn stream(&mut self, log: &mut SegmentLog, jobs: &mut [LogJob]) -> Result<(), LogError> {
+        let store = log.snapshots()?.expect("this log has them");
+        for job in jobs {
+            if let Some(snapshot) = &mut job.snapshot
+                && self.random.one_in(2)
+            {
+                if self.random.one_in(3) {
+                    let mut unfinished = store.create(job.group)?;
+                    unfinished.write(b"unfinished")?;
+                    if self.random.one_in(2) {
+                        // As if the process were killed.
+                        std::mem::forget(unfinished);
+                    }
+                }
+                if self.random.one_in(4) {
+                    // Never named by a job.
+                    save_in_pieces(&*store, job.group, &mut snapshot.clone(), 50)?;
+                }
+                save_in_pieces(&*store, job.group, snapshot, 50)?;
+                self.coverage.streamed += 1;
+            }
+        }
+        Ok(())
     }
 
     fn fault(&mut self) {
@@ -129,7 +171,9 @@ impl World {
 
 fn write_unsynced(log: &mut SegmentLog, jobs: &[LogJob]) -> Result<(), LogError> {
     for job in jobs {
-        if let Some(snapshot) = &job.snapshot {
+        if let Some(snapshot) = &job.snapshot
+            && snapshot.stored.is_none()
+        {
             log.save_snapshot(job.group, snapshot)?;
         }
     }

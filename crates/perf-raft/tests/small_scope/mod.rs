@@ -337,6 +337,7 @@ impl Group {
                 node.machine = machine_of(&snapshot.data);
                 node.core.applied(snapshot.metadata.index);
             }
+            ApplyJob::DurableIndex => unreachable!("the machine is not durable"),
             ApplyJob::Snapshot => {
                 let index = node.core.status().applied_index;
                 let data = machine_bytes(&node.machine);

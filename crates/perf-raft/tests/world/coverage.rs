@@ -61,4 +61,9 @@ counts! {
     lost_hosts
     lost_beats
     ticks_asleep
+    pieces_read
+    pieces_written
+    streams_failed
+    durable_starts
+    durable_indexes
 }

@@ -8,9 +8,10 @@ use perf_raft::eraftpb::Entry;
 use perf_raft::log::SegmentLog;
 #[cfg(feature = "testing")]
 use perf_raft::log::testing;
-use perf_raft::log::{LogJob, LogOutline, LogState, StoredSnapshot};
+use perf_raft::log::{LogJob, LogOutline, LogState, SnapshotStore, StoredSnapshot};
 use perf_raft::{GroupId, LogError, LogReader, LogStore};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// A node's disk with its log.
 pub(crate) enum SimDisk {
@@ -99,6 +100,10 @@ impl LogStore for SimDisk {
 
     fn outline(&mut self, group: GroupId) -> Result<Option<LogOutline>, LogError> {
         self.store().outline(group)
+    }
+
+    fn snapshots(&mut self) -> Result<Option<Arc<dyn SnapshotStore>>, LogError> {
+        self.store().snapshots()
     }
 
     /// Says that there is one. The world reads by [`SimDisk::read`].
@@ -243,7 +248,7 @@ impl RealLog {
             None => {
                 let mut options = perf_raft::log::SegmentLogOptions::default();
                 options.segment_bytes = 2048;
-                SegmentLog::open_on(std::sync::Arc::new(self.disk.clone()), "log", &options)?
+                SegmentLog::open_on(Arc::new(self.disk.clone()), "log", &options)?
             }
         };
         Ok(self.log.insert(log))
@@ -260,7 +265,9 @@ impl RealLog {
             return;
         };
         for job in jobs {
-            if let Some(snapshot) = &job.snapshot {
+            if let Some(snapshot) = &job.snapshot
+                && snapshot.stored.is_none()
+            {
                 // It is about to lose its power: whatever fails, fails.
                 let _ = log.save_snapshot(job.group, snapshot);
             }
@@ -293,7 +300,12 @@ impl LogStore for RealLog {
     fn write(&mut self, jobs: &[LogJob], sync: bool) -> Result<(), LogError> {
         self.open()?.write(jobs, sync)
     }
+
     fn groups(&mut self) -> Result<Vec<GroupId>, LogError> {
         self.open()?.groups()
+    }
+
+    fn snapshots(&mut self) -> Result<Option<Arc<dyn SnapshotStore>>, LogError> {
+        self.open()?.snapshots()
     }
 }

@@ -1,6 +1,7 @@
 //! What goes wrong, what the operator does, and the end of both.
 
 use super::disk::SimDisk;
+use super::machine::Machine;
 use super::node::{Node, identity};
 use super::{Event, MS, Op, World};
 use perf_raft::core::Core;
@@ -139,6 +140,8 @@ impl World {
         let real_seed = self.has_real_logs.then(|| self.random.next());
         if let Some(node) = self.nodes.get_mut(&id) {
             node.disk = SimDisk::new(real_seed);
+            // Its files are on the same disk.
+            node.durable = node.durable.take().map(|_| (Machine::default(), 0));
             (node.identity, node.voters, node.is_disk_used) = (identity, voters, false);
         }
     }

@@ -123,6 +123,7 @@ impl World {
             || options.unapplied_entries_max == 1
             || options.snapshot_chunk_bytes == 1
             || options.inflight_messages_max == 1
-            || self.memory_bytes == 0
+            // Less than an entry: each is read from disk for each peer.
+            || self.memory_bytes <= 300
     }
 }

@@ -1,7 +1,7 @@
 //! Nodes of a new group that were given different lists of its first voters, until the operator mends it.
 
 use super::random::Random;
-use super::{MS, World};
+use super::{Event, MS, World};
 use perf_raft::Trouble;
 use perf_raft::core::Core;
 
@@ -55,6 +55,10 @@ impl World {
         let ids: Vec<u64> = self.nodes.keys().copied().collect();
         if mixed.list == [mixed.odd] {
             self.membership_changes = true;
+            // All are down at the same time: nothing of the group that ends is under way any more, or it would begin
+            // again in the empty ones.
+            self.bodies
+                .retain(|_, event| !matches!(event, Event::Deliver(..)));
             for id in ids.into_iter().filter(|&id| id != mixed.odd) {
                 self.give_empty_disk(id, Vec::new());
             }

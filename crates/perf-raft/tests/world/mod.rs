@@ -14,6 +14,7 @@ mod network;
 mod node;
 mod options;
 pub(crate) mod random;
+mod streams;
 mod threads;
 
 use bytes::Bytes;
@@ -73,6 +74,9 @@ enum Event {
     LogDone(u64, u64),
     ApplyDone(u64, u64),
     Fetched(u64, u64),
+    /// Of the job with this number.
+    SnapshotJobDone(u64, u64, u64),
+    OwnPiece(u64, u64),
     Client(u64),
     Fault,
     /// A thread goes on that was held up after it had read the clock, and finds a lease read that was asked for just now.
@@ -191,6 +195,7 @@ impl World {
             (1 + random.below(count), limit)
         });
         let has_real_logs = random.one_in(2);
+        let has_durable_machines = has_real_logs && random.one_in(2);
         let mixed = random.one_in(6).then(|| Mixed::draw(&mut random, count));
         let has_late_frames = random.one_in(4);
         let hands_over_often = random.one_in(3);
@@ -213,6 +218,9 @@ impl World {
                 },
                 is_disk_used: false,
                 machine: Machine::default(),
+                durable: has_durable_machines.then(|| (Machine::default(), 0)),
+                last_command: 0,
+                begun_at: 0,
                 log_jobs: Vec::new(),
                 log_busy: None,
                 commit_logged: 0,
@@ -220,6 +228,7 @@ impl World {
                 apply_list: VecDeque::new(),
                 apply_busy: false,
                 fetch: None,
+                streams: None,
                 has_read_fault: false,
                 unreported: 0,
                 inbound: InboundQueues::new(limits(&options)),
@@ -327,6 +336,8 @@ impl World {
             | Event::LogDone(id, _)
             | Event::ApplyDone(id, _)
             | Event::Fetched(id, _)
+            | Event::SnapshotJobDone(id, _, _)
+            | Event::OwnPiece(id, _)
             | Event::Deliver(id, _) => Some(id),
             _ => None,
         };
@@ -360,6 +371,10 @@ impl World {
             Event::LogDone(id, run) if self.is_running(id, run) => self.log_done(id),
             Event::ApplyDone(id, run) if self.is_running(id, run) => self.apply_done(id),
             Event::Fetched(id, run) if self.is_running(id, run) => self.fetched(id),
+            Event::SnapshotJobDone(id, run, number) if self.is_running(id, run) => {
+                self.snapshot_job_done(id, number);
+            }
+            Event::OwnPiece(id, run) if self.is_running(id, run) => self.own_piece(id),
             Event::Client(client) => self.client(client),
             Event::Fault => self.fault(),
             Event::Woken(id) => self.woken(id),

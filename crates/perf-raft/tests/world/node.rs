@@ -5,6 +5,7 @@ use super::disk::SimDisk;
 use super::machine::Machine;
 use super::options::limits;
 use super::random::Random;
+use super::streams::Streams;
 use super::{Event, GROUP, KEYS, MS, Op, TICK_NS, World};
 use bytes::Bytes;
 use perf_raft::codec::Frame;
@@ -16,7 +17,8 @@ use perf_raft::eraftpb::Entry;
 use perf_raft::inbound::InboundQueues;
 use perf_raft::log::LogJob;
 use perf_raft::{
-    EntryMemory, GroupId, Identity, LogError, ProposeError, Role, SendError, StartError, StopReason,
+    EntryMemory, GroupId, Identity, LogError, LogStore, ProposeError, Role, SendError, StartError,
+    StopReason,
 };
 use std::collections::VecDeque;
 
@@ -35,6 +37,12 @@ pub(super) struct Node {
     /// The node was started on this disk.
     pub(super) is_disk_used: bool,
     pub(super) machine: Machine,
+    /// Of a machine that is durable by itself: what a crash leaves of it, and up to where it has all commands.
+    pub(super) durable: Option<(Machine, u64)>,
+    /// The index of the last command that the machine has, or of the snapshot.
+    pub(super) last_command: u64,
+    /// Where it was at the start: it is not given what comes before.
+    pub(super) begun_at: u64,
     pub(super) log_jobs: Vec<LogJob>,
     pub(super) log_busy: Option<Vec<LogJob>>,
     /// The commit index in the jobs so far.
@@ -45,6 +53,8 @@ pub(super) struct Node {
     pub(super) apply_busy: bool,
     /// The fetch under way, with its entries if they were read when it began.
     pub(super) fetch: Option<(Fetch, Option<Read>)>,
+    /// Data of snapshots is in the log, in pieces.
+    pub(super) streams: Option<Streams>,
     /// A read of its log fails, this one or a later one.
     pub(super) has_read_fault: bool,
     /// Applied and not reported yet.
@@ -85,8 +95,15 @@ impl World {
         node.run += 1;
         node.is_disk_used = true;
         let empty = || Ok(Machine::default().snapshot());
-        let start = match open_log(&mut node.disk, GROUP, node.identity, &node.voters, empty) {
-            Ok((start, _)) => start,
+        let opened = match open_log(&mut node.disk, GROUP, node.identity, &node.voters, empty) {
+            Ok((mut start, _)) => {
+                let durable = node.durable.as_ref().map(|(_, index)| *index);
+                start.meet_machine(durable).map(|met| (start, met))
+            }
+            Err(error) => Err(error),
+        };
+        let (start, met) = match opened {
+            Ok(opened) => opened,
             Err(error) => {
                 self.fail(format!("node {id} cannot start again: {error}"));
                 return;
@@ -106,9 +123,23 @@ impl World {
         if let Some(snapshot) = start.snapshot() {
             node.commit_logged = node.commit_logged.max(snapshot.metadata.index);
         }
+        let store = match node.disk.snapshots() {
+            Ok(store) => store,
+            Err(error) => {
+                self.fail(format!("node {id} cannot stream: {error}"));
+                return;
+            }
+        };
+        node.streams = store.map(Streams::new);
         match Core::start(config, start) {
             Ok(mut core) => {
                 core.set_address(address(id, node.run));
+                if node.streams.is_some() {
+                    core.stream_snapshots();
+                    if node.durable.is_some() {
+                        core.machine_is_durable();
+                    }
+                }
                 node.core = Some(core);
             }
             Err(error) => {
@@ -116,7 +147,15 @@ impl World {
                 return;
             }
         }
-        node.machine = Machine::default();
+        node.begun_at = met.unwrap_or(0);
+        node.last_command = node.begun_at;
+        node.machine = match (&node.durable, met) {
+            (Some((machine, _)), Some(_)) => {
+                self.coverage.durable_starts += 1;
+                machine.clone()
+            }
+            _ => Machine::default(),
+        };
         node.inbound = InboundQueues::new(limits(&self.options));
         (node.log_jobs, node.log_busy) = (Vec::new(), None);
         (node.apply_jobs, node.apply_list) = (Vec::new(), VecDeque::new());
@@ -216,6 +255,9 @@ impl World {
         if let Some(defect) = core.defect() {
             self.fail(format!("node {id}: {defect}"));
         }
+        if core.stats().snapshots_damaged > 0 {
+            self.fail(format!("node {id} put a snapshot together that is none"));
+        }
         if let Err(broken) = core.check_invariants() {
             self.fail(format!("node {id}: {broken}"));
         }
@@ -311,6 +353,9 @@ impl World {
         for fetch in out.fetches.drain(..) {
             self.begin_fetch(id, fetch);
         }
+        for job in out.snapshot_jobs.drain(..) {
+            self.begin_snapshot_job(id, job);
+        }
         self.begin_log(id);
         self.begin_apply(id);
         for (op, reply) in out.replies.drain(..) {
@@ -331,6 +376,9 @@ impl World {
             self.history.gave_up(woken_client(id, key), self.now, 0);
         }
         self.coverage.crashes += 1;
+        if let Some(streams) = node.streams.take() {
+            streams.kill();
+        }
         // A write under way may be there in part.
         if let Some(jobs) = node.log_busy.take() {
             node.disk.write_unsynced(&jobs);
@@ -357,6 +405,8 @@ impl World {
         let Some(mut core) = node.core.take() else {
             return;
         };
+        // Removes what is not finished.
+        node.streams = None;
         self.coverage.jobs_lost += node.disk.crash(chance);
         self.group_stopped(id);
         let mut out = Outputs::default();

@@ -139,7 +139,12 @@ impl World {
                 index,
             } => {
                 let mut waiting = waiting.into_iter().peekable();
+                let begun_at = node.begun_at;
                 for (place, command) in commands.iter().enumerate() {
+                    if command.index <= begun_at {
+                        // It has that.
+                        continue;
+                    }
                     let seen = (command.term, command.data.clone());
                     let known = self
                         .applied
@@ -167,7 +172,17 @@ impl World {
                     }
                 }
                 let late = self.random.one_in(2);
+                let is_durable = self.nodes[&id].durable.is_some();
+                let syncs = is_durable && self.random.one_in(3);
                 let node = self.nodes.get_mut(&id).expect("it is there");
+                let last = commands.last().map_or(0, |last| last.index);
+                node.last_command = node.last_command.max(last);
+                if let Some(durable) = &mut node.durable
+                    && syncs
+                    && node.last_command > durable.1
+                {
+                    *durable = (node.machine.clone(), node.last_command);
+                }
                 node.machine.index = index;
                 node.unreported = index;
                 // With the last of its list at the latest, as in the runtime.
@@ -177,27 +192,70 @@ impl World {
                     self.report_applied(id);
                 }
             }
-            ApplyJob::Restore(snapshot) => {
-                let index = snapshot.metadata.index;
-                if !node.machine.restore(&snapshot.data) {
-                    self.fail(format!("node {id} got a snapshot at {index} that is none"));
-                    return;
+            ApplyJob::DurableIndex => {
+                // It makes durable what it has, now or later.
+                let syncs = self.random.one_in(2);
+                let node = self.nodes.get_mut(&id).expect("it is there");
+                if let Some(durable) = &mut node.durable
+                    && syncs
+                    && node.last_command > durable.1
+                {
+                    *durable = (node.machine.clone(), node.last_command);
                 }
-                if index > 1 {
+                let durable = node.durable.as_ref().map_or(0, |(_, index)| *index);
+                self.coverage.durable_indexes += 1;
+                self.with_core(id, |core, _| core.durable_up_to(Ok(durable)));
+                if self.nodes[&id].apply_list.is_empty() {
+                    self.report_applied(id);
+                }
+            }
+            ApplyJob::Restore(snapshot) => {
+                let syncs = node.durable.is_some() && self.random.one_in(2);
+                let node = self.nodes.get_mut(&id).expect("it is there");
+                let index = snapshot.metadata.index;
+                let is_there = index <= node.begun_at;
+                if !is_there {
+                    let data = match &node.streams {
+                        None => Ok(snapshot.data.clone()),
+                        Some(streams) => streams.load(&snapshot),
+                    };
+                    let data = match data {
+                        Ok(data) => data,
+                        Err(error) => return self.stream_failed(id, error),
+                    };
+                    if !node.machine.restore(&data) {
+                        self.fail(format!("node {id} got a snapshot at {index} that is none"));
+                        return;
+                    }
+                }
+                if index > 1 && !is_there {
                     self.coverage.snapshots_installed += 1;
+                }
+                node.last_command = node.last_command.max(index);
+                if !is_there
+                    && syncs
+                    && let Some(durable) = &mut node.durable
+                {
+                    *durable = (node.machine.clone(), index);
                 }
                 node.machine.index = index;
                 self.with_core(id, |core, _| core.applied(index));
             }
             ApplyJob::Snapshot => {
                 let (index, data) = (node.machine.index, node.machine.snapshot());
-                let data = if self.now < self.no_snapshots_until {
-                    self.coverage.snapshots_failed += 1;
-                    Err("simulated".to_owned())
+                // Its state is that of its index at the start, until the log is replayed up to there.
+                let is_ahead = index < node.begun_at;
+                let fails = self.now < self.no_snapshots_until || is_ahead;
+                self.coverage.snapshots_failed += u64::from(fails);
+                if node.streams.is_some() {
+                    self.begin_own_snapshot(id, index, data, fails);
                 } else {
-                    Ok(data)
-                };
-                self.with_core(id, |core, _| core.snapshot_made(index, data));
+                    let data = match fails {
+                        true => Err("simulated".to_owned()),
+                        false => Ok(data),
+                    };
+                    self.with_core(id, |core, _| core.snapshot_made(index, data));
+                }
                 if self.nodes[&id].apply_list.is_empty() {
                     self.report_applied(id);
                 }

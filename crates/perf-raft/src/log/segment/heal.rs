@@ -1,7 +1,7 @@
 //! A damaged log that makes way for a new one, so that its node can join its groups again.
 
 use super::survey::Survey;
-use super::{SegmentLog, SegmentLogOptions, load_snapshot};
+use super::{SegmentLog, SegmentLogOptions, scan_snapshot};
 use crate::log::LogError;
 use crate::log::disk::Disk;
 use std::path::{Path, PathBuf};
@@ -67,7 +67,7 @@ impl SegmentLog {
     ) -> Result<(), LogError> {
         for (group, index) in survey.index.groups() {
             if let Some(record) = index.snapshot() {
-                load_snapshot(disk, folder, *group, record)?;
+                scan_snapshot(disk, folder, *group, record, |_| ())?;
             }
         }
         Ok(())

@@ -5,7 +5,7 @@ use super::format::{Kind, Record};
 use super::index::{At, Group};
 use super::job::Stored;
 use super::survey::Survey;
-use super::{SegmentLog, load_snapshot, survey};
+use super::{SegmentLog, scan_snapshot, survey};
 use crate::GroupId;
 use crate::log::disk::{Disk, RealDisk};
 use crate::log::{LogError, segment::reader::Reader};
@@ -160,7 +160,7 @@ pub(super) fn read_contents(
     let mut reader = Reader::default();
     for (&group, index) in survey.index.groups() {
         if let Some(record) = index.snapshot() {
-            load_snapshot(disk, folder, group, record)?;
+            scan_snapshot(disk, folder, group, record, |_| ())?;
         }
         for (&first, &run) in index.runs() {
             let place = survey::place(survey.log, run.at.segment);

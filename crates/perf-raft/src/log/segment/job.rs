@@ -54,11 +54,20 @@ impl SnapshotRecord {
         }
     }
 
-    pub(super) fn with_data(&self, data: Bytes) -> StoredSnapshot {
+    /// The same data as that of a snapshot.
+    pub(super) fn with_metadata(self, snapshot: &StoredSnapshot) -> Self {
+        Self {
+            metadata: Some(convert::wire_snapshot_metadata(&snapshot.metadata)),
+            members: Some(snapshot.members.clone()),
+            ..self
+        }
+    }
+
+    pub(super) fn without_data(&self) -> StoredSnapshot {
         StoredSnapshot {
             metadata: convert::snapshot_metadata(self.metadata.clone().unwrap_or_default()),
-            data,
             members: self.members.clone().unwrap_or_default(),
+            ..StoredSnapshot::default()
         }
     }
 

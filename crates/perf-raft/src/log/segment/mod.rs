@@ -11,6 +11,7 @@ mod reader;
 mod reclaim;
 #[cfg(feature = "cli")]
 mod repair;
+mod snapshot_files;
 mod survey;
 mod window;
 mod writer;
@@ -22,7 +23,9 @@ pub use inspect::{GroupInfo, LogInfo, SegmentInfo};
 pub use repair::Repair;
 
 use super::disk::{self, Access, Disk, RealDisk};
-use super::{LogError, LogJob, LogOutline, LogReader, LogState, LogStore, StoredSnapshot};
+use super::{
+    LogError, LogJob, LogOutline, LogReader, LogState, LogStore, SnapshotStore, StoredSnapshot,
+};
 use crate::GroupId;
 use crate::primitive::mutant;
 use folder::Names;
@@ -31,6 +34,7 @@ use job::{Change, SnapshotRecord};
 use parking_lot::Mutex;
 use raft::eraftpb::Entry;
 use reader::{Reader, SegmentReader, Shared};
+use snapshot_files::{SnapshotFiles, load_snapshot, scan_snapshot};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
@@ -113,14 +117,11 @@ pub struct SegmentLog {
     /// Holds the record's place while a seal is written.
     sealing: Vec<u8>,
     reader: Reader,
-    snapshots_saved: u64,
-    /// Snapshots whose data is durable, until a job names them.
-    saved: Vec<(GroupId, SnapshotRecord)>,
+    snapshots: Arc<SnapshotFiles>,
     /// Files of snapshots that do not count once all is durable.
     obsolete: Vec<(GroupId, u64)>,
     poison: Option<LogError>,
     healed: Option<Healed>,
-    _lock: Box<dyn Send>,
 }
 
 impl fmt::Debug for SegmentLog {
@@ -180,6 +181,7 @@ impl SegmentLog {
             drop(lock);
             return Self::begin_anew(disk, &folder, options, damage, &survey);
         }
+        let snapshots = SnapshotFiles::new(Arc::clone(&disk), folder.clone(), lock);
         let mut log = Self {
             disk,
             folder,
@@ -200,12 +202,10 @@ impl SegmentLog {
             changes: Vec::new(),
             sealing: Vec::new(),
             reader: Reader::default(),
-            snapshots_saved: 0,
-            saved: Vec::new(),
+            snapshots: Arc::new(snapshots),
             obsolete: Vec::new(),
             poison: None,
             healed: None,
-            _lock: lock,
         };
         if let Some(unconfirmed) = &survey.unconfirmed {
             log.confirm(unconfirmed)?;
@@ -332,7 +332,7 @@ impl SegmentLog {
             }
         }
         for &(group, number) in &names.snapshots {
-            self.snapshots_saved = self.snapshots_saved.max(number);
+            self.snapshots.skip_number(number);
             let index = self.shared.index.lock();
             let record = index.group(group).and_then(|group| group.snapshot());
             if record.is_none_or(|record| record.number != number) {
@@ -347,37 +347,22 @@ impl SegmentLog {
         Ok(())
     }
 
-    /// The record of the saved snapshot that a job names. Saves before it that no job named do not count.
+    /// The record of the saved snapshot that a job names.
     fn take_saved(
         &mut self,
         group: GroupId,
         snapshot: &StoredSnapshot,
     ) -> Result<SnapshotRecord, LogError> {
-        let wanted = SnapshotRecord::new(snapshot, 0);
-        let place = self.saved.iter().position(|(of, record)| {
-            let number = record.number;
-            *of == group
-                && *record
-                    == SnapshotRecord {
-                        number,
-                        ..wanted.clone()
-                    }
-        });
-        let Some(place) = place else {
+        let Some((record, older)) = self.snapshots.take(group, snapshot) else {
             return Err(LogError::Unsupported {
                 reason: format!(
-                    "the snapshot of group {} at {} was not saved: call `save_snapshot` before `write`",
+                    "the snapshot of group {} at {} was not saved: call `save_snapshot`, or finish it, before `write`",
                     group.0, snapshot.metadata.index
                 ),
             });
         };
-        let (_, record) = self.saved.remove(place);
-        let (before, others): (Vec<_>, Vec<_>) = std::mem::take(&mut self.saved)
-            .into_iter()
-            .partition(|(of, saved)| *of == group && saved.number < record.number);
-        self.saved = others;
-        self.obsolete
-            .extend(before.into_iter().map(|(of, saved)| (of, saved.number)));
+        let older = older.into_iter().map(|number| (group, number));
+        self.obsolete.extend(older);
         Ok(record)
     }
 
@@ -406,32 +391,19 @@ impl SegmentLog {
         Ok(())
     }
 
-    fn save(&mut self, group: GroupId, snapshot: &StoredSnapshot) -> Result<(), LogError> {
-        let number = self.snapshots_saved + 1;
-        let path = folder::snapshot(&self.folder, group, number);
-        disk::write_file(&*self.disk, &path, &snapshot.data)?;
-        self.snapshots_saved = number;
-        self.saved
-            .push((group, SnapshotRecord::new(snapshot, number)));
-        Ok(())
-    }
-
-    /// What there is of a group but for its entries.
-    fn beginning(&self, group: GroupId) -> Result<Option<LogOutline>, LogError> {
+    /// What there is of a group but for its entries and the data of its snapshot, with the record of that.
+    fn beginning(&self, group: GroupId) -> Option<(LogOutline, Option<SnapshotRecord>)> {
         let index = self.shared.index.lock();
-        let Some(index) = index.group(group) else {
-            return Ok(None);
-        };
-        let snapshot = index.snapshot();
-        let snapshot =
-            snapshot.map(|record| load_snapshot(&*self.disk, &self.folder, group, record));
-        Ok(Some(LogOutline {
+        let index = index.group(group)?;
+        let record = index.snapshot().cloned();
+        let outline = LogOutline {
             hard_state: index.hard_state().cloned().unwrap_or_default(),
-            snapshot: snapshot.transpose()?,
+            snapshot: record.as_ref().map(SnapshotRecord::without_data),
             compacted: index.compacted(),
             identity: index.identity(),
             ..LogOutline::default()
-        }))
+        };
+        Some((outline, record))
     }
 
     fn runs(&self, group: GroupId) -> Vec<(u64, Run)> {
@@ -466,9 +438,11 @@ impl SegmentLog {
 
 impl LogStore for SegmentLog {
     fn load(&mut self, group: GroupId) -> Result<Option<LogState>, LogError> {
-        let Some(outline) = self.beginning(group)? else {
+        let Some((outline, record)) = self.beginning(group) else {
             return Ok(None);
         };
+        let load = |record| load_snapshot(&*self.disk, &self.folder, group, record);
+        let snapshot = record.as_ref().map(load).transpose()?;
         let runs = self.runs(group);
         let mut entries = Vec::new();
         for (first, run) in runs {
@@ -476,18 +450,23 @@ impl LogStore for SegmentLog {
         }
         Ok(Some(LogState {
             hard_state: outline.hard_state,
-            snapshot: outline.snapshot,
+            snapshot,
             compacted: outline.compacted,
             entries,
             identity: outline.identity,
         }))
     }
 
-    /// From the index in memory: a record is read only where a job has entries of several terms.
+    /// From the index in memory: a record is read only where a job has entries of several terms. The snapshot is read
+    /// and checked.
     fn outline(&mut self, group: GroupId) -> Result<Option<LogOutline>, LogError> {
-        let Some(mut outline) = self.beginning(group)? else {
+        let Some((mut outline, record)) = self.beginning(group) else {
             return Ok(None);
         };
+        if let (Some(record), Some(snapshot)) = (&record, &mut outline.snapshot) {
+            let data = scan_snapshot(&*self.disk, &self.folder, group, record, |_| ())?;
+            snapshot.stored = Some(data);
+        }
         for (first, run) in self.runs(group) {
             match run.term {
                 Some(term) => {
@@ -510,8 +489,12 @@ impl LogStore for SegmentLog {
 
     fn save_snapshot(&mut self, group: GroupId, snapshot: &StoredSnapshot) -> Result<(), LogError> {
         self.check()?;
-        let saved = self.save(group, snapshot);
+        let saved = self.snapshots.save(group, snapshot);
         self.poisoned(saved)
+    }
+
+    fn snapshots(&mut self) -> Result<Option<Arc<dyn SnapshotStore>>, LogError> {
+        Ok(Some(Arc::new(Arc::clone(&self.snapshots))))
     }
 
     fn write(&mut self, jobs: &[LogJob], sync: bool) -> Result<(), LogError> {
@@ -542,32 +525,6 @@ pub struct DiskUse {
     pub bytes: u64,
     /// Bytes of the records that live entries and the groups' states take.
     pub live_bytes: u64,
-}
-
-/// Reads the data of a snapshot, and checks it.
-fn load_snapshot(
-    disk: &dyn Disk,
-    folder: &Path,
-    group: GroupId,
-    record: &SnapshotRecord,
-) -> Result<StoredSnapshot, LogError> {
-    let path = folder::snapshot(folder, group, record.number);
-    let data = match disk::read_file(disk, &path) {
-        Ok(data) => data,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(LogError::damaged(&path, 0, "the snapshot is missing"));
-        }
-        Err(error) => return Err(LogError::io(&path, "reading the snapshot", &error)),
-    };
-    let (bytes, crc) = (data.len() as u64, crc32c::crc32c(&data));
-    if (bytes, crc) != (record.bytes, record.crc) {
-        let reason = format!(
-            "the snapshot has {bytes} bytes with checksum {crc:08x} instead of {} with {:08x}",
-            record.bytes, record.crc
-        );
-        return Err(LogError::damaged(&path, 0, reason));
-    }
-    Ok(record.with_data(data.into()))
 }
 
 /// Makes the folder and takes its lock.

@@ -80,6 +80,7 @@ impl SegmentLog {
         let mut index = self.shared.index.lock();
         for change in changes {
             let replaced = index.apply(change, at);
+            let replaced = replaced.filter(|record| record.number > 0);
             self.obsolete
                 .extend(replaced.map(|record| (change.group, record.number)));
         }

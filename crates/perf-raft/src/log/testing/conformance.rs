@@ -1,13 +1,16 @@
 //! What a [`LogStore`] has to do, as tests that an implementer runs.
 
+use super::save_in_pieces;
 use super::{Fault, History, Model, Random, SimDisk};
 use crate::GroupId;
 use crate::log::{
-    LogError, LogJob, LogOutline, LogReader, LogState, LogStore, StoredSnapshot, run_jobs,
+    LogError, LogJob, LogOutline, LogReader, LogState, LogStore, SnapshotStore, StoredData,
+    StoredSnapshot, run_jobs,
 };
 use crate::members::Identity;
 use raft::eraftpb::{Entry, HardState};
 use std::fmt;
+use std::sync::Arc;
 
 /// Random histories, and how many writes each has.
 const HISTORIES: u64 = 12;
@@ -98,13 +101,15 @@ type Case<S> = (&'static str, fn(&mut Bench<S>) -> Outcome);
 /// # Errors
 /// The first [`Violation`].
 pub fn conformance<S: Subject>(mut make: impl FnMut() -> S) -> Result<Report, Violation> {
-    let cases: [Case<S>; 12] = [
+    let cases: [Case<S>; 14] = [
         ("a new store is empty", new_store),
         ("jobs take effect in their order", order),
         ("entries take the place of a tail", overwriting),
         ("compacted entries are gone", compaction),
         ("a snapshot counts once a job names it", snapshots),
         ("a snapshot replaces the log", replacing),
+        ("a snapshot is written and read in pieces", pieces),
+        ("what is not finished or not named is gone", unfinished),
         ("groups do not see each other", groups),
         ("a removed group may begin anew", removing),
         ("a lone part of a job is kept", lone_parts),
@@ -112,10 +117,14 @@ pub fn conformance<S: Subject>(mut make: impl FnMut() -> S) -> Result<Report, Vi
         ("a reader sees what is compacted and overwritten", reading),
         ("random histories are read as written", histories),
     ];
-    let on_a_disk: [Case<S>; 3] = [
+    let on_a_disk: [Case<S>; 4] = [
         ("a power failure loses nothing durable", power_failures),
         ("a failed fsync is an error", failed_fsync),
         ("a full disk is an error", full_disk),
+        (
+            "a snapshot that cannot be written in pieces counts for nothing",
+            failed_pieces,
+        ),
     ];
     let mut report = Report {
         passed: Vec::new(),
@@ -183,11 +192,37 @@ impl<S: Subject> Bench<S> {
         self.store.as_mut().ok_or_else(|| "it is closed".to_owned())
     }
 
+    /// Where the store keeps snapshots in pieces, if it does.
+    fn snapshots(&mut self) -> Result<Option<Arc<dyn SnapshotStore>>, String> {
+        let snapshots = self.store()?.snapshots();
+        snapshots.map_err(|error| format!("it keeps no snapshots: {error}"))
+    }
+
+    /// Writes jobs as a node does, durably. Where the store can, a snapshot of an odd length is written in pieces
+    /// before.
+    fn run(&mut self, jobs: &[LogJob]) -> Result<Result<u64, LogError>, String> {
+        let mut jobs = jobs.to_vec();
+        let in_pieces = |job: &&mut LogJob| {
+            let snapshot = job.snapshot.as_ref();
+            snapshot.is_some_and(|snapshot| snapshot.data.len() % 2 == 1)
+        };
+        if let Some(store) = self.snapshots()? {
+            for job in jobs.iter_mut().filter(in_pieces) {
+                if let Some(snapshot) = &mut job.snapshot
+                    && let Err(error) = save_in_pieces(&*store, job.group, snapshot, 50)
+                {
+                    return Ok(Err(error));
+                }
+            }
+        }
+        Ok(run_jobs(self.store()?, &mut jobs))
+    }
+
     /// Writes as a node does, durably, and compares.
     fn write(&mut self, jobs: Vec<LogJob>) -> Outcome {
-        let mut done = jobs.clone();
         let last = jobs.iter().map(|job| job.sequence).max().unwrap_or(0);
-        let durable = run_jobs(self.store()?, &mut done)
+        let durable = self
+            .run(&jobs)?
             .map_err(|error| format!("a write failed: {error}"))?;
         if durable != last {
             return Err(format!("{durable} is durable instead of {last}"));
@@ -224,7 +259,17 @@ impl<S: Subject> Bench<S> {
                     model.state(group)
                 )));
             }
-            let outline = store.outline(group).map_err(failed)?;
+            let mut outline = store.outline(group).map_err(failed)?;
+            if let Some(snapshot) = outline
+                .as_mut()
+                .and_then(|outline| outline.snapshot.as_mut())
+                && let Some(stored) = snapshot.stored.take()
+            {
+                let snapshots = store.snapshots().map_err(failed)?;
+                let snapshots =
+                    snapshots.ok_or("an outline names a snapshot in pieces, and there are none")?;
+                snapshot.data = read_pieces(&*snapshots, group, stored, 64)?.into();
+            }
             if let Some(difference) = outline_differs(outline.as_ref(), model.state(group)) {
                 return Ok(Some(format!("group {}: {difference}", group.0)));
             }
@@ -246,6 +291,35 @@ impl<S: Subject> Bench<S> {
         let is_wrong = !groups.is_empty() && groups != expected;
         Ok(is_wrong.then(|| format!("`groups` says {groups:?} instead of {expected:?}")))
     }
+}
+
+/// The data of a snapshot, read in pieces of so many bytes.
+fn read_pieces(
+    snapshots: &dyn SnapshotStore,
+    group: GroupId,
+    stored: StoredData,
+    piece_bytes: usize,
+) -> Result<Vec<u8>, String> {
+    let failed = |error: LogError| format!("snapshot {stored:?} cannot be read: {error}");
+    let reader = snapshots.open(group, stored).map_err(failed)?;
+    let mut reader = reader.ok_or_else(|| format!("snapshot {stored:?} is gone"))?;
+    let mut data = Vec::new();
+    loop {
+        let mut piece = vec![0; piece_bytes];
+        let read = reader.read_at(data.len() as u64, &mut piece);
+        let read = read.map_err(failed)?;
+        data.extend_from_slice(&piece[..read]);
+        if read < piece_bytes {
+            break;
+        }
+    }
+    if (data.len() as u64, crc32fast::hash(&data)) != (stored.bytes, stored.crc) {
+        return Err(format!(
+            "snapshot {stored:?} has {} other bytes",
+            data.len()
+        ));
+    }
+    Ok(data)
 }
 
 /// How an outline is not that of what a log holds.
@@ -464,6 +538,124 @@ fn replacing<S: Subject>(bench: &mut Bench<S>) -> Outcome {
     bench.check()
 }
 
+/// Long enough for several pieces, sectors and reads.
+const LONG: &str = concat!(
+    "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+    "of a snapshot that is long enough for several pieces, and has an odd number of bytes in all of."
+);
+
+fn pieces<S: Subject>(bench: &mut Bench<S>) -> Outcome {
+    bench.write(vec![identity(), append(1..=8, 1), record(3, 1, LONG)])?;
+    bench.check()?;
+    let Some(store) = bench.snapshots()? else {
+        return Ok(());
+    };
+    let failed = |error: LogError| format!("a snapshot cannot be written in pieces: {error}");
+    for (index, data) in [(4, LONG), (5, ""), (6, "short")] {
+        let mut named = snapshot(index, 1, data);
+        save_in_pieces(&*store, GROUP, &mut named, 7).map_err(failed)?;
+        let stored = named.stored.unwrap_or_default();
+        let whole = |read: Vec<u8>| match read == data.as_bytes() {
+            true => Ok(()),
+            false => Err(format!("{} bytes are read of {}", read.len(), data.len())),
+        };
+        // Before a job names it, and after.
+        whole(read_pieces(&*store, GROUP, stored, 11)?)?;
+        let job = LogJob {
+            snapshot: Some(named),
+            ..record(index, 1, data)
+        };
+        let written = run_jobs(bench.store()?, &mut [job]);
+        written.map_err(failed)?;
+        bench.model.apply(&[record(index, 1, data)]);
+        bench.compare()?;
+        whole(read_pieces(&*store, GROUP, stored, 300)?)?;
+        let reader = store.open(GROUP, stored).map_err(failed)?;
+        let mut reader = reader.ok_or("a snapshot that counts is gone")?;
+        // Any offset, and none behind the end.
+        for offset in [data.len() / 2, 0, data.len(), data.len() + 5] {
+            let mut piece = [0; 40];
+            let read = reader.read_at(offset as u64, &mut piece).map_err(failed)?;
+            let rest = data.as_bytes().get(offset..).unwrap_or_default();
+            if piece[..read] != rest[..rest.len().min(40)] {
+                return Err(format!(
+                    "{read} bytes at {offset} are not those that were written"
+                ));
+            }
+        }
+        // Another one takes its place while it is read.
+        bench.write(vec![record(index, 1, "even")])?;
+        let mut read = vec![0; data.len()];
+        let filled = reader.read_at(0, &mut read).map_err(failed)?;
+        whole(read[..filled].to_vec())?;
+    }
+    drop(store);
+    bench.check()
+}
+
+fn unfinished<S: Subject>(bench: &mut Bench<S>) -> Outcome {
+    let Some(store) = bench.snapshots()? else {
+        return Ok(());
+    };
+    let failed = |error: LogError| format!("a snapshot cannot be written in pieces: {error}");
+    bench.write(vec![append(1..=8, 1), record(3, 1, LONG)])?;
+    // Of several at a time, one is dropped, one is discarded, one is not named by a job, and one is.
+    let mut dropped = store.create(GROUP).map_err(failed)?;
+    dropped.write(b"dropped").map_err(failed)?;
+    let mut named = snapshot(4, 1, "named");
+    save_in_pieces(&*store, GROUP, &mut named, 2).map_err(failed)?;
+    let mut others = [snapshot(5, 1, "discarded"), snapshot(5, 1, "not named")];
+    for other in &mut others {
+        save_in_pieces(&*store, GROUP, other, 2).map_err(failed)?;
+    }
+    drop(dropped);
+    let stored = others.map(|other| other.stored.unwrap_or_default());
+    store.discard(GROUP, stored[0]);
+    if store.open(GROUP, stored[0]).map_err(failed)?.is_some() {
+        return Err("a snapshot that was discarded is there".to_owned());
+    }
+    bench.compare()?;
+    let job = LogJob {
+        snapshot: Some(named),
+        ..record(4, 1, "")
+    };
+    let written = run_jobs(bench.store()?, &mut [job]);
+    written.map_err(failed)?;
+    bench.model.apply(&[record(4, 1, "named")]);
+    drop(store);
+    bench.check()
+}
+
+/// Pieces that cannot be written, or not be made durable: what was there before is there.
+fn failed_pieces<S: Subject>(bench: &mut Bench<S>) -> Outcome {
+    for (place, fault) in [Fault::Full, Fault::ShortWrite, Fault::Sync]
+        .into_iter()
+        .enumerate()
+    {
+        let index = 1 + place as u64;
+        bench.write(vec![append(index..=index + 4, 1), record(index, 1, LONG)])?;
+        let Some(store) = bench.snapshots()? else {
+            return Ok(());
+        };
+        let disk = bench.subject.disk().cloned();
+        let disk = disk.ok_or("there is no simulated disk")?;
+        disk.fail(fault);
+        let mut other = snapshot(index, 1, LONG);
+        let saved = save_in_pieces(&*store, GROUP, &mut other, 90);
+        if saved.is_ok() && fault != Fault::ShortWrite {
+            return Err(format!(
+                "a snapshot is saved although the disk fails: {fault:?}"
+            ));
+        }
+        drop(store);
+        bench.close();
+        disk.crash();
+        bench.reopen()?;
+        bench.check()?;
+    }
+    Ok(())
+}
+
 fn removing<S: Subject>(bench: &mut Bench<S>) -> Outcome {
     let remove = |group| LogJob {
         group,
@@ -626,8 +818,7 @@ fn power_failures<S: Subject>(bench: &mut Bench<S>) -> Outcome {
         // A store that never touches its disk would go on for ever.
         for _ in 0..10_000 {
             let jobs = history.next_jobs(&bench.model);
-            let mut done = jobs.clone();
-            if run_jobs(bench.store()?, &mut done).is_err() {
+            if bench.run(&jobs)?.is_err() {
                 under_way = jobs;
                 break;
             }

@@ -80,6 +80,8 @@ struct File {
     now: Vec<u8>,
     durable: Vec<u8>,
     dirty: BTreeSet<usize>,
+    /// How often it is open: without a name it stays until the last one closes it.
+    opened: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -190,7 +192,7 @@ impl SimDisk {
         let file = File {
             durable: bytes.clone(),
             now: bytes,
-            dirty: BTreeSet::new(),
+            ..File::default()
         };
         state.files.insert(id, file);
     }
@@ -246,6 +248,7 @@ impl State {
     }
 
     fn restart(&mut self) {
+        self.files.values_mut().for_each(|file| file.opened = 0);
         self.run += 1;
         self.locks.clear();
         (self.is_off, self.crash_at, self.fault, self.is_full) = (false, None, None, false);
@@ -376,7 +379,8 @@ impl Disk for SimDisk {
                     state.names.remove(file);
                     state.pending.push(NameChange::Remove(file.to_owned()));
                     let is_named = state.durable_names.values().any(|named| *named == id);
-                    if !is_named {
+                    let is_open = state.files.get(&id).is_some_and(|file| file.opened > 0);
+                    if !is_named && !is_open {
                         state.files.remove(&id);
                     }
                 }
@@ -390,6 +394,7 @@ impl Disk for SimDisk {
             (_, Some(id)) => id,
             (_, None) => return Err(io::ErrorKind::NotFound.into()),
         };
+        file_of(&mut state, id)?.opened += 1;
         Ok(Box::new(SimFile {
             disk: self.clone(),
             id,
@@ -434,7 +439,8 @@ impl Disk for SimDisk {
             state.pending.clear();
             state.durable_names = state.names.clone();
             let named: BTreeSet<u64> = state.names.values().copied().collect();
-            state.files.retain(|id, _| named.contains(id));
+            let stays = |id: &u64, file: &mut File| named.contains(id) || file.opened > 0;
+            state.files.retain(stays);
         }
         Ok(())
     }
@@ -466,6 +472,17 @@ struct SimFile {
     run: u64,
 }
 
+impl Drop for SimFile {
+    fn drop(&mut self) {
+        // Files of an earlier run are closed.
+        let _ = self.with(|state| {
+            let file = file_of(state, self.id)?;
+            file.opened = file.opened.saturating_sub(1);
+            Ok(())
+        });
+    }
+}
+
 impl SimFile {
     fn with<T>(&self, act: impl FnOnce(&mut State) -> io::Result<T>) -> io::Result<T> {
         let mut state = self.disk.0.lock();
@@ -476,14 +493,14 @@ impl SimFile {
     }
 }
 
-fn file(state: &mut State, id: u64) -> io::Result<&mut File> {
+fn file_of(state: &mut State, id: u64) -> io::Result<&mut File> {
     let found = state.files.get_mut(&id);
     found.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 impl DiskFile for SimFile {
     fn len(&self) -> io::Result<u64> {
-        self.with(|state| Ok(file(state, self.id)?.now.len() as u64))
+        self.with(|state| Ok(file_of(state, self.id)?.now.len() as u64))
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -491,7 +508,7 @@ impl DiskFile for SimFile {
             if state.take(Fault::Read) {
                 return Err(io::Error::other("the sector cannot be read"));
             }
-            let bytes = &file(state, self.id)?.now;
+            let bytes = &file_of(state, self.id)?.now;
             let rest = bytes.get(offset as usize..).unwrap_or_default();
             let read = rest.len().min(buffer.len());
             buffer[..read].copy_from_slice(&rest[..read]);
@@ -513,7 +530,7 @@ impl DiskFile for SimFile {
                 state.is_full = true;
             }
             if state.change()? {
-                file(state, self.id)?.write(&bytes[..written], offset as usize);
+                file_of(state, self.id)?.write(&bytes[..written], offset as usize);
             }
             state.done()?;
             Ok(written)
@@ -526,7 +543,7 @@ impl DiskFile for SimFile {
                 return Err(io::ErrorKind::StorageFull.into());
             }
             if state.change()? {
-                let file = file(state, self.id)?;
+                let file = file_of(state, self.id)?;
                 file.now.resize(len as usize, 0);
             }
             state.done()
@@ -536,10 +553,10 @@ impl DiskFile for SimFile {
     fn sync(&self) -> io::Result<()> {
         self.with(|state| {
             if state.take(Fault::Sync) {
-                let dirty = std::mem::take(&mut file(state, self.id)?.dirty);
+                let dirty = std::mem::take(&mut file_of(state, self.id)?.dirty);
                 for sector in dirty {
                     if state.random.one_in(2) {
-                        file(state, self.id)?.keep(sector);
+                        file_of(state, self.id)?.keep(sector);
                     }
                 }
                 return Err(io::Error::other("the disk did not confirm"));
@@ -547,7 +564,7 @@ impl DiskFile for SimFile {
             let is_done = state.change()?;
             state.done()?;
             if is_done {
-                file(state, self.id)?.sync();
+                file_of(state, self.id)?.sync();
             }
             Ok(())
         })
