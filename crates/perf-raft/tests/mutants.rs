@@ -24,6 +24,8 @@ use std::panic::catch_unwind;
 use std::sync::Mutex;
 
 const SEEDS: u64 = 200;
+/// For what needs a log that is overwritten while it is read, or an operator who empties more than half of the first disks.
+const RARE_SEEDS: u64 = 600;
 
 /// `PERF_MUTANT_SEEDS` takes its place, to see how far a fault is.
 fn seeds() -> u64 {
@@ -128,7 +130,7 @@ fn a_log_that_is_not_kept_for_a_peer_that_gets_a_snapshot_is_found() {
 
 #[test]
 fn a_fetch_with_entries_of_an_older_term_is_found() {
-    is_caught("stale_fetch");
+    is_caught_within(RARE_SEEDS, "stale_fetch", world::run);
 }
 
 #[test]
@@ -173,7 +175,7 @@ fn a_full_log_that_takes_nothing_is_found() {
 
 #[test]
 fn a_node_with_committed_entries_of_its_own_that_stays_so_is_found() {
-    is_caught("forked_stays_forked");
+    is_caught_within(RARE_SEEDS, "forked_stays_forked", world::run);
 }
 
 #[test]
@@ -209,11 +211,6 @@ fn votes_of_a_node_that_lost_its_disk_are_found() {
 #[test]
 fn a_group_that_is_formed_by_a_quorum_alone_is_found() {
     is_caught("formed_by_a_quorum");
-}
-
-#[test]
-fn a_change_that_raft_did_not_take_and_waits_for_is_found() {
-    is_caught("dropped_change_is_pending");
 }
 
 #[test]

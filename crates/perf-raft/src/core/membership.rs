@@ -543,12 +543,7 @@ impl<T> Core<T> {
         };
         let index = self.node.raft.raft_log.last_index() + 1;
         let term = self.node.raft.term;
-        let pending = self.node.raft.pending_conf_index;
         let proposed = self.node.propose_conf_change(Vec::new(), change);
-        if proposed.is_err() && !mutant::is("dropped_change_is_pending") {
-            // raft-rs 0.7.0 waits for the entry that it did not take: no change would be proposed until others fill its place.
-            self.node.raft.pending_conf_index = pending;
-        }
         proposed.ok().map(|()| (index, term))
     }
 
