@@ -1,4 +1,4 @@
-//! Deliberate faults of the core and of the way to the log, each of which the simulation must find within 200 seeds, and a rare
+//! Deliberate faults of the core and of the way to the log, each of which the simulation must find within 200 seeds, one within 400, and a rare
 //! path made common, in which it must find nothing.
 //!
 //! `RUSTFLAGS="--cfg perf_mutants" cargo test -p perf-raft --all-features --release --test mutants --target-dir target/mutants`

@@ -10,7 +10,7 @@
 //! - log jobs go through [`run_jobs`](crate::log::run_jobs) in order, as many at a time as there are;
 //! - jobs for the state machine are done in order;
 //! - data of snapshots is read and written beside all that ([`SnapshotJob`]), if the driver
-//! [says](Core::stream_snapshots) that it can.
+//!   [says](Core::stream_snapshots) that it can.
 
 mod addresses;
 mod backlog;
