@@ -138,6 +138,11 @@ async fn end(hosts: Vec<RaftHost>) {
 }
 
 #[test]
+fn a_group_does_not_rely_on_what_is_over() {
+    assert_eq!(sleeping_follower::an_outdated_note_is_refused(), Ok(()));
+}
+
+#[test]
 fn a_follower_keeps_its_promise_to_the_leader_while_it_sleeps() {
     assert_eq!(sleeping_follower::promise_holds(), Ok(()));
 }

@@ -117,9 +117,9 @@ impl World {
     /// Each group takes a write.
     fn write_to_all(&mut self) -> Result<(), Violation> {
         for group in self.groups.clone() {
-            let acked = self.acked.get(&group).copied();
+            let acked = self.acked_of(group);
             let mut ticks = 0;
-            while self.acked.get(&group).copied() == acked {
+            while self.acked_of(group) == acked {
                 self.propose(group);
                 self.step_soundly()?;
                 ticks += 1;
@@ -129,6 +129,10 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    fn acked_of(&self, group: GroupId) -> u64 {
+        self.acked.get(&group).copied().unwrap_or(0)
     }
 
     fn all_sleep(&mut self) -> Result<(), Violation> {

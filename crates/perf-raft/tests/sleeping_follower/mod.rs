@@ -1,8 +1,10 @@
 //! A follower that sleeps, and what it promised its leader: no vote for another within an election timeout of the leader's last message.
 
 use bytes::Bytes;
-use perf_raft::codec::{Body, Frame, FrameHeader, SleepKind, SleepNote};
-use perf_raft::core::{ApplyJob, Core, CoreConfig, HostView, Outputs, bootstrap_state};
+use perf_raft::codec::{Beat, Body, Frame, FrameHeader, SleepKind, SleepNote};
+use perf_raft::core::{
+    ApplyJob, Core, CoreConfig, HostView, Liveness, Outputs, Reliance, bootstrap_state,
+};
 use perf_raft::eraftpb::{Message, MessageType};
 use perf_raft::{EntryMemory, GroupId, RaftOptions};
 
@@ -140,6 +142,36 @@ pub(crate) fn promise_holds() -> Result<(), String> {
         if votes != must_vote {
             return Err(format!(
                 "{passed} ticks after its leader's last message it votes for another: {votes}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A host has been heard in its present run, in which a group has stopped. Is a group refused that would rely on less?
+///
+/// # Errors
+/// What is wrong.
+pub(crate) fn an_outdated_note_is_refused() -> Result<(), String> {
+    const RUN: u64 = 5;
+    let mut liveness = Liveness::new(2, 7, 10, 2);
+    let header = FrameHeader {
+        to: 2,
+        from: LEADER,
+        session: RUN,
+        sequence: 1,
+        ..FrameHeader::default()
+    };
+    let mut beat = Beat::default();
+    (beat.stops, beat.stopped) = (1, vec![3]);
+    liveness.heard(&header, &beat);
+    for (run, stops, is_taken) in [(RUN - 1, 1, false), (RUN, 0, false), (RUN, 1, true)] {
+        let mut reliance = Reliance::default();
+        reliance.hosts = vec![(LEADER, run, stops)];
+        if liveness.fell_asleep(GroupId(3), reliance) != is_taken {
+            return Err(format!(
+                "it relies on run {run} after {stops} stops: {}",
+                !is_taken
             ));
         }
     }
