@@ -11,9 +11,9 @@ use perf_raft::{
     RaftOptions, SegmentLog, SendError, Transport,
 };
 use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
 
 use super::ours::Map;
-use super::runtime;
 use crate::experiment::{Bound, Depth, Experiment, Figure, Unit};
 
 const HOSTS: u64 = 3;
@@ -36,6 +36,16 @@ pub(super) fn wake() -> Experiment {
         about: "10 000 groups sleep and the host dies that leads a third of them; bounds: all led again within three election timeouts and 2 s, 64 MiB of frames",
         measure: measure_wake,
     }
+}
+
+/// As any runtime, but that threads for blocking work, which opening a group needs, end soon.
+fn runtime() -> Runtime {
+    let built = Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_keep_alive(Duration::from_millis(50))
+        .enable_all()
+        .build();
+    built.expect("the system gives two threads")
 }
 
 fn groups(depth: Depth) -> u64 {
@@ -171,18 +181,14 @@ fn measure_idle(depth: Depth) -> Result<Vec<Figure>, String> {
         let few = start(empty.path(), 1).await?;
         let disk_before = disk_bytes(empty.path()).map_err(failed)?;
         let memory_before = resident_bytes()?;
-        let threads_before = threads()?;
         let many = start(folder.path(), groups).await?;
-        let (memory, threads) = (
-            resident_bytes()? - memory_before,
-            threads()? - threads_before,
-        );
         end(&few.hosts).await;
         let (frames, begin) = (many.frame_bytes.load(Ordering::Relaxed), Instant::now());
         let cpu = cpu_time()?;
         tokio::time::sleep(time).await;
         let seconds = begin.elapsed().as_secs_f64();
         let cpu = (cpu_time()? - cpu).as_secs_f64() / seconds;
+        let (memory, threads) = (resident_bytes()? - memory_before, threads()?);
         let frames = many.frame_bytes.load(Ordering::Relaxed) - frames;
         let disk = disk_bytes(folder.path()).map_err(failed)?;
         end(&many.hosts).await;
