@@ -182,6 +182,13 @@ impl<M: Queued> InboundQueues<M> {
         Some(message)
     }
 
+    /// Gives memory back that no message takes.
+    pub fn shrink_to_fit(&mut self) {
+        for class in &mut self.classes {
+            class.waiting.shrink_to_fit();
+        }
+    }
+
     /// How many messages of a class wait.
     #[must_use]
     pub fn len(&self, class: MessageClass) -> usize {

@@ -243,31 +243,47 @@ impl StateMachine for Slow {
 }
 
 /// A caller gives up while a group stops: nobody opens it beside its former self.
+/// Stands still in its first batch until it is released.
+struct Stands {
+    enter: Option<tokio::sync::oneshot::Sender<()>>,
+    released: std::sync::mpsc::Receiver<()>,
+}
+
+impl StateMachine for Stands {
+    fn apply(&mut self, batch: &[Command], responses: &mut Vec<Bytes>) {
+        responses.extend(batch.iter().map(|_| Bytes::new()));
+        if let Some(enter) = self.enter.take_if(|_| !batch.is_empty()) {
+            let _ = enter.send(());
+            // An error says that it may go on.
+            let _ = self.released.recv();
+        }
+    }
+
+    fn snapshot(&mut self) -> Result<Bytes, StateMachineError> {
+        Ok(Bytes::new())
+    }
+
+    fn restore(&mut self, _: Bytes) -> Result<(), StateMachineError> {
+        Ok(())
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_that_still_stops_is_not_opened_a_second_time() {
     let host = host(1, &ChannelNetwork::new(), MemoryLog::restartable()).await;
     let group = GroupId(1);
-    let map = Map::default();
-    let node = host
-        .create_group(group, map.clone(), [1])
-        .await
-        .expect("a group");
-    propose(std::slice::from_ref(&node), "a 1").await;
-    // The state machine stands still.
-    let blocked = Arc::clone(&map.state);
-    let (locked, is_locked) = tokio::sync::oneshot::channel();
-    let (release, released) = std::sync::mpsc::sync_channel::<()>(1);
-    let holder = std::thread::spawn(move || {
-        let _state = blocked.lock().expect("no panic under it");
-        let _ = locked.send(());
-        let _ = released.recv();
-    });
-    is_locked.await.expect("it holds the lock");
+    let (enter, entered) = tokio::sync::oneshot::channel();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let stands = Stands {
+        enter: Some(enter),
+        released,
+    };
+    let node = host.create_group(group, stands, [1]).await;
+    let node = node.expect("a group");
+    node.wait_for_leader(WAIT).await.expect("it leads");
     let its = node.clone();
     let proposed = tokio::spawn(async move { its.propose(Bytes::from_static(b"b 2")).await });
-    while node.status().commit_index <= node.status().applied_index {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    entered.await.expect("the state machine stands still");
     let given_up = tokio::time::timeout(Duration::from_millis(20), host.close_group(group)).await;
     assert!(given_up.is_err(), "it cannot have stopped");
     let twice = host.create_group(group, Map::default(), [1]).await;
@@ -276,13 +292,14 @@ async fn a_group_that_still_stops_is_not_opened_a_second_time() {
         "{twice:?}"
     );
     drop(release);
-    holder.join().expect("no panic");
     node.stopped().await;
     let _ = proposed.await;
-    let again = host
-        .create_group(group, Map::default(), [1])
-        .await
-        .expect("it has stopped");
+    let goes_on = Stands {
+        enter: None,
+        released: std::sync::mpsc::channel().1,
+    };
+    let again = host.create_group(group, goes_on, [1]).await;
+    let again = again.expect("it has stopped");
     propose(std::slice::from_ref(&again), "c 3").await;
     host.shutdown().await;
 }

@@ -93,4 +93,14 @@ impl<T> Outputs<T> {
             && self.apply_jobs.is_empty()
             && self.replies.is_empty()
     }
+
+    /// Gives memory back that is kept for the next turns.
+    pub fn shrink_to_fit(&mut self) {
+        self.frames.shrink_to_fit();
+        self.log_jobs.shrink_to_fit();
+        self.fetches.shrink_to_fit();
+        self.snapshot_jobs.shrink_to_fit();
+        self.apply_jobs.shrink_to_fit();
+        self.replies.shrink_to_fit();
+    }
 }

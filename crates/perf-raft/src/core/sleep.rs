@@ -52,6 +52,24 @@ impl<T> Core<T> {
         self.sleep.is_asleep
     }
 
+    /// Gives memory back that is kept for the next turns. For a driver whose group has fallen asleep.
+    pub fn shrink_to_fit(&mut self) {
+        self.after_persist.shrink_to_fit();
+        self.spare_frames.shrink_to_fit();
+        self.configurations.shrink_to_fit();
+        self.waiting.shrink_to_fit();
+        self.batch_ends.shrink_to_fit();
+        self.changes.shrink_to_fit();
+        self.snapshot_waiters.shrink_to_fit();
+        self.transfers.shrink_to_fit();
+        self.delivered.shrink_to_fit();
+        self.heard.shrink_to_fit();
+        self.out.shrink_to_fit();
+        let raft = &mut self.node.raft;
+        raft.msgs.shrink_to_fit();
+        raft.raft_log.unstable.entries.shrink_to_fit();
+    }
+
     /// What a group that sleeps relies on.
     #[must_use]
     pub fn reliance(&self) -> Reliance {

@@ -144,6 +144,11 @@ impl ApplyClient {
         self.schedule(|state| state.jobs.extend(new));
     }
 
+    /// Gives memory back that no job takes.
+    pub(crate) fn shrink_to_fit(&self) {
+        self.queue.state.lock().jobs.shrink_to_fit();
+    }
+
     /// Waits until the batch that is being applied is done and the state machine is dropped.
     pub(crate) async fn close(mut self) {
         self.close_queue();

@@ -205,10 +205,28 @@ impl Driver {
             Change::None => {}
             // A caller may drive: the task shall see that ticks are needed again.
             Change::Woke => self.mailbox.notify(),
-            Change::FellAsleep => self.publish_stats(),
+            Change::FellAsleep => {
+                self.publish_stats();
+                self.shrink_to_fit();
+            }
             Change::Refused => self.settle()?,
         }
         Ok(())
+    }
+
+    /// Gives memory back that is kept from turn to turn: a group may sleep for long.
+    fn shrink_to_fit(&mut self) {
+        self.core.shrink_to_fit();
+        self.mailbox.shrink_to_fit();
+        if let ApplySide::Pool(client) = &self.apply {
+            client.shrink_to_fit();
+        }
+        // All lists are empty at the end of a turn.
+        let propose = self.scratch.propose;
+        self.scratch = Scratch {
+            propose,
+            ..Scratch::default()
+        };
     }
 
     fn since_start(&self, now: Instant) -> u64 {

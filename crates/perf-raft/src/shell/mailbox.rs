@@ -358,6 +358,17 @@ impl Mailbox {
         !inbound.is_empty()
     }
 
+    /// Gives memory back that is kept for the next proposals, messages and requests.
+    pub(crate) fn shrink_to_fit(&self) {
+        let mut proposals = self.proposals.lock();
+        proposals.waiting.shrink_to_fit();
+        let free = std::mem::take(&mut proposals.free);
+        drop(proposals);
+        drop(free);
+        self.inbound.lock().shrink_to_fit();
+        self.reports.lock().requests.shrink_to_fit();
+    }
+
     /// Takes no more proposals. Queued ones are dropped, which answers them.
     pub(crate) fn close(&self, reason: &StopReason) {
         let mut proposals = self.proposals.lock();
