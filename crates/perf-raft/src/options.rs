@@ -72,8 +72,8 @@ pub struct RaftOptions {
     /// Parts on their way to one peer: 8. This many parts are the memory that a snapshot takes on both ends where the
     /// log store keeps it in pieces.
     pub snapshot_window_chunks: usize,
-    /// Snapshots that a process sends at a time, and as many that it receives: 4. Others wait. A host has one bound for
-    /// all its groups. Only where the log store keeps snapshots in pieces.
+    /// Snapshots that a process sends at a time: 4. Others wait. A host has one bound for all its groups. Only where the
+    /// log store keeps snapshots in pieces.
     pub snapshot_transfers_max: usize,
     /// Bytes of snapshots that a process sends in a second, `None` for no bound, the default. A host has one bound for
     /// all its groups. Only where the log store keeps snapshots in pieces.

@@ -26,7 +26,6 @@ use tokio::time::{Instant, sleep_until};
 /// What all groups of a host share: bounds on transfers at a time and on bytes per second.
 pub(crate) struct SnapshotTraffic {
     sending: Arc<Semaphore>,
-    receiving: Arc<Semaphore>,
     bytes_per_second: Option<u64>,
     /// When the bytes that were let through are over at that pace.
     busy_until: Mutex<Option<Instant>>,
@@ -34,10 +33,8 @@ pub(crate) struct SnapshotTraffic {
 
 impl SnapshotTraffic {
     pub(crate) fn new(options: &RaftOptions) -> Self {
-        let slots = || Arc::new(Semaphore::new(options.snapshot_transfers_max));
         Self {
-            sending: slots(),
-            receiving: slots(),
+            sending: Arc::new(Semaphore::new(options.snapshot_transfers_max)),
             bytes_per_second: options.snapshot_bytes_per_second,
             busy_until: Mutex::default(),
         }
@@ -69,10 +66,7 @@ struct OpenRead {
     _slot: Option<Slot>,
 }
 
-struct OpenWrite {
-    writer: Box<dyn SnapshotWriter>,
-    slot: Option<Slot>,
-}
+type OpenWrite = Box<dyn SnapshotWriter>;
 
 /// A transfer or a snapshot that arrives. It is aborted while it waits for its turn when this is dropped.
 struct Running<O> {
@@ -248,25 +242,18 @@ impl SnapshotIo {
         let running = self.writes.entry(number).or_default();
         let context = self.context.clone();
         let open = running.open.take();
-        let task = self.context.runtime.spawn(async move {
-            let slot = match &open {
-                Some(_) => None,
-                None => slot(&context.traffic.receiving).await,
-            };
-            let runtime = context.runtime.clone();
-            runtime.spawn_blocking(move || {
-                let mut open = open;
-                let stored = guarded("writing a snapshot", || {
-                    context.write(&mut open, slot, &pieces, is_last)
-                });
-                context.report(End::Written {
-                    number,
-                    stored,
-                    open,
-                });
+        // No bound on those that arrive: two hosts that wait for each other's slots would hold their own.
+        self.context.runtime.spawn_blocking(move || {
+            let mut open = open;
+            let stored = guarded("writing a snapshot", || {
+                context.write(&mut open, &pieces, is_last)
+            });
+            context.report(End::Written {
+                number,
+                stored,
+                open,
             });
         });
-        running.task = Some(task.abort_handle());
     }
 
     /// What the core is to be told of an outcome, if it still wants to know.
@@ -361,16 +348,12 @@ impl Context {
     fn write(
         &self,
         open: &mut Option<OpenWrite>,
-        slot: Option<Slot>,
         pieces: &[Bytes],
         is_last: bool,
     ) -> Result<Option<StoredData>, LogError> {
-        let OpenWrite { mut writer, slot } = match open.take() {
-            Some(open) => open,
-            None => OpenWrite {
-                writer: self.store.create(self.group)?,
-                slot,
-            },
+        let mut writer = match open.take() {
+            Some(writer) => writer,
+            None => self.store.create(self.group)?,
         };
         for piece in pieces {
             writer.write(piece)?;
@@ -378,7 +361,7 @@ impl Context {
         if is_last {
             return writer.finish().map(Some);
         }
-        *open = Some(OpenWrite { writer, slot });
+        *open = Some(writer);
         Ok(None)
     }
 
