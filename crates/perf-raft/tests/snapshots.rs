@@ -623,3 +623,44 @@ async fn a_node_that_stops_ends_what_it_writes() {
     }
     assert_eq!(snapshot_files(folder.path()), 1);
 }
+
+/// Its state is empty.
+struct Nothing;
+
+impl perf_raft::StateMachine for Nothing {
+    fn apply(&mut self, batch: &[Command], responses: &mut Vec<Bytes>) {
+        responses.extend(batch.iter().map(|_| Bytes::new()));
+    }
+
+    fn snapshot(&mut self) -> Result<Bytes, StateMachineError> {
+        Ok(Bytes::new())
+    }
+
+    fn restore(&mut self, _: Bytes) -> Result<(), StateMachineError> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_snapshot_arrives() {
+    let group = Group::new();
+    let folders = [(); 2].map(|()| folder());
+    let leader = group
+        .leader(open(&folders[0]), Machine::from(Nothing))
+        .await;
+    leader.propose(number(1)).await.expect("it leads");
+    leader.snapshot().await.expect("it is empty");
+    let joins = Machine::from(Nothing);
+    let peer = group.start(2, &[], open(&folders[1]), joins).await;
+    let add = vec![perf_raft::MembershipChange::AddLearner(2)];
+    leader
+        .change_membership(add)
+        .await
+        .expect("it is a learner");
+    until("it has all", || {
+        peer.status().applied_index >= leader.status().applied_index
+    })
+    .await;
+    peer.shutdown().await;
+    leader.shutdown().await;
+}

@@ -277,16 +277,20 @@ impl<T> Core<T> {
         };
         let answers = incoming.answers();
         self.out.snapshot_jobs.extend(incoming.next_write());
-        let whole = match (incoming.is_whole(), &incoming.sink, stored) {
-            (false, _, None) => None,
-            (_, Sink::Log { .. }, Some(stored)) if incoming.is_sound(stored) => {
+        let whole = match (&incoming.sink, stored) {
+            (Sink::Log { .. }, Some(stored)) if incoming.is_sound(stored) => {
                 Some(Ok(Content::Log(stored)))
             }
-            (_, _, Some(stored)) => {
+            (_, Some(stored)) => {
                 self.out.snapshot_jobs.push(SnapshotJob::Discard(stored));
                 Some(Err(Damaged))
             }
-            (true, _, None) => Some(incoming.memory().map(Content::Memory)),
+            // Also an empty one is whole once the log has it.
+            (Sink::Log { .. }, None) => None,
+            (Sink::Memory(_), None) => {
+                let is_whole = incoming.is_whole();
+                is_whole.then(|| incoming.memory().map(Content::Memory))
+            }
         };
         for (to, ack) in answers {
             self.send_ack(to, ack);
