@@ -238,7 +238,7 @@ impl<T> Core<T> {
         let Some(now) = self.configuration() else {
             return false;
         };
-        // A learner that never joined may know nobody, and cannot say that it is there.
+        // A learner that never joined may know no member, and cannot say that it is there.
         let is_known = |row: &Row| {
             let heard = self
                 .heard(row.id)

@@ -119,7 +119,7 @@ impl Applier {
                 index,
             } => {
                 if self.applied < self.durable {
-                    // Nobody waits for them: they were proposed before the start.
+                    // They were proposed before the start: no caller waits for their responses.
                     commands.retain(|command| command.index > self.durable);
                 }
                 self.apply(&commands, waiting).map_err(failed)?;

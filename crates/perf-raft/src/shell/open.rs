@@ -294,7 +294,7 @@ async fn load(
     }
 }
 
-/// Asks a state machine, which may be slow, where nobody waits for it.
+/// Asks a state machine, which may be slow, on a thread that no other group needs.
 async fn ask_machine<R: Send + 'static>(
     mut applier: Applier,
     ask: fn(&mut Applier) -> Result<R, String>,

@@ -136,13 +136,17 @@ impl Sleeper {
         if is_asleep == self.was_asleep {
             return Change::None;
         }
-        let liveness = &self.sleepers.liveness;
         if !is_asleep {
             self.was_asleep = false;
-            liveness.lock().woke(self.group);
+            self.sleepers.liveness.lock().woke(self.group);
             return Change::Woke;
         }
-        if liveness.lock().fell_asleep(self.group, core.reliance()) {
+        // By `change`: a host that was missing may be known by this, which other groups are to see.
+        let (group, reliance) = (self.group, core.reliance());
+        if self
+            .sleepers
+            .change(|liveness| liveness.fell_asleep(group, reliance))
+        {
             self.was_asleep = true;
             return Change::FellAsleep;
         }
