@@ -47,6 +47,10 @@ fn groups_stay_sound_in_a_bad_world() {
             ("lost writes of the log", 2 * sum.jobs_lost),
             ("partitions", sum.partitions),
             ("installed snapshots", sum.snapshots_installed),
+            (
+                "installed snapshots of an empty state",
+                4 * sum.empty_installed,
+            ),
             ("membership changes", 2 * sum.memberships),
             ("transfers", sum.transfers),
             ("leaders", sum.leaders),

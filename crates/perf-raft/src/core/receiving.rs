@@ -244,7 +244,8 @@ impl<T> Core<T> {
             }
             self.end_incoming();
             self.incoming_count += 1;
-            self.incoming = Some(Incoming::new(self.incoming_count, &chunk, self.streams));
+            let incoming = Incoming::new(self.incoming_count, &chunk, self.streams);
+            self.incoming = Some(Box::new(incoming));
         }
         let options = &self.options;
         let room_bytes = options
@@ -286,7 +287,8 @@ impl<T> Core<T> {
                 Some(Err(Damaged))
             }
             // Also an empty one is whole once the log has it.
-            (Sink::Log { .. }, None) => None,
+            (Sink::Log { .. }, None) if !mutant::is("empty_stream_is_damaged") => None,
+            (Sink::Log { .. }, None) => incoming.is_whole().then_some(Err(Damaged)),
             (Sink::Memory(_), None) => {
                 let is_whole = incoming.is_whole();
                 is_whole.then(|| incoming.memory().map(Content::Memory))

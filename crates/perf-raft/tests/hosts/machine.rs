@@ -17,13 +17,20 @@ impl Machine {
         }
     }
 
+    /// Without a byte while there was no command.
     pub(super) fn snapshot(self) -> Bytes {
+        if self.commands == 0 {
+            return Bytes::new();
+        }
         [self.commands.to_le_bytes(), self.hash.to_le_bytes()]
             .concat()
             .into()
     }
 
     pub(super) fn restored(bytes: &[u8]) -> Self {
+        if bytes.is_empty() {
+            return Self::default();
+        }
         let number =
             |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
         Self {

@@ -54,6 +54,7 @@ impl World {
         let kind = match self.random.below(5) {
             0 => Kind::Read { lease: false },
             1 => Kind::Read { lease: true },
+            _ if self.now < self.empty_until => return self.propose_filler(id),
             _ => {
                 self.next_value += 1;
                 Kind::Swap(self.next_value)
@@ -103,6 +104,15 @@ impl World {
             Kind::Read { lease: true } => core.lease_read(Op::Client(op), now_ns),
             Kind::Read { lease: false } => core.read(Op::Client(op)),
         });
+    }
+
+    /// A proposal that is in the log and not in the state.
+    fn propose_filler(&mut self, id: u64) {
+        self.next_value += 1;
+        self.fillers.insert(self.next_value, id);
+        let bytes = 1 + self.random.index(40);
+        let mut batch = vec![(Machine::filler(bytes), Op::Filler(self.next_value))];
+        self.with_interrupted_core(id, |core, _| core.propose(&mut batch));
     }
 
     /// A thread that was held up goes on with a read of each key by its lease.

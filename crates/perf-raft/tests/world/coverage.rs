@@ -30,6 +30,7 @@ counts! {
     jobs_lost
     partitions
     snapshots_installed
+    empty_installed
     memberships
     transfers
     leaders

@@ -41,7 +41,11 @@ impl Machine {
         self.state.get(&key).copied().unwrap_or(0)
     }
 
+    /// Without a byte while no register was written.
     pub(crate) fn snapshot(&self) -> Bytes {
+        if self.state.is_empty() {
+            return Bytes::new();
+        }
         let mut bytes = vec![1];
         for (key, value) in &self.state {
             bytes.extend(key.to_le_bytes());
@@ -54,6 +58,10 @@ impl Machine {
 
     /// Whether it was a snapshot.
     pub(crate) fn restore(&mut self, bytes: &[u8]) -> bool {
+        if bytes.is_empty() {
+            self.state.clear();
+            return true;
+        }
         if bytes.len() % 16 != 8 || bytes.first() != Some(&1) {
             return false;
         }

@@ -110,6 +110,8 @@ pub(crate) struct World {
     coverage: Coverage,
     violation: Option<Violation>,
     next_value: u64,
+    /// Clients write no register until then: the state stays empty.
+    empty_until: u64,
     admin_waits: bool,
     shared_seed: Option<u64>,
     founders: Vec<u64>,
@@ -173,6 +175,17 @@ pub(crate) fn run_at_pace(seed: u64, is_slow: bool) -> Result<Coverage, Violatio
         )
     })
 }
+
+/// In one history of eight the state is empty for a part of the faults, or until all of them are over. Of its own generator, as
+/// sleep is.
+fn empty_until(seed: u64) -> u64 {
+    let mut random = Random::new(seed ^ 0xE399);
+    match random.one_in(8) {
+        true => MS + random.below(FAULTS_UNTIL),
+        false => 0,
+    }
+}
+
 impl World {
     fn new(seed: u64, count: u64) -> Self {
         let mut random = Random::new(seed);
@@ -261,6 +274,7 @@ impl World {
             coverage: Coverage::default(),
             violation: None,
             next_value: 0,
+            empty_until: empty_until(seed),
             admin_waits: false,
             shared_seed,
             founders: (1..=count).collect(),

@@ -230,6 +230,7 @@ impl World {
                 }
                 if index > 1 && !is_there {
                     self.coverage.snapshots_installed += 1;
+                    self.coverage.empty_installed += u64::from(node.machine.state.is_empty());
                 }
                 node.last_command = node.last_command.max(index);
                 if !is_there
