@@ -2,6 +2,7 @@
 #![cfg(all(feature = "durable", not(perf_loom)))]
 
 mod common;
+mod refused_change;
 
 use bytes::Bytes;
 use common::{Cluster, Map, options};
@@ -75,6 +76,12 @@ fn voters(members: &[Member]) -> Vec<u64> {
 }
 
 /// Node 2 sleeps while a write is acknowledged by 1 and 3; then the disk of 3 is lost, and 1 goes.
+/// The log is full when it is asked for, and nobody writes afterwards.
+#[test]
+fn a_change_that_the_log_had_no_room_for_is_made_later() {
+    assert_eq!(refused_change::is_made_later(), Ok(()));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_lost_its_disk_elects_nobody_and_joins_again_by_itself() {
     for keeps_bootstrap in [true, false] {

@@ -1,4 +1,4 @@
-//! Deliberate faults of the core and of the way to the log, each of which the simulation must find within 200 seeds, one within 400, and a rare
+//! Deliberate faults of the core and of the way to the log, each of which the simulation must find within 200 seeds, two within 600, and a rare
 //! path made common, in which it must find nothing.
 //!
 //! `RUSTFLAGS="--cfg perf_mutants" cargo test -p perf-raft --all-features --release --test mutants --target-dir target/mutants`
@@ -10,6 +10,7 @@ mod random;
 
 #[cfg(feature = "testing")]
 mod read_beside;
+mod refused_change;
 #[cfg(feature = "testing")]
 mod segment_life;
 #[cfg(feature = "testing")]
@@ -179,6 +180,11 @@ fn a_node_with_committed_entries_of_its_own_that_stays_so_is_found() {
 }
 
 #[test]
+fn an_empty_snapshot_that_is_refused_for_ever_is_found() {
+    is_caught("empty_stream_is_damaged");
+}
+
+#[test]
 fn a_start_on_the_log_of_another_node_is_found() {
     is_caught("log_of_another_node");
 }
@@ -232,6 +238,12 @@ fn a_sleeper_that_relies_on_a_run_that_is_over_is_found() {
 #[test]
 fn a_sleeper_that_relies_on_a_group_that_has_stopped_is_found() {
     is_caught_among_hosts("stopped_group_is_relied_on");
+}
+
+#[test]
+fn a_refused_change_that_counts_as_pending_is_found() {
+    let run = |_| refused_change::is_made_later();
+    is_caught_within(1, "refused_change_is_pending", run);
 }
 
 #[test]

@@ -543,7 +543,12 @@ impl<T> Core<T> {
         };
         let index = self.node.raft.raft_log.last_index() + 1;
         let term = self.node.raft.term;
+        let pending = self.node.raft.pending_conf_index;
         let proposed = self.node.propose_conf_change(Vec::new(), change);
+        if proposed.is_err() && !mutant::is("refused_change_is_pending") {
+            // Raft counts it as pending before it finds no room for it: no other change would be taken until somebody writes.
+            self.node.raft.pending_conf_index = pending;
+        }
         proposed.ok().map(|()| (index, term))
     }
 
