@@ -1,6 +1,7 @@
-//! A node's figures as metrics, recorded at each tick.
+//! Figures of a node, or of all groups of a host, as metrics, recorded at each tick.
 
 use crate::shell::{RaftStats, StageStats};
+use parking_lot::Mutex;
 use perf_metrics::node::{Direction, NodeMetrics, Outcome, Table1};
 use perf_metrics::{BoundGauge, MetricsError, Registry, label_set};
 use std::sync::Arc;
@@ -17,7 +18,7 @@ label_set! {
     }
 }
 
-/// Instruments of a node: the `raft.*` ones of the catalogue, and gauges of each stage.
+/// Instruments of a node or of a host: the `raft.*` ones of the catalogue, and gauges of each stage.
 ///
 /// `raft.proposals` leaves out what was refused because another node leads: its sender proposes it there.
 ///
@@ -27,6 +28,12 @@ label_set! {
 /// | `raft.stage.batch` | `{item}` | items per run since the last tick |
 /// | `raft.stage.duration` | `s` | time per run since the last tick |
 /// | `raft.log.memory` | `By` | the log in memory |
+/// | `raft.groups` | `{group}` | groups of the host |
+/// | `raft.groups.led` | `{group}` | those that it leads |
+/// | `raft.groups.asleep` | `{group}` | those that sleep |
+///
+/// A host's counts and gauges are those of all its groups together; batches and durations are those of the group that ran last. It leaves out
+/// `raft.term`, `raft.leader` and the indexes, which are of one group, and a node the last three.
 #[derive(Debug)]
 pub struct RaftMetrics {
     catalogue: &'static NodeMetrics,
@@ -34,6 +41,11 @@ pub struct RaftMetrics {
     batch: Table1<Stage, BoundGauge<f64>>,
     duration: Table1<Stage, BoundGauge<f64>>,
     log_memory: BoundGauge<f64>,
+    groups: BoundGauge<f64>,
+    led: BoundGauge<f64>,
+    asleep: BoundGauge<f64>,
+    /// What all groups of a host have together.
+    sum: Mutex<Share>,
 }
 
 impl RaftMetrics {
@@ -49,8 +61,19 @@ impl RaftMetrics {
                 .with_description(description)
                 .build_table::<(Stage,)>()
         };
+        let count = |name: &'static str, description: &'static str| {
+            registry
+                .f64_gauge(name)
+                .with_unit("{group}")
+                .with_description(description)
+                .build_table::<()>()
+        };
         Ok(Self {
             catalogue,
+            groups: count("raft.groups", "Groups of the host")?,
+            led: count("raft.groups.led", "Groups that the host leads")?,
+            asleep: count("raft.groups.asleep", "Groups of the host that sleep")?,
+            sum: Mutex::default(),
             waiting: stages(
                 "raft.stage.waiting",
                 "{item}",
@@ -75,17 +98,54 @@ impl RaftMetrics {
     }
 }
 
-/// Turns growing counts into what is new since the last tick.
+/// Turns growing counts of a group into what is new since the last tick.
 pub(crate) struct Recorder {
     metrics: Arc<RaftMetrics>,
     last: RaftStats,
+    /// What the group has added to the sum; none for a node of one group.
+    share: Option<Share>,
+}
+
+/// What a group adds to the gauges of its host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Share {
+    groups: u64,
+    led: u64,
+    asleep: u64,
+    proposals: u64,
+    unapplied: u64,
+    log_memory: u64,
+}
+
+impl Share {
+    fn of(stats: &RaftStats) -> Self {
+        Self {
+            groups: 1,
+            led: u64::from(stats.status.is_leader()),
+            asleep: u64::from(stats.core.sleeps > stats.core.wakes),
+            proposals: stats.propose.waiting,
+            unapplied: stats.apply.waiting,
+            log_memory: stats.log_memory_bytes,
+        }
+    }
 }
 
 impl Recorder {
+    /// Of a node of one group.
     pub(crate) fn new(metrics: Arc<RaftMetrics>) -> Self {
         Self {
             metrics,
             last: RaftStats::default(),
+            share: None,
+        }
+    }
+
+    /// Of a group of a host.
+    pub(crate) fn of_group(metrics: &Arc<RaftMetrics>) -> Self {
+        Self {
+            metrics: Arc::clone(metrics),
+            last: RaftStats::default(),
+            share: Some(Share::default()),
         }
     }
 
@@ -113,22 +173,74 @@ impl Recorder {
             .add(new(core.snapshots_received, before.snapshots_received));
         catalogue.raft_snapshots[Direction::Transmit]
             .add(new(core.snapshots_sent, before.snapshots_sent));
+        metrics.stage(Stage::Propose, &now.propose, &last.propose);
+        metrics.stage(Stage::Log, &now.log, &last.log);
+        metrics.stage(Stage::Apply, &now.apply, &last.apply);
+        // One for all groups of a host.
+        metrics.waiting[Stage::Log].set(now.log.waiting as f64);
+        if let Some(share) = &mut self.share {
+            metrics.add(share, Share::of(now));
+            return;
+        }
+        metrics.waiting[Stage::Propose].set(now.propose.waiting as f64);
+        metrics.waiting[Stage::Apply].set(now.apply.waiting as f64);
+        metrics.log_memory.set(now.log_memory_bytes as f64);
         catalogue.raft_term.set(now.status.term);
         catalogue.raft_commit_index.set(now.status.commit_index);
         catalogue.raft_applied_index.set(now.status.applied_index);
         catalogue
             .raft_is_leader
             .set(u64::from(now.status.is_leader()));
-        metrics.stage(Stage::Propose, &now.propose, &last.propose);
-        metrics.stage(Stage::Log, &now.log, &last.log);
-        metrics.stage(Stage::Apply, &now.apply, &last.apply);
-        metrics.log_memory.set(now.log_memory_bytes as f64);
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        if let Some(share) = &mut self.share {
+            self.metrics.add(share, Share::default());
+        }
     }
 }
 
 impl RaftMetrics {
+    /// Puts a share in the place of what the group added before.
+    fn add(&self, share: &mut Share, now: Share) {
+        let last = std::mem::replace(share, now);
+        if last == now {
+            return;
+        }
+        // Gauges are set under the lock: the last one set is that of the last sum.
+        let mut sum = self.sum.lock();
+        let sum = &mut *sum;
+        for (gauge, sum, now, last) in [
+            (&self.groups, &mut sum.groups, now.groups, last.groups),
+            (&self.led, &mut sum.led, now.led, last.led),
+            (&self.asleep, &mut sum.asleep, now.asleep, last.asleep),
+            (
+                &self.waiting[Stage::Propose],
+                &mut sum.proposals,
+                now.proposals,
+                last.proposals,
+            ),
+            (
+                &self.waiting[Stage::Apply],
+                &mut sum.unapplied,
+                now.unapplied,
+                last.unapplied,
+            ),
+            (
+                &self.log_memory,
+                &mut sum.log_memory,
+                now.log_memory,
+                last.log_memory,
+            ),
+        ] {
+            *sum = *sum + now - last;
+            gauge.set(*sum as f64);
+        }
+    }
+
     fn stage(&self, stage: Stage, now: &StageStats, last: &StageStats) {
-        self.waiting[stage].set(now.waiting as f64);
         let runs = now.batches.saturating_sub(last.batches);
         if runs > 0 {
             let items = now.items.saturating_sub(last.items);

@@ -1,10 +1,11 @@
 //! `perf-transport` under a node.
 
 use crate::GroupId;
-use crate::codec::BEAT_TAG;
+use crate::codec::{BEAT_TAG, FrameHeader, for_each_frame};
 use crate::inbound::MessageClass;
 use crate::shell::Inbox;
-use crate::transport::{DeliverError, OutboundMessage, SendError, Transport};
+use crate::transport::{OutboundMessage, SendError, Transport};
+use bytes::Bytes;
 use perf_transport::{Envelope, Message, Payload, Priority, Router, TransportError};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -121,8 +122,19 @@ impl RaftService {
 impl Shared {
     fn take(&self, message: Message) {
         let from = message.from();
-        let frame = message.into_payload();
-        let taken = crate::codec::FrameHeader::peek_with_tag(&frame).is_ok_and(|(header, tag)| {
+        let mut dropped = 0;
+        let split = for_each_frame(message.into_payload(), |frame| {
+            dropped += u64::from(!self.take_frame(from, frame));
+        });
+        dropped += u64::from(split.is_err());
+        if dropped > 0 {
+            self.dropped.fetch_add(dropped, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it is for a node here, which takes it.
+    fn take_frame(&self, from: u64, frame: Bytes) -> bool {
+        FrameHeader::peek_with_tag(&frame).is_ok_and(|(header, tag)| {
             let inboxes = self.inboxes.read();
             let inbox = match tag {
                 // Of a host, for a host.
@@ -130,17 +142,9 @@ impl Shared {
                 _ => inboxes.find(header.group).cloned(),
             };
             drop(inboxes);
-            header.from == from && inbox.is_some_and(|inbox| deliver(&inbox, frame))
-        });
-        if !taken {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-        }
+            header.from == from && inbox.is_some_and(|inbox| inbox.deliver(frame).is_ok())
+        })
     }
-}
-
-fn deliver(inbox: &Inbox, frame: bytes::Bytes) -> bool {
-    let delivered: Result<(), DeliverError> = inbox.deliver(frame);
-    delivered.is_ok()
 }
 
 /// A node's end of a [`perf_transport::Transport`]; see [`RaftService`].

@@ -16,7 +16,8 @@ pub struct OutboundMessage {
     pub to: u64,
     /// How urgent it is: election and heartbeat messages must not wait behind the others.
     pub class: MessageClass,
-    /// The frame. Give it to the receiver's [`Inbox`] as it is.
+    /// The frame. Give it to the receiver's [`Inbox`] as it is. A host's may hold those of several groups: see
+    /// [`for_each_frame`](crate::codec::for_each_frame).
     pub frame: Bytes,
 }
 

@@ -5,7 +5,7 @@ mod sleeping_follower;
 
 use bytes::Bytes;
 use common::{Map, options};
-use perf_raft::codec::FrameHeader;
+use perf_raft::codec::{FrameHeader, for_each_frame};
 use perf_raft::{
     ChannelNetwork, ChannelTransport, GroupId, Inbox, MemoryLog, OutboundMessage, ProposeError,
     RaftHandle, RaftHost, RaftNode, SendError, Transport,
@@ -32,13 +32,12 @@ impl Transport for Counted {
     }
 
     fn send(&self, message: OutboundMessage) -> Result<(), SendError> {
-        let header = FrameHeader::peek(&message.frame).expect("a frame");
-        *self
-            .sent
-            .lock()
-            .expect("no panic")
-            .entry(header.group.0)
-            .or_default() += 1;
+        let split = for_each_frame(message.frame.clone(), |frame| {
+            let header = FrameHeader::peek(&frame).expect("a frame");
+            let mut sent = self.sent.lock().expect("no panic");
+            *sent.entry(header.group.0).or_default() += 1;
+        });
+        split.expect("a frame");
         self.inner.send(message)
     }
 

@@ -165,27 +165,32 @@ impl FrameHeader {
 
     /// Reads the header and the tag of the body.
     pub(crate) fn peek_with_tag(mut frame: &[u8]) -> Result<(Self, u32), CodecError> {
+        Self::read(&mut frame)
+    }
+
+    /// The same; what is left starts with the length of the body.
+    pub(super) fn read(frame: &mut &[u8]) -> Result<(Self, u32), CodecError> {
         let mut header = Self::default();
         while frame.has_remaining() {
-            let (tag, wire_type) = decode_key(&mut frame)?;
+            let (tag, wire_type) = decode_key(frame)?;
             match (tag, wire_type) {
-                (1, WireType::Varint) => header.to = decode_varint(&mut frame)?,
-                (2, WireType::Varint) => header.from = decode_varint(&mut frame)?,
-                (3, WireType::Varint) => header.group = GroupId(decode_varint(&mut frame)?),
+                (1, WireType::Varint) => header.to = decode_varint(frame)?,
+                (2, WireType::Varint) => header.from = decode_varint(frame)?,
+                (3, WireType::Varint) => header.group = GroupId(decode_varint(frame)?),
                 (4, WireType::SixtyFourBit) => {
                     prost::encoding::fixed64::merge(
                         wire_type,
                         &mut header.session,
-                        &mut frame,
+                        frame,
                         DecodeContext::default(),
                     )?;
                 }
-                (5, WireType::Varint) => header.sequence = decode_varint(&mut frame)?,
+                (5, WireType::Varint) => header.sequence = decode_varint(frame)?,
                 (9, WireType::SixtyFourBit) => {
                     prost::encoding::fixed64::merge(
                         wire_type,
                         &mut header.cluster,
-                        &mut frame,
+                        frame,
                         DecodeContext::default(),
                     )?;
                 }
@@ -193,11 +198,11 @@ impl FrameHeader {
                     prost::encoding::fixed64::merge(
                         wire_type,
                         &mut header.incarnation,
-                        &mut frame,
+                        frame,
                         DecodeContext::default(),
                     )?;
                 }
-                (6..=8 | 11..=14, WireType::LengthDelimited) => return Ok((header, tag)),
+                (6..=8 | 11..=15, WireType::LengthDelimited) => return Ok((header, tag)),
                 _ => {
                     return Err(CodecError::Malformed {
                         reason: format!("field {tag} where a frame's header is expected"),
@@ -208,7 +213,7 @@ impl FrameHeader {
         Err(CodecError::EmptyFrame)
     }
 
-    fn encoded_len(&self) -> usize {
+    pub(super) fn encoded_len(&self) -> usize {
         let fixed = [self.session, self.cluster, self.incarnation];
         let session: usize = fixed
             .iter()
@@ -221,7 +226,7 @@ impl FrameHeader {
             + encode::len_uint(5, self.sequence)
     }
 
-    fn put(&self, writer: &mut Writer<impl BufMut>) {
+    pub(super) fn put(&self, writer: &mut Writer<impl BufMut>) {
         writer.uint(1, self.to);
         writer.uint(2, self.from);
         writer.uint(3, self.group.0);

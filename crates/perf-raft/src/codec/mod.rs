@@ -20,6 +20,7 @@
 //! # Ok::<(), codec::CodecError>(())
 //! ```
 
+mod bundle;
 pub(crate) mod convert;
 mod decode;
 mod encode;
@@ -28,6 +29,8 @@ mod limits;
 pub(crate) mod wire;
 mod writer;
 
+pub(crate) use bundle::bundle;
+pub use bundle::for_each_frame;
 pub(crate) use frame::BEAT_TAG;
 pub use frame::{
     Beat, Body, ChunkAck, Frame, FrameHeader, MessagePart, Notice, SleepKind, SleepNote,

@@ -190,7 +190,7 @@ enum Making {
     /// The state machine makes it.
     Asked,
     /// The log saves it, by this job.
-    Saving(u64, StoredSnapshot),
+    Saving(u64, Box<StoredSnapshot>),
 }
 
 /// When to try again to make a snapshot, after some that failed.
@@ -308,10 +308,11 @@ pub struct Core<T> {
     durable_asked_again: u64,
     /// A peer needs a snapshot that there is not.
     is_snapshot_wanted: bool,
-    incoming: Option<Incoming>,
+    /// Apart, as other things that most groups never have: a host may have ten thousand groups.
+    incoming: Option<Box<Incoming>>,
     incoming_count: u64,
     /// A snapshot that arrived whole and is being given to Raft.
-    arrived: Option<StoredSnapshot>,
+    arrived: Option<Box<StoredSnapshot>>,
     fetching: Fetching,
     lease_until_ns: u64,
     lease_renewed_tick: u64,

@@ -81,7 +81,7 @@ impl<T> Core<T> {
         if saved
             && let Making::Saving(_, snapshot) = std::mem::replace(&mut self.making, Making::No)
         {
-            self.snapshot_saved(snapshot);
+            self.snapshot_saved(*snapshot);
         }
     }
 
@@ -285,7 +285,7 @@ impl<T> Core<T> {
         };
         Some(StoredSnapshot {
             metadata: metadata.clone(),
-            ..arrived
+            ..*arrived
         })
     }
 

@@ -68,6 +68,7 @@ impl<T> Core<T> {
         let raft = &mut self.node.raft;
         raft.msgs.shrink_to_fit();
         raft.raft_log.unstable.entries.shrink_to_fit();
+        raft.maybe_free_inflight_buffers();
     }
 
     /// What a group that sleeps relies on.

@@ -182,7 +182,7 @@ impl<T> Core<T> {
             snapshot: Some(snapshot.clone()),
             ..Default::default()
         });
-        self.making = Making::Saving(sequence, snapshot);
+        self.making = Making::Saving(sequence, Box::new(snapshot));
     }
 
     fn snapshot_failed(&mut self, reason: Arc<str>) {
@@ -290,7 +290,7 @@ impl<T> Core<T> {
             .snap()
             .is_some_and(|snapshot| snapshot.get_metadata().index == index);
         if accepted {
-            self.arrived = Some(content.into_snapshot(metadata, members));
+            self.arrived = Some(Box::new(content.into_snapshot(metadata, members)));
         } else {
             self.discard(&content);
         }

@@ -6,6 +6,7 @@ use super::apply_pool::ApplyClient;
 use super::fetcher::Fetcher;
 use super::log_thread::LogThread;
 use super::mailbox::{Incoming, Mailbox, Reports, Request};
+use super::pass::Pass;
 use super::sleepers::{Change, Sleeper};
 use super::snapshot_io::{OwnSnapshot, SnapshotIo};
 use super::stats::{RaftStats, StageStats};
@@ -42,15 +43,28 @@ fn is_worth_waiting(waiting: usize, on_their_way: usize, callers: usize) -> bool
     waiting > 0 && coming * 4 > waiting
 }
 
-/// When the tick after one at `now` is due, which was due at `due`: at the pace of the clock, and after a delay a whole period later. Never
-/// faster than the clock, not even to catch up: leases of others rely on it.
+/// A tick that is later than this part of a period moves those after it, by whole such parts. The groups of a host begin at
+/// whole periods, so they stay together, and send their heartbeats together.
+const PARTS_OF_A_PERIOD: u32 = 8;
+
+/// When the tick after one at `now` is due, which was due at `due`: at the pace of the clock, and after a delay a whole period later, or up to an
+/// eighth more. Never faster than the clock, not even to catch up: leases of others rely on it.
 pub(crate) fn next_tick(due: Instant, now: Instant, period: Duration) -> Instant {
-    let is_punctual = now.saturating_duration_since(due) < period / 8;
-    if is_punctual {
-        due + period
-    } else {
-        now + period
-    }
+    let part = (period / PARTS_OF_A_PERIOD).as_nanos().max(1);
+    let late = now.saturating_duration_since(due).as_nanos();
+    let moved = match late < part {
+        true => 0,
+        false => late.div_ceil(part) * part,
+    };
+    due + Duration::from_nanos(u64::try_from(moved).unwrap_or(u64::MAX)) + period
+}
+
+/// The first tick of a group that begins at `now`: at a whole number of periods after `start`, and a whole period later or up to one more.
+pub(crate) fn first_tick(start: Instant, now: Instant, period: Duration) -> Instant {
+    let since = now.saturating_duration_since(start).as_nanos();
+    let period = period.as_nanos().max(1);
+    let due = (since.div_ceil(period) + 1) * period;
+    start + Duration::from_nanos(u64::try_from(due).unwrap_or(u64::MAX))
 }
 
 /// What became of the proposals that wait.
@@ -138,12 +152,13 @@ fn is_of_membership(answer: &(Token, Reply)) -> bool {
 }
 
 impl Driver {
-    /// One turn; whether there is more to do at once. Once something failed that is to stop the node, which its task does.
-    pub(crate) fn drive(&mut self) -> bool {
+    /// One turn, of a pass if it has one; whether there is more to do at once. Once something failed that is to stop the node, which its task
+    /// does.
+    pub(crate) fn drive(&mut self, pass: Option<&mut Pass>) -> bool {
         if self.failed.is_some() {
             return true;
         }
-        let turn = catch_unwind(AssertUnwindSafe(|| self.turn()));
+        let turn = catch_unwind(AssertUnwindSafe(|| self.turn(pass)));
         let turn =
             turn.unwrap_or_else(|panic| Err(StopReason::Core(panic_message(&*panic).into())));
         turn.unwrap_or_else(|reason| {
@@ -152,7 +167,7 @@ impl Driver {
         })
     }
 
-    fn turn(&mut self) -> Result<bool, StopReason> {
+    fn turn(&mut self, mut pass: Option<&mut Pass>) -> Result<bool, StopReason> {
         // Looked at in each turn: time goes on beside a flood.
         let now = Instant::now();
         let tick = now >= self.due;
@@ -178,17 +193,17 @@ impl Driver {
             }
         }
         let mut proposed = self.propose();
-        self.settle()?;
+        self.settle(pass.as_deref_mut())?;
         if proposed != Proposed::Nothing {
             // What gathered while batches were on their way goes now, if they have arrived.
             proposed = self.propose();
             if proposed == Proposed::Batch {
-                self.settle()?;
+                self.settle(pass.as_deref_mut())?;
             }
         }
         let is_held = proposed == Proposed::Held;
         self.holds = if is_held { self.holds + 1 } else { 0 };
-        self.note_sleep()?;
+        self.note_sleep(pass)?;
         if tick {
             self.publish_stats();
         }
@@ -196,7 +211,7 @@ impl Driver {
     }
 
     /// Notes whether the group sleeps now.
-    fn note_sleep(&mut self) -> Result<(), StopReason> {
+    fn note_sleep(&mut self, pass: Option<&mut Pass>) -> Result<(), StopReason> {
         let change = match &mut self.sleeper {
             Some(sleeper) => sleeper.note(&mut self.core),
             None => Change::None,
@@ -209,7 +224,7 @@ impl Driver {
                 self.publish_stats();
                 self.shrink_to_fit();
             }
-            Change::Refused => self.settle()?,
+            Change::Refused => self.settle(pass)?,
         }
         Ok(())
     }
@@ -276,6 +291,9 @@ impl Driver {
             let entries = entries.map_err(|error| StopReason::Log(Arc::new(error)))?;
             self.core.fetched(fetch, entries);
         }
+        for (peer, error) in reports.not_sent.drain(..) {
+            self.core.not_sent(peer, error);
+        }
         if std::mem::take(&mut reports.wake) {
             self.core.wake();
         }
@@ -323,7 +341,7 @@ impl Driver {
     }
 
     /// Does what the core says until it says nothing more.
-    fn settle(&mut self) -> Result<(), StopReason> {
+    fn settle(&mut self, mut pass: Option<&mut Pass>) -> Result<(), StopReason> {
         // What the core is told meanwhile: only that can make it say more.
         let mut told = true;
         while std::mem::take(&mut told) {
@@ -333,8 +351,8 @@ impl Driver {
             }
             // Before the frames: a node that learns of a new leader from them finds that its status says so.
             self.publish_status();
-            told |= self.send_frames();
-            told |= self.write_log()?;
+            told |= self.send_frames(pass.as_deref_mut());
+            told |= self.write_log(pass.as_deref_mut())?;
             for fetch in self.scratch.out.fetches.drain(..) {
                 self.fetcher.begin(fetch, &self.mailbox);
             }
@@ -359,16 +377,19 @@ impl Driver {
     }
 
     /// Whether the core was told of a peer that did not take something.
-    fn send_frames(&mut self) -> bool {
+    fn send_frames(&mut self, mut pass: Option<&mut Pass>) -> bool {
         if self.scratch.out.frames.is_empty() {
             return false;
         }
-        let transport = &self.transport.0;
+        let (transport, mailbox) = (&self.transport, &self.mailbox);
         let refused = &mut self.scratch.refused;
         encode_frames(
             &mut self.scratch.out.frames,
-            transport.shares_frames(),
-            |message| transport.send(message),
+            transport.0.shares_frames(),
+            |message| match &mut pass {
+                Some(pass) => pass.send(message, transport, mailbox),
+                None => transport.0.send(message),
+            },
             |peer, error| {
                 if !refused.contains(&(peer, error)) {
                     refused.push((peer, error));
@@ -383,7 +404,7 @@ impl Driver {
     }
 
     /// Whether the core was told of what is persisted.
-    fn write_log(&mut self) -> Result<bool, StopReason> {
+    fn write_log(&mut self, pass: Option<&mut Pass>) -> Result<bool, StopReason> {
         let jobs = &mut self.scratch.out.log_jobs;
         if jobs.is_empty() {
             return Ok(false);
@@ -391,6 +412,10 @@ impl Driver {
         match &mut self.log {
             LogSide::Thread(thread) => {
                 thread.push(jobs, &self.mailbox);
+                match pass {
+                    Some(pass) => pass.note_log(thread),
+                    None => thread.wake(),
+                }
                 Ok(false)
             }
             LogSide::Inline(log, stats) => {
@@ -567,9 +592,19 @@ mod tests {
         let due = Instant::now();
         assert_eq!(next_tick(due, due, period), due + period);
         assert_eq!(next_tick(due, due + ms(4), period), due + period);
-        for late in [5, 39, 40, 41, 4000] {
-            let now = due + ms(late);
-            assert_eq!(next_tick(due, now, period), now + period, "{late} ms late");
+        for (late, moved) in [(5, 5), (6, 10), (39, 40), (40, 40), (41, 45), (4000, 4000)] {
+            let next = next_tick(due, due + ms(late), period);
+            assert_eq!(next, due + ms(moved) + period, "{late} ms late");
+        }
+    }
+
+    #[test]
+    fn groups_begin_at_the_same_ticks() {
+        let (start, period) = (Instant::now(), Duration::from_millis(40));
+        let ms = Duration::from_millis;
+        for (begin, due) in [(0, 40), (1, 80), (39, 80), (40, 80), (41, 120)] {
+            let first = first_tick(start, start + ms(begin), period);
+            assert_eq!(first, start + ms(due), "{begin} ms after the start");
         }
     }
 }

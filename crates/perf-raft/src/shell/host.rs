@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 /// Threads and tasks of a kind that a host may have.
 const THREADS_MAX: usize = 1024;
@@ -80,7 +81,10 @@ struct Shared {
     appliers: Option<Arc<ApplyPool>>,
     entry_memory: EntryMemory,
     snapshot_traffic: Arc<SnapshotTraffic>,
+    #[cfg(feature = "metrics")]
+    metrics: Option<Arc<crate::RaftMetrics>>,
     runtime: Handle,
+    start: Instant,
     /// Where messages find their group.
     groups: Arc<Groups>,
     state: Mutex<State>,
@@ -114,6 +118,8 @@ pub struct RaftHostBuilder {
     drivers: usize,
     apply_threads: usize,
     entry_memory: Option<EntryMemory>,
+    #[cfg(feature = "metrics")]
+    metrics: Option<Arc<crate::RaftMetrics>>,
 }
 
 impl fmt::Debug for RaftHost {
@@ -168,6 +174,13 @@ impl RaftHostBuilder {
     /// holds one of them. None is started with [`ApplyMode::Inline`].
     pub fn apply_threads(mut self, threads: usize) -> Self {
         self.apply_threads = threads;
+        self
+    }
+
+    /// Records the figures of all groups together at each tick.
+    #[cfg(feature = "metrics")]
+    pub fn metrics(mut self, metrics: Arc<crate::RaftMetrics>) -> Self {
+        self.metrics = Some(metrics);
         self
     }
 
@@ -229,7 +242,10 @@ impl RaftHostBuilder {
             tasks: sleepers.map(TaskHandle::start).collect(),
             appliers,
             entry_memory: self.entry_memory.unwrap_or_else(EntryMemory::of_process),
+            #[cfg(feature = "metrics")]
+            metrics: self.metrics,
             runtime: Handle::current(),
+            start: Instant::now(),
             groups,
             state: Mutex::new(State {
                 places: BTreeMap::new(),
@@ -274,6 +290,8 @@ impl RaftHost {
             drivers: processors.min(8),
             apply_threads: processors.min(4),
             entry_memory: None,
+            #[cfg(feature = "metrics")]
+            metrics: None,
         }
     }
 
@@ -326,7 +344,10 @@ impl RaftHost {
             voters,
             seed: None,
             #[cfg(feature = "metrics")]
-            metrics: None,
+            metrics: shared
+                .metrics
+                .as_ref()
+                .map(crate::metrics::Recorder::of_group),
         };
         let task = shared.task(group);
         let opened = open(shared.place(), new, task, shared.frame_bytes_max, |node| {
@@ -530,6 +551,7 @@ impl Shared {
             entry_memory: self.entry_memory.clone(),
             snapshot_traffic: Arc::clone(&self.snapshot_traffic),
             runtime: self.runtime.clone(),
+            start: self.start,
             sleepers: Some(Arc::clone(&self.groups.sleepers)),
         }
     }

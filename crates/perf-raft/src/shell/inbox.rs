@@ -4,7 +4,7 @@ use super::mailbox::Incoming;
 use super::shared::NodeShared;
 use super::sleepers::Sleepers;
 use crate::GroupId;
-use crate::codec::{BEAT_TAG, Body, Frame, FrameHeader};
+use crate::codec::{BEAT_TAG, Body, Frame, FrameHeader, for_each_frame};
 use crate::inbound::MessageClass;
 use crate::options::RaftOptions;
 use crate::transport::DeliverError;
@@ -99,13 +99,30 @@ impl Inbox {
     }
 
     /// Takes a frame as a peer's [`Transport`](crate::Transport) got it: decodes it here, in the caller's task, and queues it by its
-    /// urgency. Never blocks.
+    /// urgency. Never blocks. A frame of a host may hold those of several groups.
     ///
     /// # Errors
-    /// [`DeliverError`]; drop the frame then, Raft sends again what matters.
+    /// [`DeliverError`], the first if there are several; drop the frame then, Raft sends again what matters.
     pub fn deliver(&self, frame: Bytes) -> Result<(), DeliverError> {
-        let bytes = frame.len();
-        self.take(bytes, Frame::decode_detached(frame)?)
+        self.deliver_each(frame, |frame| {
+            let bytes = frame.len();
+            self.take(bytes, Frame::decode_detached(frame)?)
+        })
+    }
+
+    fn deliver_each(
+        &self,
+        frame: Bytes,
+        deliver: impl Fn(Bytes) -> Result<(), DeliverError>,
+    ) -> Result<(), DeliverError> {
+        let mut outcome = Ok(());
+        for_each_frame(frame, |frame| {
+            let delivered = deliver(frame);
+            if outcome.is_ok() {
+                outcome = delivered;
+            }
+        })?;
+        outcome
     }
 
     /// Takes a decoded frame.
@@ -124,18 +141,18 @@ impl Inbox {
         class: MessageClass,
         frame: Bytes,
     ) -> Result<(), DeliverError> {
-        match &self.to {
-            Receiver::Group(shared) => put_encoded(shared, class, frame),
-            Receiver::Groups(_) => {
-                let (header, tag) = FrameHeader::peek_with_tag(&frame)?;
-                if tag == BEAT_TAG {
-                    return self.deliver(frame);
-                }
-                self.with_group(header.to, header.group, |shared| {
-                    put_encoded(shared, class, frame)
-                })?
+        self.deliver_each(frame, |frame| {
+            if let Receiver::Group(shared) = &self.to {
+                return put_encoded(shared, class, frame);
             }
-        }
+            let (header, tag) = FrameHeader::peek_with_tag(&frame)?;
+            if tag == BEAT_TAG {
+                return self.deliver(frame);
+            }
+            self.with_group(header.to, header.group, |shared| {
+                put_encoded(shared, class, frame)
+            })?
+        })
     }
 
     fn take(&self, bytes: usize, frame: Frame) -> Result<(), DeliverError> {

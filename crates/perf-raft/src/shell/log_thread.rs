@@ -69,7 +69,8 @@ impl LogThread {
         Ok(Self { shared, ended })
     }
 
-    /// Takes jobs of one group; `owner` is told when they are durable, or that the log has failed.
+    /// Takes jobs of one group, to be written once the thread is [woken](Self::wake); `owner` is told when they are durable, or that the log
+    /// has failed.
     ///
     /// Jobs on their way are bounded by what Raft has in flight: one for each batch of proposals or append message.
     pub(crate) fn push(&self, jobs: &mut Vec<LogJob>, owner: &Arc<Mailbox>) {
@@ -84,7 +85,10 @@ impl LogThread {
         }
         queue.jobs.append(jobs);
         queue.owners.push((Arc::clone(owner), last));
-        drop(queue);
+    }
+
+    /// Lets the thread write what was pushed.
+    pub(crate) fn wake(&self) {
         self.shared.wakeup.notify_one();
     }
 

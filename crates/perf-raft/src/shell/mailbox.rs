@@ -13,7 +13,7 @@ use crate::inbound::{InboundLimits, InboundQueues, MessageClass, Queued};
 use crate::options::RaftOptions;
 use crate::primitive::threads::{AtomicBool, Mutex};
 use crate::primitive::{Ordering, mutant};
-use crate::transport::DeliverError;
+use crate::transport::{DeliverError, SendError};
 use bytes::Bytes;
 use raft::eraftpb::Message;
 use std::fmt;
@@ -109,6 +109,8 @@ pub(crate) struct Reports {
     /// What the group relies on in its sleep is no more.
     pub(crate) wake: bool,
     pub(crate) requests: Vec<Request>,
+    /// Peers that did not take a message.
+    pub(crate) not_sent: Vec<(u64, SendError)>,
 }
 
 /// Work for the node's driver: proposals, messages, reports, each behind a lock that is held for a moment, and the notification of the
@@ -317,6 +319,15 @@ impl Mailbox {
         self.has_reports.store(true, Ordering::Release);
         drop(reports);
         self.notify();
+    }
+
+    /// Notes that a peer did not take a message, for the next turn: it makes none necessary.
+    pub(crate) fn note_not_sent(&self, peer: u64, error: SendError) {
+        let mut reports = self.reports.lock();
+        if !reports.not_sent.contains(&(peer, error)) {
+            reports.not_sent.push((peer, error));
+            self.has_reports.store(true, Ordering::Release);
+        }
     }
 
     /// Swaps the reports with empty ones. A report that comes meanwhile notifies the task again.

@@ -13,6 +13,7 @@ mod log_thread;
 mod mailbox;
 mod node;
 mod open;
+mod pass;
 mod run_queue;
 mod shared;
 mod sleepers;

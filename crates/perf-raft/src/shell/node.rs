@@ -17,6 +17,7 @@ use crate::state_machine::Machine;
 use crate::transport::Transport;
 use std::sync::Arc;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 /// A node of a Raft group. See [`builder`](Self::builder).
 #[derive(Debug)]
@@ -199,6 +200,7 @@ impl RaftNodeBuilder {
             entry_memory: self.entry_memory.unwrap_or_else(EntryMemory::of_process),
             snapshot_traffic: Arc::new(SnapshotTraffic::new(&options)),
             runtime: Handle::current(),
+            start: Instant::now(),
             sleepers: None,
         };
         let new = NewGroup {

@@ -2,7 +2,7 @@
 
 use super::apply::{Applier, no_pieces};
 use super::apply_pool::{ApplyClient, ApplyPool};
-use super::drive::{ApplySide, Attached, Driver, LogSide, Published, Scratch};
+use super::drive::{ApplySide, Attached, Driver, LogSide, Published, Scratch, first_tick};
 use super::fetcher::Fetcher;
 use super::handle::RaftHandle;
 use super::log_thread::LogThread;
@@ -43,6 +43,8 @@ pub(crate) struct Place {
     pub(crate) entry_memory: EntryMemory,
     pub(crate) snapshot_traffic: Arc<SnapshotTraffic>,
     pub(crate) runtime: Handle,
+    /// Ticks of all groups are whole periods after it.
+    pub(crate) start: tokio::time::Instant,
     /// None if its groups never sleep.
     pub(crate) sleepers: Option<Arc<Sleepers>>,
 }
@@ -160,6 +162,7 @@ pub(crate) async fn open(
     });
     let (end, ended) = watch::channel(None);
     let now = tokio::time::Instant::now();
+    let due = first_tick(place.start, now, options.tick);
     let driver = Driver {
         core,
         mailbox,
@@ -171,7 +174,7 @@ pub(crate) async fn open(
         published: Arc::clone(&published),
         ended: end,
         start: now,
-        due: now + options.tick,
+        due,
         failed: None,
         last_status: status,
         scratch: Scratch::default(),
@@ -181,7 +184,7 @@ pub(crate) async fn open(
         metrics: new.metrics,
     };
     shared.driver.set(driver);
-    task.add(number, Arc::clone(&shared), options.tick);
+    task.add(number, Arc::clone(&shared), due, options.tick);
     Ok(RaftHandle {
         shared,
         published,

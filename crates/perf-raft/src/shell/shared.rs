@@ -75,7 +75,10 @@ impl NodeShared {
     }
 
     fn drive_here(&self) {
-        if self.driver.drive(TURNS_OF_A_CALLER, Driver::drive) == DriveOutcome::More {
+        let outcome = self
+            .driver
+            .drive(TURNS_OF_A_CALLER, |driver| driver.drive(None));
+        if outcome == DriveOutcome::More {
             self.mailbox.notify();
         }
     }

@@ -2,6 +2,7 @@
 
 use super::combining_lock::DriveOutcome;
 use super::drive::next_tick;
+use super::pass::Pass;
 use super::run_queue::{Notifier, RunQueue};
 use super::shared::NodeShared;
 use super::sleepers::Sleepers;
@@ -30,7 +31,7 @@ pub(crate) struct TaskHandle {
 
 #[derive(Default)]
 struct Intake {
-    entering: Vec<(u32, Group)>,
+    entering: Vec<(u32, Instant, Group)>,
     /// Numbers of groups that are gone.
     free: Vec<u32>,
     numbers: u32,
@@ -75,6 +76,7 @@ impl TaskHandle {
             due: BinaryHeap::new(),
             again: Vec::new(),
             running: 0,
+            pass: Pass::default(),
             sleepers: sleepers.map(|sleepers| (Instant::now() + sleepers.tick, sleepers)),
             _end: end,
         };
@@ -93,8 +95,8 @@ impl TaskHandle {
         (number, Notifier::new(Arc::clone(&self.queue), number))
     }
 
-    /// Drives a group from now on, with the first tick after one period. If the runtime has ended, the group is stopped.
-    pub(crate) fn add(&self, number: u32, shared: Arc<NodeShared>, tick: Duration) {
+    /// Drives a group from now on, with its first tick at `due`. If the runtime has ended, the group is stopped.
+    pub(crate) fn add(&self, number: u32, shared: Arc<NodeShared>, due: Instant, tick: Duration) {
         let mut intake = self.intake.lock();
         if intake.is_gone {
             drop(intake);
@@ -106,7 +108,7 @@ impl TaskHandle {
             tick,
             is_due: true,
         };
-        intake.entering.push((number, group));
+        intake.entering.push((number, due, group));
         drop(intake);
         self.queue.wake();
     }
@@ -142,6 +144,7 @@ struct Task {
     again: Vec<u32>,
     /// Groups that have not ended.
     running: usize,
+    pass: Pass,
     /// Those of the host, and when their next tick is, if this task sees to them.
     sleepers: Option<(Instant, Arc<Sleepers>)>,
     /// Dropped with the task.
@@ -154,7 +157,7 @@ impl Drop for Task {
         intake.is_gone = true;
         let entering = std::mem::take(&mut intake.entering);
         drop(intake);
-        let entering = entering.into_iter().map(|(_, group)| group);
+        let entering = entering.into_iter().map(|(_, _, group)| group);
         for group in self.groups.drain(..).flatten().chain(entering) {
             stop_at_once(&group.shared);
         }
@@ -167,7 +170,7 @@ impl Task {
         let mut ready = Vec::new();
         loop {
             let now = Instant::now();
-            let is_closing = self.enter(now);
+            let is_closing = self.enter();
             if let Some((due, sleepers)) = &mut self.sleepers
                 && *due <= now
             {
@@ -184,7 +187,7 @@ impl Task {
                 }
                 self.drive(number);
                 driven += 1;
-                breathe(driven).await;
+                self.breathe(driven).await;
             }
             self.handle.queue.take(&mut ready);
             ready.append(&mut self.again);
@@ -194,8 +197,9 @@ impl Task {
             for number in ready.drain(..) {
                 self.drive_ready(number);
                 driven += 1;
-                breathe(driven).await;
+                self.breathe(driven).await;
             }
+            self.pass.end();
             if is_closing && self.running == 0 {
                 return;
             }
@@ -221,14 +225,14 @@ impl Task {
     }
 
     /// Takes new groups in. Returns whether the task ends with its last group.
-    fn enter(&mut self, now: Instant) -> bool {
+    fn enter(&mut self) -> bool {
         let mut intake = self.handle.intake.lock();
-        for (number, group) in intake.entering.drain(..) {
+        for (number, due, group) in intake.entering.drain(..) {
             let place = number as usize;
             if self.groups.len() <= place {
                 self.groups.resize_with(place + 1, || None);
             }
-            self.due.push(Reverse((now + group.tick, number)));
+            self.due.push(Reverse((due, number)));
             // A place that it got before it was here may have been passed over: it gets another one.
             group.shared.mailbox.begin_turn();
             if group.shared.mailbox.mark_ready() {
@@ -287,9 +291,11 @@ impl Task {
             return Needs::End;
         };
         let shared = &group.shared;
+        // A group alone shares with nobody.
+        let mut pass = (self.running > 1).then_some(&mut self.pass);
         let (mut needs, mut failed) = (Needs::End, None);
         let outcome = shared.driver.drive(1, |driver| {
-            let more = driver.drive();
+            let more = driver.drive(pass.as_deref_mut());
             needs = if driver.core.is_asleep() {
                 Needs::Nothing
             } else {
@@ -328,11 +334,12 @@ impl Task {
         }
         self.handle.intake.lock().free.push(number);
     }
-}
 
-/// Lets others of the runtime have their turn, after some groups.
-async fn breathe(driven: usize) {
-    if driven.is_multiple_of(GROUPS_PER_TURN) {
-        tokio::task::yield_now().await;
+    /// Lets others of the runtime have their turn, after some groups.
+    async fn breathe(&mut self, driven: usize) {
+        if driven.is_multiple_of(GROUPS_PER_TURN) {
+            self.pass.end();
+            tokio::task::yield_now().await;
+        }
     }
 }
