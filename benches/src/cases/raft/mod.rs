@@ -12,6 +12,7 @@ mod latency;
 mod naive;
 mod ours;
 mod restart;
+mod stream;
 mod wal;
 
 #[cfg(feature = "peers")]
@@ -102,11 +103,14 @@ pub fn cases() -> Vec<Case> {
 /// The experiments of `perf-raft`.
 #[must_use]
 pub fn experiments() -> Vec<Experiment> {
+    let [groups_100, groups_1000] = groups::experiments();
     vec![
         flood::experiment(),
         latency::experiment(),
-        groups::experiment(),
+        groups_100,
+        groups_1000,
         restart::experiment(),
+        stream::experiment(),
         idle::idle(),
         idle::wake(),
     ]
