@@ -1,17 +1,19 @@
 //! The part of the inventory that a Raft group has, as its state machine.
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use perf_kit::atomics::NodeState;
-use perf_kit::raft::{Command, StateMachine, StateMachineError};
+use perf_kit::raft::{Command, StateMachineError, StreamedStateMachine};
 use perf_kit::transport::Transport;
 use tokio::sync::watch;
 
 use crate::groups::Roster;
 use crate::inventory::command::Host;
+use crate::inventory::image::{self, Image};
 use crate::inventory::{Change, Inventory};
 use crate::placement::Placements;
 use crate::view::View;
@@ -81,7 +83,7 @@ impl Machine {
     }
 }
 
-impl StateMachine for Machine {
+impl StreamedStateMachine for Machine {
     fn apply(&mut self, batch: &[Command], responses: &mut Vec<Bytes>) {
         let view = &self.shared.view;
         for command in batch {
@@ -99,12 +101,12 @@ impl StateMachine for Machine {
         self.check_groups();
     }
 
-    fn snapshot(&mut self) -> Result<Bytes, StateMachineError> {
-        Ok(self.inventory.to_bytes())
+    fn snapshot(&mut self) -> Result<Box<dyn Read + Send>, StateMachineError> {
+        Ok(Box::new(Image::of(&self.inventory)))
     }
 
-    fn restore(&mut self, snapshot: Bytes) -> Result<(), StateMachineError> {
-        self.inventory = Inventory::from_bytes(snapshot)?;
+    fn restore(&mut self, snapshot: &mut dyn Read, _: u64) -> Result<(), StateMachineError> {
+        self.inventory = image::read(snapshot)?;
         self.check_groups();
         self.shared.view.replace(self.group, &self.inventory);
         self.placements.replace(&self.inventory);

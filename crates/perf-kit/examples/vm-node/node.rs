@@ -423,6 +423,7 @@ async fn open(host: &RaftHost, group: u32, options: &Serve, shared: &Arc<Shared>
         placements: Arc::clone(&placements),
         shared: Arc::clone(shared),
     };
+    let machine = perf_kit::raft::Machine::streamed(machine);
     // Groups count from 1 in the log, where a node of one group has always had that number.
     let id = GroupId(u64::from(group) + 1);
     let raft = if options.join {

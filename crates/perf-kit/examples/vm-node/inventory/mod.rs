@@ -9,6 +9,7 @@ use prost::Message;
 
 mod clients;
 pub(crate) mod command;
+pub(crate) mod image;
 
 use clients::Clients;
 use command::{Action, Command, Create, Host, Outcome, Size, Vm};
@@ -380,111 +381,6 @@ impl Inventory {
     pub(crate) fn hosts(&self) -> impl Iterator<Item = &HostState> {
         self.hosts.values()
     }
-
-    /// Everything as bytes.
-    pub(crate) fn to_bytes(&self) -> Bytes {
-        let answers = self.order.iter().filter_map(|request_id| {
-            let known = self.answers.get(request_id)?;
-            Some(Answer {
-                request_id: request_id.clone(),
-                reply: command::Reply {
-                    outcome: Some(known.outcome.clone()),
-                },
-                request: known.request.clone(),
-            })
-        });
-        let image = Image {
-            vms: self.vms.values().map(|vm| Vm::clone(vm)).collect(),
-            hosts: self
-                .hosts
-                .values()
-                .map(|state| state.host.clone())
-                .collect(),
-            answers: answers.collect(),
-            version: self.version,
-            raft_groups: self.raft_groups,
-            removed: self.removed.iter().copied().collect(),
-            clients: self
-                .clients
-                .all()
-                .map(|(name, newest)| Client {
-                    name: name.to_owned(),
-                    newest,
-                })
-                .collect(),
-        };
-        Bytes::from(image.encode_to_vec())
-    }
-
-    /// Reads what [`to_bytes`](Self::to_bytes) made.
-    pub(crate) fn from_bytes(bytes: Bytes) -> Result<Self, prost::DecodeError> {
-        let image = Image::decode(bytes)?;
-        let mut inventory = Self {
-            version: image.version,
-            raft_groups: image.raft_groups,
-            removed: image.removed.into_iter().collect(),
-            ..Self::default()
-        };
-        for host in image.hosts {
-            inventory.put_host(host);
-        }
-        for mut vm in image.vms {
-            // A slice would keep the whole snapshot in memory.
-            vm.user_data = Bytes::copy_from_slice(&vm.user_data);
-            inventory.put_vm(&Arc::new(vm));
-        }
-        for client in image.clients {
-            inventory.clients.put(client.name, client.newest);
-        }
-        for answer in image.answers {
-            if let Some(outcome) = answer.reply.outcome {
-                let known = Remembered {
-                    request: Bytes::copy_from_slice(&answer.request),
-                    outcome,
-                };
-                inventory.remember(answer.request_id, known);
-            }
-        }
-        Ok(inventory)
-    }
-}
-
-/// A snapshot. What the hosts' VMs take is the sum of the VMs, and is not in it.
-#[derive(Clone, PartialEq, Message)]
-struct Image {
-    #[prost(message, repeated, tag = "1")]
-    vms: Vec<Vm>,
-    #[prost(message, repeated, tag = "2")]
-    hosts: Vec<Host>,
-    #[prost(message, repeated, tag = "3")]
-    answers: Vec<Answer>,
-    #[prost(uint64, tag = "4")]
-    version: u64,
-    #[prost(uint64, repeated, tag = "5")]
-    removed: Vec<u64>,
-    /// The longest silent first.
-    #[prost(message, repeated, tag = "6")]
-    clients: Vec<Client>,
-    #[prost(uint32, tag = "7")]
-    raft_groups: u32,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Client {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(uint64, tag = "2")]
-    newest: u64,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Answer {
-    #[prost(string, tag = "1")]
-    request_id: String,
-    #[prost(message, required, tag = "2")]
-    reply: command::Reply,
-    #[prost(bytes = "bytes", tag = "3")]
-    request: Bytes,
 }
 
 /// What makes a request the same as another one: all but the host that was chosen for it.
@@ -509,6 +405,10 @@ fn fingerprint(action: &Action) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn copy_of(inventory: &Inventory) -> Inventory {
+        image::read(&mut image::Image::of(inventory)).expect("it is an image")
+    }
 
     fn size(vcpus: u32) -> Size {
         Size {
@@ -588,7 +488,7 @@ mod tests {
             Outcome::NoRoom(1)
         );
         // Its VM can still be deleted; it is forgotten with that.
-        let copy = Inventory::from_bytes(inventory.to_bytes()).expect("it is a snapshot");
+        let copy = copy_of(&inventory);
         for mut inventory in [copy, inventory] {
             assert!(inventory.host(1).is_some_and(|state| state.host.removed));
             apply(&mut inventory, "4", Action::Delete("a".to_owned()));
@@ -650,7 +550,7 @@ mod tests {
             Action::Delete("a".to_owned()),
             Action::Start("a".to_owned()),
         ];
-        let mut copy = Inventory::from_bytes(inventory.to_bytes()).expect("it is a snapshot");
+        let mut copy = copy_of(&inventory);
         for other in others {
             for inventory in [&mut inventory, &mut copy] {
                 let (outcome, change) = apply(inventory, "1", other.clone());
@@ -702,7 +602,7 @@ mod tests {
                 Action::Stop("a".to_owned()),
             );
         }
-        let mut copy = Inventory::from_bytes(inventory.to_bytes()).expect("it is a snapshot");
+        let mut copy = copy_of(&inventory);
         for inventory in [&mut inventory, &mut copy] {
             let (outcome, change) = apply(inventory, "c#1", create("a", 1));
             assert_eq!(outcome, Outcome::TooOld("c#1".to_owned()));
@@ -750,7 +650,7 @@ mod tests {
         hosts.sort_unstable();
         assert_eq!(hosts, [1, 2, 3]);
         // A fourth has to share, with the host that was asked for. So it is from a snapshot.
-        let mut copy = Inventory::from_bytes(inventory.to_bytes()).expect("it is a snapshot");
+        let mut copy = copy_of(&inventory);
         for inventory in [&mut inventory, &mut copy] {
             assert_eq!(create_apart(inventory, "vm3", "db"), Some(1));
         }
@@ -774,7 +674,7 @@ mod tests {
         let mut inventory = with_host();
         let first = apply(&mut inventory, "1", create("a", 3)).0;
         apply(&mut inventory, "2", Action::Start("a".to_owned()));
-        let mut copy = Inventory::from_bytes(inventory.to_bytes()).expect("it is a snapshot");
+        let mut copy = copy_of(&inventory);
         assert_eq!(copy.vm("a"), inventory.vm("a"));
         assert_eq!(copy.host(1), inventory.host(1));
         assert_eq!(apply(&mut copy, "1", create("a", 3)).0, first);
@@ -800,7 +700,7 @@ mod tests {
         assert!(matches!(&made, Outcome::Vm(vm) if vm.user_data.is_empty()));
         apply(&mut inventory, "2", Action::Start("a".to_owned()));
         assert!(inventory.answers["1"].request.len() < 200);
-        let mut copy = Inventory::from_bytes(inventory.to_bytes()).expect("it is a snapshot");
+        let mut copy = copy_of(&inventory);
         for inventory in [&mut inventory, &mut copy] {
             assert!(
                 inventory
@@ -861,7 +761,7 @@ mod tests {
         );
         // Commands from before there was a count are of one group.
         command.raft_groups = 0;
-        let mut copy = Inventory::from_bytes(inventory.to_bytes()).expect("it is a snapshot");
+        let mut copy = copy_of(&inventory);
         assert_eq!(copy.raft_groups(), 1);
         let done = copy.apply(&Bytes::from(command.encode_to_vec())).0;
         assert!(matches!(done, Outcome::Vm(_)));
