@@ -38,9 +38,6 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 const HOUSEKEEPING: Duration = Duration::from_millis(20);
 /// How long messages may take to leave at the end.
 const DRAIN_MAX: Duration = Duration::from_secs(1);
-/// The largest snapshot of a group: a million VMs with the longest names, their user data and the answers that are
-/// remembered.
-const SNAPSHOT_BYTES_MAX: usize = 512 << 20;
 
 /// A running node.
 pub(crate) struct FastNode {
@@ -409,7 +406,6 @@ fn raft_options(groups: u32, log_bytes: usize) -> RaftOptions {
     options.log_entries_kept = (options.log_entries_kept / groups as u64).max(100);
     options.log_bytes_max = log_bytes / groups;
     options.snapshot_log_bytes = options.log_bytes_max / 4;
-    options.snapshot_bytes_max = SNAPSHOT_BYTES_MAX;
     options
 }
 

@@ -148,7 +148,7 @@ fn wrong(reason: &str) -> io::Error {
 }
 
 /// A length, seven bits in a byte: <https://protobuf.dev/programming-guides/encoding/#varints>.
-fn read_len(image: &mut impl Read) -> io::Result<u64> {
+fn read_len(image: &mut impl BufRead) -> io::Result<u64> {
     let mut bytes = Vec::new();
     for byte in image.bytes().take(10) {
         let byte = byte?;
