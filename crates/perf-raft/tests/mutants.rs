@@ -185,6 +185,11 @@ fn an_empty_snapshot_that_is_refused_for_ever_is_found() {
 }
 
 #[test]
+fn a_learner_that_never_learns_that_it_was_removed_is_found() {
+    is_caught("removed_learner_is_not_told");
+}
+
+#[test]
 fn a_start_on_the_log_of_another_node_is_found() {
     is_caught("log_of_another_node");
 }

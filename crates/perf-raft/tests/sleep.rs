@@ -7,8 +7,8 @@ use bytes::Bytes;
 use common::{Map, options};
 use perf_raft::codec::{FrameHeader, for_each_frame};
 use perf_raft::{
-    ChannelNetwork, ChannelTransport, GroupId, Inbox, MemoryLog, OutboundMessage, ProposeError,
-    RaftHandle, RaftHost, RaftNode, SendError, Transport,
+    ChannelNetwork, ChannelTransport, GroupId, Inbox, MembershipChange, MemoryLog, OutboundMessage,
+    ProposeError, RaftHandle, RaftHost, RaftNode, SendError, Transport, Trouble,
 };
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -47,10 +47,14 @@ impl Transport for Counted {
 }
 
 async fn host(id: u64, network: &ChannelNetwork, sent: &Sent) -> RaftHost {
+    host_on(MemoryLog::new(), id, network, sent).await
+}
+
+async fn host_on(log: MemoryLog, id: u64, network: &ChannelNetwork, sent: &Sent) -> RaftHost {
     let mut options = options();
     options.sleep_after_ticks = 4;
     RaftHost::builder(id)
-        .log_store(MemoryLog::new())
+        .log_store(log)
         .transport(Counted {
             inner: network.transport(id),
             sent: Arc::clone(sent),
@@ -247,6 +251,57 @@ async fn requests_at_a_sleeping_follower_have_their_answers() {
         let snapshot = tokio::time::timeout(WAIT, node.snapshot());
         snapshot.await.expect("in time").expect("a snapshot");
     }
+    end(hosts).await;
+}
+
+/// The member that leads, once there is one.
+async fn leader_of(hosts: &[RaftHost], group: u64) -> RaftHandle {
+    let find = || {
+        let mut nodes = hosts.iter().filter_map(|host| host.group(GroupId(group)));
+        nodes.find(|node| node.status().is_leader())
+    };
+    until("a leader", || find().is_some()).await;
+    find().expect("it has just led")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_members_of_a_group_that_sleeps_can_be_changed() {
+    let (network, sent, mut hosts) = three_hosts(1).await;
+    all_sleep(&hosts, 1).await;
+    let leader = leader_of(&hosts, 1).await;
+    let next = leader.id() % 3 + 1;
+    let transfer = tokio::time::timeout(WAIT, leader.transfer_leader(next));
+    transfer.await.expect("in time").expect("it is handed over");
+    all_sleep(&hosts, 1).await;
+
+    let log = MemoryLog::restartable();
+    hosts.push(host_on(log.clone(), 4, &network, &sent).await);
+    let opened = hosts[3].open_group(GroupId(1), Map::default());
+    opened.await.expect("it waits to be taken in");
+    let add = vec![MembershipChange::AddVoter(4)];
+    let leader = leader_of(&hosts, 1).await;
+    let added = tokio::time::timeout(WAIT, leader.change_membership(add));
+    added.await.expect("in time").expect("it is taken in");
+    all_sleep(&hosts, 1).await;
+
+    // Its host is away while it is removed.
+    hosts.remove(3).shutdown().await;
+    let leader = leader_of(&hosts, 1).await;
+    let remove = vec![MembershipChange::Remove(4)];
+    let removed = tokio::time::timeout(WAIT, leader.change_membership(remove));
+    removed.await.expect("in time").expect("it goes");
+    all_sleep(&hosts, 1).await;
+    let back = host_on(log, 4, &network, &sent).await;
+    let opened = back.open_group(GroupId(1), Map::default());
+    let left_over = opened.await.expect("its log is kept");
+    until("it learns that it is no member", || {
+        let report = left_over.report();
+        report.troubles.contains(&Trouble::Removed)
+    })
+    .await;
+    all_sleep(&hosts, 1).await;
+    assert_eq!(propose(&hosts, 1).await, "2");
+    hosts.push(back);
     end(hosts).await;
 }
 

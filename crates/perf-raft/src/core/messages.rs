@@ -94,10 +94,12 @@ impl<T> Core<T> {
         !mutant::is("foreign_counts")
     }
 
-    /// At most once in an election timeout.
-    fn send_notice(&mut self, to: u64, removed: bool) {
+    /// To a node of another group at most once in an election timeout, or whenever it is asked in its sleep, which has no ticks. A node that was
+    /// removed asks no more often than that, and is always answered: others may be left over too.
+    pub(super) fn send_notice(&mut self, to: u64, removed: bool) {
         let due = self.noticed_tick + self.options.election_ticks as u64;
-        let Some(now) = self.configuration().filter(|_| self.ticks >= due) else {
+        let is_due = removed || self.ticks >= due || self.is_asleep();
+        let Some(now) = self.configuration().filter(|_| is_due) else {
             return;
         };
         let founders = now.members.founders.clone();

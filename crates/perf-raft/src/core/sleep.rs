@@ -209,6 +209,13 @@ impl<T> Core<T> {
 
     pub(super) fn receive_sleep_note(&mut self, header: &FrameHeader, note: SleepNote) {
         let is_member = self.node.raft.prs().get(header.from).is_some();
+        if !is_member && note.kind == SleepKind::Woken && self.is_leader() {
+            // A learner that was removed while it was away asks for its leader.
+            if !mutant::is("removed_learner_is_not_told") {
+                self.send_notice(header.from, true);
+            }
+            return;
+        }
         let counts = is_member && self.ack_counts(header.from, header.incarnation);
         let is_current = note.term == self.node.raft.term || note.kind == SleepKind::Woken;
         if !counts || !is_current || self.sleep.after_ticks == 0 {
@@ -255,7 +262,8 @@ impl<T> Core<T> {
     pub(super) fn tick_sleep(&mut self) {
         let raft = &self.node.raft;
         let is_alone = raft.leader_id == 0 || raft.election_elapsed >= self.options.election_ticks;
-        let asks_for_leader = is_alone && !raft.promotable();
+        let is_learner = !raft.promotable() && raft.prs().get(self.id).is_some();
+        let asks_for_leader = is_alone && is_learner && !self.removed;
         if asks_for_leader
             && self
                 .ticks

@@ -45,6 +45,7 @@ counts! {
     disks_replaced
     taken_in
     strangers
+    left_over
     slow_snapshots
     late_words
     too_long

@@ -210,7 +210,9 @@ impl World {
         }
         let voters = membership.voters.len();
         let is_voter = membership.voters.contains(&other);
+        let is_learner = membership.learners.contains(&other);
         let mut changes = match self.random.below(3) {
+            0 if is_learner => vec![MembershipChange::Remove(other)],
             _ if !is_voter => vec![MembershipChange::AddVoter(other)],
             0 if voters > 2 => vec![MembershipChange::Remove(other)],
             1 if voters > 2 => vec![MembershipChange::AddLearner(other)],

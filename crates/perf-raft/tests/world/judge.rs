@@ -2,8 +2,10 @@
 
 use super::machine::Machine;
 use super::node::{Node, address};
-use super::{CALM_SNAPSHOTS_MAX, HEALED, MS, Violation, World};
+use super::{CALM_SNAPSHOTS_MAX, HEALED, MS, Op, Violation, World};
 use perf_raft::Role;
+use perf_raft::core::{Core, Trouble};
+use perf_raft::eraftpb::ConfState;
 
 impl World {
     /// What must hold once the world has healed.
@@ -113,7 +115,36 @@ impl World {
                 }
             }
         }
+        self.judge_left_over()?;
         self.history.check()
+    }
+
+    /// A node that was removed, whatever it missed of that, knows it.
+    fn judge_left_over(&mut self) -> Result<(), Violation> {
+        let leads = |core: &&Core<Op>| core.status().role == Role::Leader;
+        let cores = || self.nodes.values().filter_map(|node| node.core.as_ref());
+        let Some(leader) = cores().filter(leads).max_by_key(|core| core.status().term) else {
+            return Ok(());
+        };
+        let is_member = |membership: &ConfState, id: u64| {
+            membership.voters.contains(&id) || membership.learners.contains(&id)
+        };
+        let now = leader.membership();
+        let left_over = cores().filter(|core| {
+            let id = core.status().node_id;
+            !is_member(&now, id) && is_member(&core.membership(), id)
+        });
+        for core in left_over {
+            self.coverage.left_over += 1;
+            if !core.report().troubles.contains(&Trouble::Removed) && !self.is_twice {
+                let id = core.status().node_id;
+                return Err(format!(
+                    "node {id} was removed and does not know it: {:?}, the members are {now:?}",
+                    (core.status(), core.report())
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Whether a bound lets a node that is behind catch up in the least of steps only.
