@@ -138,13 +138,12 @@ fn subtract_series(
             }
             (None, None) => break,
         };
-        let mut earlier = &Point::Nothing;
+        let mut then = None;
         for list in [&mut told, &mut left] {
             while list.next_if(|then| then.id < series.id).is_some() {}
-            if let Some(then) = list.next_if(|then| then.id == series.id) {
-                earlier = &then.point;
-            }
+            then = list.next_if(|then| then.id == series.id).or(then);
         }
+        let earlier = then.map_or(&Point::Nothing, |then| &then.point);
         // What a thread recorded between the check that nothing was and the reading of a series that has left is told all the same.
         let is_told = !has_left
             || matches!(kind, InstrumentKind::Counter | InstrumentKind::Histogram)
@@ -168,10 +167,10 @@ fn subtract_series(
             (Point::Number(now), _) => out.point.set(Some(*now)),
             (Point::Nothing, _) => out.point = Point::Nothing,
         }
-        let is_since = |exemplar: &&Exemplar| then_time.is_none_or(|then| exemplar.time() > then);
+        let is_new =
+            |exemplar: &&Exemplar| then.is_none_or(|then| !then.exemplars.contains(exemplar));
         out.exemplars.clear();
-        out.exemplars
-            .extend(series.exemplars.iter().filter(is_since));
+        out.exemplars.extend(series.exemplars.iter().filter(is_new));
         out.end = series.end;
         let is_delta = matches!(kind, InstrumentKind::Counter | InstrumentKind::Histogram);
         out.start = if is_delta {

@@ -239,7 +239,6 @@ impl Registry {
         }
         snapshot.start = Some(self.inner.start);
         snapshot.cumulative_start = snapshot.start;
-        snapshot.time = Some(SystemTime::now());
         snapshot.resource = Arc::clone(&self.inner.resource.read());
         let readers = self.readers(self.inner.made.elapsed());
         let mut index = 0;
@@ -286,6 +285,8 @@ impl Registry {
             index += 1;
         }
         snapshot.metrics.truncate(index);
+        // Now, as series may have begun meanwhile.
+        snapshot.time = Some(SystemTime::now());
     }
 
     /// Sets the error handler. It is told of instruments that [`build_or_detached`](crate::InstrumentBuilder::build_or_detached) could not

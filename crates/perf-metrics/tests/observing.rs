@@ -47,6 +47,9 @@ fn deltas_and_sums_are_exact_for_several_readers() {
     let snapshot = total.collect();
     assert_eq!(value(snapshot, "c", &[]), Some(Value::U64(3)));
     assert!(start(snapshot) > before);
+    sum.store(1, Ordering::Relaxed);
+    let snapshot = total.collect();
+    assert!(start(snapshot) <= snapshot.time(), "it begins meanwhile");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! What can be set about an exporter, in code and by the environment.
 
 use super::OtlpError;
-use super::exporter::{OtlpBuilder, OtlpExporter};
+use super::builder::OtlpBuilder;
+use super::exporter::OtlpExporter;
 use super::http::DEFAULT_PATH;
 use crate::attributes::KeyValue;
 use crate::reader::Temporality;
