@@ -10,8 +10,9 @@
 //! A recorder that had found it before may still add to it. So it stays in the list of those that leave, and is read at each
 //! collection, until every reader has its last value and no other reference to it is left. The first table is never replaced, as
 //! look-ups borrow from it; once too many of its slots are used, be it by tombstones, look-ups go to a table that is replaced as a whole,
-//! through `arc-swap`, which costs some 20 ns more. It has two slots for each series of the limit, which most instruments never come near; the
-//! next has four.
+//! through `arc-swap`, which costs some 20 ns more. The first has two slots for each series of the limit, which most instruments never come near;
+//! the others have up to eight for each series that there is when they are made, and are replaced also when most of what is in them was removed:
+//! a series that a table knows is read at each collection.
 
 use crate::addresses::{self, Address, ValueAddress};
 use crate::attributes::{KeyValue, hash_set, normalize, repeats_keys, same_set};
@@ -66,6 +67,12 @@ const BATCH: usize = 32;
 /// So many that a quarter is one at least.
 const SLOTS_MIN: usize = 8;
 
+/// Tables other than the first have room for as many series as were there four times, or for so many.
+const RENEWED_ENTRIES_MIN: usize = 64;
+
+/// So many tombstones are never too many.
+const TOMBSTONES_MIN: u64 = 64;
+
 /// Tags of series are odd.
 const EMPTY: u64 = 0;
 const TOMBSTONE: u64 = 2;
@@ -82,6 +89,8 @@ struct Table<C> {
     slots: Box<[Slot<C>]>,
     /// How many slots were used, those with tombstones too. Changed under the lock of `made`.
     used: AtomicU64,
+    /// How many of them have tombstones.
+    buried: AtomicU64,
 }
 
 impl<C> Table<C> {
@@ -95,7 +104,14 @@ impl<C> Table<C> {
         Self {
             slots: std::iter::repeat_with(empty).take(len).collect(),
             used: AtomicU64::new(0),
+            buried: AtomicU64::new(0),
         }
+    }
+
+    /// Whether more of it are tombstones than series.
+    fn is_mostly_buried(&self) -> bool {
+        let buried = self.buried.load(Ordering::Relaxed);
+        buried > TOMBSTONES_MIN && 2 * buried > self.used.load(Ordering::Relaxed)
     }
 
     /// Whether a series that is made now fits, such that a quarter of the slots stays empty.
@@ -163,6 +179,7 @@ impl<C> Table<C> {
                 .take_while(|slot| slot.tag.load(Ordering::Relaxed) != EMPTY);
             for slot in until_empty.filter(is_it) {
                 slot.tag.store(TOMBSTONE, Ordering::Relaxed);
+                self.buried.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
@@ -425,20 +442,23 @@ impl<C: SeriesCell> Dynamic<C> {
         Some(series)
     }
 
+    /// A table of the series that live, with room for more.
+    fn renewed(&self, made: &Made<C>) -> Table<C> {
+        let entries = made.live.len().saturating_mul(4).max(RENEWED_ENTRIES_MIN);
+        let table = Table::new(entries.min(2 * self.limit));
+        made.live.values().for_each(|series| table.put(series));
+        table
+    }
+
     /// `made` has the series already.
     fn put(&self, series: &Arc<Series<C>>, made: &Made<C>) {
-        let renewed = || {
-            let table = Table::new(2 * self.limit);
-            made.live.values().for_each(|series| table.put(series));
-            table
-        };
         match self.replaced.get() {
             Some(table) => {
                 let now = table.load();
                 if now.has_room() {
                     now.put(series);
                 } else {
-                    table.store(Arc::new(renewed()));
+                    table.store(Arc::new(self.renewed(made)));
                 }
             }
             None => {
@@ -447,7 +467,7 @@ impl<C: SeriesCell> Dynamic<C> {
                     first.put(series);
                 } else {
                     // The lock is held, so no other thread sets it.
-                    let _ = self.replaced.set(ArcSwap::from_pointee(renewed()));
+                    let _ = self.replaced.set(ArcSwap::from_pointee(self.renewed(made)));
                 }
             }
         }
@@ -471,7 +491,11 @@ impl<C: SeriesCell> Dynamic<C> {
             table.bury(series);
         }
         if let Some(table) = self.replaced.get() {
-            table.load().bury(series);
+            let now = table.load();
+            now.bury(series);
+            if now.is_mostly_buried() {
+                table.store(Arc::new(self.renewed(made)));
+            }
         }
         series.liveness.retire();
         if series.cell.is_held() {
@@ -585,5 +609,58 @@ impl<C: SeriesCell> Dynamic<C> {
     pub(crate) fn hold(&self, run: &mut dyn FnMut()) {
         let _made = self.made.lock();
         run();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cells::{BoundCounter, SumSpec};
+    use crate::series::ANONYMOUS;
+
+    #[test]
+    fn what_was_removed_is_not_read_for_ever() {
+        const LIMIT: usize = 100;
+        let spec = SumSpec(None);
+        let dynamic = Dynamic::new(
+            BoundCounter::<u64>::detached(&spec),
+            LIMIT,
+            SystemTime::now(),
+        );
+        let set = |n: i64| [KeyValue::new("n", n)];
+        let add = |n: i64| dynamic.with("c", &spec, &set(n), true, |cell| cell.add(1));
+        let read = || {
+            let mut sum = 0;
+            // The first tells the last values, the second finds that they were told.
+            for _ in 0..2 {
+                dynamic.for_each(ANONYMOUS, 1 << ANONYMOUS, |_, is_told| {
+                    sum += u64::from(is_told);
+                });
+            }
+            (sum, dynamic.len())
+        };
+        // The first table keeps what was in it: three quarters of its slots, of which each series has two.
+        let kept = (2 * LIMIT).next_power_of_two() * 3 / 4 / 2;
+        for n in 0..10_000 {
+            add(n);
+            if n >= 10 {
+                assert!(dynamic.remove(&set(n - 10)));
+            }
+            if n % 50 == 49 {
+                let (_, visited) = read();
+                let live = 1 + 10;
+                assert!(
+                    visited <= live + kept + TOMBSTONES_MIN as usize,
+                    "{visited}"
+                );
+            }
+        }
+        // Many, all of which go at once.
+        (10_000..10_000 + LIMIT as i64 - 10).for_each(add);
+        dynamic.retire_if(|_| true);
+        read();
+        let (_, visited) = read();
+        assert!(visited <= 1 + kept + TOMBSTONES_MIN as usize, "{visited}");
+        assert!((0..10_000 + LIMIT as i64).all(|n| !dynamic.remove(&set(n))));
     }
 }

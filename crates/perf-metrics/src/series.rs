@@ -225,10 +225,11 @@ pub(crate) struct Liveness {
     pub(crate) start: SystemTime,
     /// A collection found something in it, or a record made it.
     is_recorded: AtomicBool,
-    state: Mutex<State>,
+    /// Of a series that leaves or whose instrument has a retention; most have none.
+    state: Mutex<Option<Box<State>>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
     fingerprint: u64,
     /// Since when it is the same.
@@ -244,12 +245,7 @@ impl Liveness {
         Self {
             start,
             is_recorded: AtomicBool::new(is_recorded),
-            state: Mutex::new(State {
-                fingerprint: 0,
-                idle_since: None,
-                told: 0,
-                end: None,
-            }),
+            state: Mutex::default(),
         }
     }
 
@@ -271,6 +267,7 @@ impl Liveness {
         idle: Duration,
     ) -> bool {
         let mut state = self.state.lock();
+        let state = state.get_or_insert_default();
         if state.fingerprint != fingerprint || is_touched {
             state.fingerprint = fingerprint;
             state.idle_since = None;
@@ -288,6 +285,7 @@ impl Liveness {
         fingerprint: u64,
     ) -> Leaving {
         let mut state = self.state.lock();
+        let state = state.get_or_insert_default();
         if state.fingerprint != fingerprint {
             state.fingerprint = fingerprint;
             state.told = 0;
@@ -305,20 +303,17 @@ impl Liveness {
 
     /// Begins to leave, now.
     pub(crate) fn retire(&self) {
-        self.state.lock().end = Some(SystemTime::now());
+        self.state.lock().get_or_insert_default().end = Some(SystemTime::now());
     }
 
     /// When it was removed.
     pub(crate) fn end(&self) -> Option<SystemTime> {
-        self.state.lock().end
+        self.state.lock().as_ref()?.end
     }
 
     /// Does not leave after all: should it begin to later, all readers are to be told of it.
     pub(crate) fn stay(&self) {
-        let mut state = self.state.lock();
-        state.told = 0;
-        state.end = None;
-        state.idle_since = None;
+        *self.state.lock() = None;
     }
 }
 
