@@ -273,6 +273,8 @@ struct Series<T> {
     hash: u64,
     attributes: Arc<[KeyValue]>,
     start: SystemTime,
+    /// Its value before the round in which it was last observed.
+    before: Option<T>,
     value: T,
     /// The round in which it was last observed.
     round: u64,
@@ -359,11 +361,16 @@ impl<T: Number> State<T> {
         let round = self.round;
         let mut start = self.last;
         if let Some(id) = self.find(hash, &attributes) {
-            if let Some(series) = self.series.get_mut(&id)
-                && (kind != InstrumentKind::Counter || value >= series.value)
-            {
-                (series.value, series.round) = (value, round);
-                return;
+            if let Some(series) = self.series.get_mut(&id) {
+                if series.round < round {
+                    series.before = Some(series.value);
+                }
+                // Of what is observed twice at once the last counts, as in the SDK: it may be less than the first.
+                let has_grown = series.before.is_none_or(|before| value >= before);
+                if kind != InstrumentKind::Counter || has_grown {
+                    (series.value, series.round) = (value, round);
+                    return;
+                }
             }
             // A counter that has become less was begun again: so is the series.
             self.remove(id);
@@ -380,6 +387,7 @@ impl<T: Number> State<T> {
             hash,
             attributes: attributes.into(),
             start,
+            before: None,
             value,
             round,
         });
@@ -392,6 +400,7 @@ impl<T: Number> State<T> {
             hash: 0,
             attributes: Arc::new([KeyValue::new("otel.metric.overflow", true)]),
             start,
+            before: None,
             value,
             round: 0,
         });

@@ -150,7 +150,7 @@ impl Worker {
     fn collect(&mut self, is_last: bool) -> bool {
         let is_full = self.queue.len() >= self.settings.queue_max;
         let temporality = self.reader.temporality();
-        if is_full && temporality == Temporality::Delta && !is_last {
+        if is_full && temporality != Temporality::Cumulative && !is_last {
             return false;
         }
         let request = request(self.reader.collect(), temporality, &self.settings.origin);
