@@ -138,6 +138,7 @@ pub struct InstrumentBuilder<I> {
     retention: Option<Duration>,
     buckets: Option<Buckets>,
     is_beside_others: bool,
+    is_kept: bool,
     _instrument: PhantomData<fn() -> I>,
 }
 
@@ -152,6 +153,7 @@ impl<I: Instrument> InstrumentBuilder<I> {
             retention: None,
             buckets: None,
             is_beside_others: false,
+            is_kept: false,
             _instrument: PhantomData,
         }
     }
@@ -208,6 +210,13 @@ impl<I: Instrument> InstrumentBuilder<I> {
         self
     }
 
+    /// Lets the instrument stay in the registry when no handle on it is left.
+    #[cfg(feature = "meter-provider")]
+    pub(crate) fn kept(mut self) -> Self {
+        self.is_kept = true;
+        self
+    }
+
     /// The instrument: the registry's, if it has one of this name, kind, number, unit, description and buckets, whatever its limits;
     /// otherwise a new one. Takes locks, allocates.
     ///
@@ -221,6 +230,9 @@ impl<I: Instrument> InstrumentBuilder<I> {
             let plain = core
                 .plain_cell()
                 .filter(|_| self.is_beside_others || I::Bound::is_same_spec(&core.spec, &spec))?;
+            if self.is_kept {
+                core.keep();
+            }
             Some(I::from_core(Made { plain, core }))
         };
         let spec_of_new = self.spec()?;
@@ -234,6 +246,9 @@ impl<I: Instrument> InstrumentBuilder<I> {
                 SystemTime::now(),
             )?;
             let core = Arc::new(core);
+            if self.is_kept {
+                core.keep();
+            }
             // Just made, with the series that a plain instrument has.
             let plain = core.plain_cell().ok_or(MetricsError::DuplicateName {
                 name: String::new(),

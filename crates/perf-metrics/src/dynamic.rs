@@ -15,7 +15,7 @@
 //! a series that a table knows is read at each collection.
 
 use crate::addresses::{self, Address, ValueAddress};
-use crate::attributes::{KeyValue, hash_set, normalize, repeats_keys, same_set};
+use crate::attributes::{KeyValue, hash_set, normalize, overflow_set, repeats_keys, same_set};
 use crate::primitive::{Mutex, mutant};
 use crate::series::{Leaving, Liveness, SeriesCell, next_id};
 use arc_swap::ArcSwap;
@@ -217,14 +217,13 @@ pub(crate) struct Dynamic<C> {
 impl<C: SeriesCell> Dynamic<C> {
     pub(crate) fn new(overflow: C, limit: usize, start: SystemTime) -> Self {
         let hash = RandomState::default();
-        let of_overflow = [KeyValue::new("otel.metric.overflow", true)];
         Self {
             seed: hash.hash_one(0),
             hash,
             limit,
             first: OnceLock::new(),
             replaced: OnceLock::new(),
-            overflow: Arc::new(Series::fixed(&of_overflow, overflow, start)),
+            overflow: Arc::new(Series::fixed(&overflow_set(), overflow, start)),
             is_full: AtomicBool::new(limit == 0),
             starved_at: AtomicU32::new(0),
             is_starved: AtomicBool::new(false),
@@ -384,6 +383,9 @@ impl<C: SeriesCell> Dynamic<C> {
             return overflow();
         }
         let normal = normalize(attributes);
+        if same_set(&normal, &self.overflow.attributes) {
+            return overflow();
+        }
         let mut made = self.made.lock();
         // Another thread may have made it while this one waited.
         if let Some(series) = self.find_now(&normal) {

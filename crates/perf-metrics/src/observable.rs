@@ -1,7 +1,7 @@
 //! Instruments whose values are asked for when they are collected.
 
 use crate::MetricsError;
-use crate::attributes::{KeyValue, hash_set, normalize, same_set};
+use crate::attributes::{KeyValue, hash_set, normalize, overflow_set, same_set};
 use crate::builder::SERIES_MAX_DEFAULT;
 use crate::descriptor::{Descriptor, InstrumentKind};
 use crate::number::Number;
@@ -358,6 +358,9 @@ impl<T: Number> State<T> {
         kind: InstrumentKind,
         (series_max, now): (usize, SystemTime),
     ) {
+        if same_set(&attributes, &overflow_set()) {
+            return self.add_to_overflow(value, kind);
+        }
         let round = self.round;
         let mut start = self.last;
         if let Some(id) = self.find(hash, &attributes) {
@@ -398,7 +401,7 @@ impl<T: Number> State<T> {
         let overflow = self.overflow.get_or_insert_with(|| Series {
             id: next_id(),
             hash: 0,
-            attributes: Arc::new([KeyValue::new("otel.metric.overflow", true)]),
+            attributes: Arc::new(overflow_set()),
             start,
             before: None,
             value,

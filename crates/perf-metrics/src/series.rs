@@ -356,6 +356,8 @@ pub(crate) struct Core<C: SeriesCell> {
     /// How long a series of attributes at run time may be idle before it leaves.
     retention: Option<Duration>,
     liveness: Liveness,
+    /// It stays although no handle is left.
+    is_kept: AtomicBool,
 }
 
 impl<C: SeriesCell> Core<C> {
@@ -401,6 +403,7 @@ impl<C: SeriesCell> Core<C> {
             dynamic: Some(Dynamic::new(overflow, limit, start)),
             retention,
             liveness: Liveness::new(start, false),
+            is_kept: AtomicBool::new(false),
         }
     }
 
@@ -414,6 +417,7 @@ impl<C: SeriesCell> Core<C> {
             dynamic: None,
             retention: None,
             liveness: Liveness::new(start, false),
+            is_kept: AtomicBool::new(false),
         }
     }
 
@@ -441,6 +445,11 @@ impl<C: SeriesCell> Core<C> {
             .iter()
             .find(|series| same_set(&series.attributes, attributes));
         found.map(|series| series.cell.clone())
+    }
+
+    /// Lets it stay in the registry, also when no handle is left.
+    pub(crate) fn keep(&self) {
+        self.is_kept.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn fixed_len(&self) -> usize {
@@ -563,7 +572,9 @@ impl<C: SeriesCell> Source for Core<C> {
     }
 
     fn is_held(&self) -> bool {
-        self.fixed.iter().any(|series| series.cell.is_held())
+        // Relaxed: it is set through a handle, whose end is seen before this is asked.
+        self.is_kept.load(Ordering::Relaxed)
+            || self.fixed.iter().any(|series| series.cell.is_held())
             || self.dynamic.as_ref().is_some_and(Dynamic::is_held)
     }
 

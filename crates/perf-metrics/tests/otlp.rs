@@ -634,3 +634,31 @@ fn a_sum_that_has_overflown_is_no_series_of_what_is_no_number() {
     counter.add(1.0, EMPTY_ATTRS);
     assert_eq!(read(), Some(Value::F64(0.0)));
 }
+
+#[test]
+fn a_transport_that_panics_is_an_error_of_every_call() {
+    struct Panicking;
+    impl Transport for Panicking {
+        fn send(
+            &mut self,
+            _request: &ExportMetricsServiceRequest,
+            _timeout: Duration,
+        ) -> Result<Accepted, SendError> {
+            panic!("as the test wants")
+        }
+    }
+    let registry = Registry::new();
+    let counter = registry.u64_counter("c").build().unwrap();
+    counter.add(1, EMPTY_ATTRS);
+    let exporter = quiet(OtlpExporter::custom(Panicking))
+        .start(&registry)
+        .unwrap();
+    for outcome in [
+        exporter.flush(LONG),
+        exporter.flush(LONG),
+        exporter.shutdown(LONG),
+    ] {
+        let error = outcome.unwrap_err();
+        assert!(error.to_string().contains("panicked"), "{error}");
+    }
+}

@@ -269,19 +269,22 @@ fn instruments(registry: &Registry) -> impl Fn() {
     }
 }
 
-/// What they say after so many times, the counters and histograms for `new` of them.
+/// What they say after so many times, counters and histograms that are recorded to for `new` of them.
 fn expected(times: u64, new: u64, temporality: Temporality) -> Value {
-    let temporality = match temporality {
-        Temporality::Delta => "AGGREGATION_TEMPORALITY_DELTA",
-        Temporality::Cumulative => "AGGREGATION_TEMPORALITY_CUMULATIVE",
-    };
+    let delta = "AGGREGATION_TEMPORALITY_DELTA";
     let cumulative = "AGGREGATION_TEMPORALITY_CUMULATIVE";
+    let (recorded, observed) = match temporality {
+        Temporality::Cumulative => (cumulative, cumulative),
+        Temporality::Delta => (delta, delta),
+        Temporality::LowMemory => (delta, cumulative),
+    };
     let text = |n: u64| n.to_string();
-    let sum = |points: Value| json!({"dataPoints": points, "aggregationTemporality": temporality, "isMonotonic": true});
+    let sum_of = |points: Value, temporality: &str| json!({"dataPoints": points, "aggregationTemporality": temporality, "isMonotonic": true});
+    let sum = |points: Value| sum_of(points, recorded);
     let up_down =
         |points: Value| json!({"dataPoints": points, "aggregationTemporality": cumulative});
     // What is observed does not change.
-    let observed = u8::from(times == new);
+    let change = u8::from(times == 1 || observed == cumulative);
     let n = json!([{"key": "n", "value": {"intValue": "1"}}]);
     let trace = json!({"spanId": "AgICAgICAgI=", "traceId": "AQEBAQEBAQEBAQEBAQEBAQ=="});
     let exemplar = |value: f64| json!([{"asDouble": value, "spanId": trace["spanId"], "traceId": trace["traceId"]}]);
@@ -313,21 +316,21 @@ fn expected(times: u64, new: u64, temporality: Temporality) -> Value {
                 {"name": "largest", "gauge": {"dataPoints": [{"asDouble": u64::MAX as f64}]}},
                 {"name": "least", "gauge": {"dataPoints": [{"asInt": i64::MIN.to_string()}]}},
                 {"name": "share", "gauge": {"dataPoints": [{"asDouble": 0.25}]}},
-                {"name": "sizes", "unit": "By", "histogram": {"aggregationTemporality": temporality, "dataPoints": [{
+                {"name": "sizes", "unit": "By", "histogram": {"aggregationTemporality": recorded, "dataPoints": [{
                     "count": text(3 * new), "sum": 1021.0 * new as f64, "min": 10.0, "max": 1000.0,
                     "explicitBounds": [10.0, 100.0], "bucketCounts": [text(new), text(new), text(new)],
                 }]}},
-                {"name": "waits", "histogram": {"aggregationTemporality": temporality, "dataPoints": [{
+                {"name": "waits", "histogram": {"aggregationTemporality": recorded, "dataPoints": [{
                     "count": text(2 * new), "sum": new as f64, "min": 0.25, "max": 0.75,
                     "explicitBounds": [0.5], "bucketCounts": [text(new), text(new)], "exemplars": exemplar(0.75),
                 }]}},
                 // Upper bounds belong to their buckets: 1, 2, and 4 with 3.
-                {"name": "powers", "exponentialHistogram": {"aggregationTemporality": temporality, "dataPoints": [{
+                {"name": "powers", "exponentialHistogram": {"aggregationTemporality": recorded, "dataPoints": [{
                     "count": text(5 * new), "sum": 10.0 * new as f64, "min": 0.0, "max": 4.0, "zeroCount": text(new),
                     "positive": {"offset": -1, "bucketCounts": [text(new), text(new), text(2 * new)]}, "negative": {},
                 }]}},
                 // Eight buckets an octave.
-                {"name": "changes", "exponentialHistogram": {"aggregationTemporality": temporality, "dataPoints": [{
+                {"name": "changes", "exponentialHistogram": {"aggregationTemporality": recorded, "dataPoints": [{
                     "count": text(5 * new), "sum": 0.125 * new as f64, "min": -4.0, "max": 2.0,
                     "scale": 3, "zeroCount": text(new), "zeroThreshold": 2f64.powi(-30),
                     "positive": {"offset": -1, "bucketCounts": [
@@ -335,8 +338,8 @@ fn expected(times: u64, new: u64, temporality: Temporality) -> Value {
                     ]},
                     "negative": {"offset": 15, "bucketCounts": [text(new)]},
                 }]}},
-                {"name": "observed.requests", "sum": sum(json!([{"attributes": n, "asInt": (7 * observed).to_string()}]))},
-                {"name": "observed.seconds", "sum": sum(json!([{"attributes": n, "asDouble": 1.5 * f64::from(observed)}]))},
+                {"name": "observed.requests", "sum": sum_of(json!([{"attributes": n, "asInt": (7 * change).to_string()}]), observed)},
+                {"name": "observed.seconds", "sum": sum_of(json!([{"attributes": n, "asDouble": 1.5 * f64::from(change)}]), observed)},
                 {"name": "observed.in.flight", "sum": up_down(json!([{"attributes": n, "asInt": "-7"}]))},
                 {"name": "observed.balance", "sum": up_down(json!([{"attributes": n, "asDouble": -1.5}]))},
                 {"name": "observed.largest", "gauge": {"dataPoints": [{"attributes": n, "asInt": "7"}]}},
@@ -380,7 +383,11 @@ fn a_decoder_of_others_reads_what_was_recorded() {
     let request = request_type();
     for protocol in [Protocol::Http, Protocol::Grpc] {
         let (url, arrived) = receiver(protocol);
-        for temporality in [Temporality::Cumulative, Temporality::Delta] {
+        for temporality in [
+            Temporality::Cumulative,
+            Temporality::Delta,
+            Temporality::LowMemory,
+        ] {
             let registry = Registry::new();
             let before = nanos();
             let record = instruments(&registry);
@@ -402,7 +409,7 @@ fn a_decoder_of_others_reads_what_was_recorded() {
                 let mut found = Times::new();
                 take_times(&mut message, "", &mut found);
                 let new = match temporality {
-                    Temporality::Delta => 1,
+                    Temporality::Delta | Temporality::LowMemory => 1,
                     Temporality::Cumulative => times,
                 };
                 assert_eq!(message, expected(times, new, temporality), "{protocol:?}");

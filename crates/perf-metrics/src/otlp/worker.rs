@@ -50,6 +50,9 @@ impl Drop for OnExit {
         let mut control = self.shared.control.lock();
         control.is_over = true;
         control.is_cut_short = self.is_cut_short;
+        if std::thread::panicking() {
+            control.stats.last_error = Some("the exporter's thread has panicked".to_owned());
+        }
         self.shared.changed.notify_all();
     }
 }
