@@ -354,3 +354,68 @@ impl Layout {
         }
     }
 }
+
+impl Registry {
+    /// A counter of integers: requests, bytes.
+    pub fn u64_counter(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> InstrumentBuilder<Counter<u64>> {
+        InstrumentBuilder::new(self, name.into())
+    }
+
+    /// A counter of fractions: seconds of CPU time.
+    pub fn f64_counter(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> InstrumentBuilder<Counter<f64>> {
+        InstrumentBuilder::new(self, name.into())
+    }
+
+    /// A sum of integers that goes up and down: requests in flight.
+    pub fn i64_up_down_counter(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> InstrumentBuilder<UpDownCounter<i64>> {
+        InstrumentBuilder::new(self, name.into())
+    }
+
+    /// A sum of fractions that goes up and down.
+    pub fn f64_up_down_counter(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> InstrumentBuilder<UpDownCounter<f64>> {
+        InstrumentBuilder::new(self, name.into())
+    }
+
+    /// A value that is set: nodes in the cluster.
+    pub fn u64_gauge(&self, name: impl Into<Cow<'static, str>>) -> InstrumentBuilder<Gauge<u64>> {
+        InstrumentBuilder::new(self, name.into())
+    }
+
+    /// A signed value that is set.
+    pub fn i64_gauge(&self, name: impl Into<Cow<'static, str>>) -> InstrumentBuilder<Gauge<i64>> {
+        InstrumentBuilder::new(self, name.into())
+    }
+
+    /// A fraction that is set: a temperature, a share in use.
+    pub fn f64_gauge(&self, name: impl Into<Cow<'static, str>>) -> InstrumentBuilder<Gauge<f64>> {
+        InstrumentBuilder::new(self, name.into())
+    }
+
+    /// A distribution of integers: sizes in bytes.
+    pub fn u64_histogram(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> InstrumentBuilder<Histogram<u64>> {
+        InstrumentBuilder::new(self, name.into())
+    }
+
+    /// A distribution of fractions: durations in seconds.
+    pub fn f64_histogram(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> InstrumentBuilder<Histogram<f64>> {
+        InstrumentBuilder::new(self, name.into())
+    }
+}

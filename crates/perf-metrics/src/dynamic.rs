@@ -1,7 +1,6 @@
 //! Series whose attributes are known at run time only.
 //!
-//! A table of open addressing of which a quarter of the slots stays empty, so that a probe always ends. A series has up
-//! to two entries, by its contents and by the addresses of its texts. A look-up takes no lock. Whatever exceeds the limit counts in one
+//! They are found in a [`Table`], which takes no lock. Whatever exceeds the limit counts in one
 //! series with the attribute `otel.metric.overflow = true`:
 //! <https://opentelemetry.io/docs/specs/otel/metrics/sdk/#overflow-attribute>.
 //!
@@ -14,16 +13,18 @@
 //! the others have up to eight for each series that there is when they are made, and are replaced also when most of what is in them was removed:
 //! a series that a table knows is read at each collection.
 
-use crate::addresses::{self, Address, ValueAddress};
+use crate::addresses::{self, ValueAddress};
 use crate::attributes::{KeyValue, hash_set, normalize, overflow_set, repeats_keys, same_set};
+use crate::liveness::{Leaving, Liveness};
 use crate::primitive::{Mutex, mutant};
-use crate::series::{Leaving, Liveness, SeriesCell, next_id};
+use crate::series::SeriesCell;
+use crate::table::{EMPTY, Series, Table, next_id};
 use arc_swap::ArcSwap;
 use foldhash::fast::RandomState;
 use std::collections::BTreeMap;
 use std::hash::BuildHasher;
 use std::ops::Bound;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
@@ -34,156 +35,11 @@ pub const ATTRIBUTES_MAX: usize = 128;
 /// starve it.
 const SERIES_GUARANTEED: usize = 64;
 
-/// One series with its attributes.
-#[derive(Debug)]
-pub(crate) struct Series<C> {
-    /// Greater than those of all series made before.
-    pub(crate) id: u64,
-    pub(crate) attributes: Arc<[KeyValue]>,
-    /// Where the texts of `attributes` are, in the order in which they were given; empty if they were not constants.
-    pub(crate) addresses: Box<[Address]>,
-    pub(crate) cell: C,
-    pub(crate) liveness: Liveness,
-    /// The two hashes under which it is found; the second is zero if it has no addresses.
-    tags: [u64; 2],
-}
-
-impl<C> Series<C> {
-    pub(crate) fn fixed(attributes: &[KeyValue], cell: C, start: SystemTime) -> Self {
-        Self {
-            id: next_id(),
-            attributes: attributes.into(),
-            addresses: Box::default(),
-            cell,
-            liveness: Liveness::new(start, false),
-            tags: [0; 2],
-        }
-    }
-}
-
 /// So many series are visited under one lock.
 const BATCH: usize = 32;
 
-/// So many that a quarter is one at least.
-const SLOTS_MIN: usize = 8;
-
 /// Tables other than the first have room for as many series as were there four times, or for so many.
 const RENEWED_ENTRIES_MIN: usize = 64;
-
-/// So many tombstones are never too many.
-const TOMBSTONES_MIN: u64 = 64;
-
-/// Tags of series are odd.
-const EMPTY: u64 = 0;
-const TOMBSTONE: u64 = 2;
-
-#[derive(Debug)]
-struct Slot<C> {
-    /// The hash of the series' attributes, or one of the two above.
-    tag: AtomicU64,
-    series: OnceLock<Arc<Series<C>>>,
-}
-
-#[derive(Debug)]
-struct Table<C> {
-    slots: Box<[Slot<C>]>,
-    /// How many slots were used, those with tombstones too. Changed under the lock of `made`.
-    used: AtomicU64,
-    /// How many of them have tombstones.
-    buried: AtomicU64,
-}
-
-impl<C> Table<C> {
-    /// With room for so many entries if half of the slots are used.
-    fn new(entries: usize) -> Self {
-        let empty = || Slot {
-            tag: AtomicU64::new(EMPTY),
-            series: OnceLock::new(),
-        };
-        let len = (entries * 2).next_power_of_two().max(SLOTS_MIN);
-        Self {
-            slots: std::iter::repeat_with(empty).take(len).collect(),
-            used: AtomicU64::new(0),
-            buried: AtomicU64::new(0),
-        }
-    }
-
-    /// Whether more of it are tombstones than series.
-    fn is_mostly_buried(&self) -> bool {
-        let buried = self.buried.load(Ordering::Relaxed);
-        buried > TOMBSTONES_MIN && 2 * buried > self.used.load(Ordering::Relaxed)
-    }
-
-    /// Whether a series that is made now fits, such that a quarter of the slots stays empty.
-    fn has_room(&self) -> bool {
-        let used = self.used.load(Ordering::Relaxed) as usize;
-        used + 2 <= self.slots.len() - self.slots.len() / 4
-    }
-
-    #[inline]
-    fn find(&self, tag: u64, is_it: impl Fn(&Series<C>) -> bool) -> Option<&Arc<Series<C>>> {
-        let slots = &*self.slots;
-        let mut index = (tag >> 1) as usize;
-        loop {
-            // The number of slots is a power of two, and some of them stay empty.
-            let slot = slots.get(index & (slots.len() - 1))?;
-            // Acquire: the series was put there before the tag.
-            match slot.tag.load(Ordering::Acquire) {
-                EMPTY => return None,
-                other if other == tag => {
-                    if let Some(series) = slot.series.get()
-                        && is_it(series)
-                    {
-                        return Some(series);
-                    }
-                }
-                _ => {}
-            }
-            index = index.wrapping_add(1);
-        }
-    }
-
-    fn probe(&self, tag: u64) -> impl Iterator<Item = &Slot<C>> {
-        let start = (tag >> 1) as usize;
-        (0..self.slots.len()).filter_map(move |step| {
-            self.slots
-                .get(start.wrapping_add(step) & (self.slots.len() - 1))
-        })
-    }
-
-    /// The lock of `made` is held.
-    fn put(&self, series: &Arc<Series<C>>) {
-        for tag in series.tags.into_iter().filter(|tag| *tag != EMPTY) {
-            if let Some(slot) = self
-                .probe(tag)
-                .find(|slot| slot.tag.load(Ordering::Relaxed) == EMPTY)
-            {
-                // Only the holder of the lock puts, so this slot's series is not set.
-                let _ = slot.series.set(Arc::clone(series));
-                slot.tag.store(tag, Ordering::Release);
-                self.used.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-    }
-
-    /// The lock of `made` is held.
-    fn bury(&self, series: &Arc<Series<C>>) {
-        for tag in series.tags.into_iter().filter(|tag| *tag != EMPTY) {
-            let is_it = |slot: &&Slot<C>| {
-                slot.series
-                    .get()
-                    .is_some_and(|other| Arc::ptr_eq(other, series))
-            };
-            let until_empty = self
-                .probe(tag)
-                .take_while(|slot| slot.tag.load(Ordering::Relaxed) != EMPTY);
-            for slot in until_empty.filter(is_it) {
-                slot.tag.store(TOMBSTONE, Ordering::Relaxed);
-                self.buried.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-    }
-}
 
 /// Under the lock.
 #[derive(Debug)]
@@ -618,7 +474,8 @@ impl<C: SeriesCell> Dynamic<C> {
 mod tests {
     use super::*;
     use crate::cells::{BoundCounter, SumSpec};
-    use crate::series::ANONYMOUS;
+    use crate::liveness::ANONYMOUS;
+    use crate::table::TOMBSTONES_MIN;
 
     #[test]
     fn what_was_removed_is_not_read_for_ever() {

@@ -4,10 +4,12 @@ use crate::MetricsError;
 use crate::attributes::{KeyValue, hash_set, normalize, overflow_set, same_set};
 use crate::builder::SERIES_MAX_DEFAULT;
 use crate::descriptor::{Descriptor, InstrumentKind};
+use crate::liveness::{Leaving, Liveness};
 use crate::number::Number;
 use crate::registry::{Registry, WeakRegistry};
-use crate::series::{Leaving, Liveness, Source, next_id};
+use crate::series::Source;
 use crate::snapshot::{InstrumentSnapshot, Merge, Point, SeriesSnapshot};
+use crate::table::next_id;
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use std::any::Any;
@@ -236,6 +238,64 @@ impl Drop for Observable {
 impl fmt::Debug for Observable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Observable").finish_non_exhaustive()
+    }
+}
+
+impl Registry {
+    /// A sum of integers that only grows and is kept elsewhere: bytes that the system has read. See [`ObservableBuilder::with_callback`].
+    pub fn u64_observable_counter(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> ObservableBuilder<u64> {
+        ObservableBuilder::new(self, name.into(), InstrumentKind::Counter)
+    }
+
+    /// A sum of fractions that only grows and is kept elsewhere: seconds of CPU time. See [`ObservableBuilder::with_callback`].
+    pub fn f64_observable_counter(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> ObservableBuilder<f64> {
+        ObservableBuilder::new(self, name.into(), InstrumentKind::Counter)
+    }
+
+    /// A sum of integers that goes up and down and is kept elsewhere: open files. See [`ObservableBuilder::with_callback`].
+    pub fn i64_observable_up_down_counter(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> ObservableBuilder<i64> {
+        ObservableBuilder::new(self, name.into(), InstrumentKind::UpDownCounter)
+    }
+
+    /// A sum of fractions that goes up and down and is kept elsewhere. See [`ObservableBuilder::with_callback`].
+    pub fn f64_observable_up_down_counter(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> ObservableBuilder<f64> {
+        ObservableBuilder::new(self, name.into(), InstrumentKind::UpDownCounter)
+    }
+
+    /// A value that is asked for: the length of a queue. See [`ObservableBuilder::with_callback`].
+    pub fn u64_observable_gauge(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> ObservableBuilder<u64> {
+        ObservableBuilder::new(self, name.into(), InstrumentKind::Gauge)
+    }
+
+    /// A signed value that is asked for. See [`ObservableBuilder::with_callback`].
+    pub fn i64_observable_gauge(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> ObservableBuilder<i64> {
+        ObservableBuilder::new(self, name.into(), InstrumentKind::Gauge)
+    }
+
+    /// A fraction that is asked for: a temperature. See [`ObservableBuilder::with_callback`].
+    pub fn f64_observable_gauge(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> ObservableBuilder<f64> {
+        ObservableBuilder::new(self, name.into(), InstrumentKind::Gauge)
     }
 }
 
