@@ -52,6 +52,26 @@ fn deltas_and_sums_are_exact_for_several_readers() {
     assert!(start(snapshot) <= snapshot.time(), "it begins meanwhile");
 }
 
+#[test]
+fn a_set_is_the_same_in_another_order() {
+    let registry = Registry::new();
+    let rounds = AtomicU64::new(0);
+    let _observed = registry
+        .u64_observable_counter("c")
+        .with_callback(move |observer| {
+            let round = rounds.fetch_add(1, Ordering::Relaxed);
+            let mut set = [KeyValue::new("a", 1), KeyValue::new("b", 2)];
+            set.rotate_left(round as usize % 2);
+            observer.observe(100 + 50 * round, &set);
+        })
+        .build()
+        .unwrap();
+    let mut delta = registry.reader(Temporality::Delta).unwrap();
+    let set = [KeyValue::new("a", 1), KeyValue::new("b", 2)];
+    let found = [(); 3].map(|()| value(delta.collect(), "c", &set));
+    assert_eq!(found, [100, 50, 50].map(|change| Some(Value::U64(change))));
+}
+
 /// As the SDK has it; the second is no counter that was begun again.
 #[test]
 fn of_what_is_observed_twice_at_once_the_last_counts() {
