@@ -1,9 +1,9 @@
 //! What the exporter does with answers, limits and slow receivers.
 #![cfg(feature = "otlp-grpc")]
 
-use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
-    MetricsService, MetricsServiceServer,
-};
+#[path = "common/grpc.rs"]
+mod grpc_receiver;
+
 use opentelemetry_proto::tonic::collector::metrics::v1::{
     ExportMetricsPartialSuccess, ExportMetricsServiceRequest, ExportMetricsServiceResponse,
 };
@@ -308,53 +308,11 @@ fn sums(request: &ExportMetricsServiceRequest) -> BTreeMap<String, i64> {
         .collect()
 }
 
-struct Service {
-    arrived: Arc<Mutex<Vec<ExportMetricsServiceRequest>>>,
-    status: Option<tonic::Status>,
-}
-
-#[tonic::async_trait]
-impl MetricsService for Service {
-    async fn export(
-        &self,
-        request: tonic::Request<ExportMetricsServiceRequest>,
-    ) -> Result<tonic::Response<ExportMetricsServiceResponse>, tonic::Status> {
-        if let Some(status) = &self.status {
-            return Err(status.clone());
-        }
-        self.arrived.lock().unwrap().push(request.into_inner());
-        Ok(tonic::Response::new(ExportMetricsServiceResponse::default()))
-    }
-}
-
 fn grpc(
     bytes_max: usize,
     status: Option<tonic::Status>,
 ) -> (SocketAddr, Arc<Mutex<Vec<ExportMetricsServiceRequest>>>) {
-    let arrived = Arc::default();
-    let service = MetricsServiceServer::new(Service {
-        arrived: Arc::clone(&arrived),
-        status,
-    })
-    .max_decoding_message_size(bytes_max);
-    let (tell, told) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(async {
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-            tell.send(listener.local_addr().unwrap()).unwrap();
-            let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-            tonic::transport::Server::builder()
-                .add_service(service)
-                .serve_with_incoming(incoming)
-                .await
-                .unwrap();
-        });
-    });
-    (told.recv().unwrap(), arrived)
+    grpc_receiver::serve(tonic::transport::Server::builder(), bytes_max, status)
 }
 
 #[test]
@@ -374,7 +332,7 @@ fn what_exceeds_the_receivers_limit_arrives_in_parts() {
         );
     }
     // gRPC's default limit, which our default keeps; and a receiver whose limit is lower than ours.
-    for bytes_max in [4 << 20, 300_000] {
+    for bytes_max in [grpc_receiver::BYTES_MAX, 300_000] {
         let (address, arrived) = grpc(bytes_max, None);
         let exporter = quiet(OtlpExporter::grpc(&format!("http://{address}")))
             .with_temporality(Temporality::Delta)
@@ -472,7 +430,7 @@ fn requests_keep_the_bounds_that_are_set() {
         histogram.record(n as f64, &[KeyValue::new("n", n)]);
     }
     for (bytes_max, points_max) in [(2000, usize::MAX), (usize::MAX, 7), (500, 3), (1, 1)] {
-        let (address, arrived) = grpc(4 << 20, None);
+        let (address, arrived) = grpc(grpc_receiver::BYTES_MAX, None);
         let exporter = quiet(OtlpExporter::grpc(&format!("http://{address}")))
             .with_request_max(bytes_max, points_max)
             .start(&registry)
@@ -509,7 +467,7 @@ fn a_code_that_is_not_retryable_drops_the_request_and_says_so() {
         tonic::Status::invalid_argument("no"),
         tonic::Status::internal("bug"),
     ] {
-        let (address, _) = grpc(4 << 20, Some(status));
+        let (address, _) = grpc(grpc_receiver::BYTES_MAX, Some(status));
         let exporter = quiet(OtlpExporter::grpc(&format!("http://{address}")))
             .start(&one_counter())
             .unwrap();
@@ -520,7 +478,10 @@ fn a_code_that_is_not_retryable_drops_the_request_and_says_so() {
         );
         assert_eq!(exporter.stats().retries, 0);
     }
-    let (address, _) = grpc(4 << 20, Some(tonic::Status::unavailable("later")));
+    let (address, _) = grpc(
+        grpc_receiver::BYTES_MAX,
+        Some(tonic::Status::unavailable("later")),
+    );
     let exporter = quiet(OtlpExporter::grpc(&format!("http://{address}")))
         .start(&one_counter())
         .unwrap();
