@@ -1,17 +1,17 @@
 //! Series whose attributes are known at run time only.
 //!
-//! They are found in a [`Table`], which takes no lock. Whatever exceeds the limit counts in one
-//! series with the attribute `otel.metric.overflow = true`:
-//! <https://opentelemetry.io/docs/specs/otel/metrics/sdk/#overflow-attribute>.
+//! They are found in a [`Table`], which takes no lock. Whatever exceeds the limit counts in one series with the
+//! attribute `otel.metric.overflow = true`: <https://opentelemetry.io/docs/specs/otel/metrics/sdk/#overflow-attribute>.
 //!
 //! # Series that go away
-//! A removed series leaves the table: its slots become tombstones, and what records to its attributes from then on makes a new series.
-//! A recorder that had found it before may still add to it. So it stays in the list of those that leave, and is read at each
-//! collection, until every reader has its last value and no other reference to it is left. The first table is never replaced, as
-//! look-ups borrow from it; once too many of its slots are used, be it by tombstones, look-ups go to a table that is replaced as a whole,
-//! through `arc-swap`, which costs some 20 ns more. The first has two slots for each series of the limit, which most instruments never come near;
-//! the others have up to eight for each series that there is when they are made, and are replaced also when most of what is in them was removed:
-//! a series that a table knows is read at each collection.
+//! A removed series leaves the table: its slots become tombstones, and what records to its attributes from then on
+//! makes a new series. A recorder that had found it before may still add to it. So it stays in the list of those that
+//! leave, and is read at each collection, until every reader has its last value and no other reference to it is left.
+//! The first table is never replaced, as look-ups borrow from it; once too many of its slots are used, be it by
+//! tombstones, look-ups go to a table that is replaced as a whole, through `arc-swap`, which costs some 20 ns more. The
+//! first has two slots for each series of the limit, which most instruments never come near; the others have up to
+//! eight for each series that there is when they are made, and are replaced also when most of what is in them was
+//! removed: a series that a table knows is read at each collection.
 
 use crate::addresses::{self, ValueAddress};
 use crate::attributes::{KeyValue, hash_set, normalize, overflow_set, repeats_keys, same_set};

@@ -17,7 +17,8 @@ pub enum Temporality {
     /// Since the last collection of the same reader. Up-down counters stay cumulative:
     /// <https://opentelemetry.io/docs/specs/otel/metrics/sdk_exporters/otlp/#additional-environment-variable-configuration>.
     Delta,
-    /// As [`Delta`](Self::Delta), but for observable counters, which stay cumulative: what is observed need not be remembered.
+    /// As [`Delta`](Self::Delta), but for observable counters, which stay cumulative: what is observed need not be
+    /// remembered.
     LowMemory,
 }
 

@@ -1,7 +1,8 @@
 //! A table that finds series by their attributes without a lock.
 //!
-//! Open addressing, of which a quarter of the slots stays empty, so that a probe always ends. A series has up to two entries, by its contents and by
-//! the addresses of its texts. What is removed leaves a tombstone and, until the table is dropped, its series.
+//! Open addressing, of which a quarter of the slots stays empty, so that a probe always ends. A series has up to two
+//! entries, by its contents and by the addresses of its texts. What is removed leaves a tombstone and, until the table
+//! is dropped, its series.
 
 use crate::addresses::Address;
 use crate::attributes::KeyValue;

@@ -1,5 +1,5 @@
-//! What a receiver that shares nothing with the exporter reads: messages by `protobuf`, from the specification's own files under
-//! `tests/proto`, and connections by `hyper`.
+//! What a receiver that shares nothing with the exporter reads: messages by `protobuf`, from the specification's own
+//! files under `tests/proto`, and connections by `hyper`.
 #![cfg(feature = "otlp-grpc")]
 // For `json!`.
 #![recursion_limit = "256"]
@@ -204,7 +204,9 @@ fn instruments(registry: &Registry) -> impl Fn() {
         .unwrap();
     macro_rules! observed {
         ($($make:ident $name:literal $value:expr),*) => {$(
-            let callback = |observer: &mut perf_metrics::Observer<'_, _>| observer.observe($value, &[attribute("n", 1)]);
+            let callback = |observer: &mut perf_metrics::Observer<'_, _>| {
+                observer.observe($value, &[attribute("n", 1)]);
+            };
             registry.$make($name).with_callback(callback).build().unwrap().keep();
         )*};
     }
@@ -279,7 +281,14 @@ fn expected(times: u64, new: u64, temporality: Temporality) -> Value {
         Temporality::LowMemory => (delta, cumulative),
     };
     let text = |n: u64| n.to_string();
-    let sum_of = |points: Value, temporality: &str| json!({"dataPoints": points, "aggregationTemporality": temporality, "isMonotonic": true});
+    let sum_of = |points: Value, temporality: &str| {
+        json!({
+            "dataPoints": points,
+            "aggregationTemporality": temporality,
+            "isMonotonic": true
+        })
+    };
+    let array = |values: Value| json!({"arrayValue": {"values": values}});
     let sum = |points: Value| sum_of(points, recorded);
     let up_down =
         |points: Value| json!({"dataPoints": points, "aggregationTemporality": cumulative});
@@ -299,13 +308,13 @@ fn expected(times: u64, new: u64, temporality: Temporality) -> Value {
                     {"asInt": text(new * ((1 << 53) + 1))},
                     {"asInt": text(new * 5), "attributes": [
                         {"key": "flag", "value": {"boolValue": true}},
-                        {"key": "flags", "value": {"arrayValue": {"values": [{"boolValue": true}, {"boolValue": false}]}}},
+                        {"key": "flags", "value": array(json!([{"boolValue": true}, {"boolValue": false}]))},
                         {"key": "float", "value": {"doubleValue": 0.1}},
-                        {"key": "floats", "value": {"arrayValue": {"values": [{"doubleValue": 0.5}, {"doubleValue": -1.25}]}}},
+                        {"key": "floats", "value": array(json!([{"doubleValue": 0.5}, {"doubleValue": -1.25}]))},
                         {"key": "integer", "value": {"intValue": "-9223372036854775808"}},
-                        {"key": "integers", "value": {"arrayValue": {"values": [{"intValue": "1"}, {"intValue": "-2"}]}}},
+                        {"key": "integers", "value": array(json!([{"intValue": "1"}, {"intValue": "-2"}]))},
                         {"key": "text", "value": {"stringValue": "\u{fc}\n"}},
-                        {"key": "texts", "value": {"arrayValue": {"values": [{"stringValue": "a"}, {"stringValue": "b"}]}}},
+                        {"key": "texts", "value": array(json!([{"stringValue": "a"}, {"stringValue": "b"}]))},
                     ]},
                 ]))},
                 {"name": "seconds", "unit": "s", "sum": sum(json!([
@@ -338,8 +347,12 @@ fn expected(times: u64, new: u64, temporality: Temporality) -> Value {
                     ]},
                     "negative": {"offset": 15, "bucketCounts": [text(new)]},
                 }]}},
-                {"name": "observed.requests", "sum": sum_of(json!([{"attributes": n, "asInt": (7 * change).to_string()}]), observed)},
-                {"name": "observed.seconds", "sum": sum_of(json!([{"attributes": n, "asDouble": 1.5 * f64::from(change)}]), observed)},
+                {"name": "observed.requests", "sum": sum_of(json!([
+                    {"attributes": n, "asInt": (7 * change).to_string()},
+                ]), observed)},
+                {"name": "observed.seconds", "sum": sum_of(json!([
+                    {"attributes": n, "asDouble": 1.5 * f64::from(change)},
+                ]), observed)},
                 {"name": "observed.in.flight", "sum": up_down(json!([{"attributes": n, "asInt": "-7"}]))},
                 {"name": "observed.balance", "sum": up_down(json!([{"attributes": n, "asDouble": -1.5}]))},
                 {"name": "observed.largest", "gauge": {"dataPoints": [{"attributes": n, "asInt": "7"}]}},

@@ -77,6 +77,10 @@ impl OtlpBuilder {
 
     /// How large a request is at most, in bytes before compression and in data points: [`REQUEST_BYTES_MAX_DEFAULT`] and
     /// [`REQUEST_POINTS_MAX_DEFAULT`] unless said here. A single point is sent however large it is.
+    ///
+    /// A receiver that refuses a request for its length lowers the bound of bytes to half of that request. After 32
+    /// requests that were taken the bound doubles, up to what is set here; after twice as many each time that this is
+    /// refused again, up to 4096.
     pub fn with_request_max(mut self, bytes_max: usize, points_max: usize) -> Self {
         self.settings.request_max = split::Max {
             bytes: bytes_max.max(1),

@@ -1,7 +1,8 @@
 //! How large requests may be: as is set, or smaller while the receiver takes no more.
 //!
-//! A bound that the receiver's refusal has lowered is doubled after [`PATIENCE_MIN`] requests that were taken, as receivers are mended. If that
-//! is refused, twice as many have to be taken before the next trial: of many requests few are sent in vain.
+//! A bound that the receiver's refusal has lowered is doubled after [`PATIENCE_MIN`] requests that were taken, as
+//! receivers are mended. If that is refused, twice as many have to be taken before the next trial: of many requests few
+//! are sent in vain.
 
 use super::split::Max;
 
@@ -60,8 +61,8 @@ impl Limit {
         }
     }
 
-    /// A request of several points, of so many bytes, was too large. Each part of it has at least `empty_bytes`, so that by the new bound
-    /// there are at least two.
+    /// A request of several points, of so many bytes, was too large. Each part of it has at least `empty_bytes`, so
+    /// that by the new bound there are at least two.
     pub(super) fn refused(&mut self, bytes: usize, empty_bytes: usize) {
         self.refused = self.refused.min(bytes);
         if self.is_trial {
@@ -87,7 +88,8 @@ mod tests {
         })
     }
 
-    /// Sends what waits to a receiver that takes so many bytes, in requests as large as the bound allows. How many it took and refused.
+    /// Sends what waits to a receiver that takes so many bytes, in requests as large as the bound allows. How many it
+    /// took and refused.
     fn send(limit: &mut Limit, mut waiting: usize, bytes_max: usize) -> (u32, u32) {
         let (mut taken, mut refused) = (0, 0);
         while waiting > 0 {
