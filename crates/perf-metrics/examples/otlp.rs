@@ -2,6 +2,8 @@
 //!
 //! `cargo run -p perf-metrics --example otlp`
 
+#[path = "../tests/common/grpc.rs"]
+mod grpc_receiver;
 #[path = "../tests/common/receiver.rs"]
 mod receiver;
 
@@ -11,10 +13,11 @@ use perf_metrics::otlp::OtlpExporter;
 use perf_metrics::string_constants::{OPERATION_CREATE, OPERATION_STOP};
 use perf_metrics::{KeyValue, NodeMetrics, Registry, Temporality};
 use std::time::Duration;
+use tonic::transport::Server;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (http, over_http) = receiver::http(vec![]);
-    let (grpc, over_grpc) = receiver::grpc();
+    let (grpc, over_grpc) = grpc_receiver::serve(Server::builder(), grpc_receiver::BYTES_MAX, None);
 
     let registry = Registry::new();
     let metrics = NodeMetrics::new(&registry)?;

@@ -9,6 +9,12 @@ use std::hash::{BuildHasher, Hasher};
 /// No attributes. Recording with it costs the same as recording without.
 pub const EMPTY_ATTRS: &[KeyValue] = &[];
 
+/// Of the series that counts what exceeds an instrument's limit:
+/// <https://opentelemetry.io/docs/specs/otel/metrics/sdk/#overflow-attribute>.
+pub(crate) fn overflow_set() -> [KeyValue; 1] {
+    [KeyValue::new("otel.metric.overflow", true)]
+}
+
 /// A hash that does not depend on the order of the attributes.
 #[inline]
 pub(crate) fn hash_set(state: &RandomState, attributes: &[KeyValue]) -> u64 {

@@ -138,6 +138,7 @@ pub struct InstrumentBuilder<I> {
     retention: Option<Duration>,
     buckets: Option<Buckets>,
     is_beside_others: bool,
+    is_kept: bool,
     _instrument: PhantomData<fn() -> I>,
 }
 
@@ -152,6 +153,7 @@ impl<I: Instrument> InstrumentBuilder<I> {
             retention: None,
             buckets: None,
             is_beside_others: false,
+            is_kept: false,
             _instrument: PhantomData,
         }
     }
@@ -208,6 +210,13 @@ impl<I: Instrument> InstrumentBuilder<I> {
         self
     }
 
+    /// Lets the instrument stay in the registry when no handle on it is left.
+    #[cfg(feature = "meter-provider")]
+    pub(crate) fn kept(mut self) -> Self {
+        self.is_kept = true;
+        self
+    }
+
     /// The instrument: the registry's, if it has one of this name, kind, number, unit, description and buckets, whatever its limits;
     /// otherwise a new one. Takes locks, allocates.
     ///
@@ -221,6 +230,9 @@ impl<I: Instrument> InstrumentBuilder<I> {
             let plain = core
                 .plain_cell()
                 .filter(|_| self.is_beside_others || I::Bound::is_same_spec(&core.spec, &spec))?;
+            if self.is_kept {
+                core.keep();
+            }
             Some(I::from_core(Made { plain, core }))
         };
         let spec_of_new = self.spec()?;
@@ -234,6 +246,9 @@ impl<I: Instrument> InstrumentBuilder<I> {
                 SystemTime::now(),
             )?;
             let core = Arc::new(core);
+            if self.is_kept {
+                core.keep();
+            }
             // Just made, with the series that a plain instrument has.
             let plain = core.plain_cell().ok_or(MetricsError::DuplicateName {
                 name: String::new(),
@@ -337,5 +352,70 @@ impl Layout {
             Domain::U64 => Buckets::default_u64(),
             Domain::F64 => Buckets::default_f64(),
         }
+    }
+}
+
+impl Registry {
+    /// A counter of integers: requests, bytes.
+    pub fn u64_counter(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> InstrumentBuilder<Counter<u64>> {
+        InstrumentBuilder::new(self, name.into())
+    }
+
+    /// A counter of fractions: seconds of CPU time.
+    pub fn f64_counter(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> InstrumentBuilder<Counter<f64>> {
+        InstrumentBuilder::new(self, name.into())
+    }
+
+    /// A sum of integers that goes up and down: requests in flight.
+    pub fn i64_up_down_counter(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> InstrumentBuilder<UpDownCounter<i64>> {
+        InstrumentBuilder::new(self, name.into())
+    }
+
+    /// A sum of fractions that goes up and down.
+    pub fn f64_up_down_counter(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> InstrumentBuilder<UpDownCounter<f64>> {
+        InstrumentBuilder::new(self, name.into())
+    }
+
+    /// A value that is set: nodes in the cluster.
+    pub fn u64_gauge(&self, name: impl Into<Cow<'static, str>>) -> InstrumentBuilder<Gauge<u64>> {
+        InstrumentBuilder::new(self, name.into())
+    }
+
+    /// A signed value that is set.
+    pub fn i64_gauge(&self, name: impl Into<Cow<'static, str>>) -> InstrumentBuilder<Gauge<i64>> {
+        InstrumentBuilder::new(self, name.into())
+    }
+
+    /// A fraction that is set: a temperature, a share in use.
+    pub fn f64_gauge(&self, name: impl Into<Cow<'static, str>>) -> InstrumentBuilder<Gauge<f64>> {
+        InstrumentBuilder::new(self, name.into())
+    }
+
+    /// A distribution of integers: sizes in bytes.
+    pub fn u64_histogram(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> InstrumentBuilder<Histogram<u64>> {
+        InstrumentBuilder::new(self, name.into())
+    }
+
+    /// A distribution of fractions: durations in seconds.
+    pub fn f64_histogram(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> InstrumentBuilder<Histogram<f64>> {
+        InstrumentBuilder::new(self, name.into())
     }
 }

@@ -1,28 +1,30 @@
 //! Series whose attributes are known at run time only.
 //!
-//! A table of open addressing of which a quarter of the slots stays empty, so that a probe always ends. A series has up
-//! to two entries, by its contents and by the addresses of its texts. A look-up takes no lock. Whatever exceeds the limit counts in one
-//! series with the attribute `otel.metric.overflow = true`:
-//! <https://opentelemetry.io/docs/specs/otel/metrics/sdk/#overflow-attribute>.
+//! They are found in a [`Table`], which takes no lock. Whatever exceeds the limit counts in one series with the
+//! attribute `otel.metric.overflow = true`: <https://opentelemetry.io/docs/specs/otel/metrics/sdk/#overflow-attribute>.
 //!
 //! # Series that go away
-//! A removed series leaves the table: its slots become tombstones, and what records to its attributes from then on makes a new series.
-//! A recorder that had found it before may still add to it. So it stays in the list of those that leave, and is read at each
-//! collection, until every reader has its last value and no other reference to it is left. The first table is never replaced, as
-//! look-ups borrow from it; once too many of its slots are used, be it by tombstones, look-ups go to a table that is replaced as a whole,
-//! through `arc-swap`, which costs some 20 ns more. It has two slots for each series of the limit, which most instruments never come near; the
-//! next has four.
+//! A removed series leaves the table: its slots become tombstones, and what records to its attributes from then on
+//! makes a new series. A recorder that had found it before may still add to it. So it stays in the list of those that
+//! leave, and is read at each collection, until every reader has its last value and no other reference to it is left.
+//! The first table is never replaced, as look-ups borrow from it; once too many of its slots are used, be it by
+//! tombstones, look-ups go to a table that is replaced as a whole, through `arc-swap`, which costs some 20 ns more. The
+//! first has two slots for each series of the limit, which most instruments never come near; the others have up to
+//! eight for each series that there is when they are made, and are replaced also when most of what is in them was
+//! removed: a series that a table knows is read at each collection.
 
-use crate::addresses::{self, Address, ValueAddress};
-use crate::attributes::{KeyValue, hash_set, normalize, repeats_keys, same_set};
+use crate::addresses::{self, ValueAddress};
+use crate::attributes::{KeyValue, hash_set, normalize, overflow_set, repeats_keys, same_set};
+use crate::liveness::{Leaving, Liveness};
 use crate::primitive::{Mutex, mutant};
-use crate::series::{Leaving, Liveness, SeriesCell, next_id};
+use crate::series::SeriesCell;
+use crate::table::{EMPTY, Series, Table, next_id};
 use arc_swap::ArcSwap;
 use foldhash::fast::RandomState;
 use std::collections::BTreeMap;
 use std::hash::BuildHasher;
 use std::ops::Bound;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
@@ -33,140 +35,11 @@ pub const ATTRIBUTES_MAX: usize = 128;
 /// starve it.
 const SERIES_GUARANTEED: usize = 64;
 
-/// One series with its attributes.
-#[derive(Debug)]
-pub(crate) struct Series<C> {
-    /// Greater than those of all series made before.
-    pub(crate) id: u64,
-    pub(crate) attributes: Arc<[KeyValue]>,
-    /// Where the texts of `attributes` are, in the order in which they were given; empty if they were not constants.
-    pub(crate) addresses: Box<[Address]>,
-    pub(crate) cell: C,
-    pub(crate) liveness: Liveness,
-    /// The two hashes under which it is found; the second is zero if it has no addresses.
-    tags: [u64; 2],
-}
-
-impl<C> Series<C> {
-    pub(crate) fn fixed(attributes: &[KeyValue], cell: C, start: SystemTime) -> Self {
-        Self {
-            id: next_id(),
-            attributes: attributes.into(),
-            addresses: Box::default(),
-            cell,
-            liveness: Liveness::new(start, false),
-            tags: [0; 2],
-        }
-    }
-}
-
 /// So many series are visited under one lock.
 const BATCH: usize = 32;
 
-/// So many that a quarter is one at least.
-const SLOTS_MIN: usize = 8;
-
-/// Tags of series are odd.
-const EMPTY: u64 = 0;
-const TOMBSTONE: u64 = 2;
-
-#[derive(Debug)]
-struct Slot<C> {
-    /// The hash of the series' attributes, or one of the two above.
-    tag: AtomicU64,
-    series: OnceLock<Arc<Series<C>>>,
-}
-
-#[derive(Debug)]
-struct Table<C> {
-    slots: Box<[Slot<C>]>,
-    /// How many slots were used, those with tombstones too. Changed under the lock of `made`.
-    used: AtomicU64,
-}
-
-impl<C> Table<C> {
-    /// With room for so many entries if half of the slots are used.
-    fn new(entries: usize) -> Self {
-        let empty = || Slot {
-            tag: AtomicU64::new(EMPTY),
-            series: OnceLock::new(),
-        };
-        let len = (entries * 2).next_power_of_two().max(SLOTS_MIN);
-        Self {
-            slots: std::iter::repeat_with(empty).take(len).collect(),
-            used: AtomicU64::new(0),
-        }
-    }
-
-    /// Whether a series that is made now fits, such that a quarter of the slots stays empty.
-    fn has_room(&self) -> bool {
-        let used = self.used.load(Ordering::Relaxed) as usize;
-        used + 2 <= self.slots.len() - self.slots.len() / 4
-    }
-
-    #[inline]
-    fn find(&self, tag: u64, is_it: impl Fn(&Series<C>) -> bool) -> Option<&Arc<Series<C>>> {
-        let slots = &*self.slots;
-        let mut index = (tag >> 1) as usize;
-        loop {
-            // The number of slots is a power of two, and some of them stay empty.
-            let slot = slots.get(index & (slots.len() - 1))?;
-            // Acquire: the series was put there before the tag.
-            match slot.tag.load(Ordering::Acquire) {
-                EMPTY => return None,
-                other if other == tag => {
-                    if let Some(series) = slot.series.get()
-                        && is_it(series)
-                    {
-                        return Some(series);
-                    }
-                }
-                _ => {}
-            }
-            index = index.wrapping_add(1);
-        }
-    }
-
-    fn probe(&self, tag: u64) -> impl Iterator<Item = &Slot<C>> {
-        let start = (tag >> 1) as usize;
-        (0..self.slots.len()).filter_map(move |step| {
-            self.slots
-                .get(start.wrapping_add(step) & (self.slots.len() - 1))
-        })
-    }
-
-    /// The lock of `made` is held.
-    fn put(&self, series: &Arc<Series<C>>) {
-        for tag in series.tags.into_iter().filter(|tag| *tag != EMPTY) {
-            if let Some(slot) = self
-                .probe(tag)
-                .find(|slot| slot.tag.load(Ordering::Relaxed) == EMPTY)
-            {
-                // Only the holder of the lock puts, so this slot's series is not set.
-                let _ = slot.series.set(Arc::clone(series));
-                slot.tag.store(tag, Ordering::Release);
-                self.used.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-    }
-
-    /// The lock of `made` is held.
-    fn bury(&self, series: &Arc<Series<C>>) {
-        for tag in series.tags.into_iter().filter(|tag| *tag != EMPTY) {
-            let is_it = |slot: &&Slot<C>| {
-                slot.series
-                    .get()
-                    .is_some_and(|other| Arc::ptr_eq(other, series))
-            };
-            let until_empty = self
-                .probe(tag)
-                .take_while(|slot| slot.tag.load(Ordering::Relaxed) != EMPTY);
-            for slot in until_empty.filter(is_it) {
-                slot.tag.store(TOMBSTONE, Ordering::Relaxed);
-            }
-        }
-    }
-}
+/// Tables other than the first have room for as many series as were there four times, or for so many.
+const RENEWED_ENTRIES_MIN: usize = 64;
 
 /// Under the lock.
 #[derive(Debug)]
@@ -200,14 +73,13 @@ pub(crate) struct Dynamic<C> {
 impl<C: SeriesCell> Dynamic<C> {
     pub(crate) fn new(overflow: C, limit: usize, start: SystemTime) -> Self {
         let hash = RandomState::default();
-        let of_overflow = [KeyValue::new("otel.metric.overflow", true)];
         Self {
             seed: hash.hash_one(0),
             hash,
             limit,
             first: OnceLock::new(),
             replaced: OnceLock::new(),
-            overflow: Arc::new(Series::fixed(&of_overflow, overflow, start)),
+            overflow: Arc::new(Series::fixed(&overflow_set(), overflow, start)),
             is_full: AtomicBool::new(limit == 0),
             starved_at: AtomicU32::new(0),
             is_starved: AtomicBool::new(false),
@@ -367,6 +239,9 @@ impl<C: SeriesCell> Dynamic<C> {
             return overflow();
         }
         let normal = normalize(attributes);
+        if same_set(&normal, &self.overflow.attributes) {
+            return overflow();
+        }
         let mut made = self.made.lock();
         // Another thread may have made it while this one waited.
         if let Some(series) = self.find_now(&normal) {
@@ -425,20 +300,23 @@ impl<C: SeriesCell> Dynamic<C> {
         Some(series)
     }
 
+    /// A table of the series that live, with room for more.
+    fn renewed(&self, made: &Made<C>) -> Table<C> {
+        let entries = made.live.len().saturating_mul(4).max(RENEWED_ENTRIES_MIN);
+        let table = Table::new(entries.min(2 * self.limit));
+        made.live.values().for_each(|series| table.put(series));
+        table
+    }
+
     /// `made` has the series already.
     fn put(&self, series: &Arc<Series<C>>, made: &Made<C>) {
-        let renewed = || {
-            let table = Table::new(2 * self.limit);
-            made.live.values().for_each(|series| table.put(series));
-            table
-        };
         match self.replaced.get() {
             Some(table) => {
                 let now = table.load();
                 if now.has_room() {
                     now.put(series);
                 } else {
-                    table.store(Arc::new(renewed()));
+                    table.store(Arc::new(self.renewed(made)));
                 }
             }
             None => {
@@ -447,7 +325,7 @@ impl<C: SeriesCell> Dynamic<C> {
                     first.put(series);
                 } else {
                     // The lock is held, so no other thread sets it.
-                    let _ = self.replaced.set(ArcSwap::from_pointee(renewed()));
+                    let _ = self.replaced.set(ArcSwap::from_pointee(self.renewed(made)));
                 }
             }
         }
@@ -471,7 +349,11 @@ impl<C: SeriesCell> Dynamic<C> {
             table.bury(series);
         }
         if let Some(table) = self.replaced.get() {
-            table.load().bury(series);
+            let now = table.load();
+            now.bury(series);
+            if now.is_mostly_buried() {
+                table.store(Arc::new(self.renewed(made)));
+            }
         }
         series.liveness.retire();
         if series.cell.is_held() {
@@ -585,5 +467,59 @@ impl<C: SeriesCell> Dynamic<C> {
     pub(crate) fn hold(&self, run: &mut dyn FnMut()) {
         let _made = self.made.lock();
         run();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cells::{BoundCounter, SumSpec};
+    use crate::liveness::ANONYMOUS;
+    use crate::table::TOMBSTONES_MIN;
+
+    #[test]
+    fn what_was_removed_is_not_read_for_ever() {
+        const LIMIT: usize = 100;
+        let spec = SumSpec(None);
+        let dynamic = Dynamic::new(
+            BoundCounter::<u64>::detached(&spec),
+            LIMIT,
+            SystemTime::now(),
+        );
+        let set = |n: i64| [KeyValue::new("n", n)];
+        let add = |n: i64| dynamic.with("c", &spec, &set(n), true, |cell| cell.add(1));
+        let read = || {
+            let mut sum = 0;
+            // The first tells the last values, the second finds that they were told.
+            for _ in 0..2 {
+                dynamic.for_each(ANONYMOUS, 1 << ANONYMOUS, |_, is_told| {
+                    sum += u64::from(is_told);
+                });
+            }
+            (sum, dynamic.len())
+        };
+        // The first table keeps what was in it: three quarters of its slots, of which each series has two.
+        let kept = (2 * LIMIT).next_power_of_two() * 3 / 4 / 2;
+        for n in 0..10_000 {
+            add(n);
+            if n >= 10 {
+                assert!(dynamic.remove(&set(n - 10)));
+            }
+            if n % 50 == 49 {
+                let (_, visited) = read();
+                let live = 1 + 10;
+                assert!(
+                    visited <= live + kept + TOMBSTONES_MIN as usize,
+                    "{visited}"
+                );
+            }
+        }
+        // Many, all of which go at once.
+        (10_000..10_000 + LIMIT as i64 - 10).for_each(add);
+        dynamic.retire_if(|_| true);
+        read();
+        let (_, visited) = read();
+        assert!(visited <= 1 + kept + TOMBSTONES_MIN as usize, "{visited}");
+        assert!((0..10_000 + LIMIT as i64).all(|n| !dynamic.remove(&set(n))));
     }
 }

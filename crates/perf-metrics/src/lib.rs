@@ -19,6 +19,7 @@ pub mod helpers;
 mod histogram;
 mod instruments;
 mod labels;
+mod liveness;
 pub mod node;
 mod number;
 mod observable;
@@ -28,6 +29,7 @@ mod reader;
 mod registry;
 mod series;
 mod snapshot;
+mod table;
 
 #[cfg(feature = "otel")]
 pub mod otel;

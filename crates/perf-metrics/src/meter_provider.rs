@@ -16,6 +16,7 @@
 //! |---|---|
 //! | scopes | part of an instrument's identity, and exported |
 //! | the same instrument again | one stream; its description is that of the first |
+//! | an instrument whose handles are all dropped | stays, as in the SDK: code may make it anew for each record |
 //! | the same name with another kind, number or unit | both are kept and exported; the registry's error handler is told |
 //! | histograms | the boundaries that are asked for, else those of the SDK, or exponential buckets: [`RegistryMeterProvider::with_exponential_histograms`] |
 //! | bound instruments | a series that is found once |
@@ -141,7 +142,7 @@ fn sync<I: Instrument, A>(
     let builder = builder
         .with_unit(from.unit.clone().unwrap_or_default())
         .with_description(from.description.clone().unwrap_or_default());
-    Adapter(builder.beside_others().build_or_detached())
+    Adapter(builder.beside_others().kept().build_or_detached())
 }
 
 impl Instruments {
@@ -154,7 +155,8 @@ impl Instruments {
             .with_unit(from.unit.unwrap_or_default())
             .with_description(from.description.unwrap_or_default())
             .with_cardinality_limit(SERIES_MAX_DEFAULT)
-            .beside_others();
+            .beside_others()
+            .kept();
         match from.boundaries {
             Some(boundaries) => builder = builder.with_boundaries(boundaries),
             None if self.is_exponential => {}

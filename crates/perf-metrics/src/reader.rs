@@ -1,6 +1,6 @@
 //! A reader of a registry that remembers what it has read.
 
-use crate::descriptor::InstrumentKind;
+use crate::descriptor::{Descriptor, InstrumentKind};
 use crate::exemplar::Exemplar;
 use crate::registry::Registry;
 use crate::snapshot::{InstrumentSnapshot, Merge, MetricsSnapshot, Point, SeriesSnapshot};
@@ -17,6 +17,24 @@ pub enum Temporality {
     /// Since the last collection of the same reader. Up-down counters stay cumulative:
     /// <https://opentelemetry.io/docs/specs/otel/metrics/sdk_exporters/otlp/#additional-environment-variable-configuration>.
     Delta,
+    /// As [`Delta`](Self::Delta), but for observable counters, which stay cumulative: what is observed need not be
+    /// remembered.
+    LowMemory,
+}
+
+impl Temporality {
+    /// Whether an instrument counts since the last collection.
+    pub(crate) fn is_delta(self, descriptor: &Descriptor) -> bool {
+        let has_deltas = matches!(
+            descriptor.kind(),
+            InstrumentKind::Counter | InstrumentKind::Histogram
+        );
+        match self {
+            Self::Cumulative => false,
+            Self::Delta => has_deltas,
+            Self::LowMemory => has_deltas && !descriptor.is_observable(),
+        }
+    }
 }
 
 /// Collects a registry with either temporality. Any number of readers up to
@@ -64,7 +82,7 @@ impl Reader {
             // The fault to be found: cells that were cleared hold the difference already.
             self.then = MetricsSnapshot::new();
         }
-        subtract(&self.now, &self.then, &mut self.delta);
+        subtract(&self.now, &self.then, self.temporality, &mut self.delta);
         std::mem::swap(&mut self.now, &mut self.then);
         &self.delta
     }
@@ -85,7 +103,12 @@ impl fmt::Debug for Reader {
 }
 
 /// Sets `out` to what has changed from `then` to `now`. Instruments and series are found by their ids, which ascend in all three.
-fn subtract(now: &MetricsSnapshot, then: &MetricsSnapshot, out: &mut MetricsSnapshot) {
+fn subtract(
+    now: &MetricsSnapshot,
+    then: &MetricsSnapshot,
+    temporality: Temporality,
+    out: &mut MetricsSnapshot,
+) {
     out.registry = now.registry;
     out.start = then.time.or(now.start);
     out.cumulative_start = now.cumulative_start;
@@ -104,7 +127,14 @@ fn subtract(now: &MetricsSnapshot, then: &MetricsSnapshot, out: &mut MetricsSnap
         }
         while earlier.next_if(|earlier| earlier.id < metric.id).is_some() {}
         let earlier = earlier.next_if(|earlier| earlier.id == metric.id);
-        subtract_series(metric, earlier, then.time, &mut out.metrics[index]);
+        let is_delta = temporality.is_delta(&metric.descriptor);
+        subtract_series(
+            metric,
+            earlier,
+            then.time,
+            is_delta,
+            &mut out.metrics[index],
+        );
     }
     out.metrics.truncate(now.metrics.len());
 }
@@ -113,9 +143,9 @@ fn subtract_series(
     metric: &InstrumentSnapshot,
     then: Option<&InstrumentSnapshot>,
     then_time: Option<SystemTime>,
+    is_delta: bool,
     out: &mut InstrumentSnapshot,
 ) {
-    let kind = metric.descriptor.kind();
     // A series that has left may have been told or known then.
     let mut told = then.map_or(&[][..], |then| &then.series).iter().peekable();
     let mut left = then.map_or(&[][..], |then| &then.left).iter().peekable();
@@ -138,24 +168,21 @@ fn subtract_series(
             }
             (None, None) => break,
         };
-        let mut earlier = &Point::Nothing;
+        let mut then = None;
         for list in [&mut told, &mut left] {
             while list.next_if(|then| then.id < series.id).is_some() {}
-            if let Some(then) = list.next_if(|then| then.id == series.id) {
-                earlier = &then.point;
-            }
+            then = list.next_if(|then| then.id == series.id).or(then);
         }
+        let earlier = then.map_or(&Point::Nothing, |then| &then.point);
         // What a thread recorded between the check that nothing was and the reading of a series that has left is told all the same.
-        let is_told = !has_left
-            || matches!(kind, InstrumentKind::Counter | InstrumentKind::Histogram)
-                && !series.point.is_same(earlier);
+        let is_told = !has_left || is_delta && !series.point.is_same(earlier);
         if !is_told {
             out_left.next(series.id, || series.clone_without_point());
             continue;
         }
         let out = out_told.next(series.id, || series.clone_without_point());
         match (&series.point, earlier) {
-            (Point::Number(now), Point::Number(then)) if kind == InstrumentKind::Counter => {
+            (Point::Number(now), Point::Number(then)) if is_delta => {
                 out.point.set(Some(now.since(*then)))
             }
             (Point::Histogram(now), Point::Histogram(then)) => {
@@ -168,22 +195,20 @@ fn subtract_series(
             (Point::Number(now), _) => out.point.set(Some(*now)),
             (Point::Nothing, _) => out.point = Point::Nothing,
         }
-        let is_since = |exemplar: &&Exemplar| then_time.is_none_or(|then| exemplar.time() > then);
+        let is_new =
+            |exemplar: &&Exemplar| then.is_none_or(|then| !then.exemplars.contains(exemplar));
         out.exemplars.clear();
-        out.exemplars
-            .extend(series.exemplars.iter().filter(is_since));
+        out.exemplars.extend(series.exemplars.iter().filter(is_new));
         out.end = series.end;
-        let is_delta = matches!(kind, InstrumentKind::Counter | InstrumentKind::Histogram);
         out.start = if is_delta {
             series.start.max(then_time)
         } else {
             series.start
         };
-        out.is_recorded = match kind {
-            InstrumentKind::UpDownCounter | InstrumentKind::Gauge => series.is_recorded,
-            // What was observed is told, also if it is the same as before.
-            _ if metric.descriptor.is_observable() => series.is_recorded,
-            _ => out.point.is_something(false),
+        // What was observed is told, also if it is the same as before.
+        out.is_recorded = match is_delta && !metric.descriptor.is_observable() {
+            true => out.point.is_something(false),
+            false => series.is_recorded,
         };
     }
     out_told.finish();

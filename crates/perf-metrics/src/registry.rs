@@ -2,16 +2,13 @@
 
 use crate::MetricsError;
 use crate::attributes::{KeyValue, normalize};
-use crate::builder::InstrumentBuilder;
-use crate::descriptor::{Descriptor, InstrumentKind, Scope};
+use crate::descriptor::{Descriptor, Scope};
 use crate::exemplar::{ExemplarSource, TraceContext};
-use crate::instruments::{Counter, Gauge, Histogram, UpDownCounter};
-use crate::observable::ObservableBuilder;
+use crate::liveness::{ANONYMOUS, Leaving};
 use crate::reader::{Reader, Temporality};
-use crate::series::{ANONYMOUS, Leaving, Source};
+use crate::series::Source;
 use crate::snapshot::{InstrumentSnapshot, MetricsSnapshot};
 use parking_lot::{Mutex, RwLock};
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Bound;
@@ -239,7 +236,6 @@ impl Registry {
         }
         snapshot.start = Some(self.inner.start);
         snapshot.cumulative_start = snapshot.start;
-        snapshot.time = Some(SystemTime::now());
         snapshot.resource = Arc::clone(&self.inner.resource.read());
         let readers = self.readers(self.inner.made.elapsed());
         let mut index = 0;
@@ -286,6 +282,8 @@ impl Registry {
             index += 1;
         }
         snapshot.metrics.truncate(index);
+        // Now, as series may have begun meanwhile.
+        snapshot.time = Some(SystemTime::now());
     }
 
     /// Sets the error handler. It is told of instruments that [`build_or_detached`](crate::InstrumentBuilder::build_or_detached) could not
@@ -464,125 +462,6 @@ impl Registry {
         let _listeners = self.inner.listeners.lock();
         let list: Vec<_> = sources.list.values().cloned().collect();
         hold(&list, run);
-    }
-
-    /// A counter of integers: requests, bytes.
-    pub fn u64_counter(
-        &self,
-        name: impl Into<Cow<'static, str>>,
-    ) -> InstrumentBuilder<Counter<u64>> {
-        InstrumentBuilder::new(self, name.into())
-    }
-
-    /// A counter of fractions: seconds of CPU time.
-    pub fn f64_counter(
-        &self,
-        name: impl Into<Cow<'static, str>>,
-    ) -> InstrumentBuilder<Counter<f64>> {
-        InstrumentBuilder::new(self, name.into())
-    }
-
-    /// A sum of integers that goes up and down: requests in flight.
-    pub fn i64_up_down_counter(
-        &self,
-        name: impl Into<Cow<'static, str>>,
-    ) -> InstrumentBuilder<UpDownCounter<i64>> {
-        InstrumentBuilder::new(self, name.into())
-    }
-
-    /// A sum of fractions that goes up and down.
-    pub fn f64_up_down_counter(
-        &self,
-        name: impl Into<Cow<'static, str>>,
-    ) -> InstrumentBuilder<UpDownCounter<f64>> {
-        InstrumentBuilder::new(self, name.into())
-    }
-
-    /// A value that is set: nodes in the cluster.
-    pub fn u64_gauge(&self, name: impl Into<Cow<'static, str>>) -> InstrumentBuilder<Gauge<u64>> {
-        InstrumentBuilder::new(self, name.into())
-    }
-
-    /// A signed value that is set.
-    pub fn i64_gauge(&self, name: impl Into<Cow<'static, str>>) -> InstrumentBuilder<Gauge<i64>> {
-        InstrumentBuilder::new(self, name.into())
-    }
-
-    /// A fraction that is set: a temperature, a share in use.
-    pub fn f64_gauge(&self, name: impl Into<Cow<'static, str>>) -> InstrumentBuilder<Gauge<f64>> {
-        InstrumentBuilder::new(self, name.into())
-    }
-
-    /// A distribution of integers: sizes in bytes.
-    pub fn u64_histogram(
-        &self,
-        name: impl Into<Cow<'static, str>>,
-    ) -> InstrumentBuilder<Histogram<u64>> {
-        InstrumentBuilder::new(self, name.into())
-    }
-
-    /// A distribution of fractions: durations in seconds.
-    pub fn f64_histogram(
-        &self,
-        name: impl Into<Cow<'static, str>>,
-    ) -> InstrumentBuilder<Histogram<f64>> {
-        InstrumentBuilder::new(self, name.into())
-    }
-
-    /// A sum of integers that only grows and is kept elsewhere: bytes that the system has read. See [`ObservableBuilder::with_callback`].
-    pub fn u64_observable_counter(
-        &self,
-        name: impl Into<Cow<'static, str>>,
-    ) -> ObservableBuilder<u64> {
-        ObservableBuilder::new(self, name.into(), InstrumentKind::Counter)
-    }
-
-    /// A sum of fractions that only grows and is kept elsewhere: seconds of CPU time. See [`ObservableBuilder::with_callback`].
-    pub fn f64_observable_counter(
-        &self,
-        name: impl Into<Cow<'static, str>>,
-    ) -> ObservableBuilder<f64> {
-        ObservableBuilder::new(self, name.into(), InstrumentKind::Counter)
-    }
-
-    /// A sum of integers that goes up and down and is kept elsewhere: open files. See [`ObservableBuilder::with_callback`].
-    pub fn i64_observable_up_down_counter(
-        &self,
-        name: impl Into<Cow<'static, str>>,
-    ) -> ObservableBuilder<i64> {
-        ObservableBuilder::new(self, name.into(), InstrumentKind::UpDownCounter)
-    }
-
-    /// A sum of fractions that goes up and down and is kept elsewhere. See [`ObservableBuilder::with_callback`].
-    pub fn f64_observable_up_down_counter(
-        &self,
-        name: impl Into<Cow<'static, str>>,
-    ) -> ObservableBuilder<f64> {
-        ObservableBuilder::new(self, name.into(), InstrumentKind::UpDownCounter)
-    }
-
-    /// A value that is asked for: the length of a queue. See [`ObservableBuilder::with_callback`].
-    pub fn u64_observable_gauge(
-        &self,
-        name: impl Into<Cow<'static, str>>,
-    ) -> ObservableBuilder<u64> {
-        ObservableBuilder::new(self, name.into(), InstrumentKind::Gauge)
-    }
-
-    /// A signed value that is asked for. See [`ObservableBuilder::with_callback`].
-    pub fn i64_observable_gauge(
-        &self,
-        name: impl Into<Cow<'static, str>>,
-    ) -> ObservableBuilder<i64> {
-        ObservableBuilder::new(self, name.into(), InstrumentKind::Gauge)
-    }
-
-    /// A fraction that is asked for: a temperature. See [`ObservableBuilder::with_callback`].
-    pub fn f64_observable_gauge(
-        &self,
-        name: impl Into<Cow<'static, str>>,
-    ) -> ObservableBuilder<f64> {
-        ObservableBuilder::new(self, name.into(), InstrumentKind::Gauge)
     }
 }
 

@@ -4,29 +4,20 @@ use crate::MetricsError;
 use crate::attributes::{EMPTY_ATTRS, KeyValue, same_set};
 use crate::cells::{BoundCounter, BoundUpDownCounter, SumCell, SumSpec};
 use crate::descriptor::{Descriptor, InstrumentKind};
-use crate::dynamic::{Dynamic, Series};
+use crate::dynamic::Dynamic;
 use crate::exemplar::{Exemplar, ExemplarSource};
 use crate::gauge::BoundGauge;
 use crate::histogram::{BoundHistogram, HistogramNumber, Layout, Shape};
+use crate::liveness::{Leaving, Liveness};
 use crate::number::Number;
-use crate::registry::READERS_MAX;
 use crate::snapshot::{InstrumentSnapshot, Merge, Point, SeriesSnapshot};
-use parking_lot::Mutex;
+use crate::table::{Series, next_id};
 use perf_atomics::slab;
 use std::any::Any;
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
-
-/// A number that is greater than all before it.
-pub(crate) fn next_id() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    NEXT.fetch_add(1, Ordering::Relaxed)
-}
-
-/// The reader slot of collections that belong to no [`Reader`](crate::Reader).
-pub(crate) const ANONYMOUS: usize = READERS_MAX;
 
 /// The part of a series that is recorded to.
 pub trait SeriesCell: Clone + Debug + Send + Sync + 'static {
@@ -209,119 +200,6 @@ impl<T: HistogramNumber> SeriesCell for BoundHistogram<T> {
     }
 }
 
-/// How a collection finds a series that leaves.
-pub(crate) enum Leaving {
-    /// The reader is to have its value.
-    Tell,
-    /// The reader has its last value.
-    Known,
-    /// All readers have it, and nothing can be recorded to it any more.
-    Gone,
-}
-
-/// Since when a series counts, and how it goes away.
-#[derive(Debug)]
-pub(crate) struct Liveness {
-    pub(crate) start: SystemTime,
-    /// A collection found something in it, or a record made it.
-    is_recorded: AtomicBool,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    fingerprint: u64,
-    /// Since when it is the same.
-    idle_since: Option<Instant>,
-    /// A bit for each reader that has the value of this fingerprint, once the series leaves.
-    told: u16,
-    /// When the series was removed.
-    end: Option<SystemTime>,
-}
-
-impl Liveness {
-    pub(crate) fn new(start: SystemTime, is_recorded: bool) -> Self {
-        Self {
-            start,
-            is_recorded: AtomicBool::new(is_recorded),
-            state: Mutex::new(State {
-                fingerprint: 0,
-                idle_since: None,
-                told: 0,
-                end: None,
-            }),
-        }
-    }
-
-    /// Whether it was ever recorded to, given that a collection found it like this.
-    pub(crate) fn is_recorded(&self, is_something: bool) -> bool {
-        if is_something && !self.is_recorded.load(Ordering::Relaxed) {
-            // Relaxed: it says of the past what stays true.
-            self.is_recorded.store(true, Ordering::Relaxed);
-        }
-        is_something || self.is_recorded.load(Ordering::Relaxed)
-    }
-
-    /// Whether nothing was recorded for so long.
-    pub(crate) fn is_idle(
-        &self,
-        fingerprint: u64,
-        is_touched: bool,
-        now: Instant,
-        idle: Duration,
-    ) -> bool {
-        let mut state = self.state.lock();
-        if state.fingerprint != fingerprint || is_touched {
-            state.fingerprint = fingerprint;
-            state.idle_since = None;
-        }
-        let since = *state.idle_since.get_or_insert(now);
-        now.saturating_duration_since(since) >= idle
-    }
-
-    /// `readers` are those that there are, `is_last` says that the value cannot change any more.
-    pub(crate) fn leave(
-        &self,
-        reader: usize,
-        readers: u16,
-        is_last: bool,
-        fingerprint: u64,
-    ) -> Leaving {
-        let mut state = self.state.lock();
-        if state.fingerprint != fingerprint {
-            state.fingerprint = fingerprint;
-            state.told = 0;
-        }
-        let bit = 1 << reader;
-        if state.told & bit == 0 {
-            state.told |= bit;
-            return Leaving::Tell;
-        }
-        match is_last && state.told & readers == readers {
-            true => Leaving::Gone,
-            false => Leaving::Known,
-        }
-    }
-
-    /// Begins to leave, now.
-    pub(crate) fn retire(&self) {
-        self.state.lock().end = Some(SystemTime::now());
-    }
-
-    /// When it was removed.
-    pub(crate) fn end(&self) -> Option<SystemTime> {
-        self.state.lock().end
-    }
-
-    /// Does not leave after all: should it begin to later, all readers are to be told of it.
-    pub(crate) fn stay(&self) {
-        let mut state = self.state.lock();
-        state.told = 0;
-        state.end = None;
-        state.idle_since = None;
-    }
-}
-
 /// What a registry knows of an instrument.
 pub(crate) trait Source: Debug + Send + Sync {
     fn id(&self) -> u64;
@@ -361,6 +239,8 @@ pub(crate) struct Core<C: SeriesCell> {
     /// How long a series of attributes at run time may be idle before it leaves.
     retention: Option<Duration>,
     liveness: Liveness,
+    /// It stays although no handle is left.
+    is_kept: AtomicBool,
 }
 
 impl<C: SeriesCell> Core<C> {
@@ -406,6 +286,7 @@ impl<C: SeriesCell> Core<C> {
             dynamic: Some(Dynamic::new(overflow, limit, start)),
             retention,
             liveness: Liveness::new(start, false),
+            is_kept: AtomicBool::new(false),
         }
     }
 
@@ -419,6 +300,7 @@ impl<C: SeriesCell> Core<C> {
             dynamic: None,
             retention: None,
             liveness: Liveness::new(start, false),
+            is_kept: AtomicBool::new(false),
         }
     }
 
@@ -446,6 +328,11 @@ impl<C: SeriesCell> Core<C> {
             .iter()
             .find(|series| same_set(&series.attributes, attributes));
         found.map(|series| series.cell.clone())
+    }
+
+    /// Lets it stay in the registry, also when no handle is left.
+    pub(crate) fn keep(&self) {
+        self.is_kept.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn fixed_len(&self) -> usize {
@@ -568,7 +455,9 @@ impl<C: SeriesCell> Source for Core<C> {
     }
 
     fn is_held(&self) -> bool {
-        self.fixed.iter().any(|series| series.cell.is_held())
+        // Relaxed: it is set through a handle, whose end is seen before this is asked.
+        self.is_kept.load(Ordering::Relaxed)
+            || self.fixed.iter().any(|series| series.cell.is_held())
             || self.dynamic.as_ref().is_some_and(Dynamic::is_held)
     }
 

@@ -54,7 +54,7 @@ impl MetricsSnapshot {
         self.start
     }
 
-    /// When it was collected.
+    /// When it was collected: no series that is in it began later.
     #[must_use]
     pub fn time(&self) -> Option<SystemTime> {
         self.time

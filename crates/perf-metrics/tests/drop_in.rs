@@ -56,6 +56,26 @@ mod meter_provider {
         }
     }
 
+    /// As in the SDK, whose instruments are exported for as long as the provider is there.
+    #[test]
+    fn an_instrument_that_no_handle_is_left_of_goes_on_counting() {
+        let registry = Registry::new();
+        let provider = RegistryMeterProvider::new(&registry);
+        for round in 1..10 {
+            let meter = provider.meter("m");
+            meter.u64_counter("c").build().add(1, &set(1));
+            meter.f64_histogram("h").build().record(1.0, &[]);
+            for _ in 0..3 {
+                let snapshot = registry.collect();
+                let series = |name: &str, set: &[KeyValue]| {
+                    snapshot.metric(name).unwrap().find(set).unwrap().clone()
+                };
+                assert_eq!(series("c", &set(1)).value(), Some(Value::U64(round)));
+                assert_eq!(series("h", &[]).histogram().unwrap().count(), round);
+            }
+        }
+    }
+
     /// Name and attributes to numbers; sums of zero left out, as this crate leaves out those that were never recorded.
     type Points = BTreeMap<(String, String), Vec<f64>>;
 

@@ -1,8 +1,12 @@
 //! Exemplars: the traces of measurements, from the record to each exporter.
 
-use perf_metrics::{EMPTY_ATTRS, Exemplar, KeyValue, Registry, Temporality, TraceContext, Value};
+use perf_metrics::{
+    Counter, EMPTY_ATTRS, Exemplar, KeyValue, MetricsSnapshot, Registry, Temporality, TraceContext,
+    Value,
+};
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 thread_local! {
     static TRACE: Cell<Option<TraceContext>> = const { Cell::new(None) };
@@ -94,6 +98,42 @@ fn a_delta_has_the_exemplars_of_its_time_and_others_have_none() {
     within(2, || counter.add(1, EMPTY_ATTRS));
     assert_eq!(found("c"), [(Value::U64(1), trace(2))]);
     assert_eq!(found("without"), []);
+}
+
+/// The callback of another instrument makes it, before the counter is read or after that.
+#[test]
+fn an_exemplar_that_is_made_during_a_collection_is_in_one_delta() {
+    for is_before in [true, false] {
+        let registry = registry();
+        let slot = Arc::new(OnceLock::<Counter>::new());
+        let seen = Arc::clone(&slot);
+        let observe = || {
+            let is_first = AtomicBool::new(true);
+            let gauge = registry.u64_observable_gauge("g").with_callback(move |_| {
+                if is_first.swap(false, Ordering::Relaxed) {
+                    within(1, || seen.get().unwrap().add(1, EMPTY_ATTRS));
+                }
+            });
+            gauge.build().unwrap()
+        };
+        let make = || registry.u64_counter("c").build().unwrap();
+        // Instruments are read in the order in which they were made.
+        let (counter, _observed) = if is_before {
+            let observed = observe();
+            (make(), observed)
+        } else {
+            (make(), observe())
+        };
+        slot.set(counter).unwrap();
+        let mut reader = registry.reader(Temporality::Delta).unwrap();
+        let count = |snapshot: &MetricsSnapshot| {
+            let series = &snapshot.metric("c").unwrap().series()[0];
+            series.exemplars().len()
+        };
+        let counts = [(); 3].map(|()| count(reader.collect()));
+        let expected = if is_before { [1, 0, 0] } else { [0, 1, 0] };
+        assert_eq!(counts, expected);
+    }
 }
 
 /// Nothing is lost on the way that instruments with exemplars take, and each exemplar is a measurement that was made.

@@ -47,6 +47,77 @@ fn deltas_and_sums_are_exact_for_several_readers() {
     let snapshot = total.collect();
     assert_eq!(value(snapshot, "c", &[]), Some(Value::U64(3)));
     assert!(start(snapshot) > before);
+    sum.store(1, Ordering::Relaxed);
+    let snapshot = total.collect();
+    assert!(start(snapshot) <= snapshot.time(), "it begins meanwhile");
+}
+
+#[test]
+fn a_set_is_the_same_in_another_order() {
+    let registry = Registry::new();
+    let rounds = AtomicU64::new(0);
+    let _observed = registry
+        .u64_observable_counter("c")
+        .with_callback(move |observer| {
+            let round = rounds.fetch_add(1, Ordering::Relaxed);
+            let mut set = [KeyValue::new("a", 1), KeyValue::new("b", 2)];
+            set.rotate_left(round as usize % 2);
+            observer.observe(100 + 50 * round, &set);
+        })
+        .build()
+        .unwrap();
+    let mut delta = registry.reader(Temporality::Delta).unwrap();
+    let set = [KeyValue::new("a", 1), KeyValue::new("b", 2)];
+    let found = [(); 3].map(|()| value(delta.collect(), "c", &set));
+    assert_eq!(found, [100, 50, 50].map(|change| Some(Value::U64(change))));
+}
+
+/// As the SDK has it; the second is no counter that was begun again.
+#[test]
+fn of_what_is_observed_twice_at_once_the_last_counts() {
+    let registry = Registry::new();
+    let rounds = AtomicU64::new(0);
+    let _observed = registry
+        .u64_observable_counter("c")
+        .with_callback(move |observer| {
+            let round = rounds.fetch_add(1, Ordering::Relaxed);
+            observer.observe(round + 5, &set(1));
+            observer.observe(round + 3, &set(1));
+        })
+        .build()
+        .unwrap();
+    let mut total = registry.reader(Temporality::Cumulative).unwrap();
+    let mut starts = Vec::new();
+    for round in 0..3 {
+        let snapshot = total.collect();
+        assert_eq!(value(snapshot, "c", &set(1)), Some(Value::U64(round + 3)));
+        let series = snapshot.metric("c").unwrap().series();
+        assert_eq!(series.len(), 1);
+        starts.push(series[0].start());
+    }
+    starts.dedup();
+    assert_eq!(starts.len(), 1);
+}
+
+/// Sums that are kept elsewhere need not be remembered for a difference.
+#[test]
+fn with_low_memory_only_what_is_recorded_to_has_deltas() {
+    let registry = Registry::new();
+    let (sum, _observed) = counter(&registry);
+    let recorded = registry.u64_counter("recorded").build().unwrap();
+    let mut reader = registry.reader(Temporality::LowMemory).unwrap();
+    let mut starts = Vec::new();
+    for now in [5, 9] {
+        sum.store(now, Ordering::Relaxed);
+        recorded.add(2, &[]);
+        let snapshot = reader.collect();
+        assert_eq!(value(snapshot, "c", &[]), Some(Value::U64(now)));
+        assert_eq!(value(snapshot, "recorded", &[]), Some(Value::U64(2)));
+        starts
+            .push(["c", "recorded"].map(|name| snapshot.metric(name).unwrap().series()[0].start()));
+    }
+    assert_eq!(starts[0][0], starts[1][0]);
+    assert!(starts[0][1] < starts[1][1]);
 }
 
 #[test]

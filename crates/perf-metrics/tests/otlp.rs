@@ -2,6 +2,8 @@
 #![cfg(feature = "otlp-grpc")]
 
 mod common;
+#[path = "common/grpc.rs"]
+mod grpc;
 #[path = "common/receiver.rs"]
 mod receiver;
 
@@ -193,6 +195,10 @@ const BOTH: [(Temporality, SdkTemporality); 2] = [
     (Temporality::Delta, SdkTemporality::Delta),
 ];
 
+fn grpc_receiver() -> (std::net::SocketAddr, receiver::Arrived) {
+    grpc::serve(tonic::transport::Server::builder(), grpc::BYTES_MAX, None)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
@@ -201,7 +207,7 @@ proptest! {
         static HTTP: std::sync::OnceLock<(std::net::SocketAddr, receiver::Arrived)> = std::sync::OnceLock::new();
         static GRPC: std::sync::OnceLock<(std::net::SocketAddr, receiver::Arrived)> = std::sync::OnceLock::new();
         let (http, http_arrived) = HTTP.get_or_init(|| receiver::http(vec![]));
-        let (grpc, grpc_arrived) = GRPC.get_or_init(receiver::grpc);
+        let (grpc, grpc_arrived) = GRPC.get_or_init(grpc_receiver);
         for temporality in BOTH {
             let start = |registry: &Registry, t| quiet(OtlpExporter::http(&format!("http://{http}"))).with_temporality(t).start(registry).unwrap();
             check(&ops, start, http_arrived, temporality);
@@ -586,7 +592,7 @@ fn durations_without_end_are_no_fault() {
     let ends = Duration::MAX;
     for builder in [
         OtlpExporter::http(&format!("http://{}", receiver::http(vec![]).0)),
-        OtlpExporter::grpc(&format!("http://{}", receiver::grpc().0)),
+        OtlpExporter::grpc(&format!("http://{}", grpc_receiver().0)),
     ] {
         let exporter = quiet(builder)
             .with_interval(ends)
@@ -633,4 +639,32 @@ fn a_sum_that_has_overflown_is_no_series_of_what_is_no_number() {
     assert_eq!(read(), Some(Value::F64(f64::INFINITY)));
     counter.add(1.0, EMPTY_ATTRS);
     assert_eq!(read(), Some(Value::F64(0.0)));
+}
+
+#[test]
+fn a_transport_that_panics_is_an_error_of_every_call() {
+    struct Panicking;
+    impl Transport for Panicking {
+        fn send(
+            &mut self,
+            _request: &ExportMetricsServiceRequest,
+            _timeout: Duration,
+        ) -> Result<Accepted, SendError> {
+            panic!("as the test wants")
+        }
+    }
+    let registry = Registry::new();
+    let counter = registry.u64_counter("c").build().unwrap();
+    counter.add(1, EMPTY_ATTRS);
+    let exporter = quiet(OtlpExporter::custom(Panicking))
+        .start(&registry)
+        .unwrap();
+    for outcome in [
+        exporter.flush(LONG),
+        exporter.flush(LONG),
+        exporter.shutdown(LONG),
+    ] {
+        let error = outcome.unwrap_err();
+        assert!(error.to_string().contains("panicked"), "{error}");
+    }
 }

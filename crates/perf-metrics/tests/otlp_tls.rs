@@ -1,6 +1,10 @@
 //! TLS to a collector: what is trusted gets the metrics, what is not gets nothing.
 #![cfg(feature = "otlp-tls")]
 
+#[cfg(feature = "otlp-grpc")]
+#[path = "common/grpc.rs"]
+mod grpc_receiver;
+
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use perf_metrics::otlp::{OtlpError, OtlpExporter};
 use perf_metrics::{EMPTY_ATTRS, Registry};
@@ -127,53 +131,18 @@ fn a_receiver_that_is_not_trusted_gets_nothing() {
 
 #[cfg(feature = "otlp-grpc")]
 mod grpc {
+    use super::grpc_receiver as service;
     use super::*;
-    use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
-    use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
-        MetricsService, MetricsServiceServer,
-    };
     use tonic::transport::{Identity, Server, ServerTlsConfig};
-
-    struct Service(Arrived);
-
-    #[tonic::async_trait]
-    impl MetricsService for Service {
-        async fn export(
-            &self,
-            request: tonic::Request<ExportMetricsServiceRequest>,
-        ) -> Result<tonic::Response<ExportMetricsServiceResponse>, tonic::Status> {
-            self.0.lock().unwrap().push(request.into_inner());
-            Ok(tonic::Response::new(ExportMetricsServiceResponse::default()))
-        }
-    }
 
     /// The service behind TLS, with a certificate for `localhost`, which it returns in PEM.
     fn receiver() -> (SocketAddr, String, Arrived) {
         let (certificate, key) = certificate();
         let identity = Identity::from_pem(certificate.pem(), key.serialize_pem());
-        let arrived = Arrived::default();
-        let service = MetricsServiceServer::new(Service(Arc::clone(&arrived)))
-            .accept_compressed(tonic::codec::CompressionEncoding::Gzip);
-        let (tell, told) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async {
-                let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-                tell.send(listener.local_addr().unwrap()).unwrap();
-                let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-                Server::builder()
-                    .tls_config(ServerTlsConfig::new().identity(identity))
-                    .unwrap()
-                    .add_service(service)
-                    .serve_with_incoming(incoming)
-                    .await
-                    .unwrap();
-            });
-        });
-        (told.recv().unwrap(), certificate.pem(), arrived)
+        let tls = ServerTlsConfig::new().identity(identity);
+        let server = Server::builder().tls_config(tls).unwrap();
+        let (address, arrived) = service::serve(server, service::BYTES_MAX, None);
+        (address, certificate.pem(), arrived)
     }
 
     fn deliver(port: u16, trusted: String) -> Result<perf_metrics::otlp::Delivery, OtlpError> {

@@ -1,19 +1,20 @@
 //! What the exporter does with answers, limits and slow receivers.
 #![cfg(feature = "otlp-grpc")]
 
-use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
-    MetricsService, MetricsServiceServer,
-};
+#[path = "common/grpc.rs"]
+mod grpc_receiver;
+
 use opentelemetry_proto::tonic::collector::metrics::v1::{
     ExportMetricsPartialSuccess, ExportMetricsServiceRequest, ExportMetricsServiceResponse,
 };
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
-use perf_metrics::otlp::{OtlpBuilder, OtlpError, OtlpExporter};
+use perf_metrics::otlp::{Accepted, OtlpBuilder, OtlpError, OtlpExporter, SendError, Transport};
 use perf_metrics::{EMPTY_ATTRS, KeyValue, Registry, Temporality};
 use prost::Message;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -307,53 +308,11 @@ fn sums(request: &ExportMetricsServiceRequest) -> BTreeMap<String, i64> {
         .collect()
 }
 
-struct Service {
-    arrived: Arc<Mutex<Vec<ExportMetricsServiceRequest>>>,
-    status: Option<tonic::Status>,
-}
-
-#[tonic::async_trait]
-impl MetricsService for Service {
-    async fn export(
-        &self,
-        request: tonic::Request<ExportMetricsServiceRequest>,
-    ) -> Result<tonic::Response<ExportMetricsServiceResponse>, tonic::Status> {
-        if let Some(status) = &self.status {
-            return Err(status.clone());
-        }
-        self.arrived.lock().unwrap().push(request.into_inner());
-        Ok(tonic::Response::new(ExportMetricsServiceResponse::default()))
-    }
-}
-
 fn grpc(
     bytes_max: usize,
     status: Option<tonic::Status>,
 ) -> (SocketAddr, Arc<Mutex<Vec<ExportMetricsServiceRequest>>>) {
-    let arrived = Arc::default();
-    let service = MetricsServiceServer::new(Service {
-        arrived: Arc::clone(&arrived),
-        status,
-    })
-    .max_decoding_message_size(bytes_max);
-    let (tell, told) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(async {
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-            tell.send(listener.local_addr().unwrap()).unwrap();
-            let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-            tonic::transport::Server::builder()
-                .add_service(service)
-                .serve_with_incoming(incoming)
-                .await
-                .unwrap();
-        });
-    });
-    (told.recv().unwrap(), arrived)
+    grpc_receiver::serve(tonic::transport::Server::builder(), bytes_max, status)
 }
 
 #[test]
@@ -373,7 +332,7 @@ fn what_exceeds_the_receivers_limit_arrives_in_parts() {
         );
     }
     // gRPC's default limit, which our default keeps; and a receiver whose limit is lower than ours.
-    for bytes_max in [4 << 20, 300_000] {
+    for bytes_max in [grpc_receiver::BYTES_MAX, 300_000] {
         let (address, arrived) = grpc(bytes_max, None);
         let exporter = quiet(OtlpExporter::grpc(&format!("http://{address}")))
             .with_temporality(Temporality::Delta)
@@ -406,6 +365,61 @@ fn what_exceeds_the_receivers_limit_arrives_in_parts() {
     }
 }
 
+/// Takes requests of up to so many bytes, and keeps for each its bytes and whether it was taken.
+struct Narrow(Arc<AtomicUsize>, Arc<Mutex<Vec<(usize, bool)>>>);
+
+impl Transport for Narrow {
+    fn send(
+        &mut self,
+        request: &ExportMetricsServiceRequest,
+        _timeout: Duration,
+    ) -> Result<Accepted, SendError> {
+        let bytes = request.encoded_len();
+        let is_taken = bytes <= self.0.load(Ordering::Relaxed);
+        self.1.lock().unwrap().push((bytes, is_taken));
+        match is_taken {
+            true => Ok(Accepted::default()),
+            false => Err(SendError::TooLarge {
+                reason: "narrow".to_owned(),
+            }),
+        }
+    }
+}
+
+#[test]
+fn a_bound_that_the_receiver_lowered_comes_back() {
+    let registry = Registry::new();
+    let counter = registry.u64_counter("c").build().unwrap();
+    for n in 0..1000i64 {
+        counter.add(1, &[KeyValue::new("n", n)]);
+    }
+    let bytes_max = Arc::new(AtomicUsize::new(usize::MAX));
+    let sent = Arc::default();
+    let narrow = Narrow(Arc::clone(&bytes_max), Arc::clone(&sent));
+    let exporter = quiet(OtlpExporter::custom(narrow))
+        .start(&registry)
+        .unwrap();
+    let flush = || {
+        assert_eq!(exporter.flush(LONG).unwrap().refused, 0);
+        std::mem::take(&mut *sent.lock().unwrap())
+    };
+    let refused = |sent: &[(usize, bool)]| sent.iter().filter(|(_, is_taken)| !is_taken).count();
+    let whole = flush();
+    assert_eq!((whole.len(), refused(&whole)), (1, 0));
+    let whole = whole[0].0;
+
+    // An eighth: three times half, and the queue with it, so that no request is refused that is known to be too large.
+    bytes_max.store(whole / 8 + 1000, Ordering::Relaxed);
+    assert_eq!(refused(&flush()), 3);
+    // Eight requests each: of 400, trials are after 32, 96, 224.
+    let many: Vec<_> = (0..50).flat_map(|_| flush()).collect();
+    assert_eq!(refused(&many), 3, "{many:?}");
+
+    bytes_max.store(usize::MAX, Ordering::Relaxed);
+    let until_whole = (0..200).take_while(|_| flush().len() > 1).count();
+    assert!(until_whole < 200);
+}
+
 #[test]
 fn requests_keep_the_bounds_that_are_set() {
     let registry = Registry::new();
@@ -416,7 +430,7 @@ fn requests_keep_the_bounds_that_are_set() {
         histogram.record(n as f64, &[KeyValue::new("n", n)]);
     }
     for (bytes_max, points_max) in [(2000, usize::MAX), (usize::MAX, 7), (500, 3), (1, 1)] {
-        let (address, arrived) = grpc(4 << 20, None);
+        let (address, arrived) = grpc(grpc_receiver::BYTES_MAX, None);
         let exporter = quiet(OtlpExporter::grpc(&format!("http://{address}")))
             .with_request_max(bytes_max, points_max)
             .start(&registry)
@@ -453,7 +467,7 @@ fn a_code_that_is_not_retryable_drops_the_request_and_says_so() {
         tonic::Status::invalid_argument("no"),
         tonic::Status::internal("bug"),
     ] {
-        let (address, _) = grpc(4 << 20, Some(status));
+        let (address, _) = grpc(grpc_receiver::BYTES_MAX, Some(status));
         let exporter = quiet(OtlpExporter::grpc(&format!("http://{address}")))
             .start(&one_counter())
             .unwrap();
@@ -464,7 +478,10 @@ fn a_code_that_is_not_retryable_drops_the_request_and_says_so() {
         );
         assert_eq!(exporter.stats().retries, 0);
     }
-    let (address, _) = grpc(4 << 20, Some(tonic::Status::unavailable("later")));
+    let (address, _) = grpc(
+        grpc_receiver::BYTES_MAX,
+        Some(tonic::Status::unavailable("later")),
+    );
     let exporter = quiet(OtlpExporter::grpc(&format!("http://{address}")))
         .start(&one_counter())
         .unwrap();
@@ -479,9 +496,9 @@ fn a_code_that_is_not_retryable_drops_the_request_and_says_so() {
 #[test]
 fn a_connection_that_answers_nothing_is_given_up() {
     let (address, arrived) = grpc(usize::MAX, None);
-    let count = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = Arc::new(AtomicUsize::new(0));
     let endpoint = raw(move |mut stream| {
-        if count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
+        if count.fetch_add(1, Ordering::Relaxed) == 0 {
             let _ = std::io::copy(&mut stream, &mut std::io::sink());
             return;
         }

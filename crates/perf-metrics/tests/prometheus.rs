@@ -402,3 +402,66 @@ fn an_instrument_named_as_the_targets_family_is_another() {
         ["# TYPE target_info gauge", "# TYPE target gauge"]
     );
 }
+
+/// Otherwise Prometheus rejects the whole target.
+#[test]
+fn a_unit_is_told_only_where_the_name_ends_with_it() {
+    let registry = Registry::new();
+    let mut gauges = Vec::new();
+    let mut counters = Vec::new();
+    let units = [
+        "cpu-seconds",
+        "s",
+        "{a}/s",
+        "By/cpu-s",
+        "1",
+        "%",
+        "",
+        "By{x}",
+        "s{",
+        "a b per s",
+        "/s",
+        "s/",
+        "//",
+        "total",
+    ];
+    for (n, unit) in units.into_iter().enumerate() {
+        for name in [format!("m{n}"), format!("s.bytes.m{n}.seconds.x")] {
+            let gauge = registry.f64_gauge(name.clone() + ".g").with_unit(unit);
+            gauges.push(gauge.build().unwrap());
+            let counter = registry.u64_counter(name).with_unit(unit);
+            counters.push(counter.build().unwrap());
+        }
+    }
+    gauges
+        .iter()
+        .for_each(|gauge| gauge.record(1.0, EMPTY_ATTRS));
+    counters
+        .iter()
+        .for_each(|counter| counter.add(1, EMPTY_ATTRS));
+    let mut text = Vec::new();
+    let left_out = prometheus::expose(
+        &registry.collect(),
+        prometheus::Format::OpenMetrics,
+        &mut text,
+    );
+    assert!(left_out.is_empty(), "{left_out:?}");
+    let text = String::from_utf8(text).unwrap();
+    let told: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# UNIT "))
+        .collect();
+    assert!(told.len() > units.len(), "{told:?}");
+    for line in told {
+        let (name, unit) = line.split_once(' ').unwrap();
+        assert!(
+            name.strip_suffix(unit)
+                .is_some_and(|stem| stem.ends_with('_')),
+            "{line}"
+        );
+        assert!(
+            !unit.contains(|c: char| !c.is_ascii_alphanumeric() && c != '_'),
+            "{line}"
+        );
+    }
+}

@@ -579,3 +579,51 @@ fn threads_that_make_the_same_series_at_once_make_one() {
             .all(|series| series.value() == Some(Value::U64(4)))
     );
 }
+
+/// Recorded to by name, before the overflow and after it: there are not two series of the same attributes.
+#[test]
+fn the_attributes_of_the_overflow_are_those_of_one_series() {
+    let overflow = overflow_set();
+    for is_first in [true, false] {
+        let registry = Registry::new();
+        let counter = registry.u64_counter("c").with_cardinality_limit(2);
+        let counter = counter.build().unwrap();
+        let sets = (0..5).map(|n| [KeyValue::new("n", n)]);
+        registry
+            .u64_observable_counter("o")
+            .with_cardinality_limit(2)
+            .with_callback(move |observer| {
+                let named = overflow_set();
+                if is_first {
+                    observer.observe(1, &named);
+                }
+                (0..5).for_each(|n| observer.observe(1, &[KeyValue::new("n", n)]));
+                if !is_first {
+                    observer.observe(1, &named);
+                }
+            })
+            .build()
+            .unwrap()
+            .keep();
+        if is_first {
+            counter.add(1, &overflow);
+        }
+        sets.for_each(|set| counter.add(1, &set));
+        if !is_first {
+            counter.add(1, &overflow);
+        }
+        let snapshot = registry.collect();
+        for name in ["c", "o"] {
+            let series = snapshot.metric(name).unwrap().series();
+            let found = series
+                .iter()
+                .filter(|series| series.attributes() == overflow);
+            let values: Vec<_> = found.map(|series| series.value()).collect();
+            assert_eq!(values, [Some(Value::U64(4))], "{name}");
+        }
+    }
+}
+
+fn overflow_set() -> [KeyValue; 1] {
+    [KeyValue::new("otel.metric.overflow", true)]
+}

@@ -46,13 +46,36 @@ pub(super) fn experiments() -> [Experiment; 4] {
 }
 
 /// What the process has in memory, in bytes.
-fn resident() -> Result<f64, String> {
-    let status = fs::read_to_string("/proc/self/status")
-        .map_err(|error| format!("memory is read on Linux alone: {error}"))?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok());
-    kib.map(|kib| kib * 1024.0)
-        .ok_or_else(|| "/proc/self/status has no VmRSS".to_owned())
+#[derive(Clone, Copy)]
+struct Resident {
+    all: f64,
+    /// Without code and what else is in a file.
+    anonymous: f64,
+}
+
+impl Resident {
+    fn now() -> Result<Self, String> {
+        let status = fs::read_to_string("/proc/self/status")
+            .map_err(|error| format!("memory is read on Linux alone: {error}"))?;
+        let bytes = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name));
+            let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok());
+            kib.map(|kib| kib * 1024.0)
+                .ok_or_else(|| format!("/proc/self/status has no {name}"))
+        };
+        Ok(Self {
+            all: bytes("VmRSS:")?,
+            anonymous: bytes("RssAnon:")?,
+        })
+    }
+
+    fn since(before: Self) -> Result<Self, String> {
+        let now = Self::now()?;
+        Ok(Self {
+            all: now.all - before.all,
+            anonymous: now.anonymous - before.anonymous,
+        })
+    }
 }
 
 /// How long `run` takes at best of a few times, in nanoseconds: what it costs without others.
@@ -115,7 +138,7 @@ fn memory(threads: usize, same_buckets: bool) -> Result<Vec<Figure>, String> {
     // Stacks, and what the standard library keeps by thread.
     pool.run(&(Arc::new(|| drop(vec![0u8; 4096])) as Work));
 
-    let before = resident()?;
+    let before = Resident::now()?;
     let reader = Arc::new(ManualReader::builder().build());
     let provider = SdkMeterProvider::builder()
         .with_reader(Shared(Arc::clone(&reader)))
@@ -133,9 +156,9 @@ fn memory(threads: usize, same_buckets: bool) -> Result<Vec<Figure>, String> {
     );
     let mut metrics = ResourceMetrics::default();
     let sdk_time = at_best(|| drop(MetricReader::collect(&*reader, &mut metrics)));
-    let sdk = resident()? - before;
+    let sdk = Resident::since(before)?;
 
-    let before = resident()?;
+    let before = Resident::now()?;
     let registry = Registry::new();
     let make = || -> Result<_, perf_metrics::MetricsError> {
         let histogram = registry.f64_histogram("h");
@@ -155,14 +178,16 @@ fn memory(threads: usize, same_buckets: bool) -> Result<Vec<Figure>, String> {
     );
     let mut snapshot = MetricsSnapshot::new();
     let our_time = at_best(|| registry.collect_into(&mut snapshot));
-    let ours = resident()? - before;
+    let ours = Resident::since(before)?;
     let time = |name, value| Figure::new(name, value, Unit::Nanoseconds);
     let of_bytes = |name, value| Figure::new(name, value, Unit::Count);
     Ok(vec![
-        of_bytes("bytes, the SDK", sdk),
-        of_bytes("bytes, ours", ours),
-        Figure::new("bytes, ours of the SDK's", ours / sdk, Unit::Ratio)
+        of_bytes("bytes, the SDK", sdk.all),
+        of_bytes("bytes, ours", ours.all),
+        Figure::new("bytes, ours of the SDK's", ours.all / sdk.all, Unit::Ratio)
             .expected(Bound::AtMost(1.5)),
+        of_bytes("bytes without code, the SDK", sdk.anonymous),
+        of_bytes("bytes without code, ours", ours.anonymous),
         time("a collection, the SDK", sdk_time),
         time("a collection, ours", our_time),
         Figure::new(
@@ -199,9 +224,9 @@ fn churn(depth: Depth) -> Result<Vec<Figure>, String> {
     };
     // Until the tables are as large as they become.
     turn(0, 20_000, &mut collect);
-    let (memory, time) = (resident()?, at_best(|| collect(&registry)));
+    let (memory, time) = (Resident::now()?, at_best(|| collect(&registry)));
     turn(20_000, 20_000 + series, &mut collect);
-    let grown = (resident()? - memory) / MIB;
+    let grown = Resident::since(memory)?.all / MIB;
     let time_after = at_best(|| collect(&registry));
     if removed != series + 20_000 - 100 {
         return Err(format!("{removed} series were removed of {series}"));

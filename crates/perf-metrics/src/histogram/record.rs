@@ -157,8 +157,8 @@ impl Extreme {
 #[derive(Debug, Default)]
 struct Extremes {
     ever: Extreme,
-    /// By reader, since it last collected.
-    since: [Option<Extreme>; crate::registry::READERS_MAX],
+    /// By reader, since it last collected; as long as there were readers.
+    since: Vec<Option<Extreme>>,
 }
 
 impl<T: HistogramNumber> BoundHistogram<T> {
@@ -287,6 +287,9 @@ impl<T: HistogramNumber> BoundHistogram<T> {
         }
         let ever = extremes.ever;
         let since = reader.map(|reader| {
+            if extremes.since.len() <= reader {
+                extremes.since.resize(reader + 1, None);
+            }
             extremes.since[reader]
                 .replace(Extreme::default())
                 .unwrap_or(ever)

@@ -103,16 +103,10 @@ fn encode(
         .filter(|series| series.is_recorded())
         .collect();
     let first = series.first()?;
-    let is_delta = temporality == Temporality::Delta
-        && matches!(
-            descriptor.kind(),
-            InstrumentKind::Counter | InstrumentKind::Histogram
-        );
-    let temporality = match (temporality, descriptor.kind()) {
-        (Temporality::Delta, InstrumentKind::Counter | InstrumentKind::Histogram) => {
-            proto::AggregationTemporality::Delta
-        }
-        _ => proto::AggregationTemporality::Cumulative,
+    let is_delta = temporality.is_delta(descriptor);
+    let temporality = match is_delta {
+        true => proto::AggregationTemporality::Delta,
+        false => proto::AggregationTemporality::Cumulative,
     } as i32;
     let times = |series: &SeriesSnapshot| {
         // What was removed ends before that which may follow it begins.

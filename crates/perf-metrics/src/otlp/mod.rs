@@ -6,7 +6,7 @@
 //! |---|---|
 //! | receiver down, busy or hanging | the same request is sent again, unchanged, after a pause that doubles from one second to thirty, with jitter, or as long as the receiver asks for, up to [`RETRY_AFTER_MAX`] |
 //! | much to send | a collection is divided into requests of at most [`REQUEST_BYTES_MAX_DEFAULT`] bytes and [`REQUEST_POINTS_MAX_DEFAULT`] points |
-//! | request larger than the receiver takes | it is halved until it is taken; a single point that is too large is refused |
+//! | request larger than the receiver takes | it is divided, with all that waits, until it is taken; a single point that is too large is refused; the lowered bound grows back |
 //! | queue full, deltas | nothing is collected until there is room: the next request then covers a longer time, so nothing is lost |
 //! | queue full, or receiver down, cumulative | the newest takes the place of all before it, which it contains; the last values of series that have left stay in the queue, up to its length, and what exceeds it is counted in [`OtlpStats::lost_points`] |
 //! | request refused | it is dropped, counted in [`OtlpStats::refused`] and reported; `flush` and `shutdown` return [`OtlpError::Refused`] |
@@ -16,19 +16,23 @@
 //! twice: for sums that must not tolerate this, use cumulative temporality. Exponential histograms have at most 160
 //! buckets a side, as in the SDK; explicit ones have their boundaries.
 
+mod builder;
 pub mod encode;
 mod exporter;
 #[cfg(feature = "otlp-grpc")]
 mod grpc;
 mod http;
 mod left_behind;
+mod limit;
 mod options;
 mod retry;
 mod split;
 #[cfg(feature = "otlp-tls")]
 mod tls;
+mod worker;
 
-pub use exporter::{Delivery, OtlpBuilder, OtlpExporter, OtlpStats};
+pub use builder::OtlpBuilder;
+pub use exporter::{Delivery, OtlpExporter, OtlpStats};
 pub use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 pub use retry::RETRY_AFTER_MAX;
 pub use split::{REQUEST_BYTES_MAX_DEFAULT, REQUEST_POINTS_MAX_DEFAULT};

@@ -1,7 +1,8 @@
 //! What can be set about an exporter, in code and by the environment.
 
 use super::OtlpError;
-use super::exporter::{OtlpBuilder, OtlpExporter};
+use super::builder::OtlpBuilder;
+use super::exporter::OtlpExporter;
 use super::http::DEFAULT_PATH;
 use crate::attributes::KeyValue;
 use crate::reader::Temporality;
@@ -123,8 +124,8 @@ pub(super) fn from_env(
     if let Some(value) = set("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE") {
         builder = builder.with_temporality(match value.to_ascii_lowercase().as_str() {
             "cumulative" => Temporality::Cumulative,
-            // Counters and histograms are deltas in both.
-            "delta" | "lowmemory" => Temporality::Delta,
+            "delta" => Temporality::Delta,
+            "lowmemory" => Temporality::LowMemory,
             other => {
                 let problem =
                     format!("{other:?}; allowed are `cumulative`, `delta` and `lowmemory`");

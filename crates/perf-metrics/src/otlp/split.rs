@@ -22,6 +22,11 @@ pub(super) fn bytes(request: &ExportMetricsServiceRequest) -> usize {
     request.encoded_len()
 }
 
+/// What each part of a request has at least: the resource and the scopes.
+pub(super) fn empty_bytes(request: &ExportMetricsServiceRequest) -> usize {
+    emptied(request).encoded_len()
+}
+
 /// Calls `$each` with the points of a metric, of whatever type.
 macro_rules! with_points {
     ($data:expr, $points:ident => $each:expr) => {
@@ -89,22 +94,6 @@ pub(super) fn split(
             .retain(|resource| !resource.scope_metrics.is_empty());
     }
     parts.done
-}
-
-/// Two requests with half of the points each; `None` for one point or none.
-pub(super) fn halve(
-    request: ExportMetricsServiceRequest,
-) -> Option<(ExportMetricsServiceRequest, ExportMetricsServiceRequest)> {
-    let count = points(&request);
-    if count < 2 {
-        return None;
-    }
-    let max = Max {
-        bytes: usize::MAX,
-        points: count.div_ceil(2),
-    };
-    let mut parts = split(request, max).into_iter();
-    parts.next().zip(parts.next())
 }
 
 /// How many points it has.

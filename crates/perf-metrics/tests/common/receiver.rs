@@ -1,54 +1,12 @@
-//! OTLP receivers that keep what arrives: the real gRPC service, and HTTP with the real messages.
+//! An OTLP receiver over HTTP with the real messages, which keeps what arrives.
 
-use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
-    MetricsService, MetricsServiceServer,
-};
-use opentelemetry_proto::tonic::collector::metrics::v1::{
-    ExportMetricsServiceRequest, ExportMetricsServiceResponse,
-};
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use prost::Message;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 
 pub(crate) type Arrived = Arc<Mutex<Vec<ExportMetricsServiceRequest>>>;
-
-struct Service(Arrived);
-
-#[tonic::async_trait]
-impl MetricsService for Service {
-    async fn export(
-        &self,
-        request: tonic::Request<ExportMetricsServiceRequest>,
-    ) -> Result<tonic::Response<ExportMetricsServiceResponse>, tonic::Status> {
-        self.0.lock().unwrap().push(request.into_inner());
-        Ok(tonic::Response::new(ExportMetricsServiceResponse::default()))
-    }
-}
-
-/// Serves until the process ends.
-pub(crate) fn grpc() -> (SocketAddr, Arrived) {
-    let arrived = Arrived::default();
-    let service = MetricsServiceServer::new(Service(Arc::clone(&arrived)));
-    let (tell, told) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(async {
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-            tell.send(listener.local_addr().unwrap()).unwrap();
-            let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-            tonic::transport::Server::builder()
-                .add_service(service)
-                .serve_with_incoming(incoming)
-                .await
-                .unwrap();
-        });
-    });
-    (told.recv().unwrap(), arrived)
-}
 
 /// Answers with each of `statuses` in turn, and with 200 after them. Serves until the process ends.
 pub(crate) fn http(statuses: Vec<u16>) -> (SocketAddr, Arrived) {

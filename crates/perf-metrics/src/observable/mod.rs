@@ -1,19 +1,22 @@
 //! Instruments whose values are asked for when they are collected.
 
+mod state;
+
+use self::state::State;
 use crate::MetricsError;
-use crate::attributes::{KeyValue, hash_set, normalize, same_set};
+use crate::attributes::{KeyValue, normalize};
 use crate::builder::SERIES_MAX_DEFAULT;
 use crate::descriptor::{Descriptor, InstrumentKind};
+use crate::liveness::{Leaving, Liveness};
 use crate::number::Number;
 use crate::registry::{Registry, WeakRegistry};
-use crate::series::{Leaving, Liveness, Source, next_id};
-use crate::snapshot::{InstrumentSnapshot, Merge, Point, SeriesSnapshot};
-use foldhash::fast::RandomState;
+use crate::series::Source;
+use crate::snapshot::InstrumentSnapshot;
+use crate::table::next_id;
 use parking_lot::Mutex;
 use std::any::Any;
 use std::borrow::Cow;
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -170,14 +173,7 @@ impl<T: Number> ObservableBuilder<T> {
                 series_max: self.series_max,
                 callbacks: Mutex::default(),
                 liveness: Liveness::new(start, false),
-                hash: RandomState::default(),
-                state: Mutex::new(State {
-                    series: BTreeMap::new(),
-                    ids: HashMap::new(),
-                    overflow: None,
-                    last: start,
-                    round: 0,
-                }),
+                state: Mutex::new(State::new(start)),
                 has_panicked: AtomicBool::new(false),
             });
             Ok((handle(Arc::clone(&core)), core as Arc<dyn Source>))
@@ -239,6 +235,64 @@ impl fmt::Debug for Observable {
     }
 }
 
+impl Registry {
+    /// A sum of integers that only grows and is kept elsewhere: bytes that the system has read. See [`ObservableBuilder::with_callback`].
+    pub fn u64_observable_counter(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> ObservableBuilder<u64> {
+        ObservableBuilder::new(self, name.into(), InstrumentKind::Counter)
+    }
+
+    /// A sum of fractions that only grows and is kept elsewhere: seconds of CPU time. See [`ObservableBuilder::with_callback`].
+    pub fn f64_observable_counter(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> ObservableBuilder<f64> {
+        ObservableBuilder::new(self, name.into(), InstrumentKind::Counter)
+    }
+
+    /// A sum of integers that goes up and down and is kept elsewhere: open files. See [`ObservableBuilder::with_callback`].
+    pub fn i64_observable_up_down_counter(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> ObservableBuilder<i64> {
+        ObservableBuilder::new(self, name.into(), InstrumentKind::UpDownCounter)
+    }
+
+    /// A sum of fractions that goes up and down and is kept elsewhere. See [`ObservableBuilder::with_callback`].
+    pub fn f64_observable_up_down_counter(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> ObservableBuilder<f64> {
+        ObservableBuilder::new(self, name.into(), InstrumentKind::UpDownCounter)
+    }
+
+    /// A value that is asked for: the length of a queue. See [`ObservableBuilder::with_callback`].
+    pub fn u64_observable_gauge(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> ObservableBuilder<u64> {
+        ObservableBuilder::new(self, name.into(), InstrumentKind::Gauge)
+    }
+
+    /// A signed value that is asked for. See [`ObservableBuilder::with_callback`].
+    pub fn i64_observable_gauge(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> ObservableBuilder<i64> {
+        ObservableBuilder::new(self, name.into(), InstrumentKind::Gauge)
+    }
+
+    /// A fraction that is asked for: a temperature. See [`ObservableBuilder::with_callback`].
+    pub fn f64_observable_gauge(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+    ) -> ObservableBuilder<f64> {
+        ObservableBuilder::new(self, name.into(), InstrumentKind::Gauge)
+    }
+}
+
 trait Callbacks: Send + Sync {
     fn end(&self, id: u64);
 }
@@ -251,31 +305,9 @@ struct Core<T> {
     /// With the id of the handle that keeps them. Not locked while they run.
     callbacks: Mutex<Vec<(u64, Callback<T>)>>,
     liveness: Liveness,
-    hash: RandomState,
     /// Locked while callbacks run, so that what is observed first is also kept first.
     state: Mutex<State<T>>,
     has_panicked: AtomicBool,
-}
-
-struct State<T> {
-    /// By id. Series that are not observed any more stay, so that deltas go on where they were, until others need the room.
-    series: BTreeMap<u64, Series<T>>,
-    /// The hash of the attributes to the ids.
-    ids: HashMap<u64, Vec<u64>>,
-    overflow: Option<Series<T>>,
-    /// When callbacks last ran.
-    last: SystemTime,
-    round: u64,
-}
-
-struct Series<T> {
-    id: u64,
-    hash: u64,
-    attributes: Arc<[KeyValue]>,
-    start: SystemTime,
-    value: T,
-    /// The round in which it was last observed.
-    round: u64,
 }
 
 impl<T: Number> Callbacks for Core<T> {
@@ -322,88 +354,6 @@ impl<T: Number> Core<T> {
     }
 }
 
-impl<T: Number> State<T> {
-    fn find(&self, hash: u64, attributes: &[KeyValue]) -> Option<u64> {
-        let ids = self.ids.get(&hash)?;
-        ids.iter().copied().find(|id| {
-            self.series
-                .get(id)
-                .is_some_and(|series| same_set(&series.attributes, attributes))
-        })
-    }
-
-    fn remove(&mut self, id: u64) {
-        let Some(series) = self.series.remove(&id) else {
-            return;
-        };
-        if let Some(ids) = self.ids.get_mut(&series.hash) {
-            ids.retain(|other| *other != id);
-            if ids.is_empty() {
-                self.ids.remove(&series.hash);
-            }
-        }
-    }
-
-    fn insert(&mut self, series: Series<T>) {
-        self.ids.entry(series.hash).or_default().push(series.id);
-        self.series.insert(series.id, series);
-    }
-
-    fn add(
-        &mut self,
-        (hash, attributes): (u64, Vec<KeyValue>),
-        value: T,
-        kind: InstrumentKind,
-        (series_max, now): (usize, SystemTime),
-    ) {
-        let round = self.round;
-        let mut start = self.last;
-        if let Some(id) = self.find(hash, &attributes) {
-            if let Some(series) = self.series.get_mut(&id)
-                && (kind != InstrumentKind::Counter || value >= series.value)
-            {
-                (series.value, series.round) = (value, round);
-                return;
-            }
-            // A counter that has become less was begun again: so is the series.
-            self.remove(id);
-            start = now;
-        } else if self.series.len() >= series_max {
-            let unobserved = self.series.values().filter(|series| series.round < round);
-            match unobserved.min_by_key(|series| series.round).map(|s| s.id) {
-                Some(id) => self.remove(id),
-                None => return self.add_to_overflow(value, kind),
-            }
-        }
-        self.insert(Series {
-            id: next_id(),
-            hash,
-            attributes: attributes.into(),
-            start,
-            value,
-            round,
-        });
-    }
-
-    fn add_to_overflow(&mut self, value: T, kind: InstrumentKind) {
-        let (round, start) = (self.round, self.last);
-        let overflow = self.overflow.get_or_insert_with(|| Series {
-            id: next_id(),
-            hash: 0,
-            attributes: Arc::new([KeyValue::new("otel.metric.overflow", true)]),
-            start,
-            value,
-            round: 0,
-        });
-        overflow.value = if overflow.round == round && kind != InstrumentKind::Gauge {
-            overflow.value.plus(value)
-        } else {
-            value
-        };
-        overflow.round = round;
-    }
-}
-
 impl<T: Number> Source for Core<T> {
     fn id(&self) -> u64 {
         self.id
@@ -426,43 +376,9 @@ impl<T: Number> Source for Core<T> {
             return;
         }
         let mut state = self.state.lock();
-        state.round += 1;
         let (observed, now) = (self.run_callbacks(), SystemTime::now());
-        let kind = self.descriptor.kind();
-        for (attributes, value) in observed {
-            let hash = hash_set(&self.hash, &attributes);
-            state.add((hash, attributes), value, kind, (self.series_max, now));
-        }
-        state.last = now;
-        let InstrumentSnapshot { series, left, .. } = out;
-        let (mut told, mut left) = (Merge::new(series), Merge::new(left));
-        // In the order of their ids: the overflow is among the others.
-        let mut overflow = state.overflow.iter().peekable();
-        let mut visit = |series: &Series<T>| {
-            let is_told = series.round == state.round;
-            let to = if is_told { &mut told } else { &mut left };
-            let snapshot = to.next(series.id, || SeriesSnapshot {
-                id: series.id,
-                attributes: Arc::clone(&series.attributes),
-                start: Some(series.start),
-                end: None,
-                point: Point::Nothing,
-                exemplars: Vec::new(),
-                is_recorded: false,
-                is_declared: false,
-            });
-            snapshot.is_recorded = is_told;
-            snapshot.point = Point::Number(series.value.to_value());
-        };
-        for series in state.series.values() {
-            if let Some(overflow) = overflow.next_if(|overflow| overflow.id < series.id) {
-                visit(overflow);
-            }
-            visit(series);
-        }
-        overflow.for_each(visit);
-        told.finish();
-        left.finish();
+        state.observe(observed, self.descriptor.kind(), self.series_max, now);
+        state.read(out);
     }
 
     fn forget(&self, _reader: usize) {}
