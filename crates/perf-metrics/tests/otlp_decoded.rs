@@ -1,5 +1,5 @@
 //! What a receiver that shares nothing with the exporter reads: messages by `protobuf`, from the specification's own
-//! files under `tests/proto`, and connections by `hyper`.
+//! files, which the package `opentelemetry-proto` brings, and connections by `hyper`.
 #![cfg(feature = "otlp-grpc")]
 // For `json!`.
 #![recursion_limit = "256"]
@@ -20,7 +20,8 @@ use serde_json::{Value, json};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -107,9 +108,40 @@ fn receiver(protocol: Protocol) -> (String, Arrived) {
     (format!("http://{}", told.recv().unwrap()), arrived)
 }
 
+fn cargo(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO")).args(arguments).output();
+    String::from_utf8(output.expect("cargo runs").stdout).expect("text")
+}
+
+/// The folder of the specification's files.
+fn specification() -> PathBuf {
+    let version = cargo(&["-vV"]);
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    let metadata = cargo(&[
+        "metadata",
+        "--format-version=1",
+        concat!(
+            "--manifest-path=",
+            env!("CARGO_MANIFEST_DIR"),
+            "/Cargo.toml"
+        ),
+        "--filter-platform",
+        host.expect("cargo names its host"),
+    ]);
+    let metadata: Value = serde_json::from_str(&metadata).expect("it is JSON");
+    let packages = metadata["packages"].as_array().expect("packages");
+    let package = packages
+        .iter()
+        .find(|package| package["name"] == "opentelemetry-proto");
+    let manifest = package.expect("a dependency of these tests")["manifest_path"]
+        .as_str()
+        .expect("a path");
+    Path::new(manifest).with_file_name("src/proto/opentelemetry-proto")
+}
+
 /// The type of a request, of the specification's files.
 fn request_type() -> MessageDescriptor {
-    let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/proto");
+    let files = specification();
     let mut parser = protobuf_parse::Parser::new();
     parser.pure().include(&files).input(files.join(SERVICE));
     let parsed = parser.parse_and_typecheck().unwrap().file_descriptors;
