@@ -67,26 +67,33 @@ impl Table {
             if let Some(value) = self.held() {
                 return Some(value);
             }
-            let flight = Arc::new(Flight::new(KEY, false));
-            match self.store.join(HASH, &flight) {
-                Joined::Lead(flight, Some(_)) => {
-                    self.store.end(&flight, HASH, Outcome::Abandoned);
-                }
-                Joined::Lead(flight, None) => {
+            match self.store.join(HASH, false) {
+                Joined::Lead(number, Some(_)) => self.abandon(number),
+                Joined::Lead(number, None) => {
                     let Some(value) = compute() else {
-                        self.store.end(&flight, HASH, Outcome::Abandoned);
+                        self.abandon(number);
                         return None;
                     };
-                    self.store.land(&flight, entry(value), true);
+                    self.store.land(number, entry(value), true);
                     return Some(value);
                 }
                 Joined::Under(flight) => {
-                    let follower = flight.try_enter()?;
-                    if let Outcome::Value(entry) = follower.wait() {
+                    let flight =
+                        flight.or_else(|| self.store.follow(HASH, Arc::new(Flight::new())));
+                    let follower = flight.and_then(|flight| flight.try_enter());
+                    if let Some(Outcome::Computed(entry)) = follower.map(Follower::wait) {
                         return entry.value().copied();
                     }
                 }
             }
+        }
+    }
+}
+
+impl Table {
+    fn abandon(&self, number: u64) {
+        if let Some(flight) = self.store.end(HASH, number) {
+            flight.settle(Outcome::Abandoned);
         }
     }
 }
@@ -102,7 +109,7 @@ impl Waiting {
     #[must_use]
     #[expect(clippy::new_without_default, reason = "for models only")]
     pub fn new() -> Self {
-        let flight = Arc::new(Flight::new(KEY, false));
+        let flight = Arc::new(Flight::new());
         let follower = flight.try_enter().expect("the first may wait");
         Self {
             flight,
@@ -111,7 +118,7 @@ impl Waiting {
     }
 
     pub fn settle(&self) {
-        self.flight.settle(Outcome::Value(Arc::new(entry(1))));
+        self.flight.settle(Outcome::Computed(Arc::new(entry(1))));
     }
 
     /// Whether the task need not wait; if it must, `waker` is to be called.

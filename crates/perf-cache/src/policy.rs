@@ -4,7 +4,7 @@
 //! values, one with a window of 1 % and one that is all window, and takes the share of the one with more hits. Nothing is
 //! rebuilt: queues follow the new share insertion by insertion.
 
-use crate::queues::{Limits, Payload};
+use crate::queues::{Limits, NONE, Payload};
 use crate::table::Table;
 use parking_lot::Mutex;
 use std::fmt;
@@ -237,7 +237,7 @@ fn hit(table: &mut Table<()>, hash: u64, weight: u32, limits: Limits) -> bool {
         return true;
     }
     if u64::from(weight) <= limits.capacity {
-        let at = table.insert(hash, weight, (), &mut None).at;
+        let at = table.insert(NONE, (hash, weight), (), &mut None).at;
         while table.weight() > limits.capacity && table.evict(limits, at).is_some() {}
     }
     false

@@ -90,6 +90,7 @@ impl<P: Payload> Table<P> {
     }
 
     /// The slot of a hash, or [`NONE`].
+    #[inline]
     pub(crate) fn find(&self, hash: u64) -> u32 {
         let slots = &self.slots;
         let is_it = |at: u32| slots.get(at as usize).is_some_and(|slot| slot.hash == hash);
@@ -97,15 +98,20 @@ impl<P: Payload> Table<P> {
         found.unwrap_or(NONE)
     }
 
-    /// Puts an entry in. The one that had the hash goes to `replaced`.
+    /// The entry in a slot.
+    pub(crate) fn at(&self, at: u32) -> Option<&P> {
+        self.slots.get(at as usize)?.payload.as_ref()
+    }
+
+    /// Puts an entry in. `at` is what [`find`](Self::find) says of its hash; the entry that is there goes to `replaced`.
+    #[inline]
     pub(crate) fn insert(
         &mut self,
-        hash: u64,
-        weight: u32,
+        at: u32,
+        (hash, weight): (u64, u32),
         payload: P,
         replaced: &mut Option<P>,
     ) -> Inserted {
-        let at = self.find(hash);
         if at != NONE {
             let slot = &mut self.slots[at as usize];
             let old_weight = slot.weight;
@@ -124,6 +130,7 @@ impl<P: Payload> Table<P> {
                 self.slots.reserve_exact(self.slots.len() / GROWTH + 1);
             }
             self.slots.push(slot);
+            self.queues.grow(self.slots.len());
             (self.slots.len() - 1) as u32
         } else {
             let at = self.free;
@@ -233,7 +240,9 @@ mod tests {
                     _ => {
                         let weight = 1 + below(capacity.min(9)) as u32;
                         let mut old = None;
-                        let inserted = table.insert(hash, weight, step, &mut old);
+                        let at = table.find(hash);
+                        assert_eq!(table.at(at), table.peek(hash));
+                        let inserted = table.insert(at, (hash, weight), step, &mut old);
                         let old = old.map(|old| (inserted.replaced, old));
                         assert_eq!(old, map.insert(hash, (weight, step)));
                         while table.weight() > capacity {

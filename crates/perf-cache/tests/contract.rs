@@ -325,6 +325,32 @@ fn keys_of_one_hash_are_never_mistaken_for_each_other() {
     );
 }
 
+/// What is computed for one key of a hash is never given to a caller of another one who waited for it.
+#[test]
+fn who_waits_for_another_key_of_the_hash_computes_next() {
+    let cache: TtlCache<u64, u64, Same> = TtlCache::builder(100).hasher(Same).build().unwrap();
+    for outcome in [Ok(1), Err(1)] {
+        let (begun, begins) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| {
+                let compute = || {
+                    begun.send(()).unwrap();
+                    // Long enough that the other one waits, most likely.
+                    std::thread::sleep(Duration::from_millis(50));
+                    outcome
+                };
+                cache.try_get_or_compute(&1, compute)
+            });
+            begins.recv().unwrap();
+            let second = cache.try_get_or_compute(&2, || Ok::<u64, u64>(2));
+            assert_eq!(second.unwrap(), 2);
+            let first = first.join().unwrap();
+            assert_eq!(first.map_err(|error| *error), outcome);
+        });
+        cache.clear();
+    }
+}
+
 #[test]
 fn errors_are_shared_and_remembered_for_their_time() {
     let time = ManualTime::new();

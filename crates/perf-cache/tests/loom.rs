@@ -240,3 +240,40 @@ fn a_flight_that_lands_after_an_invalidation_is_caught() {
         nothing_outdated_is_kept_in_place,
     );
 }
+
+/// A key is invalidated while one caller computes and another may wait for it. The model ends only if nobody waits for ever.
+fn followers_outlive_an_invalidation_pinned() {
+    followers_outlive_an_invalidation(false);
+}
+
+fn followers_outlive_an_invalidation_in_place() {
+    followers_outlive_an_invalidation(true);
+}
+
+fn followers_outlive_an_invalidation(in_place: bool) {
+    let table = Arc::new(Table::new(in_place));
+    let other = {
+        let table = Arc::clone(&table);
+        thread::spawn(move || table.ask(|| Some(5)))
+    };
+    let writer = {
+        let table = Arc::clone(&table);
+        thread::spawn(move || table.invalidate())
+    };
+    assert_eq!(table.ask(|| Some(5)), Some(5));
+    assert_eq!(other.join().unwrap(), Some(5));
+    writer.join().unwrap();
+}
+
+#[test]
+fn who_waits_gets_the_value_though_the_key_is_invalidated() {
+    assert_holds(followers_outlive_an_invalidation_pinned);
+    assert_holds(followers_outlive_an_invalidation_in_place);
+}
+
+#[test]
+fn an_invalidation_that_forgets_who_waits_is_caught() {
+    let mutant = "outdated_flight_forgotten";
+    assert_caught(mutant, followers_outlive_an_invalidation_pinned);
+    assert_caught(mutant, followers_outlive_an_invalidation_in_place);
+}
