@@ -134,6 +134,9 @@ where
 /// A lead, with what the table holds by now.
 type Led<'a, K, V, S, T> = (Lead<'a, K, V, S, T>, Option<Arc<Entry<K, V>>>);
 
+/// What those wait by who wait for another caller already.
+type OtherFlight<K, V> = Option<Arc<Flight<K, V>>>;
+
 /// What to do about a miss or a stale value, after the look.
 enum Step<'a, K, V, S, T, E>
 where
@@ -358,7 +361,7 @@ where
 
     /// Waits for the computation of another caller, or computes without a lead: inside of a computation, and where too many wait already.
     #[cold]
-    fn follow<E>(&self, hash: u64, flight: Option<Arc<Flight<K, V>>>) -> Step<'_, K, V, S, T, E> {
+    fn follow<E>(&self, hash: u64, flight: OtherFlight<K, V>) -> Step<'_, K, V, S, T, E> {
         if depth::is_inside() {
             return Step::Compute(None, None);
         }
@@ -423,11 +426,7 @@ where
     }
 
     /// Begins a computation. Where another caller computes: the flight of those who wait for that one already.
-    fn lead(
-        &self,
-        hash: u64,
-        is_refresh: bool,
-    ) -> Result<Led<'_, K, V, S, T>, Option<Arc<Flight<K, V>>>> {
+    fn lead(&self, hash: u64, is_refresh: bool) -> Result<Led<'_, K, V, S, T>, OtherFlight<K, V>> {
         match self.shared.store.join(hash, is_refresh) {
             Joined::Under(flight) => Err(flight),
             Joined::Lead(number, held) => {

@@ -91,6 +91,13 @@ impl Table {
 }
 
 impl Table {
+    /// Waits for the computation under way, if there is one.
+    #[must_use]
+    pub fn follow(&self) -> Option<Waiting> {
+        let flight = self.store.follow(HASH, Arc::new(Flight::new()))?;
+        Some(Waiting::by(flight))
+    }
+
     fn abandon(&self, number: u64) {
         if let Some(flight) = self.store.end(HASH, number) {
             flight.settle(Outcome::Abandoned);
@@ -109,7 +116,10 @@ impl Waiting {
     #[must_use]
     #[expect(clippy::new_without_default, reason = "for models only")]
     pub fn new() -> Self {
-        let flight = Arc::new(Flight::new());
+        Self::by(Arc::new(Flight::new()))
+    }
+
+    fn by(flight: Arc<Flight<u64, u64>>) -> Self {
         let follower = flight.try_enter().expect("the first may wait");
         Self {
             flight,
