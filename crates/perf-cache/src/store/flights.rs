@@ -39,7 +39,8 @@ impl<K, V> UnderWay<K, V> {
 pub(super) struct Flights<K, V> {
     /// Most often there is one at most.
     first: Option<UnderWay<K, V>>,
-    more: HashTable<UnderWay<K, V>>,
+    /// Made when there are several for the first time.
+    more: Option<Box<HashTable<UnderWay<K, V>>>>,
     number: u64,
 }
 
@@ -47,7 +48,7 @@ impl<K, V> Flights<K, V> {
     pub(super) const fn new() -> Self {
         Self {
             first: None,
-            more: HashTable::new(),
+            more: None,
             number: 0,
         }
     }
@@ -57,18 +58,18 @@ impl<K, V> Flights<K, V> {
     pub(super) fn current(&mut self, hash: u64) -> Option<&mut UnderWay<K, V>> {
         match &mut self.first {
             Some(first) if first.is_current(hash) => Some(first),
-            _ if self.more.is_empty() => None,
-            _ => self.more.find_mut(hash, |held| held.is_current(hash)),
+            _ => {
+                let more = self.more.as_mut()?;
+                more.find_mut(hash, |held| held.is_current(hash))
+            }
         }
     }
 
     /// Whether there is one.
     pub(super) fn is_computed(&self, hash: u64) -> bool {
-        let is_first = self
-            .first
-            .as_ref()
-            .is_some_and(|first| first.is_current(hash));
-        is_first || self.more.find(hash, |held| held.is_current(hash)).is_some()
+        let is_it = |held: &UnderWay<K, V>| held.is_current(hash);
+        let is_in = |more: &HashTable<_>| more.find(hash, is_it).is_some();
+        self.first.as_ref().is_some_and(is_it) || self.more.as_deref().is_some_and(is_in)
     }
 
     /// Notes a computation of a hash that has none; returns its number.
@@ -85,7 +86,8 @@ impl<K, V> Flights<K, V> {
         if self.first.is_none() {
             self.first = Some(new);
         } else {
-            self.more.insert_unique(hash, new, |held| held.hash);
+            let more = self.more.get_or_insert_default();
+            more.insert_unique(hash, new, |held| held.hash);
         }
         self.number
     }
@@ -99,9 +101,9 @@ impl<K, V> Flights<K, V> {
                     self.first = None;
                 }
             }
-            _ if self.more.is_empty() => {}
             _ => {
-                if let Ok(mut found) = self.more.find_entry(hash, |held| held.is_current(hash))
+                if let Some(more) = &mut self.more
+                    && let Ok(mut found) = more.find_entry(hash, |held| held.is_current(hash))
                     && !found.get_mut().outdate()
                 {
                     found.remove();
@@ -115,7 +117,9 @@ impl<K, V> Flights<K, V> {
         if !self.first.as_mut().is_some_and(UnderWay::outdate) {
             self.first = None;
         }
-        self.more.retain(UnderWay::outdate);
+        if let Some(more) = &mut self.more {
+            more.retain(UnderWay::outdate);
+        }
     }
 
     /// Takes out the computation of a hash and number that has ended; `None` if it was forgotten. The second part says whether its result may
@@ -126,7 +130,8 @@ impl<K, V> Flights<K, V> {
         let ended = if self.first.as_ref().is_some_and(is_it) {
             self.first.take()?
         } else {
-            self.more.find_entry(hash, is_it).ok()?.remove().0
+            let found = self.more.as_mut()?.find_entry(hash, is_it);
+            found.ok()?.remove().0
         };
         let is_current = !ended.is_outdated;
         Some((ended, is_current))
