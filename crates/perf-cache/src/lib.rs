@@ -8,6 +8,11 @@
 
 mod background;
 mod builder;
+#[cfg(feature = "moka")]
+mod by_moka;
+#[cfg(not(feature = "moka"))]
+#[path = "without_moka.rs"]
+mod by_moka;
 mod cache;
 mod compute;
 mod decisions;

@@ -52,7 +52,7 @@ impl<P: Payload> Table<P> {
         self
     }
 
-    /// With a longer memory of frequencies, if `is_long`. See [`Chooser::remembers_long`](crate::policy::Chooser::remembers_long).
+    /// With a longer memory of frequencies, if `is_long`. See [`Chooser::table`](crate::policy::Chooser::table).
     pub(crate) fn with_memory(mut self, is_long: bool) -> Self {
         if is_long {
             self.queues.remember_long();
@@ -183,10 +183,12 @@ impl<P: Payload> Table<P> {
         Some((slot.weight, slot.payload.take()?))
     }
 
-    /// Throws one entry out, with its weight, but not the one in the slot `kept`; `None` if there is no other.
-    pub(crate) fn evict(&mut self, limits: Limits, kept: u32) -> Option<(u32, P)> {
+    /// Throws one entry out, with its hash and weight, but not the one in the slot `kept`; `None` if there is no other.
+    pub(crate) fn evict(&mut self, limits: Limits, kept: u32) -> Option<(u64, u32, P)> {
         let at = self.queues.victim(&mut self.slots, limits, kept)?;
-        self.vacate(at)
+        let hash = self.slots[at as usize].hash;
+        let (weight, payload) = self.vacate(at)?;
+        Some((hash, weight, payload))
     }
 
     /// How many slots there are, free ones included.
@@ -198,6 +200,12 @@ impl<P: Payload> Table<P> {
     pub(crate) fn page(&self, from: usize, count: usize) -> impl Iterator<Item = (u64, &P)> {
         let slots = self.slots.iter().skip(from).take(count);
         slots.filter_map(|slot| Some((slot.hash, slot.payload.as_ref()?)))
+    }
+
+    /// The hashes of all entries, with their weights.
+    pub(crate) fn weights(&self) -> impl Iterator<Item = (u64, u32)> {
+        let held = self.slots.iter().filter(|slot| slot.payload.is_some());
+        held.map(|slot| (slot.hash, slot.weight))
     }
 
     /// All entries, taken out.
@@ -247,7 +255,7 @@ mod tests {
                         assert_eq!(old, map.insert(hash, (weight, step)));
                         while table.weight() > capacity {
                             let gone = table.evict(limits, inserted.at);
-                            let (_, gone) = gone.expect("another one can go");
+                            let (_, _, gone) = gone.expect("another one can go");
                             assert_ne!(gone, step, "the newest entry went");
                             let before = map.len();
                             map.retain(|_, held| held.1 != gone);

@@ -211,6 +211,56 @@ fn a_cache_of_one_place_works() {
     }
 }
 
+/// Moka decides, and knows of insertions, reads, removals and another capacity.
+#[test]
+fn moka_says_what_goes() {
+    let evicted = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&evicted);
+    let cache: TtlCache<u64, u64> = TtlCache::builder(100)
+        .policy(Policy::Moka)
+        .weigher(|_, weight: &u64| *weight as u32)
+        .on_removal(move |_, _, why| {
+            count.fetch_add(usize::from(why == Removal::Evicted), Ordering::Relaxed);
+        })
+        .build()
+        .unwrap();
+    assert_eq!(cache.policy(), Policy::Moka);
+    // Ten that are read all the time, and twice as many that come once: LRU has none of the ten when they come again.
+    for round in 0..20 {
+        for key in 0..10 {
+            assert_eq!(cache.get_or_compute(&key, || 10), 10);
+        }
+        for key in 0..20 {
+            cache.insert(1000 + round * 20 + key, 10);
+            assert!(cache.weight() <= 100, "{}", cache.weight());
+        }
+    }
+    assert!((0..10).all(|key| cache.peek(&key) == Some(10)));
+    let stats = cache.stats();
+    assert_eq!(stats.evictions, evicted.load(Ordering::Relaxed) as u64);
+    assert!(
+        stats.evictions > 300 && stats.computations < 100,
+        "{stats:?}"
+    );
+    // What was taken out leaves room, which moka knows.
+    (0..5).for_each(|key| assert!(cache.invalidate(&key)));
+    (20..25).for_each(|key| cache.insert(key, 10));
+    assert!(
+        (5..10)
+            .chain(20..25)
+            .all(|key| cache.peek(&key) == Some(10))
+    );
+    cache.clear();
+    (0..10).for_each(|key| cache.insert(key, 10));
+    assert_eq!(cache.weight(), 100);
+    for capacity in [200, 30, 150] {
+        cache.set_capacity(capacity).unwrap();
+        assert!(cache.weight() <= capacity);
+        (0..100).for_each(|key| cache.insert(key, 10));
+        assert_eq!(cache.weight(), capacity);
+    }
+}
+
 #[test]
 fn the_capacity_is_exact_and_may_change() {
     let cache = plain(1000);

@@ -3,6 +3,7 @@
 use super::Joined;
 use super::flights::Flights;
 use super::version::{Version, Versions};
+use crate::by_moka::ByMoka;
 use crate::entry::{Entry, Stored};
 use crate::flight::{Flight, Outcome};
 use crate::policy::Chooser;
@@ -108,6 +109,7 @@ pub(crate) struct Shards<K, V, P: Payload> {
     /// Of all entries. Shards share the capacity, so that it is exact, and chance does not leave parts of it empty.
     weight: Count,
     pub(crate) chooser: Chooser,
+    moka: Option<ByMoka>,
     listener: Option<Listener<K, V>>,
 }
 
@@ -119,10 +121,9 @@ impl<K, V, P: Payload> Shards<K, V, P> {
         listener: Option<Listener<K, V>>,
     ) -> Self {
         let shards = shard_count(capacity, is_weighed);
-        let is_long = chooser.remembers_long(capacity);
         let shard = |_| Shard {
             inner: RwLock::new(Inner {
-                table: Table::new().with_memory(is_long),
+                table: chooser.table(capacity),
                 flights: Flights::new(),
                 number: 0,
                 version: 0,
@@ -135,6 +136,7 @@ impl<K, V, P: Payload> Shards<K, V, P> {
             shards: (0..shards).map(shard).collect(),
             capacity: Count::new(capacity),
             weight: Count::new(0),
+            moka: ByMoka::new(chooser.policy(), capacity),
             chooser,
             listener,
         }
@@ -229,7 +231,7 @@ impl<K, V, P: Payload> Shards<K, V, P> {
         true
     }
 
-    /// Throws one entry out of a shard, other than the one in the slot `kept`; with its weight. The caller publishes, bumps the version and
+    /// Throws one entry out of a shard, other than the one in the slot `kept`; with its hash and weight. The caller publishes, bumps the version and
     /// weighs.
     fn evict_locked(
         &self,
@@ -237,7 +239,7 @@ impl<K, V, P: Payload> Shards<K, V, P> {
         inner: &mut Inner<K, V, P>,
         kept: u32,
         excess: u64,
-    ) -> Option<(u32, P)> {
+    ) -> Option<(u64, u32, P)> {
         // A shard's part is what it holds when the cache is full, less what is beyond the capacity now.
         let part = inner.table.weight().saturating_sub(excess.max(1));
         let limits = self.chooser.limits(part.max(1));
@@ -265,9 +267,13 @@ impl<K, V, P: Payload> Shards<K, V, P> {
                 break;
             }
             let part = excess.div_ceil(self.shards.len() as u64);
-            let Some((weight, entry)) = self.evict_locked(shard, &mut inner, kept, part) else {
+            let victim = self.evict_locked(shard, &mut inner, kept, part);
+            let Some((hash, weight, entry)) = victim else {
                 break;
             };
+            if let Some(moka) = &self.moka {
+                moka.forget(hash);
+            }
             self.weigh(-i64::from(weight));
             evicted += u64::from(weight);
             gone.push(entry);
@@ -300,22 +306,34 @@ impl<K, V, P: Payload> Shards<K, V, P> {
         let shard = self.shard(hash);
         let mut inner = shard.inner.write();
         inner.flights.outdate(hash);
-        self.take_locked(shard, &mut inner, hash, matches)
+        let taken = self.take_locked(shard, &mut inner, hash, matches);
+        drop(inner);
+        self.forget(hash, taken.is_some());
+        taken
     }
 
     /// The same for an entry that has ended: a computation goes on.
     fn take_ended(&self, hash: u64, matches: impl FnOnce(&P) -> bool) -> Option<P> {
         let shard = self.shard(hash);
         let mut inner = shard.inner.write();
-        self.take_locked(shard, &mut inner, hash, matches)
+        let taken = self.take_locked(shard, &mut inner, hash, matches);
+        drop(inner);
+        self.forget(hash, taken.is_some());
+        taken
+    }
+
+    /// Tells moka of an entry that was taken out, if one was.
+    fn forget(&self, hash: u64, was_there: bool) {
+        if let Some(moka) = self.moka.as_ref().filter(|_| was_there) {
+            moka.forget(hash);
+        }
     }
 
     /// Takes everything out of one shard; its computations become outdated.
     pub(crate) fn drain(&self, index: usize) -> impl Iterator<Item = P> + use<K, V, P> {
         let shard = &self.shards[index];
         let mut inner = shard.inner.write();
-        let is_long = self.chooser.remembers_long(self.capacity());
-        let new = Table::new().with_memory(is_long);
+        let new = self.chooser.table(self.capacity());
         let table = std::mem::replace(&mut inner.table, new);
         inner.flights.outdate_all();
         self.weight.fetch_sub(table.weight(), Relaxed);
@@ -323,6 +341,10 @@ impl<K, V, P: Payload> Shards<K, V, P> {
         self.versions[index].set(inner.version);
         Self::publish(shard, &inner);
         drop(inner);
+        if let Some(moka) = &self.moka {
+            let entries = table.page(0, table.slots());
+            entries.for_each(|(hash, _)| moka.forget(hash));
+        }
         table.into_entries()
     }
 }
@@ -350,6 +372,9 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
     #[cold]
     #[inline(never)]
     fn first_read(&self, hash: u64, weight: u32) {
+        if let Some(moka) = &self.moka {
+            moka.read(hash);
+        }
         self.sample(hash, weight);
     }
 
@@ -368,8 +393,30 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
     pub(crate) fn resize(&self, capacity: u64) {
         self.capacity.store(capacity, Relaxed);
         self.chooser.reset();
+        if let Some(moka) = &self.moka {
+            moka.reset(capacity);
+            for shard in &self.shards {
+                let held: Vec<(u64, u32)> = shard.inner.read().table.weights().collect();
+                held.iter()
+                    .for_each(|(hash, weight)| moka.insert(*hash, *weight));
+            }
+            self.evict_by(moka);
+        }
         // A hash of no entry, most likely; if it is one, that entry goes with the next insertion.
         self.make_room(u64::MAX, u64::MAX, usize::MAX);
+    }
+
+    /// Throws out what moka says.
+    fn evict_by(&self, moka: &ByMoka) {
+        for hash in moka.victims(self.excess() > 0) {
+            let shard = self.shard(hash);
+            let mut inner = shard.inner.write();
+            let taken = self.take_locked(shard, &mut inner, hash, |_| true);
+            let count = shard.evictions.load(Relaxed) + u64::from(taken.is_some());
+            shard.evictions.store(count, Relaxed);
+            drop(inner);
+            self.tell(taken, Removal::Evicted);
+        }
     }
 
     /// Throws out what is beyond the capacity, from all shards in turn, but not the entry of `kept`, and tells the listener. It ends early when
@@ -481,10 +528,16 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
         let replaced = &mut gone.replaced;
         let inserted = inner.table.insert(at, (hash, weight), entry, replaced);
         added -= i64::from(inserted.replaced);
+        if self.moka.is_some() {
+            // It says what goes when the lock is released.
+            self.weigh(added);
+            added = 0;
+        }
         while !self.admits(added) {
             let excess = self.weight().saturating_add_signed(added);
             let excess = excess.saturating_sub(self.capacity());
-            let Some((weight, entry)) = self.evict_locked(shard, inner, inserted.at, excess) else {
+            let victim = self.evict_locked(shard, inner, inserted.at, excess);
+            let Some((_, weight, entry)) = victim else {
                 // The others' turn: `make_room`, when this lock is released.
                 self.weigh(added);
                 break;
@@ -502,6 +555,10 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
     /// What is left to do of an insertion when its lock is released. Tells the listener what went.
     #[inline]
     fn end_put(&self, (hash, weight): (u64, u32), gone: &mut Gone<P>) {
+        if let Some(moka) = &self.moka {
+            moka.insert(hash, weight);
+            self.evict_by(moka);
+        }
         if self.excess() > 0 {
             self.make_room(hash, u64::from(weight), EVICTED_PER_INSERTION);
         }
@@ -542,6 +599,7 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
             }
         }
         drop(inner);
+        self.forget(hash, outdated.is_some());
         if let Some(flight) = flight {
             let computed = copy.map(|copy| Outcome::Computed(copy.into_entry(hash, None)));
             flight.settle(computed.unwrap_or(Outcome::Abandoned));
@@ -601,5 +659,17 @@ impl<K, V, P: Payload> fmt::Debug for Shards<K, V, P> {
             .field("count", &self.shards.len())
             .field("len", &self.len())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::in_place::InPlace;
+
+    #[test]
+    fn a_shard_is_four_lines_at_most() {
+        assert!(size_of::<Shard<u64, u64, InPlace<u64, u64>>>() <= 256);
+        assert!(size_of::<Shard<String, u64, Arc<Entry<String, u64>>>>() <= 256);
     }
 }
