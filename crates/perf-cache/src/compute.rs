@@ -6,6 +6,7 @@
 //! the first of them leads. So do followers whose key only has the hash of the one computed.
 
 use crate::background;
+use crate::builder::Loader;
 use crate::cache::TtlCache;
 use crate::depth;
 use crate::entry::{Content, Entry, Failure};
@@ -88,6 +89,14 @@ where
             self.shared.land(self.number, entry);
         } else if let Some(flight) = self.shared.store.end(self.hash, self.number) {
             flight.settle(Outcome::Computed(Arc::new(entry)));
+        }
+    }
+
+    /// Ends a refresh in the background.
+    fn refreshed(self, key: K, value: Option<V>) {
+        match value {
+            Some(value) => self.finish(|| key, value),
+            None => self.fail(|| key, Arc::new(Unavailable), false),
         }
     }
 
@@ -401,23 +410,42 @@ where
         stale
             .retry_at
             .store(now.saturating_add(pause), Ordering::Relaxed);
-        let Some(loader) = self.shared.loader.clone() else {
+        let Some(loader) = &self.shared.loader else {
             return Step::Compute(Some(lead), Some(stale));
         };
         let inside = depth::enter();
         let key = key.to_owned();
-        drop(inside);
         let lead = lead.owning(&self.shared);
-        let is_taken = background::submit(Box::new(move || {
-            lead.shared.counters.one(Count::Computations);
-            let inside = depth::enter();
-            let value = loader(&key);
-            drop(inside);
-            match value {
-                Some(value) => lead.finish(|| key, value),
-                None => lead.fail(|| key, Arc::new(Unavailable), false),
+        let is_taken = match loader {
+            Loader::Blocking(load) => {
+                let load = Arc::clone(load);
+                background::submit(Box::new(move || {
+                    lead.shared.counters.one(Count::Computations);
+                    let inside = depth::enter();
+                    let value = load(&key);
+                    drop(inside);
+                    lead.refreshed(key, value);
+                }))
             }
-        }));
+            Loader::Task(load, spawn) => background::permit().is_some_and(|permit| {
+                let load = Arc::clone(load);
+                spawn(Box::pin(async move {
+                    let _permit = permit;
+                    lead.shared.counters.one(Count::Computations);
+                    let inside = depth::enter();
+                    let mut loading = load(&key);
+                    drop(inside);
+                    let value = poll_fn(|context| {
+                        let _inside = depth::enter();
+                        loading.as_mut().poll(context)
+                    });
+                    let value = value.await;
+                    lead.refreshed(key, value);
+                }));
+                true
+            }),
+        };
+        drop(inside);
         if !is_taken {
             // The next reader asks again.
             stale.retry_at.store(now, Ordering::Relaxed);

@@ -54,7 +54,7 @@ mod write;
 #[path = "loom.rs"]
 pub mod __loom;
 
-pub use builder::CacheBuilder;
+pub use builder::{CacheBuilder, RefreshTask};
 pub use cache::TtlCache;
 pub use decisions::PlacementDecisionCache;
 pub use error::CacheError;

@@ -1,8 +1,8 @@
 //! What the public interface promises, one thread.
 
 use perf_cache::{
-    CacheError, CachedValue, FRONT_PLACES, ManualTime, Policy, PreciseTime, Removal, TtlCache,
-    WIDE_FRONT_PLACES,
+    CacheError, CachedValue, FRONT_PLACES, ManualTime, Policy, PreciseTime, RefreshTask, Removal,
+    TtlCache, WIDE_FRONT_PLACES,
 };
 use std::cell::Cell;
 use std::sync::Arc;
@@ -493,6 +493,52 @@ fn stale_values_are_served_while_one_caller_computes() {
     time.advance(20 * SECOND);
     assert_eq!((cache.get(&1), reader.get(&1)), (None, None));
     assert!(cache.stats().stale_hits >= 5);
+}
+
+#[test]
+fn stale_values_are_replaced_by_tasks() {
+    let time = ManualTime::new();
+    let (sender, tasks) = std::sync::mpsc::channel();
+    let cache: Timed = TtlCache::builder(10)
+        .ttl(10 * SECOND)
+        .stale_while_revalidate(100 * SECOND)
+        .refresh_with_async(
+            move |task| sender.send(task).unwrap(),
+            |key| {
+                let value = *key + 1;
+                async move {
+                    tokio::task::yield_now().await;
+                    Some(value)
+                }
+            },
+        )
+        .time(time.clone())
+        .build()
+        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let never = || unreachable!("nobody waits while there is a stale value");
+    cache.insert(1, 1);
+    time.advance(10 * SECOND);
+    // One task, however many ask.
+    (0..3).for_each(|_| assert_eq!(cache.get_or_compute(&1, never), 1));
+    let task: RefreshTask = tasks.try_recv().unwrap();
+    // Dropped: the stale value stays, and a second later another task tries.
+    drop(task);
+    assert_eq!(cache.stats().abandoned, 1);
+    assert_eq!(cache.get_or_compute(&1, never), 1);
+    assert!(tasks.try_recv().is_err());
+    time.advance(SECOND);
+    assert_eq!(cache.get_or_compute(&1, never), 1);
+    runtime.block_on(tasks.try_recv().unwrap());
+    assert_eq!(cache.get_or_compute(&1, never), 2);
+    // What is invalidated meanwhile is not put back by a task.
+    time.advance(10 * SECOND);
+    assert_eq!(cache.get_or_compute(&1, never), 2);
+    cache.invalidate(&1);
+    runtime.block_on(tasks.try_recv().unwrap());
+    assert_eq!(cache.get(&1), None);
 }
 
 #[test]
