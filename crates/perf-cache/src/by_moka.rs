@@ -9,7 +9,6 @@ use crate::policy::Policy;
 use moka::notification::RemovalCause;
 use moka::sync::Cache;
 use parking_lot::{Mutex, RwLock};
-use std::fmt;
 use std::sync::Arc;
 
 type Weights = Cache<u64, u32, PassBuild>;
@@ -74,10 +73,4 @@ fn weights(capacity: u64, victims: &Arc<Mutex<Vec<u64>>>) -> Weights {
             }
         })
         .build_with_hasher(PassBuild::default())
-}
-
-impl fmt::Debug for ByMoka {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ByMoka").finish_non_exhaustive()
-    }
 }

@@ -2,7 +2,6 @@
 
 use crate::policy::Policy;
 
-#[derive(Debug)]
 pub(crate) enum ByMoka {}
 
 impl ByMoka {

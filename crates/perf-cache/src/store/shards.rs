@@ -109,6 +109,7 @@ pub(crate) struct Shards<K, V, P: Payload> {
     /// Of all entries. Shards share the capacity, so that it is exact, and chance does not leave parts of it empty.
     weight: Count,
     pub(crate) chooser: Chooser,
+    /// What decides in the place of the tables' queues, with that policy.
     moka: Option<ByMoka>,
     listener: Option<Listener<K, V>>,
 }
