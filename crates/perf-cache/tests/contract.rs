@@ -364,8 +364,12 @@ fn keys_of_one_hash_are_never_mistaken_for_each_other() {
             (cache.get(&(key + 1)), reader.get(&(key + 1))),
             (None, None)
         );
-        assert!(!cache.invalidate(&(key + 1)));
+        assert!(!cache.invalidate_if(&(key + 1), |_| true));
         assert_eq!(cache.get(&key), Some(key));
+        // They have one place, which is empty then.
+        assert!(!cache.invalidate(&(key + 1)));
+        assert_eq!(cache.get(&key), None);
+        cache.insert(key, key);
     }
     assert_eq!(cache.len(), 1);
     // A computation of one key while another one of the hash is computed.
