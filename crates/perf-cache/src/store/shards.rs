@@ -61,6 +61,9 @@ struct Shard<K, V, P: Payload> {
     /// Written under the lock, read without.
     len: Count,
     evictions: Count,
+    /// Of the first shard: the weight of all entries. Shards share the capacity, so that it is exact, and chance does not leave parts of it empty.
+    /// It is here and not beside what every read asks for, since all threads that insert write it.
+    sum: Count,
 }
 
 #[derive(Debug)]
@@ -106,8 +109,6 @@ pub(crate) struct Shards<K, V, P: Payload> {
     pub(crate) versions: Arc<Versions>,
     shards: Box<[Shard<K, V, P>]>,
     capacity: Count,
-    /// Of all entries. Shards share the capacity, so that it is exact, and chance does not leave parts of it empty.
-    weight: Count,
     pub(crate) chooser: Chooser,
     /// What decides in the place of the tables' queues, with that policy.
     moka: Option<ByMoka>,
@@ -131,12 +132,12 @@ impl<K, V, P: Payload> Shards<K, V, P> {
             }),
             len: Count::new(0),
             evictions: Count::new(0),
+            sum: Count::new(0),
         };
         Self {
             versions: (0..shards).map(|_| Version::new()).collect(),
             shards: (0..shards).map(shard).collect(),
             capacity: Count::new(capacity),
-            weight: Count::new(0),
             moka: ByMoka::new(chooser.policy(), capacity),
             chooser,
             listener,
@@ -170,8 +171,13 @@ impl<K, V, P: Payload> Shards<K, V, P> {
         self.sum(|shard| &shard.len)
     }
 
+    #[inline]
+    fn sum_of_weights(&self) -> &Count {
+        &self.shards[0].sum
+    }
+
     pub(super) fn weight(&self) -> u64 {
-        self.weight.load(Relaxed)
+        self.sum_of_weights().load(Relaxed)
     }
 
     pub(super) fn evictions(&self) -> u64 {
@@ -208,9 +214,11 @@ impl<K, V, P: Payload> Shards<K, V, P> {
 
     fn weigh(&self, added: i64) -> u64 {
         if added < 0 {
-            self.weight.fetch_sub(added.unsigned_abs(), Relaxed)
+            self.sum_of_weights()
+                .fetch_sub(added.unsigned_abs(), Relaxed)
         } else {
-            self.weight.fetch_add(added.unsigned_abs(), Relaxed)
+            self.sum_of_weights()
+                .fetch_add(added.unsigned_abs(), Relaxed)
         }
     }
 
@@ -337,7 +345,7 @@ impl<K, V, P: Payload> Shards<K, V, P> {
         let new = self.chooser.table(self.capacity());
         let table = std::mem::replace(&mut inner.table, new);
         inner.flights.outdate_all();
-        self.weight.fetch_sub(table.weight(), Relaxed);
+        self.sum_of_weights().fetch_sub(table.weight(), Relaxed);
         inner.version += 1;
         self.versions[index].set(inner.version);
         Self::publish(shard, &inner);
