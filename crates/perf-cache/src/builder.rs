@@ -21,7 +21,8 @@ pub(crate) type Weigher<K, V> = Box<dyn Fn(&K, &V) -> u32 + Send + Sync>;
 pub(crate) type Lifetime<K, V> = Box<dyn Fn(&K, &V) -> Duration + Send + Sync>;
 pub(crate) type Remembers = Box<dyn Fn(&(dyn Any + Send + Sync)) -> bool + Send + Sync>;
 
-/// A refresh as a task, for [`CacheBuilder::refresh_with_async`]. Dropped before it is ready, it leaves the stale value as it is.
+/// A refresh as a task, for [`CacheBuilder::refresh_with_async`]. Dropped before it is ready, it leaves the stale value
+/// as it is.
 pub type RefreshTask = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 pub(crate) type Load<K, R> = Arc<dyn Fn(&K) -> R + Send + Sync>;
@@ -189,10 +190,11 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
         self
     }
 
-    /// [`refresh_with`](Self::refresh_with) by tasks. `spawn` has its runtime run each of them; `None` keeps the stale value for now.
+    /// [`refresh_with`](Self::refresh_with) by tasks. `spawn` has its runtime run each of them; `None` keeps the stale
+    /// value for now.
     ///
-    /// Up to 1024 tasks of all caches are under way; beyond these a value stays stale and the next reader asks again. A task that is dropped
-    /// before it is ready counts as abandoned, and is tried again as one that failed.
+    /// Up to 1024 tasks of all caches are under way; beyond these a value stays stale and the next reader asks again. A
+    /// task that is dropped before it is ready counts as abandoned, and is tried again as one that failed.
     ///
     /// ```
     /// use perf_cache::TtlCache;

@@ -1,8 +1,8 @@
 //! Moka's W-TinyLFU in the place of the crate's own queues, for [`Policy::Moka`](crate::Policy::Moka).
 //!
-//! A cache of moka's holds the hashes and weights of all entries. It is told of each insertion and removal, and once per tick of an entry that was
-//! read; what it throws out goes out of the shards. The shards' own queues stay, and keep the capacity where moka's view is behind, since
-//! other threads are inserting just now.
+//! A cache of moka's holds the hashes and weights of all entries. It is told of each insertion and removal, and once
+//! per tick of an entry that was read; what it throws out goes out of the shards. The shards' own queues stay, and keep
+//! the capacity where moka's view is behind, since other threads are inserting just now.
 
 use crate::hash::PassBuild;
 use crate::policy::Policy;

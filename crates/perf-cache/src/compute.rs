@@ -1,9 +1,10 @@
 //! One computation per key, however many ask at once.
 //!
-//! A caller that misses waits for the computation of the key's hash that is under way, or begins one and leads it. The leader looks into the table a
-//! second time, since another computation may have ended between its miss and its beginning; then computes with nothing locked, and puts the
-//! value in. If others wait, it settles their flight. A leader that panics or is cancelled abandons it, and every follower starts over:
-//! the first of them leads. So do followers whose key only has the hash of the one computed.
+//! A caller that misses waits for the computation of the key's hash that is under way, or begins one and leads it. The
+//! leader looks into the table a second time, since another computation may have ended between its miss and its
+//! beginning; then computes with nothing locked, and puts the value in. If others wait, it settles their flight. A
+//! leader that panics or is cancelled abandons it, and every follower starts over: the first of them leads. So do
+//! followers whose key only has the hash of the one computed.
 
 use crate::background;
 use crate::builder::Loader;
@@ -368,7 +369,8 @@ where
         }
     }
 
-    /// Waits for the computation of another caller, or computes without a lead: inside of a computation, and where too many wait already.
+    /// Waits for the computation of another caller, or computes without a lead: inside of a computation, and where too
+    /// many wait already.
     #[cold]
     fn follow<E>(&self, hash: u64, flight: OtherFlight<K, V>) -> Step<'_, K, V, S, T, E> {
         if depth::is_inside() {
@@ -474,7 +476,8 @@ where
 #[derive(Debug)]
 struct Unavailable;
 
-/// A follower's result; `None` if it must ask again, because the computation was abandoned, was that of another key, or its error is of another type.
+/// A follower's result; `None` if it must ask again, because the computation was abandoned, was that of another key, or
+/// its error is of another type.
 fn settled<K, V, Q, E>(key: &Q, outcome: Outcome<K, V>) -> Option<Result<V, Arc<E>>>
 where
     K: Borrow<Q>,

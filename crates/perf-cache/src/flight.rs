@@ -1,9 +1,9 @@
 //! What callers wait by for a computation under way: its followers.
 //!
-//! Most computations have no followers, so the first of them makes the flight. The leader finds it in the shard when it ends (`store/flights.rs`), and
-//! settles it exactly once: with a value, with a failure, or, when it panics or is cancelled, as abandoned. That wakes
-//! its followers: a thread by the condition variable, a task by its waker. Wakers are code of an executor, so they are
-//! cloned, dropped and woken outside of the lock.
+//! Most computations have no followers, so the first of them makes the flight. The leader finds it in the shard when it
+//! ends (`store/flights.rs`), and settles it exactly once: with a value, with a failure, or, when it panics or is
+//! cancelled, as abandoned. That wakes its followers: a thread by the condition variable, a task by its waker. Wakers
+//! are code of an executor, so they are cloned, dropped and woken outside of the lock.
 
 use crate::entry::Entry;
 use crate::primitive::{Condvar, Mutex, mutant};

@@ -21,12 +21,12 @@ pub enum Policy {
     TinyLfu,
     /// The least recently read goes, as exactly as a clock queue knows. Best where what was just read is read again.
     Lru,
-    /// The W-TinyLFU of moka, for those who want its decisions: a cache of moka's holds the hash of each entry and says what goes. Reads stay on this
-    /// crate's table, and moka is told of those within a sixteenth of a turnover as of one, so under steady popularity it hits 2 to 4 points less than
-    /// by itself.
+    /// The W-TinyLFU of moka, for those who want its decisions: a cache of moka's holds the hash of each entry and says
+    /// what goes. Reads stay on this crate's table, and moka is told of those within a sixteenth of a turnover as of
+    /// one, so under steady popularity it hits 2 to 4 points less than by itself.
     ///
-    /// Insertions cost moka's on top, and each entry some 200 bytes. A new value that moka does not admit is not kept, as in moka. After a change of
-    /// the capacity moka knows no more how often keys were read.
+    /// Insertions cost moka's on top, and each entry some 200 bytes. A new value that moka does not admit is not kept,
+    /// as in moka. After a change of the capacity moka knows no more how often keys were read.
     #[cfg(feature = "moka")]
     Moka,
 }
@@ -34,8 +34,9 @@ pub enum Policy {
 /// The window's part of a capacity under TinyLFU: 1 %, as in the paper, and at least one entry.
 const WINDOW_DIVISOR: u64 = 100;
 
-/// Up to this capacity an adaptive cache remembers frequencies for longer than TinyLFU does. It then knows more of keys that come seldom,
-/// and follows a change of what is popular later; it has LRU for that. In a larger one it would cost 16 bytes per entry.
+/// Up to this capacity an adaptive cache remembers frequencies for longer than TinyLFU does. It then knows more of keys
+/// that come seldom, and follows a change of what is popular later; it has LRU for that. In a larger one it would cost
+/// 16 bytes per entry.
 const LONG_MEMORY_MAX: u64 = 4096;
 
 /// About how many entries a shadow of a large cache holds; half as many at least. They tell hit ratios apart to a point or two; more cost more.

@@ -103,7 +103,8 @@ impl<P: Payload> Table<P> {
         self.slots.get(at as usize)?.payload.as_ref()
     }
 
-    /// Puts an entry in. `at` is what [`find`](Self::find) says of its hash; the entry that is there goes to `replaced`.
+    /// Puts an entry in. `at` is what [`find`](Self::find) says of its hash; the entry that is there goes to
+    /// `replaced`.
     #[inline]
     pub(crate) fn insert(
         &mut self,

@@ -1,4 +1,5 @@
-//! What becomes of a refresh when too many wait. A process of its own: threads and tasks that refresh are counted over all caches.
+//! What becomes of a refresh when too many wait. A process of its own: threads and tasks that refresh are counted over
+//! all caches.
 
 use perf_cache::{ManualTime, TtlCache};
 use std::sync::mpsc::channel;

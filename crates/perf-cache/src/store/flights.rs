@@ -1,8 +1,8 @@
 //! The computations under way in one shard.
 //!
-//! A computation that begins is noted under its hash. Who asks for the hash meanwhile waits by its flight, which the first of them brings. An
-//! insertion or invalidation of the hash makes the computation *outdated*: its result is for those who wait for it already, and not for the
-//! table; who asks from then on computes anew.
+//! A computation that begins is noted under its hash. Who asks for the hash meanwhile waits by its flight, which the
+//! first of them brings. An insertion or invalidation of the hash makes the computation *outdated*: its result is for
+//! those who wait for it already, and not for the table; who asks from then on computes anew.
 
 use crate::flight::Flight;
 use crate::primitive::mutant;
@@ -122,8 +122,8 @@ impl<K, V> Flights<K, V> {
         }
     }
 
-    /// Takes out the computation of a hash and number that has ended; `None` if it was forgotten. The second part says whether its result may
-    /// go into the table.
+    /// Takes out the computation of a hash and number that has ended; `None` if it was forgotten. The second part says
+    /// whether its result may go into the table.
     #[inline]
     pub(super) fn end(&mut self, hash: u64, number: u64) -> Option<(UnderWay<K, V>, bool)> {
         let is_it = |held: &UnderWay<K, V>| held.hash == hash && held.number == number;

@@ -24,7 +24,8 @@ pub(crate) use version::{Version, Versions};
 
 /// Which caller computes, after a miss.
 pub(crate) enum Joined<K, V> {
-    /// The caller, under this number. What the table holds by now comes with it: a computation may have ended meanwhile.
+    /// The caller, under this number. What the table holds by now comes with it: a computation may have ended
+    /// meanwhile.
     Lead(u64, Option<Arc<Entry<K, V>>>),
     /// Another caller; with the flight if others wait for it already.
     Under(Option<Arc<Flight<K, V>>>),

@@ -61,8 +61,9 @@ struct Shard<K, V, P: Payload> {
     /// Written under the lock, read without.
     len: Count,
     evictions: Count,
-    /// Of the first shard: the weight of all entries. Shards share the capacity, so that it is exact, and chance does not leave parts of it empty.
-    /// It is here and not beside what every read asks for, since all threads that insert write it.
+    /// Of the first shard: the weight of all entries. Shards share the capacity, so that it is exact, and chance does
+    /// not leave parts of it empty. It is here and not beside what every read asks for, since all threads that insert
+    /// write it.
     sum: Count,
 }
 
@@ -240,8 +241,8 @@ impl<K, V, P: Payload> Shards<K, V, P> {
         true
     }
 
-    /// Throws one entry out of a shard, other than the one in the slot `kept`; with its hash and weight. The caller publishes, bumps the version and
-    /// weighs.
+    /// Throws one entry out of a shard, other than the one in the slot `kept`; with its hash and weight. The caller
+    /// publishes, bumps the version and weighs.
     fn evict_locked(
         &self,
         shard: &Shard<K, V, P>,
@@ -492,8 +493,8 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
         self.put_if(entry, |_| true);
     }
 
-    /// Puts an entry in if what its hash has now `matches`, which must not call the user's code; its computation becomes outdated then.
-    /// Returns whether it did.
+    /// Puts an entry in if what its hash has now `matches`, which must not call the user's code; its computation
+    /// becomes outdated then. Returns whether it did.
     #[inline]
     pub(crate) fn put_if(
         &self,
@@ -636,8 +637,8 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
         Joined::Lead(number, held.map(|held| held.into_entry(hash, None)))
     }
 
-    /// Calls `visit` with each entry and its hash, a portion of a shard after the other. Nothing is locked meanwhile. If it `outdates`, the
-    /// computations of a shard are outdated before its first portion is looked at.
+    /// Calls `visit` with each entry and its hash, a portion of a shard after the other. Nothing is locked meanwhile.
+    /// If it `outdates`, the computations of a shard are outdated before its first portion is looked at.
     pub(crate) fn each(&self, outdates: bool, mut visit: impl FnMut(u64, P)) {
         let mut page = Vec::new();
         for shard in &self.shards {
