@@ -1,8 +1,9 @@
-//! A few threads that refresh stale values, shared by all caches of the process.
+//! A few threads that refresh stale values, shared by all caches of the process; and how many tasks do.
 
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -33,6 +34,25 @@ static POOL: Pool = Pool {
     }),
     has_jobs: Condvar::new(),
 };
+
+/// Tasks that refresh, of all caches. Relaxed: the number is all there is to see.
+static TASKS: AtomicUsize = AtomicUsize::new(0);
+
+/// The right to be one of [`JOBS_MAX`] tasks that refresh.
+pub(crate) struct Permit(());
+
+/// A permit, if one is left.
+pub(crate) fn permit() -> Option<Permit> {
+    let one_more = |tasks| (tasks < JOBS_MAX).then_some(tasks + 1);
+    let before = TASKS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+    before.ok().map(|_| Permit(()))
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        TASKS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// Runs a job soon, or gives up: `false` if there are too many or the system gives no thread. The job is then dropped.
 pub(crate) fn submit(job: Job) -> bool {

@@ -11,14 +11,30 @@ use crate::time::{CoarseTime, Time};
 use perf_atomics::DefaultHasher;
 use std::any::Any;
 use std::fmt;
+use std::future::Future;
 use std::hash::Hash;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) type Weigher<K, V> = Box<dyn Fn(&K, &V) -> u32 + Send + Sync>;
 pub(crate) type Lifetime<K, V> = Box<dyn Fn(&K, &V) -> Duration + Send + Sync>;
 pub(crate) type Remembers = Box<dyn Fn(&(dyn Any + Send + Sync)) -> bool + Send + Sync>;
-pub(crate) type Loader<K, V> = Arc<dyn Fn(&K) -> Option<V> + Send + Sync>;
+
+/// A refresh as a task, for [`CacheBuilder::refresh_with_async`]. Dropped before it is ready, it leaves the stale value
+/// as it is.
+pub type RefreshTask = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+pub(crate) type Load<K, R> = Arc<dyn Fn(&K) -> R + Send + Sync>;
+pub(crate) type Loading<V> = Pin<Box<dyn Future<Output = Option<V>> + Send>>;
+
+/// How a stale value is computed anew.
+pub(crate) enum Loader<K, V> {
+    /// By a thread of the crate's.
+    Blocking(Load<K, Option<V>>),
+    /// By a task, which the closure takes.
+    Task(Load<K, Loading<V>>, Box<dyn Fn(RefreshTask) + Send + Sync>),
+}
 
 /// Makes a [`TtlCache`]. What is not set costs nothing.
 ///
@@ -170,7 +186,43 @@ impl<K, V, S, T> CacheBuilder<K, V, S, T> {
     /// Runs on up to four threads shared by all caches, in order of demand, with up to 1024 refreshes waiting; beyond these
     /// a value stays stale and the next reader asks again.
     pub fn refresh_with(mut self, load: impl Fn(&K) -> Option<V> + Send + Sync + 'static) -> Self {
-        self.loader = Some(Arc::new(load));
+        self.loader = Some(Loader::Blocking(Arc::new(load)));
+        self
+    }
+
+    /// [`refresh_with`](Self::refresh_with) by tasks. `spawn` has its runtime run each of them; `None` keeps the stale
+    /// value for now.
+    ///
+    /// Up to 1024 tasks of all caches are under way; beyond these a value stays stale and the next reader asks again. A
+    /// task that is dropped before it is ready counts as abandoned, and is tried again as one that failed.
+    ///
+    /// ```
+    /// use perf_cache::TtlCache;
+    /// use std::time::Duration;
+    ///
+    /// let cache: TtlCache<u64, String> = TtlCache::builder(100)
+    ///     .ttl(Duration::from_secs(30))
+    ///     .stale_while_revalidate(Duration::from_secs(30))
+    ///     .refresh_with_async(
+    ///         |task| drop(tokio::spawn(task)),
+    ///         |key| {
+    ///             let key = *key;
+    ///             async move { Some(format!("node {key}")) }
+    ///         },
+    ///     )
+    ///     .build()?;
+    /// # Ok::<(), perf_cache::CacheError>(())
+    /// ```
+    pub fn refresh_with_async<F>(
+        mut self,
+        spawn: impl Fn(RefreshTask) + Send + Sync + 'static,
+        load: impl Fn(&K) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Option<V>> + Send + 'static,
+    {
+        let load = move |key: &K| Box::pin(load(key)) as Loading<V>;
+        self.loader = Some(Loader::Task(Arc::new(load), Box::new(spawn)));
         self
     }
 

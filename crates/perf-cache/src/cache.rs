@@ -38,7 +38,7 @@ use std::sync::Arc;
 /// however far the coarse clock is behind within its bound: near its end a value is judged by the exact time.
 ///
 /// **Capacity.** It is exact: beyond it is only what other threads are inserting just now. An insertion throws out what has to go, and never
-/// what it has just put in. What fronts and readers pin comes on top.
+/// what it has just put in, unless moka decides (`Policy::Moka`). What fronts and readers pin comes on top.
 ///
 /// ```
 /// use perf_cache::TtlCache;

@@ -1,15 +1,17 @@
 //! One computation per key, however many ask at once.
 //!
-//! A caller that misses joins the flight of the key's hash, or begins one and leads it. The leader looks into the table a second time, since
-//! another flight may have landed between its miss and its joining; then computes with nothing locked, puts the
-//! value in and settles the flight. A leader that panics or is cancelled abandons the flight, and every follower starts over:
-//! the first of them leads.
+//! A caller that misses waits for the computation of the key's hash that is under way, or begins one and leads it. The
+//! leader looks into the table a second time, since another computation may have ended between its miss and its
+//! beginning; then computes with nothing locked, and puts the value in. If others wait, it settles their flight. A
+//! leader that panics or is cancelled abandons it, and every follower starts over: the first of them leads. So do
+//! followers whose key only has the hash of the one computed.
 
 use crate::background;
+use crate::builder::Loader;
 use crate::cache::TtlCache;
 use crate::depth;
-use crate::entry::{Entry, Failure};
-use crate::flight::{self, Flight, Follower, Outcome};
+use crate::entry::{Content, Entry, Failure};
+use crate::flight::{Flight, Follower, Outcome};
 use crate::shared::{Look, Shared};
 use crate::stats::Count;
 use crate::store::Joined;
@@ -52,99 +54,71 @@ where
     T: Time,
 {
     shared: Held<'a, K, V, S, T>,
-    /// `None` only while this is being dropped.
-    flight: Option<Arc<Flight<K, V>>>,
     hash: u64,
-    is_landed: bool,
-}
-
-/// The next step of a caller that found no value.
-enum Begin<'a, K, V, S, T>
-where
-    K: Send + Sync + 'static,
-    V: Send + Sync + 'static,
-    T: Time,
-{
-    /// Computes for all, unless the entry that the table holds by now will do.
-    Lead(Lead<'a, K, V, S, T>, Option<Arc<Entry<K, V>>>),
-    /// Waits.
-    Follow(Follower<K, V>),
-    /// Computes for itself: it is inside a computation, there are too many waiters, or another key of the same hash is being computed.
-    Alone,
+    number: u64,
+    has_ended: bool,
 }
 
 impl<K, V, S, T> Lead<'_, K, V, S, T>
 where
-    K: Clone + Send + Sync + 'static,
+    K: Send + Sync + 'static,
     V: Send + Sync + 'static,
     T: Time,
 {
     /// Keeps a value, and gives it to all followers.
-    fn finish(mut self, value: V) {
-        // Cloning and weighing may use the cache, and must not wait for this flight then.
+    fn finish(mut self, key: impl FnOnce() -> K, value: V) {
+        // Cloning and weighing may use the cache, and must not wait for this computation then.
         let inside = depth::enter();
-        let key = self.flight().key.clone();
-        let entry = self.shared.entry(key, self.hash, value, None);
+        let entry = self.shared.entry(key(), self.hash, value, None);
         drop(inside);
-        self.is_landed = true;
-        self.shared.land(self.flight(), entry);
+        self.has_ended = true;
+        self.shared.land(self.number, entry);
     }
 
     /// Gives a failure to all followers; keeps it for the negative TTL if there is one and `is_kept`.
-    fn fail(mut self, failure: Failure, is_kept: bool) {
-        self.shared.counters.one(Count::Failures);
+    fn fail(mut self, key: impl FnOnce() -> K, failure: Failure, is_kept: bool) {
+        let shared = &*self.shared;
+        shared.counters.one(Count::Failures);
         let inside = depth::enter();
-        let remembers = self.shared.remembers.as_ref();
+        let remembers = shared.remembers.as_ref();
         let is_kept = is_kept && remembers.is_none_or(|remembers| remembers(&*failure));
-        let entry = self
-            .shared
-            .rules
-            .negative_ttl
-            .filter(|_| is_kept)
-            .map(|ttl| {
-                let key = self.flight().key.clone();
-                let failure = Arc::clone(&failure);
-                self.shared.failed_entry(key, self.hash, failure, ttl)
-            });
+        let ttl = shared.rules.negative_ttl.filter(|_| is_kept);
+        let entry = shared.failed_entry(key(), self.hash, failure, ttl.unwrap_or(0));
         drop(inside);
-        self.is_landed = true;
-        if let Some(entry) = entry {
-            self.shared.land(self.flight(), entry);
-        } else {
-            let outcome = Outcome::Failed(failure);
-            self.shared.store.end(self.flight(), self.hash, outcome);
+        self.has_ended = true;
+        if ttl.is_some() {
+            self.shared.land(self.number, entry);
+        } else if let Some(flight) = self.shared.store.end(self.hash, self.number) {
+            flight.settle(Outcome::Computed(Arc::new(entry)));
         }
     }
-}
 
-impl<K, V, S, T> Lead<'_, K, V, S, T>
-where
-    K: Send + Sync + 'static,
-    V: Send + Sync + 'static,
-    T: Time,
-{
+    /// Ends a refresh in the background.
+    fn refreshed(self, key: K, value: Option<V>) {
+        match value {
+            Some(value) => self.finish(|| key, value),
+            None => self.fail(|| key, Arc::new(Unavailable), false),
+        }
+    }
+
     /// The same lead, which owns its cache and so may go to another thread.
     fn owning(mut self, shared: &Arc<Shared<K, V, S, T>>) -> Lead<'static, K, V, S, T> {
         // What is left of `self` has nothing to end.
-        self.is_landed = true;
+        self.has_ended = true;
         Lead {
             shared: Held::Owned(Arc::clone(shared)),
-            flight: self.flight.take(),
             hash: self.hash,
-            is_landed: false,
+            number: self.number,
+            has_ended: false,
         }
-    }
-
-    fn flight(&self) -> &Arc<Flight<K, V>> {
-        let flight = self.flight.as_ref();
-        flight.expect("a lead has its flight until it is dropped")
     }
 
     /// Leaves the table as it is: all followers look again.
     fn end(&mut self) {
-        self.is_landed = true;
-        let store = &self.shared.store;
-        store.end(self.flight(), self.hash, Outcome::Abandoned);
+        self.has_ended = true;
+        if let Some(flight) = self.shared.store.end(self.hash, self.number) {
+            flight.settle(Outcome::Abandoned);
+        }
     }
 
     /// What it leads to is there already.
@@ -160,15 +134,18 @@ where
     T: Time,
 {
     fn drop(&mut self) {
-        if !self.is_landed {
+        if !self.has_ended {
             self.shared.counters.one(Count::Abandoned);
             self.end();
         }
-        if let Some(flight) = self.flight.take() {
-            flight::recycle(flight);
-        }
     }
 }
+
+/// A lead, with what the table holds by now.
+type Led<'a, K, V, S, T> = (Lead<'a, K, V, S, T>, Option<Arc<Entry<K, V>>>);
+
+/// What those wait by who wait for another caller already.
+type OtherFlight<K, V> = Option<Arc<Flight<K, V>>>;
 
 /// What to do about a miss or a stale value, after the look.
 enum Step<'a, K, V, S, T, E>
@@ -250,10 +227,10 @@ where
                     let inside = depth::enter();
                     let computed = compute();
                     drop(inside);
-                    return finish(lead, stale, computed);
+                    return finish(key, lead, stale, computed);
                 }
                 Step::Wait(follower) => {
-                    if let Some(result) = settled(follower.wait()) {
+                    if let Some(result) = settled(key, follower.wait()) {
                         return result;
                     }
                 }
@@ -319,10 +296,10 @@ where
                         future.as_mut().poll(context)
                     });
                     let computed = computed.await;
-                    return finish(lead, stale, computed);
+                    return finish(key, lead, stale, computed);
                 }
                 Step::Wait(follower) => {
-                    if let Some(result) = settled(follower.await) {
+                    if let Some(result) = settled(key, follower.await) {
                         return result;
                     }
                 }
@@ -369,12 +346,11 @@ where
             Look::Nothing => {}
         }
         count(Count::Misses);
-        match self.begin(hash, key, false) {
-            Begin::Follow(follower) => Step::Wait(follower),
-            Begin::Alone => Step::Compute(None, None),
-            Begin::Lead(lead, None) => Step::Compute(Some(lead), None),
-            Begin::Lead(lead, Some(entry)) => {
-                // Comparing keys, and the listener that is told of an ended entry, must not wait for this flight.
+        match self.lead(hash, false) {
+            Err(flight) => self.follow(hash, flight),
+            Ok((lead, None)) => Step::Compute(Some(lead), None),
+            Ok((lead, Some(entry))) => {
+                // Comparing keys, and the listener that is told of an ended entry, must not wait for this computation.
                 let inside = depth::enter();
                 let look = self.shared.classify(entry, key);
                 drop(inside);
@@ -393,6 +369,22 @@ where
         }
     }
 
+    /// Waits for the computation of another caller, or computes without a lead: inside of a computation, and where too
+    /// many wait already.
+    #[cold]
+    fn follow<E>(&self, hash: u64, flight: OtherFlight<K, V>) -> Step<'_, K, V, S, T, E> {
+        if depth::is_inside() {
+            return Step::Compute(None, None);
+        }
+        let store = &self.shared.store;
+        let flight = flight.or_else(|| store.follow(hash, Arc::new(Flight::new())));
+        let Some(flight) = flight else {
+            return Step::Again;
+        };
+        let follower = flight.try_enter();
+        follower.map_or(Step::Compute(None, None), Step::Wait)
+    }
+
     /// One caller computes a stale value anew; all others get it as it is.
     fn revalidate<'a, Q, E>(
         &'a self,
@@ -405,12 +397,10 @@ where
         Q: ?Sized + Hash + Eq + ToOwned<Owned = K>,
     {
         let now = self.shared.precise();
-        if now < stale.retry_at.load(Ordering::Relaxed) || self.shared.store.flight(hash).is_some()
-        {
+        if now < stale.retry_at.load(Ordering::Relaxed) || self.shared.store.is_computed(hash) {
             return Step::Value(stale);
         }
-        let is_refresh = self.shared.loader.is_some();
-        let Begin::Lead(lead, held) = self.begin(hash, key, is_refresh) else {
+        let Ok((lead, held)) = self.lead(hash, self.shared.loader.is_some()) else {
             return Step::Value(stale);
         };
         if !held.is_some_and(|held| Arc::ptr_eq(&held, &stale)) {
@@ -422,20 +412,42 @@ where
         stale
             .retry_at
             .store(now.saturating_add(pause), Ordering::Relaxed);
-        let Some(loader) = self.shared.loader.clone() else {
+        let Some(loader) = &self.shared.loader else {
             return Step::Compute(Some(lead), Some(stale));
         };
+        let inside = depth::enter();
+        let key = key.to_owned();
         let lead = lead.owning(&self.shared);
-        let is_taken = background::submit(Box::new(move || {
-            lead.shared.counters.one(Count::Computations);
-            let inside = depth::enter();
-            let value = loader(&lead.flight().key);
-            drop(inside);
-            match value {
-                Some(value) => lead.finish(value),
-                None => lead.fail(Arc::new(Unavailable), false),
+        let is_taken = match loader {
+            Loader::Blocking(load) => {
+                let load = Arc::clone(load);
+                background::submit(Box::new(move || {
+                    lead.shared.counters.one(Count::Computations);
+                    let inside = depth::enter();
+                    let value = load(&key);
+                    drop(inside);
+                    lead.refreshed(key, value);
+                }))
             }
-        }));
+            Loader::Task(load, spawn) => background::permit().is_some_and(|permit| {
+                let load = Arc::clone(load);
+                spawn(Box::pin(async move {
+                    let _permit = permit;
+                    lead.shared.counters.one(Count::Computations);
+                    let inside = depth::enter();
+                    let mut loading = load(&key);
+                    drop(inside);
+                    let value = poll_fn(|context| {
+                        let _inside = depth::enter();
+                        loading.as_mut().poll(context)
+                    });
+                    let value = value.await;
+                    lead.refreshed(key, value);
+                }));
+                true
+            }),
+        };
+        drop(inside);
         if !is_taken {
             // The next reader asks again.
             stale.retry_at.store(now, Ordering::Relaxed);
@@ -443,34 +455,20 @@ where
         Step::Value(stale)
     }
 
-    fn begin<'a, Q>(&'a self, hash: u64, key: &Q, is_refresh: bool) -> Begin<'a, K, V, S, T>
-    where
-        K: Borrow<Q>,
-        Q: ?Sized + Hash + Eq + ToOwned<Owned = K>,
-    {
-        let shared = &*self.shared;
-        let under_way = match shared.store.flight(hash) {
-            Some(under_way) if is_refresh || !under_way.is_refresh => under_way,
-            _ => {
-                let flight = flight::make(key.to_owned(), is_refresh);
-                match shared.store.join(hash, &flight) {
-                    Joined::Lead(flight, held) => {
-                        let lead = Lead {
-                            shared: Held::Borrowed(shared),
-                            flight: Some(flight),
-                            hash,
-                            is_landed: false,
-                        };
-                        return Begin::Lead(lead, held);
-                    }
-                    Joined::Under(under_way) => under_way,
-                }
+    /// Begins a computation. Where another caller computes: the flight of those who wait for that one already.
+    fn lead(&self, hash: u64, is_refresh: bool) -> Result<Led<'_, K, V, S, T>, OtherFlight<K, V>> {
+        match self.shared.store.join(hash, is_refresh) {
+            Joined::Under(flight) => Err(flight),
+            Joined::Lead(number, held) => {
+                let lead = Lead {
+                    shared: Held::Borrowed(&*self.shared),
+                    hash,
+                    number,
+                    has_ended: false,
+                };
+                Ok((lead, held))
             }
-        };
-        if depth::is_inside() || under_way.key.borrow() != key {
-            return Begin::Alone;
         }
-        under_way.try_enter().map_or(Begin::Alone, Begin::Follow)
     }
 }
 
@@ -478,26 +476,38 @@ where
 #[derive(Debug)]
 struct Unavailable;
 
-/// A follower's result; `None` if it must ask again, because the flight was abandoned or the error is of another type.
-fn settled<K, V: Clone, E: Send + Sync + 'static>(
-    outcome: Outcome<K, V>,
-) -> Option<Result<V, Arc<E>>> {
-    match outcome {
-        Outcome::Value(entry) => entry.value().cloned().map(Ok),
-        Outcome::Failed(failure) => failure.downcast::<E>().ok().map(Err),
-        Outcome::Abandoned => None,
+/// A follower's result; `None` if it must ask again, because the computation was abandoned, was that of another key, or
+/// its error is of another type.
+fn settled<K, V, Q, E>(key: &Q, outcome: Outcome<K, V>) -> Option<Result<V, Arc<E>>>
+where
+    K: Borrow<Q>,
+    V: Clone,
+    Q: ?Sized + Eq,
+    E: Send + Sync + 'static,
+{
+    let Outcome::Computed(entry) = outcome else {
+        return None;
+    };
+    if entry.key.borrow() != key {
+        return None;
+    }
+    match &entry.content {
+        Content::Value(value) => Some(Ok(value.clone())),
+        Content::Failed(failure) => Failure::clone(failure).downcast::<E>().ok().map(Err),
     }
 }
 
 /// Ends a computation that has returned.
-fn finish<K, V, S, T, E>(
+fn finish<K, V, Q, S, T, E>(
+    key: &Q,
     lead: Option<Lead<'_, K, V, S, T>>,
     stale: Option<Arc<Entry<K, V>>>,
     computed: Result<V, E>,
 ) -> Result<V, Arc<E>>
 where
-    K: Clone + Send + Sync + 'static,
+    K: Borrow<Q> + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
+    Q: ?Sized + ToOwned<Owned = K>,
     T: Time,
     E: Send + Sync + 'static,
 {
@@ -506,14 +516,18 @@ where
             let inside = depth::enter();
             let result = value.clone();
             drop(inside);
-            lead.finish(value);
+            lead.finish(|| key.to_owned(), value);
             Ok(result)
         }
         (Ok(value), None) => Ok(value),
         (Err(error), lead) => {
             let error = Arc::new(error);
             if let Some(lead) = lead {
-                lead.fail(Arc::clone(&error) as Failure, stale.is_none());
+                lead.fail(
+                    || key.to_owned(),
+                    Arc::clone(&error) as Failure,
+                    stale.is_none(),
+                );
             }
             // Better an old answer than none, while it is allowed.
             let fallback = stale.as_ref().and_then(|stale| stale.value().cloned());

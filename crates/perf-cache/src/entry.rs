@@ -1,6 +1,5 @@
 //! A cached value with the times that decide about it.
 
-use crate::flight::Outcome;
 use crate::queues::Payload;
 use std::any::Any;
 use std::sync::Arc;
@@ -98,9 +97,6 @@ pub(crate) trait Stored<K, V>: Payload + Sized {
 
     /// The entry, in `spare` if nothing else refers to that one.
     fn into_entry(self, hash: u64, spare: Option<Arc<Entry<K, V>>>) -> Arc<Entry<K, V>>;
-
-    /// How a computation ended whose result this is. Runs no code of the user.
-    fn outcome(&self, hash: u64) -> Outcome<K, V>;
 }
 
 impl<K, V> Payload for Arc<Entry<K, V>> {
@@ -154,12 +150,5 @@ impl<K, V> Stored<K, V> for Arc<Entry<K, V>> {
 
     fn into_entry(self, _: u64, _: Option<Arc<Entry<K, V>>>) -> Arc<Entry<K, V>> {
         self
-    }
-
-    fn outcome(&self, _: u64) -> Outcome<K, V> {
-        match &self.content {
-            Content::Value(_) => Outcome::Value(Self::clone(self)),
-            Content::Failed(failure) => Outcome::Failed(Failure::clone(failure)),
-        }
     }
 }

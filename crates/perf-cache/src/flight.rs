@@ -1,13 +1,12 @@
-//! A computation under way, and the callers that wait for it: its followers.
+//! What callers wait by for a computation under way: its followers.
 //!
-//! The leader settles a flight exactly once: with a value, with a failure, or, when it panics or is cancelled, as abandoned. That wakes
-//! its followers: a thread by the condition variable, a task by its waker. Wakers are code of an executor, so they are
-//! cloned, dropped and woken outside of the lock.
+//! Most computations have no followers, so the first of them makes the flight. The leader finds it in the shard when it
+//! ends (`store/flights.rs`), and settles it exactly once: with a value, with a failure, or, when it panics or is
+//! cancelled, as abandoned. That wakes its followers: a thread by the condition variable, a task by its waker. Wakers
+//! are code of an executor, so they are cloned, dropped and woken outside of the lock.
 
-use crate::entry::{Entry, Failure};
+use crate::entry::Entry;
 use crate::primitive::{Condvar, Mutex, mutant};
-use std::any::Any;
-use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -20,8 +19,8 @@ pub(crate) const WAITERS_MAX: usize = 1 << 16;
 /// How a computation ended.
 #[derive(Debug)]
 pub(crate) enum Outcome<K, V> {
-    Value(Arc<Entry<K, V>>),
-    Failed(Failure),
+    /// A value or a failure, with its key: another key may have the same hash.
+    Computed(Arc<Entry<K, V>>),
     /// The leader panicked or was cancelled: one of the waiters becomes the next leader.
     Abandoned,
 }
@@ -29,17 +28,13 @@ pub(crate) enum Outcome<K, V> {
 impl<K, V> Clone for Outcome<K, V> {
     fn clone(&self) -> Self {
         match self {
-            Self::Value(entry) => Self::Value(Arc::clone(entry)),
-            Self::Failed(failure) => Self::Failed(Arc::clone(failure)),
+            Self::Computed(entry) => Self::Computed(Arc::clone(entry)),
             Self::Abandoned => Self::Abandoned,
         }
     }
 }
 
 pub(crate) struct Flight<K, V> {
-    pub(crate) key: K,
-    /// It refreshes a stale value in the background: a caller without a stale value to return does not wait for it.
-    pub(crate) is_refresh: bool,
     state: Mutex<State<K, V>>,
     settled: Condvar,
 }
@@ -53,23 +48,16 @@ struct State<K, V> {
     waiters: usize,
 }
 
-impl<K, V> State<K, V> {
-    const fn new() -> Self {
-        Self {
+impl<K, V> Flight<K, V> {
+    pub(crate) fn new() -> Self {
+        let state = State {
             outcome: None,
             wakers: Vec::new(),
             free: Vec::new(),
             waiters: 0,
-        }
-    }
-}
-
-impl<K, V> Flight<K, V> {
-    pub(crate) fn new(key: K, is_refresh: bool) -> Self {
+        };
         Self {
-            key,
-            is_refresh,
-            state: Mutex::new(State::new()),
+            state: Mutex::new(state),
             settled: Condvar::new(),
         }
     }
@@ -90,12 +78,6 @@ impl<K, V> Flight<K, V> {
         drop(unused);
     }
 
-    /// Whether it is as good as new.
-    fn is_unused(&mut self) -> bool {
-        let state = self.state.get_mut();
-        state.outcome.is_none() && state.wakers.is_empty() && state.free.is_empty()
-    }
-
     /// Counts a waiter in, or says that there are too many.
     pub(crate) fn try_enter(self: &Arc<Self>) -> Option<Follower<K, V>> {
         let mut state = self.state.lock();
@@ -114,48 +96,6 @@ impl<K, V> Flight<K, V> {
 impl<K, V> fmt::Debug for Flight<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Flight").finish_non_exhaustive()
-    }
-}
-
-thread_local! {
-    /// A flight that had no followers, to be used again.
-    static SPARE: Cell<Option<Arc<dyn Any + Send + Sync>>> = const { Cell::new(None) };
-}
-
-/// Whether flights are used again: not those whose keys need dropping, which would live on in the spare, and not in models, which loom's
-/// locks must not outlive.
-const fn is_reused<K>() -> bool {
-    !std::mem::needs_drop::<K>() && !cfg!(perf_loom)
-}
-
-/// A flight: this thread's spare one, else a new one.
-pub(crate) fn make<K, V>(key: K, is_refresh: bool) -> Arc<Flight<K, V>>
-where
-    K: Send + Sync + 'static,
-    V: Send + Sync + 'static,
-{
-    if is_reused::<K>()
-        && let Ok(Some(spare)) = SPARE.try_with(Cell::take)
-        && let Ok(mut spare) = spare.downcast::<Flight<K, V>>()
-        && let Some(flight) = Arc::get_mut(&mut spare)
-    {
-        // Its state is that of a new one: see `recycle`.
-        flight.key = key;
-        flight.is_refresh = is_refresh;
-        return spare;
-    }
-    Arc::new(Flight::new(key, is_refresh))
-}
-
-/// Keeps a flight for this thread's next one, if nothing refers to it and it had no followers.
-pub(crate) fn recycle<K, V>(mut flight: Arc<Flight<K, V>>)
-where
-    K: Send + Sync + 'static,
-    V: Send + Sync + 'static,
-{
-    if is_reused::<K>() && Arc::get_mut(&mut flight).is_some_and(Flight::is_unused) {
-        // The one before holds no key that needs dropping and no value: no code of the user runs here.
-        let _ = SPARE.try_with(|spare| spare.set(Some(flight)));
     }
 }
 

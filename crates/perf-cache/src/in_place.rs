@@ -4,7 +4,6 @@
 //! no allocation. All other types lie in an [`Entry`] behind an `Arc`, which is what leaves the lock.
 
 use crate::entry::{Content, Entry, Stored};
-use crate::flight::Outcome;
 use crate::queues::Payload;
 use std::any::{Any, TypeId};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -109,6 +108,7 @@ impl<K, V> Payload for InPlace<K, V> {
 }
 
 impl<K: 'static, V: 'static> Stored<K, V> for InPlace<K, V> {
+    #[inline]
     fn new(entry: Entry<K, V>) -> Option<Self> {
         let Content::Value(value) = entry.content else {
             return None;
@@ -121,6 +121,7 @@ impl<K: 'static, V: 'static> Stored<K, V> for InPlace<K, V> {
         })
     }
 
+    #[inline]
     fn set_number(&mut self, number: u32) {
         self.number = number;
     }
@@ -186,13 +187,6 @@ impl<K: 'static, V: 'static> Stored<K, V> for InPlace<K, V> {
             return spare;
         }
         Arc::new(entry)
-    }
-
-    fn outcome(&self, hash: u64) -> Outcome<K, V> {
-        let copy = self.copied();
-        copy.map_or(Outcome::Abandoned, |copy| {
-            Outcome::Value(copy.into_entry(hash, None))
-        })
     }
 }
 

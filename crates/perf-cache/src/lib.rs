@@ -8,6 +8,11 @@
 
 mod background;
 mod builder;
+#[cfg(feature = "moka")]
+mod by_moka;
+#[cfg(not(feature = "moka"))]
+#[path = "without_moka.rs"]
+mod by_moka;
 mod cache;
 mod compute;
 mod decisions;
@@ -49,7 +54,7 @@ mod write;
 #[path = "loom.rs"]
 pub mod __loom;
 
-pub use builder::CacheBuilder;
+pub use builder::{CacheBuilder, RefreshTask};
 pub use cache::TtlCache;
 pub use decisions::PlacementDecisionCache;
 pub use error::CacheError;

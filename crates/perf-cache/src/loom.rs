@@ -67,26 +67,40 @@ impl Table {
             if let Some(value) = self.held() {
                 return Some(value);
             }
-            let flight = Arc::new(Flight::new(KEY, false));
-            match self.store.join(HASH, &flight) {
-                Joined::Lead(flight, Some(_)) => {
-                    self.store.end(&flight, HASH, Outcome::Abandoned);
-                }
-                Joined::Lead(flight, None) => {
+            match self.store.join(HASH, false) {
+                Joined::Lead(number, Some(_)) => self.abandon(number),
+                Joined::Lead(number, None) => {
                     let Some(value) = compute() else {
-                        self.store.end(&flight, HASH, Outcome::Abandoned);
+                        self.abandon(number);
                         return None;
                     };
-                    self.store.land(&flight, entry(value), true);
+                    self.store.land(number, entry(value), true);
                     return Some(value);
                 }
                 Joined::Under(flight) => {
-                    let follower = flight.try_enter()?;
-                    if let Outcome::Value(entry) = follower.wait() {
+                    let flight =
+                        flight.or_else(|| self.store.follow(HASH, Arc::new(Flight::new())));
+                    let follower = flight.and_then(|flight| flight.try_enter());
+                    if let Some(Outcome::Computed(entry)) = follower.map(Follower::wait) {
                         return entry.value().copied();
                     }
                 }
             }
+        }
+    }
+}
+
+impl Table {
+    /// Waits for the computation under way, if there is one.
+    #[must_use]
+    pub fn follow(&self) -> Option<Waiting> {
+        let flight = self.store.follow(HASH, Arc::new(Flight::new()))?;
+        Some(Waiting::by(flight))
+    }
+
+    fn abandon(&self, number: u64) {
+        if let Some(flight) = self.store.end(HASH, number) {
+            flight.settle(Outcome::Abandoned);
         }
     }
 }
@@ -102,7 +116,10 @@ impl Waiting {
     #[must_use]
     #[expect(clippy::new_without_default, reason = "for models only")]
     pub fn new() -> Self {
-        let flight = Arc::new(Flight::new(KEY, false));
+        Self::by(Arc::new(Flight::new()))
+    }
+
+    fn by(flight: Arc<Flight<u64, u64>>) -> Self {
         let follower = flight.try_enter().expect("the first may wait");
         Self {
             flight,
@@ -111,7 +128,7 @@ impl Waiting {
     }
 
     pub fn settle(&self) {
-        self.flight.settle(Outcome::Value(Arc::new(entry(1))));
+        self.flight.settle(Outcome::Computed(Arc::new(entry(1))));
     }
 
     /// Whether the task need not wait; if it must, `waker` is to be called.

@@ -175,9 +175,13 @@ impl Queues {
         self.window.weight + self.main.weight
     }
 
+    /// Makes room for the frequencies of so many entries.
+    pub(crate) fn grow(&mut self, entries: usize) {
+        self.sketch.grow(entries);
+    }
+
     /// Puts a slot at the tail of the window.
     pub(crate) fn insert<P: Payload>(&mut self, slots: &mut [Slot<P>], at: u32) {
-        self.sketch.grow(slots.len());
         self.sketch.add(slots[at as usize].hash);
         self.window.push(slots, at);
     }

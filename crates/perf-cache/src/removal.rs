@@ -4,7 +4,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Removal {
-    /// There was no room for it.
+    /// There was no room for it, or another key with the same 64-bit hash was invalidated.
     Evicted,
     /// Its time was over when a read or a cleanup met it.
     Expired,

@@ -2,7 +2,6 @@
 
 use crate::builder::{Extras, Lifetime, Loader, Remembers, Weigher};
 use crate::entry::{Content, Entry, Failure, Freshness, Stored};
-use crate::flight::Flight;
 use crate::fronts;
 use crate::in_place::InPlace;
 use crate::local::Life;
@@ -144,6 +143,7 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
     }
 
     /// An entry of a value, weighed; not in the table yet. Without a TTL of its own it has the cache's.
+    #[inline]
     pub(crate) fn entry(&self, key: K, hash: u64, value: V, ttl: Option<u64>) -> Entry<K, V> {
         let ttl = ttl.unwrap_or_else(|| match &self.lifetime {
             Some(lifetime) => crate::builder::as_nanos(lifetime(&key, &value)),
@@ -203,6 +203,7 @@ impl<K, V, S, T: Time> Shared<K, V, S, T> {
     }
 
     /// Whether an entry may be kept at all: it has a TTL, and is not too heavy, which is counted.
+    #[inline]
     pub(crate) fn fits(&self, entry: &Entry<K, V>) -> bool {
         if entry.ends == 0 {
             return false;
@@ -357,6 +358,7 @@ where
     }
 
     /// Puts an entry in, whatever is under way.
+    #[inline]
     pub(crate) fn put(&self, entry: Entry<K, V>) {
         if self.fits(&entry) {
             self.store.put(entry);
@@ -367,8 +369,9 @@ where
     }
 
     /// Ends a computation with an entry: kept if it may be, and given to all followers.
-    pub(crate) fn land(&self, flight: &Arc<Flight<K, V>>, entry: Entry<K, V>) {
+    #[inline]
+    pub(crate) fn land(&self, number: u64, entry: Entry<K, V>) {
         let is_kept = self.fits(&entry);
-        self.store.land(flight, entry, is_kept);
+        self.store.land(number, entry, is_kept);
     }
 }

@@ -1,6 +1,6 @@
 //! What a cache counts.
 
-use perf_atomics::slab::{self, CellHandle, CellRange};
+use perf_atomics::slab::{self, CellRange};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a cache has done so far. Numbers only grow, apart from `len` and `weight`.
@@ -60,37 +60,34 @@ const COUNTS: usize = 8;
 
 /// Counts in the cells of the slab: a plain add each. Where the slab has none left, in shared words.
 #[derive(Debug)]
-pub(crate) struct Counters {
-    cells: Option<CellRange>,
-    /// The cell of [`Count::Hits`]: the first one.
-    hits: Option<CellHandle>,
-    shared: [AtomicU64; COUNTS],
+pub(crate) enum Counters {
+    Cells(CellRange),
+    Words(Box<[AtomicU64; COUNTS]>),
 }
 
 impl Counters {
     pub(crate) fn new() -> Self {
-        let cells = slab::reserve(COUNTS).ok();
-        Self {
-            hits: cells.as_ref().map(CellRange::handle),
-            cells,
-            shared: Default::default(),
-        }
+        slab::reserve(COUNTS).map_or_else(|_| Self::Words(Box::default()), Self::Cells)
     }
 
     #[inline]
     pub(crate) fn add(&self, count: Count, amount: u64) {
-        match &self.cells {
-            Some(cells) => cells.add(count as usize, amount),
-            None => {
-                self.shared[count as usize].fetch_add(amount, Ordering::Relaxed);
+        match self {
+            Self::Cells(cells) => cells.add(count as usize, amount),
+            Self::Words(words) => {
+                words[count as usize].fetch_add(amount, Ordering::Relaxed);
             }
         }
     }
 
-    /// The same as [`one`](Self::one) of [`Count::Hits`], in fewer steps.
+    /// The same as [`one`](Self::one) of [`Count::Hits`], the first cell, in fewer steps.
     #[inline]
     pub(crate) fn hit(&self) {
-        if !self.hits.is_some_and(|hits| hits.add_own(1)) {
+        let is_counted = match self {
+            Self::Cells(cells) => cells.handle().add_own(1),
+            Self::Words(_) => false,
+        };
+        if !is_counted {
             self.hit_slow();
         }
     }
@@ -108,13 +105,9 @@ impl Counters {
 
     /// All counts; what is not counted here stays zero.
     pub(crate) fn read(&self) -> CacheStats {
-        let get = |count: Count| {
-            let shared = self.shared[count as usize].load(Ordering::Relaxed);
-            shared
-                + self
-                    .cells
-                    .as_ref()
-                    .map_or(0, |cells| cells.sum(count as usize))
+        let get = |count: Count| match self {
+            Self::Cells(cells) => cells.sum(count as usize),
+            Self::Words(words) => words[count as usize].load(Ordering::Relaxed),
         };
         CacheStats {
             hits: get(Count::Hits),

@@ -52,7 +52,7 @@ impl<P: Payload> Table<P> {
         self
     }
 
-    /// With a longer memory of frequencies, if `is_long`. See [`Chooser::remembers_long`](crate::policy::Chooser::remembers_long).
+    /// With a longer memory of frequencies, if `is_long`. See [`Chooser::table`](crate::policy::Chooser::table).
     pub(crate) fn with_memory(mut self, is_long: bool) -> Self {
         if is_long {
             self.queues.remember_long();
@@ -90,6 +90,7 @@ impl<P: Payload> Table<P> {
     }
 
     /// The slot of a hash, or [`NONE`].
+    #[inline]
     pub(crate) fn find(&self, hash: u64) -> u32 {
         let slots = &self.slots;
         let is_it = |at: u32| slots.get(at as usize).is_some_and(|slot| slot.hash == hash);
@@ -97,15 +98,21 @@ impl<P: Payload> Table<P> {
         found.unwrap_or(NONE)
     }
 
-    /// Puts an entry in. The one that had the hash goes to `replaced`.
+    /// The entry in a slot.
+    pub(crate) fn at(&self, at: u32) -> Option<&P> {
+        self.slots.get(at as usize)?.payload.as_ref()
+    }
+
+    /// Puts an entry in. `at` is what [`find`](Self::find) says of its hash; the entry that is there goes to
+    /// `replaced`.
+    #[inline]
     pub(crate) fn insert(
         &mut self,
-        hash: u64,
-        weight: u32,
+        at: u32,
+        (hash, weight): (u64, u32),
         payload: P,
         replaced: &mut Option<P>,
     ) -> Inserted {
-        let at = self.find(hash);
         if at != NONE {
             let slot = &mut self.slots[at as usize];
             let old_weight = slot.weight;
@@ -124,6 +131,7 @@ impl<P: Payload> Table<P> {
                 self.slots.reserve_exact(self.slots.len() / GROWTH + 1);
             }
             self.slots.push(slot);
+            self.queues.grow(self.slots.len());
             (self.slots.len() - 1) as u32
         } else {
             let at = self.free;
@@ -176,10 +184,12 @@ impl<P: Payload> Table<P> {
         Some((slot.weight, slot.payload.take()?))
     }
 
-    /// Throws one entry out, with its weight, but not the one in the slot `kept`; `None` if there is no other.
-    pub(crate) fn evict(&mut self, limits: Limits, kept: u32) -> Option<(u32, P)> {
+    /// Throws one entry out, with its hash and weight, but not the one in the slot `kept`; `None` if there is no other.
+    pub(crate) fn evict(&mut self, limits: Limits, kept: u32) -> Option<(u64, u32, P)> {
         let at = self.queues.victim(&mut self.slots, limits, kept)?;
-        self.vacate(at)
+        let hash = self.slots[at as usize].hash;
+        let (weight, payload) = self.vacate(at)?;
+        Some((hash, weight, payload))
     }
 
     /// How many slots there are, free ones included.
@@ -191,6 +201,12 @@ impl<P: Payload> Table<P> {
     pub(crate) fn page(&self, from: usize, count: usize) -> impl Iterator<Item = (u64, &P)> {
         let slots = self.slots.iter().skip(from).take(count);
         slots.filter_map(|slot| Some((slot.hash, slot.payload.as_ref()?)))
+    }
+
+    /// The hashes of all entries, with their weights.
+    pub(crate) fn weights(&self) -> impl Iterator<Item = (u64, u32)> {
+        let held = self.slots.iter().filter(|slot| slot.payload.is_some());
+        held.map(|slot| (slot.hash, slot.weight))
     }
 
     /// All entries, taken out.
@@ -233,12 +249,14 @@ mod tests {
                     _ => {
                         let weight = 1 + below(capacity.min(9)) as u32;
                         let mut old = None;
-                        let inserted = table.insert(hash, weight, step, &mut old);
+                        let at = table.find(hash);
+                        assert_eq!(table.at(at), table.peek(hash));
+                        let inserted = table.insert(at, (hash, weight), step, &mut old);
                         let old = old.map(|old| (inserted.replaced, old));
                         assert_eq!(old, map.insert(hash, (weight, step)));
                         while table.weight() > capacity {
                             let gone = table.evict(limits, inserted.at);
-                            let (_, gone) = gone.expect("another one can go");
+                            let (_, _, gone) = gone.expect("another one can go");
                             assert_ne!(gone, step, "the newest entry went");
                             let before = map.len();
                             map.retain(|_, held| held.1 != gone);

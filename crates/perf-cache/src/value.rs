@@ -1,6 +1,6 @@
 //! One expensive value.
 
-use crate::builder::CacheBuilder;
+use crate::builder::{CacheBuilder, RefreshTask};
 use crate::cache::TtlCache;
 use crate::entry::Entry;
 use crate::error::CacheError;
@@ -132,6 +132,18 @@ impl<V, T> ValueBuilder<V, T> {
     /// See [`CacheBuilder::refresh_with`].
     pub fn refresh_with(self, load: impl Fn() -> Option<V> + Send + Sync + 'static) -> Self {
         self.with(|builder| builder.refresh_with(move |_| load()))
+    }
+
+    /// See [`CacheBuilder::refresh_with_async`].
+    pub fn refresh_with_async<F>(
+        self,
+        spawn: impl Fn(RefreshTask) + Send + Sync + 'static,
+        load: impl Fn() -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Option<V>> + Send + 'static,
+    {
+        self.with(|builder| builder.refresh_with_async(spawn, move |_| load()))
     }
 
     /// See [`CacheBuilder::negative_ttl`].

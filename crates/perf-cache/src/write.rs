@@ -4,7 +4,7 @@ use crate::cache::TtlCache;
 use crate::entry::{Freshness, Stored};
 use crate::hash::hash_of;
 use crate::removal::Removal;
-use crate::store::{Shards, either};
+use crate::store::either;
 use crate::time::Time;
 use std::borrow::Borrow;
 use std::hash::{BuildHasher, Hash};
@@ -88,14 +88,19 @@ where
     }
 
     /// Takes a key out. Returns whether there was an entry, be it a value or a cached error. A computation under way for the key is not
-    /// kept when it ends.
+    /// kept when it ends. An entry of another key with the same 64-bit hash goes, too.
     pub fn invalidate<Q>(&self, key: &Q) -> bool
     where
         K: Borrow<Q>,
         Q: ?Sized + Hash + Eq,
     {
         let hash = hash_of(&self.shared.hasher, key);
-        either!(&self.shared.store, shards => invalidate(shards, hash, key, |_| true))
+        either!(&self.shared.store, shards => {
+            let taken = shards.take(hash, |_| true);
+            let is_ours = taken.as_ref().is_some_and(|taken| taken.key().borrow() == key);
+            shards.tell(taken, if is_ours { Removal::Invalidated } else { Removal::Evicted });
+            is_ours
+        })
     }
 
     /// Takes a key out if `matches` says so of its value. A computation under way for the key is not kept either way.
@@ -105,8 +110,22 @@ where
         Q: ?Sized + Hash + Eq,
     {
         let hash = hash_of(&self.shared.hasher, key);
-        let matches = |value: Option<&V>| value.is_some_and(&matches);
-        either!(&self.shared.store, shards => invalidate(shards, hash, key, matches))
+        either!(&self.shared.store, shards => loop {
+            // Compared outside of the lock; if the entry was replaced meanwhile, the new one is looked at.
+            let held = shards.get(hash);
+            let ours = held.filter(|held| {
+                held.key().borrow() == key && held.value().is_some_and(&matches)
+            });
+            let taken = shards.take(hash, |held| ours.as_ref().is_some_and(|ours| ours.is(held)));
+            match (ours, taken) {
+                (Some(_), None) => {}
+                (None, _) => return false,
+                (Some(_), Some(taken)) => {
+                    shards.tell(Some(taken), Removal::Invalidated);
+                    return true;
+                }
+            }
+        })
     }
 
     /// Takes out every value for which `matches` says so, and returns how many. Linear in the number of entries. What is inserted meanwhile may be
@@ -175,34 +194,5 @@ where
         let mut cache = builder.build().expect("a capacity is all that is set");
         cache.extend(values);
         cache
-    }
-}
-
-/// Takes the entry of a key out if `matches` says so of its value.
-fn invalidate<K, V, Q, P>(
-    shards: &Shards<K, V, P>,
-    hash: u64,
-    key: &Q,
-    matches: impl Fn(Option<&V>) -> bool,
-) -> bool
-where
-    K: Borrow<Q> + 'static,
-    V: 'static,
-    Q: ?Sized + Eq,
-    P: Stored<K, V>,
-{
-    loop {
-        // Compared outside of the lock; if the entry was replaced meanwhile, the new one is looked at.
-        let held = shards.get(hash);
-        let ours = held.filter(|entry| entry.key().borrow() == key && matches(entry.value()));
-        let taken = shards.take(hash, |held| ours.as_ref().is_some_and(|ours| ours.is(held)));
-        match (ours, taken) {
-            (Some(_), None) => {}
-            (None, _) => return false,
-            (Some(_), Some(taken)) => {
-                shards.tell(Some(taken), Removal::Invalidated);
-                return true;
-            }
-        }
     }
 }

@@ -1,8 +1,8 @@
 //! What the public interface promises, one thread.
 
 use perf_cache::{
-    CacheError, CachedValue, FRONT_PLACES, ManualTime, Policy, PreciseTime, Removal, TtlCache,
-    WIDE_FRONT_PLACES,
+    CacheError, CachedValue, FRONT_PLACES, ManualTime, Policy, PreciseTime, RefreshTask, Removal,
+    TtlCache, WIDE_FRONT_PLACES,
 };
 use std::cell::Cell;
 use std::sync::Arc;
@@ -211,6 +211,56 @@ fn a_cache_of_one_place_works() {
     }
 }
 
+/// Moka decides, and knows of insertions, reads, removals and another capacity.
+#[test]
+fn moka_says_what_goes() {
+    let evicted = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&evicted);
+    let cache: TtlCache<u64, u64> = TtlCache::builder(100)
+        .policy(Policy::Moka)
+        .weigher(|_, weight: &u64| *weight as u32)
+        .on_removal(move |_, _, why| {
+            count.fetch_add(usize::from(why == Removal::Evicted), Ordering::Relaxed);
+        })
+        .build()
+        .unwrap();
+    assert_eq!(cache.policy(), Policy::Moka);
+    // Ten that are read all the time, and twice as many that come once: LRU has none of the ten when they come again.
+    for round in 0..20 {
+        for key in 0..10 {
+            assert_eq!(cache.get_or_compute(&key, || 10), 10);
+        }
+        for key in 0..20 {
+            cache.insert(1000 + round * 20 + key, 10);
+            assert!(cache.weight() <= 100, "{}", cache.weight());
+        }
+    }
+    assert!((0..10).all(|key| cache.peek(&key) == Some(10)));
+    let stats = cache.stats();
+    assert_eq!(stats.evictions, evicted.load(Ordering::Relaxed) as u64);
+    assert!(
+        stats.evictions > 300 && stats.computations < 100,
+        "{stats:?}"
+    );
+    // What was taken out leaves room, which moka knows.
+    (0..5).for_each(|key| assert!(cache.invalidate(&key)));
+    (20..25).for_each(|key| cache.insert(key, 10));
+    assert!(
+        (5..10)
+            .chain(20..25)
+            .all(|key| cache.peek(&key) == Some(10))
+    );
+    cache.clear();
+    (0..10).for_each(|key| cache.insert(key, 10));
+    assert_eq!(cache.weight(), 100);
+    for capacity in [200, 30, 150] {
+        cache.set_capacity(capacity).unwrap();
+        assert!(cache.weight() <= capacity);
+        (0..100).for_each(|key| cache.insert(key, 10));
+        assert_eq!(cache.weight(), capacity);
+    }
+}
+
 #[test]
 fn the_capacity_is_exact_and_may_change() {
     let cache = plain(1000);
@@ -314,8 +364,12 @@ fn keys_of_one_hash_are_never_mistaken_for_each_other() {
             (cache.get(&(key + 1)), reader.get(&(key + 1))),
             (None, None)
         );
-        assert!(!cache.invalidate(&(key + 1)));
+        assert!(!cache.invalidate_if(&(key + 1), |_| true));
         assert_eq!(cache.get(&key), Some(key));
+        // They have one place, which is empty then.
+        assert!(!cache.invalidate(&(key + 1)));
+        assert_eq!(cache.get(&key), None);
+        cache.insert(key, key);
     }
     assert_eq!(cache.len(), 1);
     // A computation of one key while another one of the hash is computed.
@@ -323,6 +377,32 @@ fn keys_of_one_hash_are_never_mistaken_for_each_other() {
         cache.get_or_compute(&500, || cache.get_or_compute(&501, || 1) + 1),
         2
     );
+}
+
+/// What is computed for one key of a hash is never given to a caller of another one who waited for it.
+#[test]
+fn who_waits_for_another_key_of_the_hash_computes_next() {
+    let cache: TtlCache<u64, u64, Same> = TtlCache::builder(100).hasher(Same).build().unwrap();
+    for outcome in [Ok(1), Err(1)] {
+        let (begun, begins) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| {
+                let compute = || {
+                    begun.send(()).unwrap();
+                    // Long enough that the other one waits, most likely.
+                    std::thread::sleep(Duration::from_millis(50));
+                    outcome
+                };
+                cache.try_get_or_compute(&1, compute)
+            });
+            begins.recv().unwrap();
+            let second = cache.try_get_or_compute(&2, || Ok::<u64, u64>(2));
+            assert_eq!(second.unwrap(), 2);
+            let first = first.join().unwrap();
+            assert_eq!(first.map_err(|error| *error), outcome);
+        });
+        cache.clear();
+    }
 }
 
 #[test]
@@ -417,6 +497,52 @@ fn stale_values_are_served_while_one_caller_computes() {
     time.advance(20 * SECOND);
     assert_eq!((cache.get(&1), reader.get(&1)), (None, None));
     assert!(cache.stats().stale_hits >= 5);
+}
+
+#[test]
+fn stale_values_are_replaced_by_tasks() {
+    let time = ManualTime::new();
+    let (sender, tasks) = std::sync::mpsc::channel();
+    let cache: Timed = TtlCache::builder(10)
+        .ttl(10 * SECOND)
+        .stale_while_revalidate(100 * SECOND)
+        .refresh_with_async(
+            move |task| sender.send(task).unwrap(),
+            |key| {
+                let value = *key + 1;
+                async move {
+                    tokio::task::yield_now().await;
+                    Some(value)
+                }
+            },
+        )
+        .time(time.clone())
+        .build()
+        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let never = || unreachable!("nobody waits while there is a stale value");
+    cache.insert(1, 1);
+    time.advance(10 * SECOND);
+    // One task, however many ask.
+    (0..3).for_each(|_| assert_eq!(cache.get_or_compute(&1, never), 1));
+    let task: RefreshTask = tasks.try_recv().unwrap();
+    // Dropped: the stale value stays, and a second later another task tries.
+    drop(task);
+    assert_eq!(cache.stats().abandoned, 1);
+    assert_eq!(cache.get_or_compute(&1, never), 1);
+    assert!(tasks.try_recv().is_err());
+    time.advance(SECOND);
+    assert_eq!(cache.get_or_compute(&1, never), 1);
+    runtime.block_on(tasks.try_recv().unwrap());
+    assert_eq!(cache.get_or_compute(&1, never), 2);
+    // What is invalidated meanwhile is not put back by a task.
+    time.advance(10 * SECOND);
+    assert_eq!(cache.get_or_compute(&1, never), 2);
+    cache.invalidate(&1);
+    runtime.block_on(tasks.try_recv().unwrap());
+    assert_eq!(cache.get(&1), None);
 }
 
 #[test]

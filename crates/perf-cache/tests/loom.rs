@@ -240,3 +240,47 @@ fn a_flight_that_lands_after_an_invalidation_is_caught() {
         nothing_outdated_is_kept_in_place,
     );
 }
+
+/// A key is invalidated while one caller computes and a task may wait for it.
+fn followers_outlive_an_invalidation_pinned() {
+    followers_outlive_an_invalidation(false);
+}
+
+fn followers_outlive_an_invalidation_in_place() {
+    followers_outlive_an_invalidation(true);
+}
+
+fn followers_outlive_an_invalidation(in_place: bool) {
+    let table = Arc::new(Table::new(in_place));
+    let leader = {
+        let table = Arc::clone(&table);
+        thread::spawn(move || table.ask(|| Some(5)))
+    };
+    let writer = {
+        let table = Arc::clone(&table);
+        thread::spawn(move || table.invalidate())
+    };
+    let bell = std::sync::Arc::new(Bell(AtomicBool::new(false)));
+    let waiting = table.follow();
+    let waker = std::sync::Arc::clone(&bell).into();
+    let is_settled = waiting.as_ref().is_none_or(|it| it.is_settled(&waker));
+    assert_eq!(leader.join().unwrap(), Some(5));
+    writer.join().unwrap();
+    assert!(
+        is_settled || bell.0.load(Ordering::Acquire),
+        "it waits for ever"
+    );
+}
+
+#[test]
+fn who_waits_gets_the_value_though_the_key_is_invalidated() {
+    assert_holds(followers_outlive_an_invalidation_pinned);
+    assert_holds(followers_outlive_an_invalidation_in_place);
+}
+
+#[test]
+fn an_invalidation_that_forgets_who_waits_is_caught() {
+    let mutant = "outdated_flight_forgotten";
+    assert_caught(mutant, followers_outlive_an_invalidation_pinned);
+    assert_caught(mutant, followers_outlive_an_invalidation_in_place);
+}

@@ -1,4 +1,5 @@
-//! What becomes of a refresh when too many wait. A process of its own: the refreshing threads are shared by all caches.
+//! What becomes of a refresh when too many wait. A process of its own: threads and tasks that refresh are counted over
+//! all caches.
 
 use perf_cache::{ManualTime, TtlCache};
 use std::sync::mpsc::channel;
@@ -45,4 +46,32 @@ fn a_refresh_that_was_refused_is_asked_for_again_by_the_next_reader() {
         ask(&(left as u64));
         refreshed[next().expect("a refresh of those left") as usize] = true;
     }
+}
+
+#[test]
+fn refresh_tasks_are_bounded() {
+    let time = ManualTime::new();
+    let held = Arc::new(Mutex::new(Vec::new()));
+    let tasks = Arc::clone(&held);
+    let cache: TtlCache<u64, u64, _, ManualTime> = TtlCache::builder(5000)
+        .ttl(Duration::from_secs(10))
+        .stale_while_revalidate(Duration::from_secs(100))
+        .refresh_with_async(
+            move |task| tasks.lock().unwrap().push(task),
+            |_| std::future::ready(Some(2)),
+        )
+        .time(time.clone())
+        .build()
+        .unwrap();
+    (0..3000).for_each(|key| cache.insert(key, 1));
+    time.advance(Duration::from_secs(10));
+    let ask = || (0..3000).for_each(|key| assert_eq!(cache.get_or_compute(&key, || 3), 1));
+    ask();
+    let count = held.lock().unwrap().len();
+    assert_eq!(count, 1024);
+    // What was refused is asked for again as soon as there is room.
+    let dropped = std::mem::take(&mut *held.lock().unwrap());
+    drop(dropped);
+    ask();
+    assert!(!held.lock().unwrap().is_empty());
 }

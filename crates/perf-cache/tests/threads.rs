@@ -60,7 +60,7 @@ where
 
 #[test]
 fn the_capacity_holds_under_writers_and_nothing_leaks() {
-    for policy in [Policy::Adaptive, Policy::Lru, Policy::TinyLfu] {
+    for policy in [Policy::Adaptive, Policy::Lru, Policy::TinyLfu, Policy::Moka] {
         let value = Arc::new(());
         let cache: TtlCache<u64, Arc<()>> = TtlCache::builder(500)
             .policy(policy)

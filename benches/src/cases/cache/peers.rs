@@ -5,7 +5,10 @@ use std::hint::black_box;
 use cached::{Cached, TimedSizedCache};
 use parking_lot::Mutex;
 
-use super::{CAPACITY, HOT, TTL, WIDE_1K, WIDE_1M, WIDE_64K, keys, next, shared, trace, traces};
+use super::{
+    CAPACITY, HOT, LIMITS, Policy, TTL, TtlCache, WIDE_1K, WIDE_1M, WIDE_64K, keys, next, shared,
+    trace, traces,
+};
 use crate::case::{Path, Run, path};
 use crate::team::pair;
 
@@ -176,6 +179,15 @@ pub(super) fn trace_mixed() -> Vec<Path> {
             summed(move || {
                 let key = next();
                 cache.get_with(key, || key)
+            })
+        }),
+        path("Policy::Moka", || {
+            let builder = TtlCache::builder(traces::CAPACITY).ttl(TTL);
+            let cache: TtlCache<u64, u64> = builder.policy(Policy::Moka).build().expect(LIMITS);
+            let mut next = trace();
+            summed(move || {
+                let key = next();
+                cache.get_or_compute(&key, || key)
             })
         }),
         path("quick_cache", || {

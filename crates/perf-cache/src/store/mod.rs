@@ -9,11 +9,12 @@
 //! what it held at a moment after the reader's last look. Release on the bump and acquire on the read make the rest of what the
 //! invalidating thread did visible too.
 
+mod flights;
 mod shards;
 mod version;
 
 use crate::entry::{Entry, Stored};
-use crate::flight::{Flight, Outcome};
+use crate::flight::Flight;
 use crate::in_place::InPlace;
 use crate::policy::Chooser;
 use crate::removal::{Listener, Removal};
@@ -23,10 +24,11 @@ pub(crate) use version::{Version, Versions};
 
 /// Which caller computes, after a miss.
 pub(crate) enum Joined<K, V> {
-    /// The caller, under this flight. What the table holds by now comes with it: a computation may have ended meanwhile.
-    Lead(Arc<Flight<K, V>>, Option<Arc<Entry<K, V>>>),
-    /// Another caller.
-    Under(Arc<Flight<K, V>>),
+    /// The caller, under this number. What the table holds by now comes with it: a computation may have ended
+    /// meanwhile.
+    Lead(u64, Option<Arc<Entry<K, V>>>),
+    /// Another caller; with the flight if others wait for it already.
+    Under(Option<Arc<Flight<K, V>>>),
 }
 
 /// All shards of a cache. Chosen when the cache is built.
@@ -94,9 +96,19 @@ impl<K, V> Store<K, V> {
         either!(self, shards => shards.evictions())
     }
 
-    /// The computation under way for a hash.
-    pub(crate) fn flight(&self, hash: u64) -> Option<Arc<Flight<K, V>>> {
-        either!(self, shards => shards.flight(hash))
+    /// Whether a computation of a hash is under way.
+    pub(crate) fn is_computed(&self, hash: u64) -> bool {
+        either!(self, shards => shards.is_computed(hash))
+    }
+
+    /// A flight to wait by for the computation of a hash: `new`, or the one there is. `None` if it has ended.
+    pub(crate) fn follow(&self, hash: u64, new: Arc<Flight<K, V>>) -> Option<Arc<Flight<K, V>>> {
+        either!(self, shards => shards.follow(hash, new))
+    }
+
+    /// Ends a computation that leaves the table as it is. Returns the flight of those who wait for it, to be settled.
+    pub(crate) fn end(&self, hash: u64, number: u64) -> Option<Arc<Flight<K, V>>> {
+        either!(self, shards => shards.end(hash, number))
     }
 }
 
@@ -114,23 +126,17 @@ impl<K: 'static, V: 'static> Store<K, V> {
         })
     }
 
-    /// Puts an entry in and ends the flight of its hash, if any, without a say in the table: what is put in is newer.
+    /// Puts an entry in. A computation of its hash that is under way becomes outdated.
     pub(crate) fn put(&self, entry: Entry<K, V>) {
         either!(self, shards => shards.put(entry));
     }
 
-    /// Ends a flight with an entry, which goes in if `is_kept`, unless the flight has lost its say.
-    pub(crate) fn land(&self, flight: &Arc<Flight<K, V>>, entry: Entry<K, V>, is_kept: bool) {
-        either!(self, shards => shards.land(flight, entry, is_kept));
+    /// Ends a computation with an entry, which goes in if `is_kept`, unless the computation is outdated.
+    pub(crate) fn land(&self, number: u64, entry: Entry<K, V>, is_kept: bool) {
+        either!(self, shards => shards.land(number, entry, is_kept));
     }
 
-    /// Ends a flight that leaves the table as it is.
-    pub(crate) fn end(&self, flight: &Arc<Flight<K, V>>, hash: u64, outcome: Outcome<K, V>) {
-        either!(self, shards => shards.end(flight, hash));
-        flight.settle(outcome);
-    }
-
-    /// Takes out whatever a hash has, for a value that cannot be kept in its place; its flight loses its say.
+    /// Takes out whatever a hash has, for a value that cannot be kept in its place; its computation becomes outdated.
     pub(crate) fn take(&self, hash: u64) {
         either!(self, shards => {
             let taken = shards.take(hash, |_| true);
@@ -138,13 +144,13 @@ impl<K: 'static, V: 'static> Store<K, V> {
         });
     }
 
-    /// Takes out an entry that has ended: a flight goes on.
+    /// Takes out an entry that has ended: a computation goes on.
     pub(crate) fn take_ended(&self, entry: &Arc<Entry<K, V>>) {
         either!(self, shards => shards.drop_ended(entry.hash, |held| held.is_of(entry)));
     }
 
-    /// Registers a computation for a hash, or finds the one under way. `flight` is made by the caller outside of the lock.
-    pub(crate) fn join(&self, hash: u64, flight: &Arc<Flight<K, V>>) -> Joined<K, V> {
-        either!(self, shards => shards.join(hash, flight))
+    /// Notes a computation of a hash, or finds the one under way.
+    pub(crate) fn join(&self, hash: u64, is_refresh: bool) -> Joined<K, V> {
+        either!(self, shards => shards.join(hash, is_refresh))
     }
 }

@@ -1,15 +1,16 @@
 //! The shards: their locks, the capacity they share, and the flights of their hashes.
 
 use super::Joined;
+use super::flights::Flights;
 use super::version::{Version, Versions};
+use crate::by_moka::ByMoka;
 use crate::entry::{Entry, Stored};
-use crate::flight::Flight;
+use crate::flight::{Flight, Outcome};
 use crate::policy::Chooser;
 use crate::primitive::{RwLock, mutant};
-use crate::queues::Payload;
+use crate::queues::{NONE, Payload};
 use crate::removal::{Listener, Removal};
 use crate::table::Table;
-use hashbrown::HashTable;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64 as Count;
@@ -60,25 +61,21 @@ struct Shard<K, V, P: Payload> {
     /// Written under the lock, read without.
     len: Count,
     evictions: Count,
-    flights: Count,
+    /// Of the first shard: the weight of all entries. Shards share the capacity, so that it is exact, and chance does
+    /// not leave parts of it empty. It is here and not beside what every read asks for, since all threads that insert
+    /// write it.
+    sum: Count,
 }
 
 #[derive(Debug)]
 #[repr(C)]
 struct Inner<K, V, P: Payload> {
     table: Table<P>,
-    flights: HashTable<(u64, Arc<Flight<K, V>>)>,
+    flights: Flights<K, V>,
     /// Numbers insertions.
     number: u32,
     /// Changes that fronts have to learn of.
     version: u64,
-}
-
-impl<K, V, P: Payload> Inner<K, V, P> {
-    fn flight(&self, hash: u64) -> Option<&Arc<Flight<K, V>>> {
-        let found = self.flights.find(hash, |(held, _)| *held == hash);
-        found.map(|(_, flight)| flight)
-    }
 }
 
 /// What went out of the table, to be dropped when no lock is held.
@@ -113,9 +110,9 @@ pub(crate) struct Shards<K, V, P: Payload> {
     pub(crate) versions: Arc<Versions>,
     shards: Box<[Shard<K, V, P>]>,
     capacity: Count,
-    /// Of all entries. Shards share the capacity, so that it is exact, and chance does not leave parts of it empty.
-    weight: Count,
     pub(crate) chooser: Chooser,
+    /// What decides in the place of the tables' queues, with that policy.
+    moka: Option<ByMoka>,
     listener: Option<Listener<K, V>>,
 }
 
@@ -127,23 +124,22 @@ impl<K, V, P: Payload> Shards<K, V, P> {
         listener: Option<Listener<K, V>>,
     ) -> Self {
         let shards = shard_count(capacity, is_weighed);
-        let is_long = chooser.remembers_long(capacity);
         let shard = |_| Shard {
             inner: RwLock::new(Inner {
-                table: Table::new().with_memory(is_long),
-                flights: HashTable::new(),
+                table: chooser.table(capacity),
+                flights: Flights::new(),
                 number: 0,
                 version: 0,
             }),
             len: Count::new(0),
             evictions: Count::new(0),
-            flights: Count::new(0),
+            sum: Count::new(0),
         };
         Self {
             versions: (0..shards).map(|_| Version::new()).collect(),
             shards: (0..shards).map(shard).collect(),
             capacity: Count::new(capacity),
-            weight: Count::new(0),
+            moka: ByMoka::new(chooser.policy(), capacity),
             chooser,
             listener,
         }
@@ -176,41 +172,39 @@ impl<K, V, P: Payload> Shards<K, V, P> {
         self.sum(|shard| &shard.len)
     }
 
+    #[inline]
+    fn sum_of_weights(&self) -> &Count {
+        &self.shards[0].sum
+    }
+
     pub(super) fn weight(&self) -> u64 {
-        self.weight.load(Relaxed)
+        self.sum_of_weights().load(Relaxed)
     }
 
     pub(super) fn evictions(&self) -> u64 {
         self.sum(|shard| &shard.evictions)
     }
 
-    /// The computation under way for a hash.
-    pub(super) fn flight(&self, hash: u64) -> Option<Arc<Flight<K, V>>> {
-        let shard = self.shard(hash);
-        // Who reads too late that there is one learns it by joining.
-        if shard.flights.load(Relaxed) == 0 {
-            return None;
-        }
-        shard.inner.read().flight(hash).cloned()
+    pub(super) fn is_computed(&self, hash: u64) -> bool {
+        self.shard(hash).inner.read().flights.is_computed(hash)
+    }
+
+    pub(super) fn follow(&self, hash: u64, new: Arc<Flight<K, V>>) -> Option<Arc<Flight<K, V>>> {
+        let mut inner = self.shard(hash).inner.write();
+        // Nobody waits for a refresh.
+        let under_way = inner.flights.current(hash);
+        let under_way = under_way.filter(|under_way| !under_way.is_refresh)?;
+        Some(Arc::clone(under_way.flight.get_or_insert(new)))
+    }
+
+    pub(super) fn end(&self, hash: u64, number: u64) -> Option<Arc<Flight<K, V>>> {
+        let ended = self.shard(hash).inner.write().flights.end(hash, number);
+        ended?.0.flight
     }
 
     /// Publishes a shard's length for readers that do not take its lock.
     fn publish(shard: &Shard<K, V, P>, inner: &Inner<K, V, P>) {
         shard.len.store(inner.table.len() as u64, Relaxed);
-    }
-
-    fn remove_flight(
-        shard: &Shard<K, V, P>,
-        inner: &mut Inner<K, V, P>,
-        hash: u64,
-    ) -> Option<Arc<Flight<K, V>>> {
-        if inner.flights.is_empty() {
-            return None;
-        }
-        let found = inner.flights.find_entry(hash, |(held, _)| *held == hash);
-        let flight = found.ok()?.remove().0.1;
-        shard.flights.store(inner.flights.len() as u64, Relaxed);
-        Some(flight)
     }
 
     /// Tells fronts that what they have of a hash's shard may be outdated.
@@ -221,9 +215,11 @@ impl<K, V, P: Payload> Shards<K, V, P> {
 
     fn weigh(&self, added: i64) -> u64 {
         if added < 0 {
-            self.weight.fetch_sub(added.unsigned_abs(), Relaxed)
+            self.sum_of_weights()
+                .fetch_sub(added.unsigned_abs(), Relaxed)
         } else {
-            self.weight.fetch_add(added.unsigned_abs(), Relaxed)
+            self.sum_of_weights()
+                .fetch_add(added.unsigned_abs(), Relaxed)
         }
     }
 
@@ -245,15 +241,15 @@ impl<K, V, P: Payload> Shards<K, V, P> {
         true
     }
 
-    /// Throws one entry out of a shard, other than the one in the slot `kept`; with its weight. The caller publishes, bumps the version and
-    /// weighs.
+    /// Throws one entry out of a shard, other than the one in the slot `kept`; with its hash and weight. The caller
+    /// publishes, bumps the version and weighs.
     fn evict_locked(
         &self,
         shard: &Shard<K, V, P>,
         inner: &mut Inner<K, V, P>,
         kept: u32,
         excess: u64,
-    ) -> Option<(u32, P)> {
+    ) -> Option<(u64, u32, P)> {
         // A shard's part is what it holds when the cache is full, less what is beyond the capacity now.
         let part = inner.table.weight().saturating_sub(excess.max(1));
         let limits = self.chooser.limits(part.max(1));
@@ -262,35 +258,6 @@ impl<K, V, P: Payload> Shards<K, V, P> {
         let count = shard.evictions.load(Relaxed) + 1;
         shard.evictions.store(count, Relaxed);
         Some(evicted)
-    }
-
-    fn put_locked(
-        &self,
-        shard: &Shard<K, V, P>,
-        inner: &mut Inner<K, V, P>,
-        (hash, weight): (u64, u32),
-        entry: P,
-        gone: &mut Gone<P>,
-    ) {
-        let mut added = i64::from(weight);
-        let inserted = inner.table.insert(hash, weight, entry, &mut gone.replaced);
-        added -= i64::from(inserted.replaced);
-        while !self.admits(added) {
-            let excess = self.weight().saturating_add_signed(added);
-            let excess = excess.saturating_sub(self.capacity());
-            let Some((weight, entry)) = self.evict_locked(shard, inner, inserted.at, excess) else {
-                // The others' turn: `make_room`, when this lock is released.
-                self.weigh(added);
-                break;
-            };
-            added -= i64::from(weight);
-            gone.push(entry);
-        }
-        // A tick: so that fronts tell the policy, by way of the table, what they have read.
-        if gone.replaced.is_some() || inserted.is_tick || gone.evicted.is_some() {
-            self.bump(hash, inner);
-        }
-        Self::publish(shard, inner);
     }
 
     /// By how much the entries outweigh the capacity.
@@ -310,9 +277,13 @@ impl<K, V, P: Payload> Shards<K, V, P> {
                 break;
             }
             let part = excess.div_ceil(self.shards.len() as u64);
-            let Some((weight, entry)) = self.evict_locked(shard, &mut inner, kept, part) else {
+            let victim = self.evict_locked(shard, &mut inner, kept, part);
+            let Some((hash, weight, entry)) = victim else {
                 break;
             };
+            if let Some(moka) = &self.moka {
+                moka.forget(hash);
+            }
             self.weigh(-i64::from(weight));
             evicted += u64::from(weight);
             gone.push(entry);
@@ -340,39 +311,50 @@ impl<K, V, P: Payload> Shards<K, V, P> {
     }
 
     /// Takes an entry out if it is the one of this hash that `matches`, which must not call the user's code. A
-    /// flight of the hash loses its say either way.
+    /// computation of the hash becomes outdated either way.
     pub(crate) fn take(&self, hash: u64, matches: impl FnOnce(&P) -> bool) -> Option<P> {
         let shard = self.shard(hash);
         let mut inner = shard.inner.write();
-        let flight = Self::remove_flight(shard, &mut inner, hash);
+        inner.flights.outdate(hash);
         let taken = self.take_locked(shard, &mut inner, hash, matches);
         drop(inner);
-        drop(flight);
+        self.forget(hash, taken.is_some());
         taken
     }
 
-    /// The same for an entry that has ended: a flight goes on.
+    /// The same for an entry that has ended: a computation goes on.
     fn take_ended(&self, hash: u64, matches: impl FnOnce(&P) -> bool) -> Option<P> {
         let shard = self.shard(hash);
         let mut inner = shard.inner.write();
-        self.take_locked(shard, &mut inner, hash, matches)
+        let taken = self.take_locked(shard, &mut inner, hash, matches);
+        drop(inner);
+        self.forget(hash, taken.is_some());
+        taken
     }
 
-    /// Takes everything out of one shard, and from its flights their say.
+    /// Tells moka of an entry that was taken out, if one was.
+    fn forget(&self, hash: u64, was_there: bool) {
+        if let Some(moka) = self.moka.as_ref().filter(|_| was_there) {
+            moka.forget(hash);
+        }
+    }
+
+    /// Takes everything out of one shard; its computations become outdated.
     pub(crate) fn drain(&self, index: usize) -> impl Iterator<Item = P> + use<K, V, P> {
         let shard = &self.shards[index];
         let mut inner = shard.inner.write();
-        let is_long = self.chooser.remembers_long(self.capacity());
-        let new = Table::new().with_memory(is_long);
+        let new = self.chooser.table(self.capacity());
         let table = std::mem::replace(&mut inner.table, new);
-        let flights = std::mem::take(&mut inner.flights);
-        shard.flights.store(0, Relaxed);
-        self.weight.fetch_sub(table.weight(), Relaxed);
+        inner.flights.outdate_all();
+        self.sum_of_weights().fetch_sub(table.weight(), Relaxed);
         inner.version += 1;
         self.versions[index].set(inner.version);
         Self::publish(shard, &inner);
         drop(inner);
-        drop(flights);
+        if let Some(moka) = &self.moka {
+            let entries = table.page(0, table.slots());
+            entries.for_each(|(hash, _)| moka.forget(hash));
+        }
         table.into_entries()
     }
 }
@@ -400,6 +382,9 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
     #[cold]
     #[inline(never)]
     fn first_read(&self, hash: u64, weight: u32) {
+        if let Some(moka) = &self.moka {
+            moka.read(hash);
+        }
         self.sample(hash, weight);
     }
 
@@ -418,8 +403,30 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
     pub(crate) fn resize(&self, capacity: u64) {
         self.capacity.store(capacity, Relaxed);
         self.chooser.reset();
+        if let Some(moka) = &self.moka {
+            moka.reset(capacity);
+            for shard in &self.shards {
+                let held: Vec<(u64, u32)> = shard.inner.read().table.weights().collect();
+                held.iter()
+                    .for_each(|(hash, weight)| moka.insert(*hash, *weight));
+            }
+            self.evict_by(moka);
+        }
         // A hash of no entry, most likely; if it is one, that entry goes with the next insertion.
         self.make_room(u64::MAX, u64::MAX, usize::MAX);
+    }
+
+    /// Throws out what moka says.
+    fn evict_by(&self, moka: &ByMoka) {
+        for hash in moka.victims(self.excess() > 0) {
+            let shard = self.shard(hash);
+            let mut inner = shard.inner.write();
+            let taken = self.take_locked(shard, &mut inner, hash, |_| true);
+            let count = shard.evictions.load(Relaxed) + u64::from(taken.is_some());
+            shard.evictions.store(count, Relaxed);
+            drop(inner);
+            self.tell(taken, Removal::Evicted);
+        }
     }
 
     /// Throws out what is beyond the capacity, from all shards in turn, but not the entry of `kept`, and tells the listener. It ends early when
@@ -481,12 +488,14 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
         }
     }
 
+    #[inline]
     pub(super) fn put(&self, entry: Entry<K, V>) {
         self.put_if(entry, |_| true);
     }
 
-    /// Puts an entry in if what its hash has now `matches`, which must not call the user's code; its flight loses its say then. Returns whether
-    /// it did.
+    /// Puts an entry in if what its hash has now `matches`, which must not call the user's code; its computation
+    /// becomes outdated then. Returns whether it did.
+    #[inline]
     pub(crate) fn put_if(
         &self,
         entry: Entry<K, V>,
@@ -498,37 +507,68 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
         };
         let shard = self.shard(place.0);
         let mut inner = shard.inner.write();
-        if !matches(inner.table.peek(place.0)) {
+        let at = inner.table.find(place.0);
+        if !matches(inner.table.at(at)) {
             drop(inner);
             drop(entry);
             return false;
         }
-        let flight = Self::remove_flight(shard, &mut inner, place.0);
+        inner.flights.outdate(place.0);
         let mut gone = Gone::new();
-        self.put_numbered(shard, &mut inner, place, entry, &mut gone);
+        self.put_locked(shard, &mut inner, at, place, entry, &mut gone);
         drop(inner);
         self.end_put(place, &mut gone);
-        drop(gone);
-        drop(flight);
         true
     }
 
-    fn put_numbered(
+    /// Puts an entry in; `at` is the slot of its hash.
+    #[inline]
+    fn put_locked(
         &self,
         shard: &Shard<K, V, P>,
         inner: &mut Inner<K, V, P>,
-        place: (u64, u32),
+        at: u32,
+        (hash, weight): (u64, u32),
         mut entry: P,
         gone: &mut Gone<P>,
     ) {
         inner.number = inner.number.wrapping_add(1);
         entry.set_number(inner.number);
-        self.put_locked(shard, inner, place, entry, gone);
+        let mut added = i64::from(weight);
+        let replaced = &mut gone.replaced;
+        let inserted = inner.table.insert(at, (hash, weight), entry, replaced);
+        added -= i64::from(inserted.replaced);
+        if self.moka.is_some() {
+            // It says what goes when the lock is released.
+            self.weigh(added);
+            added = 0;
+        }
+        while !self.admits(added) {
+            let excess = self.weight().saturating_add_signed(added);
+            let excess = excess.saturating_sub(self.capacity());
+            let victim = self.evict_locked(shard, inner, inserted.at, excess);
+            let Some((_, weight, entry)) = victim else {
+                // The others' turn: `make_room`, when this lock is released.
+                self.weigh(added);
+                break;
+            };
+            added -= i64::from(weight);
+            gone.push(entry);
+        }
+        // A tick: so that fronts tell the policy, by way of the table, what they have read.
+        if gone.replaced.is_some() || inserted.is_tick || gone.evicted.is_some() {
+            self.bump(hash, inner);
+        }
+        Self::publish(shard, inner);
     }
 
     /// What is left to do of an insertion when its lock is released. Tells the listener what went.
     #[inline]
     fn end_put(&self, (hash, weight): (u64, u32), gone: &mut Gone<P>) {
+        if let Some(moka) = &self.moka {
+            moka.insert(hash, weight);
+            self.evict_by(moka);
+        }
         if self.excess() > 0 {
             self.make_room(hash, u64::from(weight), EVICTED_PER_INSERTION);
         }
@@ -536,32 +576,43 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
         self.tell_gone(gone);
     }
 
-    pub(super) fn land(&self, flight: &Arc<Flight<K, V>>, entry: Entry<K, V>, is_kept: bool) {
+    #[inline]
+    pub(super) fn land(&self, number: u64, entry: Entry<K, V>, is_kept: bool) {
         let place @ (hash, _) = (entry.hash, entry.weight);
         let Some(entry) = P::new(entry) else {
             return;
         };
         let shard = self.shard(hash);
         let mut inner = shard.inner.write();
-        let is_own = Self::remove_own(shard, &mut inner, hash, flight);
-        // Nobody else finds the flight from here on; most often nobody has.
-        let has_others = Arc::strong_count(flight) > 1;
-        let outcome = has_others.then(|| entry.outcome(hash));
+        let ended = inner.flights.end(hash, number);
+        let is_current = ended.as_ref().is_some_and(|(_, is_current)| *is_current);
+        // Whoever has put one in since then has made this computation outdated.
+        let is_absent = is_current && ended.as_ref().is_some_and(|(ended, _)| ended.was_absent);
+        let flight = ended.and_then(|(ended, _)| ended.flight);
+        // Most often nobody waits.
+        let copy = flight.as_ref().and_then(|_| entry.copied());
         let mut gone = Gone::new();
         let mut unkept = None;
         let mut outdated = None;
-        let is_put = is_kept && (is_own || mutant::is("flight_lands_after_invalidate"));
+        let is_put = is_kept && (is_current || mutant::is("flight_lands_after_invalidate"));
         if is_put {
-            self.put_numbered(shard, &mut inner, place, entry, &mut gone);
+            let at = if is_absent {
+                NONE
+            } else {
+                inner.table.find(hash)
+            };
+            self.put_locked(shard, &mut inner, at, place, entry, &mut gone);
         } else {
             unkept = Some(entry);
-            if is_own {
+            if is_current {
                 outdated = self.take_locked(shard, &mut inner, hash, |_| true);
             }
         }
         drop(inner);
-        if let Some(outcome) = outcome {
-            flight.settle(outcome);
+        self.forget(hash, outdated.is_some());
+        if let Some(flight) = flight {
+            let computed = copy.map(|copy| Outcome::Computed(copy.into_entry(hash, None)));
+            flight.settle(computed.unwrap_or(Outcome::Abandoned));
         }
         if is_put {
             self.end_put(place, &mut gone);
@@ -570,59 +621,29 @@ impl<K: 'static, V: 'static, P: Stored<K, V>> Shards<K, V, P> {
         self.tell(outdated, Removal::Replaced);
     }
 
-    /// Takes a flight out, unless it has lost its say; returns whether it had. The caller has a count too, so nothing is dropped.
-    fn remove_own(
-        shard: &Shard<K, V, P>,
-        inner: &mut Inner<K, V, P>,
-        hash: u64,
-        flight: &Arc<Flight<K, V>>,
-    ) -> bool {
-        let held = inner.flight(hash);
-        let is_own = held.is_some_and(|held| Arc::ptr_eq(held, flight));
-        if is_own {
-            Self::remove_flight(shard, inner, hash);
-        }
-        is_own
-    }
-
-    pub(super) fn end(&self, flight: &Arc<Flight<K, V>>, hash: u64) {
-        let shard = self.shard(hash);
-        Self::remove_own(shard, &mut shard.inner.write(), hash, flight);
-    }
-
-    pub(super) fn join(&self, hash: u64, flight: &Arc<Flight<K, V>>) -> Joined<K, V> {
-        let shard = self.shard(hash);
-        let mut inner = shard.inner.write();
-        let mut outrun = None;
-        if let Some(under_way) = inner.flight(hash) {
-            if flight.is_refresh || !under_way.is_refresh {
-                return Joined::Under(Arc::clone(under_way));
+    pub(super) fn join(&self, hash: u64, is_refresh: bool) -> Joined<K, V> {
+        let mut inner = self.shard(hash).inner.write();
+        if let Some(under_way) = inner.flights.current(hash) {
+            if is_refresh || !under_way.is_refresh {
+                return Joined::Under(under_way.flight.clone());
             }
-            // A refresh loses its say to a caller who needs the value now.
-            outrun = Self::remove_flight(shard, &mut inner, hash);
+            // A caller who needs the value now outruns a refresh.
+            inner.flights.outdate(hash);
         }
-        let new = (hash, Arc::clone(flight));
-        inner.flights.insert_unique(hash, new, |(hash, _)| *hash);
-        shard.flights.store(inner.flights.len() as u64, Relaxed);
         let held = inner.table.peek(hash).and_then(P::copied);
         let held = held.filter(|_| !mutant::is("flight_without_second_look"));
+        let number = inner.flights.begin(hash, is_refresh, held.is_none());
         drop(inner);
-        drop(outrun);
-        let held = held.map(|held| held.into_entry(hash, None));
-        Joined::Lead(Arc::clone(flight), held)
+        Joined::Lead(number, held.map(|held| held.into_entry(hash, None)))
     }
 
-    /// Calls `visit` with each entry and its hash, a portion of a shard after the other. Nothing is locked meanwhile. If it `ends_flights`, those of a shard
-    /// lose their say before its first portion is looked at.
-    pub(crate) fn each(&self, ends_flights: bool, mut visit: impl FnMut(u64, P)) {
+    /// Calls `visit` with each entry and its hash, a portion of a shard after the other. Nothing is locked meanwhile.
+    /// If it `outdates`, the computations of a shard are outdated before its first portion is looked at.
+    pub(crate) fn each(&self, outdates: bool, mut visit: impl FnMut(u64, P)) {
         let mut page = Vec::new();
         for shard in &self.shards {
-            if ends_flights {
-                let mut inner = shard.inner.write();
-                let flights = std::mem::take(&mut inner.flights);
-                shard.flights.store(0, Relaxed);
-                drop(inner);
-                drop(flights);
+            if outdates {
+                shard.inner.write().flights.outdate_all();
             }
             let mut slots = usize::MAX;
             for from in (0..).step_by(PAGE) {
@@ -648,5 +669,17 @@ impl<K, V, P: Payload> fmt::Debug for Shards<K, V, P> {
             .field("count", &self.shards.len())
             .field("len", &self.len())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::in_place::InPlace;
+
+    #[test]
+    fn a_shard_is_four_lines_at_most() {
+        assert!(size_of::<Shard<u64, u64, InPlace<u64, u64>>>() <= 256);
+        assert!(size_of::<Shard<String, u64, Arc<Entry<String, u64>>>>() <= 256);
     }
 }
