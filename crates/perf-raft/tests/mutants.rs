@@ -190,6 +190,11 @@ fn a_learner_that_never_learns_that_it_was_removed_is_found() {
 }
 
 #[test]
+fn a_removed_node_that_knows_none_of_those_that_lead_is_found() {
+    is_caught("leader_alone_tells");
+}
+
+#[test]
 fn a_start_on_the_log_of_another_node_is_found() {
     is_caught("log_of_another_node");
 }

@@ -179,17 +179,25 @@ impl<T> Core<T> {
         self.draw_timeout();
     }
 
-    /// A node that asks for votes and is no member of the present membership learns that, from the leader.
+    /// A node that asks for votes and is no member of the present membership learns that.
     fn tell_removed(&mut self, message: &Message) {
         match message.get_msg_type() {
             MessageType::MsgRequestPreVote | MessageType::MsgRequestVote
-                if self.is_leader() && self.node.raft.prs().get(message.from).is_none() =>
+                if self.is_removed(message.from, message.commit) =>
             {
                 self.send_notice(message.from, true);
             }
             MessageType::MsgAppend | MessageType::MsgHeartbeat => self.removed = false,
             _ => {}
         }
+    }
+
+    /// Whether a node that knows of no entries behind `index` was removed. A leader knows. So does whoever has applied as much: the node may know
+    /// none of those that lead now.
+    pub(super) fn is_removed(&self, id: u64, index: u64) -> bool {
+        let knows = self.is_leader()
+            || (index <= self.handed.min(self.applied) && !mutant::is("leader_alone_tells"));
+        knows && self.node.raft.prs().get(id).is_none()
     }
 
     /// raft-rs panics on a heartbeat that commits what this node does not have. The leader believes that it has: it had, before its disk was

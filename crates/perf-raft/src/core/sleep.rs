@@ -209,7 +209,7 @@ impl<T> Core<T> {
 
     pub(super) fn receive_sleep_note(&mut self, header: &FrameHeader, note: SleepNote) {
         let is_member = self.node.raft.prs().get(header.from).is_some();
-        if !is_member && note.kind == SleepKind::Woken && self.is_leader() {
+        if note.kind == SleepKind::Woken && self.is_removed(header.from, note.index) {
             // A learner that was removed while it was away asks for its leader.
             if !mutant::is("removed_learner_is_not_told") {
                 self.send_notice(header.from, true);

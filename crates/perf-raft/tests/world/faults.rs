@@ -212,7 +212,7 @@ impl World {
         let is_voter = membership.voters.contains(&other);
         let is_learner = membership.learners.contains(&other);
         let mut changes = match self.random.below(3) {
-            0 if is_learner => vec![MembershipChange::Remove(other)],
+            0 | 1 if is_learner => vec![MembershipChange::Remove(other)],
             _ if !is_voter => vec![MembershipChange::AddVoter(other)],
             0 if voters > 2 => vec![MembershipChange::Remove(other)],
             1 if voters > 2 => vec![MembershipChange::AddLearner(other)],
@@ -222,6 +222,11 @@ impl World {
         let second = all[self.random.index(all.len())];
         if second != other && self.random.one_in(2) && !membership.voters.contains(&second) {
             changes.push(MembershipChange::AddVoter(second));
+        }
+        if changes == [MembershipChange::Remove(other)] && self.random.one_in(2) {
+            // It is away meanwhile, and misses that.
+            let others = all.iter().flat_map(|&id| [(id, other), (other, id)]);
+            self.cut.extend(others);
         }
         self.last_change = self.now;
         self.admin_waits = true;
