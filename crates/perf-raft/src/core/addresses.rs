@@ -61,7 +61,9 @@ impl<T> Core<T> {
     pub(super) fn receive_address(&mut self, header: &FrameHeader, address: String) {
         let is_sound = !address.is_empty() && address.len() <= ADDRESS_BYTES_MAX;
         let counts = self.ack_counts(header.from, header.incarnation);
-        if is_sound && self.is_leader() && counts {
+        // One that was removed and does not know it would keep the group awake.
+        let is_member = self.node.raft.prs().get(header.from).is_some();
+        if is_sound && self.is_leader() && counts && is_member {
             self.note_address(header.from, address);
         }
     }
