@@ -146,6 +146,11 @@ fn a_group_does_not_rely_on_what_is_over() {
 }
 
 #[test]
+fn a_follower_tells_a_removed_node_that_it_was_removed() {
+    assert_eq!(sleeping_follower::a_removed_node_is_told(), Ok(()));
+}
+
+#[test]
 fn a_follower_keeps_its_promise_to_the_leader_while_it_sleeps() {
     assert_eq!(sleeping_follower::promise_holds(), Ok(()));
 }

@@ -72,13 +72,18 @@ impl Follower {
     }
 
     fn message(&mut self, from: u64, kind: MessageType, term: u64) -> Vec<Frame> {
+        self.message_at(from, kind, term, 1)
+    }
+
+    /// Of a node that has committed as much.
+    fn message_at(&mut self, from: u64, kind: MessageType, term: u64, commit: u64) -> Vec<Frame> {
         let mut message = Message {
             from,
             to: 2,
             term,
             index: 1,
             log_term: 1,
-            commit: 1,
+            commit,
             ..Message::default()
         };
         message.set_msg_type(kind);
@@ -142,6 +147,39 @@ pub(crate) fn promise_holds() -> Result<(), String> {
         if votes != must_vote {
             return Err(format!(
                 "{passed} ticks after its leader's last message it votes for another: {votes}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A node that is no member asks for a vote. Is it told, asleep or not, unless it may know more?
+///
+/// # Errors
+/// What is wrong.
+pub(crate) fn a_removed_node_is_told() -> Result<(), String> {
+    for (is_asleep, commit, must_tell) in [(false, 1, true), (true, 1, true), (true, 2, false)] {
+        let mut follower = Follower::new();
+        follower.settle();
+        follower.message(LEADER, MessageType::MsgHeartbeat, TERM);
+        if is_asleep {
+            let ask = SleepNote {
+                kind: SleepKind::Ask,
+                term: TERM,
+                index: 1,
+                host: 9,
+                stops: 0,
+            };
+            follower.receive(LEADER, Body::Sleep(ask));
+        }
+        let frames = follower.message_at(4, MessageType::MsgRequestPreVote, TERM + 1, commit);
+        let is_notice = |frame: &Frame| {
+            frame.header.to == 4 && matches!(&frame.body, Body::Notice(notice) if notice.removed)
+        };
+        let tells = frames.iter().any(is_notice);
+        if tells != must_tell || follower.core.is_asleep() != is_asleep {
+            return Err(format!(
+                "asleep: {is_asleep}, the node has committed {commit}: it is told: {tells}"
             ));
         }
     }
