@@ -90,14 +90,22 @@ async fn start(groups: u64, logs: Vec<Counted>) -> (Vec<RaftHost>, Leaders) {
             .start();
         hosts.push(host.await.expect("sound options"));
     }
-    let mut leaders = Vec::new();
+    // Together: their first writes share fsyncs, and their elections a tick.
+    let mut beginning = Vec::new();
     for group in (1..=groups).map(GroupId) {
-        let mut nodes = Vec::new();
-        for host in &hosts {
-            let made = host.create_group(group, <Map>::default(), [1, 2, 3]);
-            nodes.push(made.await.expect("a new group"));
-        }
-        leaders.push(leader(&nodes).await);
+        let hosts = hosts.clone();
+        beginning.push(tokio::spawn(async move {
+            let mut nodes = Vec::new();
+            for host in &hosts {
+                let made = host.create_group(group, <Map>::default(), [1, 2, 3]);
+                nodes.push(made.await.expect("a new group"));
+            }
+            leader(&nodes).await
+        }));
+    }
+    let mut leaders = Vec::new();
+    for group in beginning {
+        leaders.push(group.await.expect("no panic"));
     }
     (hosts, Leaders(Arc::new(leaders)))
 }
