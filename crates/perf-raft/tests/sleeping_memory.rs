@@ -55,7 +55,7 @@ async fn host(id: u64, network: &ChannelNetwork, folder: &Path) -> RaftHost {
         .expect("it starts")
 }
 
-/// Of groups from `first` to `last`, once all of them sleep: each has a leader, and an entry more than its first.
+/// Begins the groups from `first` to `last`, and waits until all of them sleep: each has a leader then.
 async fn sleep(hosts: &[RaftHost], first: u64, last: u64) {
     for group in first..=last {
         for host in hosts {
