@@ -21,6 +21,8 @@ struct Narrow {
     inner: ChannelTransport,
     limit: usize,
     sent: Arc<AtomicU64>,
+    /// The number of a message that it panics over; 0 for none.
+    panics_at: u64,
 }
 
 impl Transport for Narrow {
@@ -32,7 +34,11 @@ impl Transport for Narrow {
         if message.frame.len() > self.limit {
             return Err(SendError::TooLarge { limit: self.limit });
         }
-        self.sent.fetch_add(1, Ordering::Relaxed);
+        let number = self.sent.fetch_add(1, Ordering::Relaxed) + 1;
+        assert_ne!(
+            number, self.panics_at,
+            "a transport panics: part of the test"
+        );
         self.inner.send(message)
     }
 
@@ -42,7 +48,11 @@ impl Transport for Narrow {
 }
 
 /// Three hosts with groups that never sleep, each of which has a leader.
-async fn three_hosts(limit: usize, sent: &Arc<AtomicU64>) -> (Vec<RaftHost>, Vec<Vec<RaftHandle>>) {
+async fn three_hosts(
+    limit: usize,
+    sent: &Arc<AtomicU64>,
+    panics_at: u64,
+) -> (Vec<RaftHost>, Vec<Vec<RaftHandle>>) {
     let network = ChannelNetwork::new();
     let mut options = options();
     options.sleep_after_ticks = 0;
@@ -53,6 +63,7 @@ async fn three_hosts(limit: usize, sent: &Arc<AtomicU64>) -> (Vec<RaftHost>, Vec
             inner: network.transport(id),
             limit,
             sent: Arc::clone(sent),
+            panics_at,
         };
         let host = RaftHost::builder(id)
             .log_store(MemoryLog::new())
@@ -83,7 +94,7 @@ async fn three_hosts(limit: usize, sent: &Arc<AtomicU64>) -> (Vec<RaftHost>, Vec
 async fn heartbeats_of_all_groups_travel_in_one_frame_per_tick() {
     const TICKS: u32 = 100;
     let sent = Arc::default();
-    let (hosts, _groups) = three_hosts(usize::MAX, &sent).await;
+    let (hosts, _groups) = three_hosts(usize::MAX, &sent, 0).await;
     let tick = options().tick;
     // Whatever the elections have left is said by then.
     tokio::time::sleep(tick * 20).await;
@@ -104,7 +115,7 @@ async fn heartbeats_of_all_groups_travel_in_one_frame_per_tick() {
 /// A peer that takes no bundle gets the frames one by one.
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_takes_short_frames_only_is_no_obstacle() {
-    let (hosts, groups) = three_hosts(600, &Arc::default()).await;
+    let (hosts, groups) = three_hosts(600, &Arc::default(), 0).await;
     for nodes in &groups {
         let proposed = tokio::time::timeout(WAIT, async {
             for node in nodes.iter().cycle() {
@@ -116,6 +127,28 @@ async fn a_peer_that_takes_short_frames_only_is_no_obstacle() {
             Bytes::new()
         });
         assert_eq!(proposed.await.expect("in time"), "1");
+    }
+    for host in &hosts {
+        host.shutdown().await;
+    }
+}
+
+/// The bundle of a pass is lost with it; all groups go on.
+#[tokio::test(start_paused = true)]
+async fn a_transport_that_panics_over_a_bundle_stops_no_group() {
+    let sent = Arc::default();
+    let (hosts, groups) = three_hosts(usize::MAX, &sent, 4000).await;
+    // Heartbeats: nothing but bundles.
+    let waited = tokio::time::timeout(WAIT, async {
+        while sent.load(Ordering::Relaxed) < 4500 {
+            tokio::time::sleep(options().tick).await;
+        }
+    });
+    waited.await.expect("heartbeats go on");
+    for nodes in &groups {
+        for node in nodes {
+            node.wait_for_leader(WAIT).await.expect("it goes on");
+        }
     }
     for host in &hosts {
         host.shutdown().await;

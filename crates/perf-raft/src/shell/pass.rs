@@ -8,6 +8,7 @@ use crate::inbound::MessageClass;
 use crate::transport::{OutboundMessage, SendError};
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// Longer frames go alone: to copy them costs more than a place in a queue. Heartbeats, answers, votes and notes are shorter.
@@ -77,9 +78,11 @@ impl Pass {
     pub(crate) fn end(&mut self) {
         self.wake_log(None);
         if let Some(transport) = self.transport.take() {
-            // A peer that had nothing in this pass may be gone.
-            self.bundles
-                .retain(|&(to, class), bundle| bundle.send(to, class, &transport));
+            // A peer that had nothing in this pass may be gone. A transport that panics loses what it was given, and stops no other group.
+            self.bundles.retain(|&(to, class), bundle| {
+                let send = || bundle.send(to, class, &transport);
+                catch_unwind(AssertUnwindSafe(send)).unwrap_or(false)
+            });
         }
     }
 }
